@@ -1,0 +1,39 @@
+# The two commands of the README are `make demo` and `make test`; each sets up what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# A range would pull gigabytes of CUDA on a machine without a GPU.
+TORCH ?= torch==2.13.0
+STUDENT ?= runs/latest/student
+
+.PHONY: setup demo test lint fix bench clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml runtime/pyproject.toml Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -e runtime -e ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/edgedistill distill recipe=emoji-4step
+	$(BIN)/edgedistill export --target ort --precision fp32
+	$(BIN)/edgedistill bench
+	$(BIN)/edgedistill evaluate
+	$(BIN)/edgedistill report
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python benchmarks/runtime_overhead.py

@@ -1,0 +1,95 @@
+"""Resumable state of a run, in safetensors and JSON: nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor, nn
+
+from edgedistill.files import atomic_folder, read_json, write_json
+
+__all__ = ["latest", "load", "save"]
+
+SCHEMA = 1
+
+
+def save(
+    folder: Path,
+    nets: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    state: Mapping[str, Any],
+    keep: int = 2,
+) -> Path:
+    """Write `folder`/step-NNNNNNNN, then drop all but the newest `keep` checkpoints.
+
+    Args:
+        folder: The run's checkpoints.
+        nets: Networks by role.
+        optimizers: Optimizers by player.
+        state: JSON-ready; must hold "step".
+        keep: Checkpoints to leave.
+    """
+    target = folder / f"step-{state['step']:08d}"
+    with atomic_folder(target) as work:
+        for name, net in nets.items():
+            save_model(net, str(work / f"{name}.safetensors"))
+        for name, optimizer in optimizers.items():
+            save_file(_flatten(optimizer), work / f"optim-{name}.safetensors")
+        write_json(work / "state.json", {"schema_version": SCHEMA, **state})
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint, if there is one."""
+    found = sorted(folder.glob("step-*/state.json"))
+    return found[-1].parent if found else None
+
+
+def load(
+    checkpoint: Path,
+    nets: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+) -> dict[str, Any]:
+    """Read a checkpoint into networks and optimizers and return its state.
+
+    Raises:
+        ValueError: If it was written by another schema or does not fit; names the file.
+    """
+    state = read_json(checkpoint / "state.json")
+    if state.get("schema_version") != SCHEMA:
+        version = state.get("schema_version")
+        raise ValueError(f"{checkpoint}/state.json: schema_version {version}, {SCHEMA} expected")
+    for name, net in nets.items():
+        file = checkpoint / f"{name}.safetensors"
+        try:
+            load_model(net, str(file))
+        except (RuntimeError, OSError) as error:
+            first = str(error).splitlines()[0]
+            raise ValueError(f"{file}: does not fit this recipe: {first}") from None
+    for name, optimizer in optimizers.items():
+        _unflatten(optimizer, load_file(checkpoint / f"optim-{name}.safetensors"))
+    return state
+
+
+def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": torch.as_tensor(value).clone().contiguous()
+        for index, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def _unflatten(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,0 +1,264 @@
+"""The command line: one verb a function, no logic of its own."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from edgedistill.progress import bar, console
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="""Distil a diffusion teacher to a few steps, compile the student for a device, prove that
+    it is still the student, and measure it.
+
+    A first hour:
+
+      edgedistill distill recipe=emoji-4step     train a 4-step student (minutes on a CPU)
+      edgedistill export --target ort            compile it; fails unless it is still the student
+      edgedistill bench                          teacher, student and bundle, timed by stage
+      edgedistill evaluate                       Frechet distance and text-image score
+      edgedistill report                         one HTML page with all of it
+    """,
+)
+
+StudentArgument = Annotated[
+    str | None, typer.Argument(help="Student folder; the newest run's when left out.")
+]
+JSON = Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")]
+LATEST = Path("runs/latest")
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Options of every verb come before the verb."""
+
+
+@app.command()
+def distill(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="recipe=NAME [key.sub=value ...]",
+            help="The recipe, overrides of its keys, and out=DIR for the run dir.",
+        ),
+    ],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Take up the newest run of it.")
+    ] = False,
+) -> None:
+    """Train a student. Writes runs/NAME with the student, samples, metrics and checkpoints.
+
+    Example: edgedistill distill recipe=emoji-4step train.batch_size=32 teacher.guidance=4
+    """
+    from edgedistill import recipe as recipes
+    from edgedistill.distill import Run, claim_folder
+    from edgedistill.trainer import Interrupted
+
+    given = dict(
+        word.partition("=")[::2] for word in words if word.startswith(("recipe=", "out="))
+    )
+    rest = [word for word in words if not word.startswith(("recipe=", "out="))]
+    if "recipe" not in given:
+        names = ", ".join(recipes.shipped())
+        raise ValueError(f"name a recipe: edgedistill distill recipe=NAME, one of {names}")
+    recipe = recipes.load(given["recipe"], rest)
+    folder = claim_folder(recipe, given.get("out"), resume)
+    console.print(f"run {folder}  method {recipe.objective['name']}")
+    run = Run(recipe, folder, lambda line: console.print(line))
+    begin = run.restore() if resume else 0
+    if resume:
+        console.print(f"resuming at step {begin}")
+    try:
+        with bar("distil", recipe.train.steps, begin) as meter:
+            student = run.train(meter.follow)
+    except Interrupted as stop:
+        again = " ".join(["edgedistill distill", *words, "--resume"])
+        console.print(f"{stop}; a checkpoint is in {folder}/checkpoints. To go on:\n  {again}")
+        raise typer.Exit(130) from None
+    console.print(f"student {student}")
+
+
+@app.command()
+def export(
+    student: StudentArgument = None,
+    target: Annotated[
+        str, typer.Option(help="Where it will run; see edgedistill doctor.")
+    ] = "ort",
+    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+    out: Annotated[
+        Path | None, typer.Option(help="The bundle; by default beside the student.")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Prompts of the parity check.")] = None,
+    strict: Annotated[bool, typer.Option(help="Refuse a bundle below the parity floor.")] = True,
+) -> None:
+    """Compile a student for a device and prove that the bundle is still the student."""
+    from edgedistill_export import export_student
+
+    from edgedistill.data import read_prompts
+
+    folder = Path(student) if student else LATEST / "student"
+    lines = read_prompts(prompts) if prompts else None
+    with bar("export", 1) as meter:
+        bundle = export_student(
+            folder, target, precision, out, strict=strict, prompts=lines, progress=meter.step
+        )
+    console.print(f"bundle {bundle}")
+
+
+@app.command()
+def bench(
+    subjects: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Students and bundles; teacher, student and bundles of the newest run "
+            "when left out."
+        ),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Timed calls a subject.")] = 20,
+    json: JSON = None,
+) -> None:
+    """Time teacher, student and bundles: load, first call, percentiles by stage, memory."""
+    from edgedistill_export.bench import chart, find_subjects, run_bench, table
+
+    from edgedistill.files import write_json
+
+    bundles = sorted(path.parent for path in LATEST.glob("bundles/*/manifest.json"))
+    plan = find_subjects(subjects or [LATEST / "student", *bundles])
+    with bar("bench", len(plan)) as meter:
+        results = run_bench(plan, runs, progress=meter.step)
+    path = json or (Path("bench.json") if subjects else LATEST / "bench.json")
+    write_json(path, results)
+    chart(results, path.with_suffix(".png"))
+    console.print(table(results))
+    console.print(f"{path}  {path.with_suffix('.png')}")
+
+
+@app.command()
+def generate(
+    source: Annotated[str, typer.Argument(metavar="BUNDLE|STUDENT")],
+    prompt: Annotated[str | None, typer.Argument(help="What to draw.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Samples to draw.")] = 1,
+    out: Annotated[
+        Path, typer.Option(help="A .png (a grid), or .npy for the raw samples (N, ...).")
+    ] = Path("sample.png"),
+) -> None:
+    """Draw with a bundle or a student. Sample i depends on the seed and i alone."""
+    from edgedistill.generate import generate as draw
+
+    draw(source, prompt, seed=seed, count=count, out=out)
+    console.print(str(out))
+
+
+@app.command()
+def evaluate(
+    subject: Annotated[
+        str | None,
+        typer.Argument(metavar="STUDENT|BUNDLE", help="The newest run's student when left out."),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=2, help="Pictures a subject draws.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Captions, a line each.")] = None,
+    json: JSON = None,
+) -> None:
+    """Measure quality against the teacher on the same captions and noise: FD, text-image score."""
+    from edgedistill.evaluate.run import evaluate_subject, tables
+
+    with bar("evaluate", 1) as meter:
+        results, path = evaluate_subject(
+            subject or str(LATEST / "student"), samples, prompts, json, meter
+        )
+    for table in tables(results):
+        console.print(table)
+    console.print(str(path))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run dir.")] = LATEST,
+    out: Annotated[Path | None, typer.Option(help="The page; by default RUN/report.html.")] = None,
+) -> None:
+    """One self-contained HTML page: pictures side by side, losses, latencies, figures, recipe."""
+    from edgedistill.report.page import write_report
+
+    path = write_report(run, out or run / "report.html", lambda line: console.print(line))
+    console.print(str(path))
+
+
+recipes_app = typer.Typer(invoke_without_command=True, help="List the recipes, or show one.")
+app.add_typer(recipes_app, name="recipes")
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context) -> None:
+    """List the shipped recipes."""
+    from edgedistill import recipe as recipes_
+
+    if context.invoked_subcommand is None:
+        table = Table("recipe", "what it makes", box=None)
+        for name in recipes_.shipped():
+            table.add_row(name, recipes_.load(name).description)
+        console.print(table)
+
+
+@recipes_app.command()
+def show(
+    name: str,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")] = None,
+) -> None:
+    """Print a recipe resolved: every key with its value, ready to be saved and changed."""
+    from edgedistill import recipe as recipes_
+
+    typer.echo(recipes_.dump(recipes_.load(name, overrides or ())), nl=False)
+
+
+@app.command()
+def doctor() -> None:
+    """What is installed, and which targets work here and why not."""
+    from edgedistill.doctor import report_lines
+
+    for line in report_lines():
+        console.print(line)
+
+
+def _quiet() -> None:
+    """Silence what libraries say at import: nothing there is for our users."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """Run the command line; exit 0 done, 1 failed, 2 asked wrongly, 130 interrupted."""
+    _quiet()
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except KeyboardInterrupt:
+        console.print("interrupted")
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        wrong = isinstance(error, ValueError)
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        console.print(f"edgedistill: {lines[0]}", markup=False, soft_wrap=True)
+        if not wrong:
+            console.print("run again with --debug before the verb for the traceback")
+        sys.exit(2 if wrong else 1)
+
+
+if __name__ == "__main__":
+    main()

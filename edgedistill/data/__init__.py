@@ -1,0 +1,98 @@
+"""Prompts and clean data of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from edgedistill.sampling import solve, time_grid
+from edgedistill.teachers.base import Source, Teacher
+from edgedistill.teachers.stable_diffusion import Latents
+
+__all__ = ["open_source", "read_prompts"]
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Non-empty lines of a UTF-8 text file.
+
+    Raises:
+        ValueError: If the file is missing, empty, or not UTF-8; names it.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"{path}: no prompts in it")
+    return prompts
+
+
+def open_source(
+    teacher: Teacher,
+    prompts: str | None,
+    samples: int,
+    guidance: float,
+    steps: int,
+    seed: int,
+    folder: Path,
+    progress: Callable[[int], None],
+) -> Source:
+    """Where a run's clean data comes from.
+
+    The teacher's own data unless a prompt file is named; with one, samples that the teacher makes
+    for its prompts, kept in `folder` for a resumed run.
+
+    Args:
+        teacher: The teacher.
+        prompts: A prompt file, or None.
+        samples: Samples to make.
+        guidance: Guidance scale of the samples.
+        steps: Solver steps of the samples.
+        seed: Their seed.
+        folder: The run dir.
+        progress: Called with the samples made so far.
+    """
+    own = teacher.source()
+    if prompts is None:
+        if own is None:
+            raise ValueError(
+                f"teacher {teacher.name!r} brings no data; name a prompt file with data.prompts"
+            )
+        return own
+    lines = read_prompts(prompts)
+    captions = [lines[i % len(lines)] for i in range(samples)]
+    file = folder / "data" / "latents.safetensors"
+    if not file.is_file():
+        x0 = _make(teacher, captions, guidance, steps, seed, progress)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"latents": x0}, file.with_suffix(".part"))
+        file.with_suffix(".part").rename(file)
+    return Latents(load_file(file)["latents"], captions, teacher)
+
+
+def _make(
+    teacher: Teacher,
+    captions: Sequence[str],
+    guidance: float,
+    steps: int,
+    seed: int,
+    progress: Callable[[int], None],
+) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    denoise = teacher.guided(guidance)
+    times = time_grid(teacher.denoiser.schedule, steps)
+    made = []
+    for start in range(0, len(captions), 16):
+        piece = captions[start : start + 16]
+        cond = teacher.encode(piece)
+        device = next(iter(cond.values())).device
+        noise = torch.randn(len(piece), *teacher.sample_shape, generator=generator).to(device)
+        made.append(solve(denoise, noise, times, cond, "dpm++2m").cpu())
+        progress(start + len(piece))
+    return torch.cat(made)

@@ -1,0 +1,244 @@
+"""A run: recipe -> teacher, objective, trainer -> student dir."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from edgedistill import recipe as recipes
+from edgedistill.data import open_source
+from edgedistill.denoiser import Denoiser
+from edgedistill.files import write_text
+from edgedistill.objectives.base import Objective, Setup
+from edgedistill.recipe import Recipe
+from edgedistill.report.pictures import save_samples
+from edgedistill.sampling import StepTable, few_step_table, time_grid
+from edgedistill.student import Guidance, StudentInfo, load_student, save_student
+from edgedistill.teachers import Teacher, load_teacher
+from edgedistill.trainer import Hooks, Trainer, engine
+
+__all__ = ["RESUMABLE", "Run", "claim_folder", "preview"]
+
+RESUMABLE = {
+    "train.steps",
+    "train.log_every",
+    "train.sample_every",
+    "train.checkpoint_every",
+}
+"""Keys that may differ when a run is taken up again."""
+
+Say = Callable[[str], None]
+Progress = Callable[[int, "dict[str, float] | None"], None]
+
+
+class Run:
+    """One distillation.
+
+    Args:
+        recipe: Its choices.
+        folder: The run dir; must exist.
+        say: Called with a line at each stage.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, say: Say) -> None:
+        self.recipe, self.folder = recipe, folder
+        device = engine(recipe.train.precision).device
+        section = recipe.teacher
+        self.teacher = load_teacher(section.family, section.path).to(device)
+        say(f"teacher {self.teacher.name}: {parameters(self.teacher.denoiser):,} parameters")
+        steps = recipe.student.steps
+        self.times = time_grid(self.teacher.denoiser.schedule, steps, recipe.student.spacing)
+        self.source = open_source(
+            self.teacher,
+            recipe.data.prompts,
+            recipe.data.samples,
+            section.guidance,
+            section.steps,
+            recipe.train.seed,
+            folder,
+            lambda made: say(f"teacher samples {made}/{recipe.data.samples}"),
+        )
+        self.objective = self._objective(device)
+        hooks = Hooks(self._progress, self._preview)
+        self.trainer = Trainer(self.objective, self.source, recipe.train, folder, hooks)
+        self._watch: Progress = lambda step, figures: None
+
+    def _objective(self, device: torch.device) -> Objective:
+        recipe, teacher = self.recipe, self.teacher
+
+        first = teacher.spawn(torch.Generator().manual_seed(recipe.train.seed)).to(device)
+        student = copy.deepcopy(first)
+        if recipe.student.init:
+            student.net = load_student(recipe.student.init).net.to(device).requires_grad_(True)
+        x0, cond = self.source.draw(2, torch.Generator().manual_seed(recipe.train.seed))
+        setup = Setup(
+            teacher=teacher.guided(recipe.teacher.guidance),
+            student=student,
+            spawn=lambda: copy.deepcopy(first),
+            times=self.times,
+            sampler=recipe.student.sampler,
+            optim=recipe.train.optim,
+            tap=teacher.tap,
+            example=(x0.to(device), {k: v.to(device) for k, v in cond.items()}),
+        )
+        self.student = student
+        return recipe.method()(recipe.method_config(), setup)
+
+    @property
+    def table(self) -> StepTable:
+        """The step table of the student."""
+        return few_step_table(
+            self.student.schedule,
+            self.student.prediction,
+            self.times,
+            self.recipe.student.sampler,
+            self.objective.boundary(),
+        )
+
+    def restore(self) -> int:
+        """Take up the newest checkpoint; returns the step it stands at, 0 without one."""
+        return self.trainer.resume()
+
+    def train(self, progress: Progress) -> Path:
+        """Train to the end, write the student dir and return it."""
+        self._watch = progress
+        trainer = self.trainer
+        net = trainer.fit()
+        if trainer.accelerator.is_main_process:
+            self._preview(net, trainer.step)
+            assert isinstance(net, Denoiser)
+            save_student(self.folder / "student", self._info(), self.teacher, net.net)
+        trainer.accelerator.wait_for_everyone()
+        return self.folder / "student"
+
+    def _preview(self, net: nn.Module, step: int) -> None:
+        assert isinstance(net, Denoiser)
+        preview(self, net, step)
+
+    def _progress(self, step: int, figures: dict[str, float] | None) -> None:
+        self._watch(step, figures)
+
+    def _info(self) -> StudentInfo:
+        section, teacher = self.recipe.teacher, self.teacher
+        mode = "none" if section.guidance == 1 else "baked"
+        return StudentInfo(
+            method=self.recipe.objective["name"],
+            family=teacher.family,
+            step_table=self.table.to_json(),
+            prediction=self.student.prediction,
+            schedule=self.student.schedule.to_json(),
+            guidance=Guidance(mode=mode, scale=section.guidance),
+            latent=teacher.describe(),
+            teacher={
+                "name": teacher.name,
+                "path": section.path,
+                "family": teacher.family,
+                "guidance": section.guidance,
+                "licences": teacher.licences,
+            },
+            recipe=self.recipe.model_dump(mode="json"),
+        )
+
+
+def parameters(net: nn.Module) -> int:
+    """Number of parameters (or of a closed form's numbers)."""
+    return sum(p.numel() for p in net.parameters()) or sum(b.numel() for b in net.buffers())
+
+
+@torch.no_grad()
+def preview(run: Run, denoiser: Denoiser, step: int) -> None:
+    """Draw the student's samples at `step` into the run dir: always the same noise."""
+    teacher, table = run.teacher, run.table
+    prompts = preview_prompts(teacher)
+    count = len(prompts) or 2000
+    generator = torch.Generator().manual_seed(0)
+    cond = teacher.encode(prompts)
+    device = next(denoiser.parameters()).device
+    noise = table.draw((count, *teacher.sample_shape), generator, device)
+    decoded = teacher.decode(table.sample(denoiser.net, noise, cond))
+    truth = None
+    if decoded.ndim == 2:
+        truth = run.source.draw(count, generator)[0].numpy()
+    save_samples(run.folder / "samples" / f"step-{step:08d}.png", decoded, truth)
+
+
+def preview_prompts(teacher: Teacher) -> list[str]:
+    """Prompts shown while training: the teacher's own grid, or a few of everyone's."""
+    if teacher.family == "mixture":
+        return []
+    file = Path(teacher.path) / "prompts.json"
+    if file.is_file():
+        return list(json.loads(file.read_text(encoding="utf-8"))["grid"][:64])
+    return ["a red apple", "a cat", "a castle on a hill", "a portrait of an old man"]
+
+
+def claim_folder(recipe: Recipe, out: str | None, resume: bool, runs: Path = Path("runs")) -> Path:
+    """The run dir of a new or resumed run, with its recipe.yaml, and runs/latest pointing at it.
+
+    A new run never writes into an older one: runs/NAME, then runs/NAME-2, ...
+
+    Raises:
+        ValueError: If there is nothing to resume, the recipe differs from the run's, or `out`
+            holds a run already.
+    """
+    taken = _numbered(runs, recipe.name)
+    folder = Path(out) if out else (taken[-1] if resume and taken else _next(runs, recipe.name))
+    file = folder / "recipe.yaml"
+    if resume:
+        if not file.is_file():
+            raise ValueError(f"{folder}: no run to resume there")
+        _same(recipe, recipes.resolve(recipes._read(file)), folder)
+    elif file.is_file():
+        raise ValueError(f"{folder} holds a run already; add --resume or choose another out=")
+    write_text(file, recipes.dump(recipe))
+    link = runs / "latest"
+    runs.mkdir(parents=True, exist_ok=True)
+    fresh = runs / f".latest-{os.getpid()}"
+    fresh.symlink_to(os.path.relpath(folder, runs))
+    fresh.rename(link)
+    return folder
+
+
+def _numbered(runs: Path, name: str) -> list[Path]:
+    found = {}
+    for file in runs.glob(f"{name}*/recipe.yaml"):
+        suffix = file.parent.name[len(name) :]
+        if suffix == "":
+            found[1] = file.parent
+        elif suffix.startswith("-") and suffix[1:].isdigit():
+            found[int(suffix[1:])] = file.parent
+    return [found[key] for key in sorted(found)]
+
+
+def _next(runs: Path, name: str) -> Path:
+    number, folder = 1, runs / name
+    while folder.exists():
+        number += 1
+        folder = runs / f"{name}-{number}"
+    return folder
+
+
+def _same(new: Recipe, old: Recipe, folder: Path) -> None:
+    ours, theirs = _flat(new.model_dump(mode="json")), _flat(old.model_dump(mode="json"))
+    for key in sorted({*ours, *theirs} - RESUMABLE):
+        if ours.get(key) != theirs.get(key):
+            raise ValueError(
+                f"{folder} was trained with {key}={theirs.get(key)!r}, not {ours.get(key)!r}; "
+                "a resumed run keeps its recipe"
+            )
+
+
+def _flat(data: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

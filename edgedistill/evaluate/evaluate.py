@@ -1,0 +1,143 @@
+"""eval.json: teacher, student and what else is asked for, on the same captions and noise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from edgedistill.evaluate.pictures import Features, Reference, frechet_distance
+from edgedistill.evaluate.planar import planar_figures
+from edgedistill.evaluate.subjects import Subject
+from edgedistill.teachers import Teacher
+from edgedistill.teachers.mixture import Mixture
+
+__all__ = ["SCHEMA", "evaluate_pictures", "evaluate_planar", "prompt_sets"]
+
+SCHEMA = 1
+Progress = Callable[[str, int, int], None]
+
+
+def prompt_sets(teacher: Teacher, prompts: Sequence[str] | None) -> dict[str, list[str]]:
+    """Captions by kind: "seen" in training, and if known "unseen" combinations and "pairs".
+
+    Args:
+        teacher: Its folder's prompts.json is read.
+        prompts: The user's own captions instead.
+    """
+    if prompts is not None:
+        return {"seen": list(prompts)}
+    file = Path(teacher.path) / "prompts.json"
+    if not file.is_file():
+        raise ValueError(f"{teacher.path} ships no prompts.json; name a file with --prompts")
+    shipped = json.loads(file.read_text(encoding="utf-8"))
+    return {"seen": shipped["train"], "unseen": shipped["unseen"], "pairs": shipped["pairs"]}
+
+
+def evaluate_planar(
+    subjects: Sequence[Subject], mixture: Mixture, samples: int, seed: int, progress: Progress
+) -> dict[str, Any]:
+    """Figures of planar subjects against their mixture, by subject name."""
+    result: dict[str, Any] = {"schema_version": SCHEMA}
+    for subject in subjects:
+        drawn = subject.draw(samples, seed, partial(_tell, progress, subject.name, 0, samples))
+        generator = torch.Generator().manual_seed(seed)
+        figures = planar_figures(torch.from_numpy(drawn), mixture, generator)
+        result[subject.name] = {"calls": subject.calls, **figures}
+    return result
+
+
+def evaluate_pictures(
+    subjects: Sequence[Subject],
+    captions: dict[str, list[str]],
+    features: Features,
+    reference: Reference | None,
+    samples: int,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """FD and text-image score by subject, with ratios to the first subject (the teacher).
+
+    Args:
+        subjects: The teacher first.
+        captions: As from `prompt_sets`. "seen" gives the figures of the subject itself, each
+            other kind a section inside it, from half as many samples.
+        features: The CLIP model.
+        reference: Statistics of the real data; None measures FD against the teacher's samples,
+            drawn with the next seed so that the teacher itself has an FD.
+        samples: Pictures a subject draws for "seen".
+        seed: Their seed.
+        progress: (subject, pictures drawn, pictures to draw).
+    """
+    result: dict[str, Any] = {"schema_version": SCHEMA, "reference": "data"}
+    counts = {kind: samples if kind == "seen" else max(2, samples // 2) for kind in captions}
+    total = sum(counts.values())
+    wanted = {
+        kind: [lines[i % len(lines)] for i in range(counts[kind])]
+        for kind, lines in captions.items()
+    }
+    if reference is None:
+        drawn = subjects[0].draw(
+            wanted["seen"], seed + 1, partial(_tell, progress, "reference", 0, total)
+        )
+        reference = Reference.of(features.images(drawn))
+        result["reference"] = "teacher"
+    for subject in subjects:
+        done = 0
+        sections: dict[str, Any] = {}
+        for kind, lines in wanted.items():
+            tell = partial(_tell, progress, subject.name, done, total)
+            drawn = subject.draw(lines, seed, tell)
+            done += len(lines)
+            sections[kind] = _figures(drawn, lines, features, reference)
+        result[subject.name] = {
+            "calls": subject.calls,
+            **sections.pop("seen"),
+            **sections,
+        }
+    first = result[subjects[0].name]
+    for subject in subjects:
+        mine = result[subject.name]
+        _ratios(mine, first)
+        for kind in captions:
+            if kind != "seen":
+                _ratios(mine[kind], first[kind])
+    return result
+
+
+def _tell(progress: Progress, name: str, before: int, total: int, drawn: int) -> None:
+    progress(name, before + drawn, total)
+
+
+def _figures(
+    drawn: NDArray[Any], lines: Sequence[str], features: Features, reference: Reference
+) -> dict[str, float]:
+    images, texts = features.images(drawn), features.texts(lines)
+    normal = torch.nn.functional.normalize(images, dim=-1)
+    retrieved = _retrieval(normal, texts, lines)
+    return {
+        "fd": frechet_distance(Reference.of(images), reference),
+        "text_image_score": features.score(images, texts),
+        "retrieval_top1": retrieved,
+        "samples": len(lines),
+    }
+
+
+def _retrieval(images: torch.Tensor, texts: torch.Tensor, lines: Sequence[str]) -> float:
+    """Share of pictures whose own caption is the nearest of all captions asked for."""
+    unique = list(dict.fromkeys(lines))
+    first = [lines.index(line) for line in unique]
+    bank = torch.nn.functional.normalize(texts[first], dim=-1)
+    nearest = (images @ bank.T).argmax(1)
+    own = torch.tensor([unique.index(line) for line in lines])
+    return (nearest == own).double().mean().item()
+
+
+def _ratios(mine: dict[str, Any], first: dict[str, Any]) -> None:
+    mine["fd_ratio"] = mine["fd"] / first["fd"]
+    mine["text_image_ratio"] = mine["text_image_score"] / first["text_image_score"]

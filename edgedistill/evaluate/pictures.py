@@ -1,0 +1,111 @@
+"""Frechet distance and text-image score of pictures, in the features of a CLIP model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoTokenizer, CLIPModel
+
+__all__ = ["Features", "Reference", "frechet_distance"]
+
+
+def frechet_distance(a: Reference, b: Reference) -> float:
+    """|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Heusel et al. 2017, Eq. 6), float64.
+
+    tr (C_a C_b)^(1/2) is the sum of the square roots of the eigenvalues of
+    C_a^(1/2) C_b C_a^(1/2), which is symmetric.
+    """
+    values, vectors = torch.linalg.eigh(a.cov.double())
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ b.cov.double() @ root).clamp(min=0).sqrt().sum()
+    mean = (a.mean.double() - b.mean.double()).square().sum()
+    return float(mean + a.cov.double().trace() + b.cov.double().trace() - 2 * cross)
+
+
+class Reference:
+    """Mean (D,) and covariance (D, D) of features."""
+
+    def __init__(self, mean: Tensor, cov: Tensor) -> None:
+        self.mean, self.cov = mean, cov
+
+    @classmethod
+    def of(cls, features: Tensor) -> Reference:
+        """Statistics of features (N, D)."""
+        if len(features) < 2:
+            raise ValueError(f"at least 2 samples are needed, got {len(features)}")
+        return cls(features.double().mean(0), features.double().T.cov())
+
+    @classmethod
+    def load(cls, path: Path) -> Reference:
+        """Read a safetensors file with "mean" and "cov"."""
+        tensors = load_file(path)
+        return cls(tensors["mean"], tensors["cov"])
+
+
+class Features:
+    """A CLIPModel folder or Hub id as the eye of the evaluation.
+
+    Pictures are resized bilinearly to the model's size and normalised as its
+    preprocessor_config.json says.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.model = CLIPModel.from_pretrained(path, dtype=torch.float32).eval()
+        self.model.requires_grad_(False)
+        self.tokenizer = AutoTokenizer.from_pretrained(_tokenizer(path))
+        vision = self.model.config.vision_config
+        self.size = vision.image_size
+        file = Path(path) / "preprocessor_config.json"
+        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        self.mean = torch.tensor(config.get("image_mean", [0.48145466, 0.4578275, 0.40821073]))
+        self.std = torch.tensor(config.get("image_std", [0.26862954, 0.26130258, 0.27577711]))
+
+    @torch.no_grad()
+    def images(self, pictures: NDArray[np.uint8], batch: int = 128) -> Tensor:
+        """Projected image features (N, D) of pictures (N, H, W, 3) bytes, not normalised."""
+        features = []
+        for piece in torch.split(torch.from_numpy(pictures), batch):
+            x = (piece.float() / 255 - self.mean) / self.std
+            x = x.permute(0, 3, 1, 2)
+            if x.shape[-2:] != (self.size, self.size):
+                x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+            pooled = self.model.vision_model(pixel_values=x).pooler_output
+            features.append(self.model.visual_projection(pooled))
+        return torch.cat(features)
+
+    @torch.no_grad()
+    def texts(self, captions: Sequence[str], batch: int = 256) -> Tensor:
+        """Projected text features (N, D), not normalised; equal captions are encoded once."""
+        unique = list(dict.fromkeys(captions))
+        features = []
+        for start in range(0, len(unique), batch):
+            ids = self.tokenizer(
+                unique[start : start + batch],
+                padding="max_length",
+                truncation=True,
+                max_length=self.model.config.text_config.max_position_embeddings,
+                return_tensors="pt",
+            ).input_ids
+            pooled = self.model.text_model(input_ids=ids).pooler_output
+            features.append(self.model.text_projection(pooled))
+        place = {caption: i for i, caption in enumerate(unique)}
+        return torch.cat(features)[[place[caption] for caption in captions]]
+
+    def score(self, images: Tensor, texts: Tensor) -> float:
+        """Mean of 100 cosine(image, text), as CLIPScore without its clipping at 0."""
+        return 100 * F.cosine_similarity(images, texts).mean().item()
+
+
+def _tokenizer(path: str) -> str:
+    own = Path(path)
+    shared = own.parent / "tokenizer"
+    lacks = own.is_dir() and not (own / "tokenizer_config.json").is_file()
+    return str(shared if lacks and shared.is_dir() else own if own.is_dir() else path)

@@ -1,0 +1,139 @@
+"""`edgedistill evaluate`: which subjects, which captions, and where the figures go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from edgedistill.data import read_prompts
+from edgedistill.evaluate.evaluate import evaluate_pictures, evaluate_planar, prompt_sets
+from edgedistill.evaluate.pictures import Features, Reference
+from edgedistill.evaluate.subjects import Subject, student_subject, teacher_subject
+from edgedistill.files import read_json, write_json
+from edgedistill.generate import open_subject, runtime_noise
+from edgedistill.progress import Bar
+from edgedistill.recipe import Recipe, resolve
+from edgedistill.student import Student, load_student
+from edgedistill.teachers import Teacher, load_teacher
+from edgedistill.teachers.mixture import Mixture
+
+__all__ = ["evaluate_subject", "tables"]
+
+
+def evaluate_subject(
+    path: str, samples: int | None, prompts: Path | None, json: Path | None, meter: Bar
+) -> tuple[dict[str, Any], Path]:
+    """Evaluate a student, or a bundle beside its student, against the teacher.
+
+    Beside the student stand the teacher as the recipe guides it and, at equal network calls, the
+    teacher at as many steps without guidance and with it. The figures go to `json` or the run's
+    eval.json, where other subjects' figures stay, and into the student's student.json.
+
+    Raises:
+        ValueError: If `path` is neither student nor bundle, or its student is not to be found.
+    """
+    extra, student = _open(path)
+    recipe = resolve(student.info.recipe)
+    teacher = load_teacher(recipe.teacher.family, recipe.teacher.path)
+    subjects = [*_subjects(recipe, teacher, student), *extra]
+    count = samples or recipe.evaluate.samples
+
+    def progress(name: str, done: int, total: int) -> None:
+        index = next((i for i, s in enumerate(subjects) if s.name == name), 0)
+        meter.step(index * total + done, total * len(subjects), name)
+
+    if isinstance(teacher, Mixture):
+        results = evaluate_planar(subjects, teacher, count, recipe.evaluate.seed, progress)
+    else:
+        features, reference = _eye(recipe, teacher, own_captions=prompts is not None)
+        captions = prompt_sets(teacher, read_prompts(prompts) if prompts else None)
+        results = evaluate_pictures(
+            subjects, captions, features, reference, count, recipe.evaluate.seed, progress
+        )
+    file = json or student.path.parent / "eval.json"
+    write_json(file, results)
+    if not prompts:
+        _record(student, results["student"])
+    return results, file
+
+
+def _open(path: str) -> tuple[list[Subject], Student]:
+    folder = Path(path)
+    if not (folder / "manifest.json").is_file():
+        return [], load_student(folder)
+    subject, _ = open_subject(folder)
+    for home in (folder.parent, *folder.resolve().parents):
+        if (home / "student" / "student.json").is_file():
+            return [subject], load_student(home / "student")
+    raise ValueError(f"{folder}: no student folder beside this bundle to evaluate it against")
+
+
+def _subjects(recipe: Recipe, teacher: Teacher, student: Student) -> list[Subject]:
+    section, noise = recipe.teacher, runtime_noise()
+    steps = len(student.table.rows)
+    wanted = [("teacher", section.guidance, section.steps)]
+    wanted.append((f"teacher@{steps}", 1.0, steps))
+    if section.guidance != 1:
+        wanted.append((f"teacher@{2 * steps}", section.guidance, steps))
+    batch = recipe.evaluate.batch_size if not isinstance(teacher, Mixture) else 100_000
+    made = [
+        teacher_subject(
+            name, teacher, noise, guidance=guidance, steps=n, solver=section.solver, batch=batch
+        )
+        for name, guidance, n in wanted
+    ]
+    return [made[0], student_subject("student", student, noise, batch), *made[1:]]
+
+
+def _eye(
+    recipe: Recipe, teacher: Teacher, own_captions: bool
+) -> tuple[Features, Reference | None]:
+    """The CLIP model, and statistics of real data where they ship with the teacher."""
+    shipped = Path(teacher.path)
+    if recipe.evaluate.features:
+        path = recipe.evaluate.features
+    elif (shipped / "clip").is_dir():
+        path = str(shipped / "clip")
+    else:
+        raise ValueError(
+            f"teacher {teacher.name!r} ships no CLIP model; name one with evaluate.features"
+        )
+    file = shipped / "reference.safetensors"
+    usable = file.is_file() and not own_captions and not recipe.evaluate.features
+    return Features(path), Reference.load(file) if usable else None
+
+
+def _record(student: Student, figures: dict[str, Any]) -> None:
+    file = student.path / "student.json"
+    write_json(file, {**read_json(file), "evaluation": figures})
+
+
+def tables(results: dict[str, Any]) -> list[Table]:
+    """Figures for a terminal: one table a kind of captions, a row a subject."""
+    subjects = {name: r for name, r in results.items() if isinstance(r, dict)}
+    first = next(iter(subjects.values()))
+    kinds = [key for key, value in first.items() if isinstance(value, dict)]
+    shown = [_table("figures" if not kinds else "captions seen in training", subjects)]
+    titles = {"unseen": "caption and style never seen together", "pairs": "two concepts"}
+    for kind in kinds:
+        rows = {name: {"calls": r["calls"], **r[kind]} for name, r in subjects.items()}
+        shown.append(_table(titles.get(kind, kind), rows))
+    return shown
+
+
+def _table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
+    columns = [
+        key for key, value in next(iter(rows.values())).items() if not isinstance(value, dict)
+    ]
+    table = Table("subject", title=title)
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    for name, row in rows.items():
+        table.add_row(name, *(_cell(row.get(column)) for column in columns))
+    return table
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,116 @@
+"""Teacher, student and bundle behind one call, so that all draw from the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgedistill.report.pictures import to_uint8
+from edgedistill.sampling import solve, time_grid
+from edgedistill.student import Student
+from edgedistill.teachers import Teacher
+
+__all__ = ["Noise", "Subject", "bundle_subject", "student_subject", "teacher_subject"]
+
+
+class Noise(Protocol):
+    """Noise of pictures first .. first + count - 1 of a seed, (draws, count, *shape)."""
+
+    def __call__(
+        self, seed: int, first: int, count: int, shape: tuple[int, ...], draws: int
+    ) -> NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something that draws.
+
+    Attributes:
+        name: As in eval.json.
+        calls: Network calls a sample takes.
+        draw: (prompts, or a count for planar subjects; seed; progress) -> pictures (N, H, W, 3)
+            bytes, or points (N, D). Sample i depends on (seed, i) alone.
+    """
+
+    name: str
+    calls: int
+    draw: Callable[[Sequence[str] | int, int, Callable[[int], None]], NDArray[Any]]
+
+
+Sampler = Callable[[list[Tensor], dict[str, Tensor]], Tensor]
+
+
+def _drawer(
+    teacher: Teacher, sampler: Sampler, draws: int, noise: Noise, batch: int
+) -> Callable[[Sequence[str] | int, int, Callable[[int], None]], NDArray[Any]]:
+    @torch.no_grad()
+    def draw(
+        prompts: Sequence[str] | int, seed: int, progress: Callable[[int], None]
+    ) -> NDArray[Any]:
+        count = prompts if isinstance(prompts, int) else len(prompts)
+        made = []
+        for start in range(0, count, batch):
+            size = min(batch, count - start)
+            given = noise(seed, start, size, teacher.sample_shape, draws)
+            cond = (
+                {} if isinstance(prompts, int) else teacher.encode(prompts[start : start + size])
+            )
+            decoded = teacher.decode(sampler([torch.from_numpy(z) for z in given], cond))
+            made.append(to_uint8(decoded) if decoded.ndim == 4 else decoded.float().numpy())
+            progress(start + size)
+        return np.concatenate(made)
+
+    return draw
+
+
+def teacher_subject(
+    name: str,
+    teacher: Teacher,
+    noise: Noise,
+    *,
+    guidance: float,
+    steps: int,
+    solver: str = "ddim",
+    batch: int = 64,
+) -> Subject:
+    """The teacher at so many solver steps and this guidance scale."""
+    denoise = teacher.guided(guidance)
+    times = time_grid(teacher.denoiser.schedule, steps)
+
+    def sampler(given: list[Tensor], cond: dict[str, Tensor]) -> Tensor:
+        return solve(denoise, given[0], times, cond, solver)
+
+    calls = steps * (1 if guidance == 1 else 2)
+    return Subject(name, calls, _drawer(teacher, sampler, 1, noise, batch))
+
+
+def student_subject(name: str, student: Student, noise: Noise, batch: int = 64) -> Subject:
+    """A student on its step table."""
+
+    def sampler(given: list[Tensor], cond: dict[str, Tensor]) -> Tensor:
+        return student.sample(cond, given)
+
+    draw = _drawer(student.teacher, sampler, student.table.draws, noise, batch)
+    return Subject(name, len(student.table.rows), draw)
+
+
+def bundle_subject(name: str, pipeline: Any) -> Subject:
+    """A bundle in the runtime (an `edgedistill_runtime.Pipeline`)."""
+
+    def draw(
+        prompts: Sequence[str] | int, seed: int, progress: Callable[[int], None]
+    ) -> NDArray[Any]:
+        if isinstance(prompts, int):
+            drawn: NDArray[Any] = pipeline.samples(prompts, seed=seed).samples
+        else:
+            drawn = pipeline(prompts, seed=seed).images
+        progress(len(drawn))
+        return drawn
+
+    return Subject(name, len(pipeline.manifest.steps.rows), draw)

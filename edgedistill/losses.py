@@ -1,0 +1,51 @@
+"""Loss arithmetic: pure functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["gan_discriminator", "gan_generator", "matching_gradient", "pseudo_huber", "toward"]
+
+
+def pseudo_huber(a: Tensor, b: Tensor, c: float) -> Tensor:
+    """Mean of sqrt((a - b)^2 + c^2) - c per element (Song & Dhariwal 2023, arXiv 2310.14189)."""
+    return (((a - b).float().square() + c * c).sqrt() - c).mean()
+
+
+def matching_gradient(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
+    """Direction in which x0 leaves the student's distribution for the teacher's, (N, ...).
+
+    (fake - real) / mean|x0 - real| per sample (DMD, Yin et al. 2023, arXiv 2311.18828, Eq. 7-8),
+    where real and fake are the x0-predictions of teacher and fake_score on the same x_t. The
+    normaliser is computed in float32 and kept from zero.
+    """
+    dims = tuple(range(1, x0.ndim))
+    scale = (x0 - real).float().abs().mean(dims, keepdim=True).clamp(min=1e-3)
+    return (fake - real) / scale
+
+
+def toward(x0: Tensor, gradient: Tensor) -> Tensor:
+    """A loss whose gradient in x0 is `gradient` / N per sample element-sum (DMD2, Alg. 1)."""
+    target = (x0 - gradient).detach()
+    return 0.5 * F.mse_loss(x0.float(), target.float())
+
+
+def gan_generator(fake_logits: Tensor) -> Tensor:
+    """Non-saturating generator loss, softplus(-D(fake)) (Goodfellow et al. 2014)."""
+    return F.softplus(-fake_logits.float()).mean()
+
+
+def gan_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Non-saturating discriminator loss, softplus(D(fake)) + softplus(-D(real))."""
+    return F.softplus(fake_logits.float()).mean() + F.softplus(-real_logits.float()).mean()
+
+
+def uniform_times(
+    count: int, low: float, high: float, generator: torch.Generator, like: Tensor
+) -> Tensor:
+    """Stratified uniform times in [low, high), (count,) float64 on like's device."""
+    order = torch.randperm(count, generator=generator)
+    jitter = torch.rand(count, generator=generator, dtype=torch.float64)
+    return (low + (high - low) * (order + jitter) / count).to(like.device)

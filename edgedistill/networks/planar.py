@@ -1,0 +1,72 @@
+"""A small residual network for data in the plane (or any few dimensions)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+__all__ = ["PlanarNet"]
+
+
+class Block(nn.Module):
+    """x + W silu(norm(x) modulated by time)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulate = nn.Linear(width, 2 * width)
+        self.up = nn.Linear(width, width)
+        self.down = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        scale, shift = self.modulate(emb).chunk(2, dim=-1)
+        h = self.norm(x) * (1 + scale) + shift
+        out: Tensor = x + self.down(nn.functional.silu(self.up(h)))
+        return out
+
+
+class PlanarNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped
+    """x (N, dim) and time (N,) in [0, 1] -> (N, dim).
+
+    Args:
+        dim: Data dimensions.
+        width: Hidden width.
+        depth: Residual blocks.
+        frequencies: Fourier features of time and of each coordinate.
+        extent: Half-width of the region the coordinates' features resolve.
+    """
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        dim: int = 2,
+        width: int = 128,
+        depth: int = 3,
+        frequencies: int = 8,
+        extent: float = 4.0,
+    ) -> None:
+        super().__init__()
+        rates = torch.arange(1, frequencies + 1)
+        self.register_buffer("time_rates", 0.5 * math.pi * rates, persistent=False)
+        self.register_buffer("space_rates", math.pi / extent * rates, persistent=False)
+        self.embed_time = nn.Sequential(
+            nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.embed = nn.Linear(dim * (1 + 2 * frequencies), width)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
+        self.head = nn.Linear(width, dim)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Network output (N, dim)."""
+        phase = t.reshape(-1, 1).to(x) * self.time_rates.to(x)
+        emb = self.embed_time(torch.cat([phase.sin(), phase.cos()], dim=-1))
+        waves = (x.unsqueeze(-1) * self.space_rates.to(x)).flatten(1)
+        h = self.embed(torch.cat([x, waves.sin(), waves.cos()], dim=-1))
+        for block in self.blocks:
+            h = block(h, emb)
+        return self.head(h)  # type: ignore[no-any-return]

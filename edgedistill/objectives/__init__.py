@@ -1,0 +1,20 @@
+"""The methods: a name, and the class that holds its one file."""
+
+from __future__ import annotations
+
+from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Setup
+from edgedistill.plugins import resolve
+
+__all__ = ["OBJECTIVES", "Batch", "Losses", "Objective", "Optim", "Player", "Setup", "find"]
+
+OBJECTIVES = {
+    "dmd2": "edgedistill.objectives.dmd2:DMD2",
+    "lcm": "edgedistill.objectives.lcm:LCM",
+}
+"""Imported when asked for. Others join by the entry-point group `edgedistill.objectives`."""
+
+
+def find(name: str) -> type[Objective]:
+    """The method called `name`; ValueError names the choices."""
+    kind: type[Objective] = resolve("method", OBJECTIVES, name, "edgedistill.objectives")
+    return kind

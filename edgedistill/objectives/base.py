@@ -1,0 +1,144 @@
+"""What a distillation method is: players, and a loss for each.
+
+An objective knows networks and arithmetic. It knows no file, device, optimizer or world size;
+all its randomness comes from the batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from edgedistill.denoiser import Condition, Denoiser, Guided
+from edgedistill.sampling import Boundary
+
+__all__ = ["Batch", "Losses", "Objective", "Optim", "Player", "Settings", "Setup"]
+
+
+class Settings(BaseModel):
+    """A section of a recipe: typed, frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Optim(Settings):
+    """AdamW of one player."""
+
+    lr: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    eps: float = Field(1e-8, gt=0)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run hands to its objective.
+
+    Attributes:
+        teacher: The frozen teacher, guided as the recipe says.
+        student: Trainable, starts as the teacher.
+        spawn: Makes a further trainable denoiser that starts as the teacher.
+        times: The student's steps (steps + 1,), decreasing to 0, float64.
+        sampler: How the student's steps land; a key of `sampling.SAMPLERS`.
+        optim: The student's optimizer settings.
+        tap: Module path of features inside a net.
+        example: One x0 batch (2, ...) and its condition, for shapes.
+    """
+
+    teacher: Denoiser | Guided
+    student: Denoiser
+    spawn: Callable[[], Denoiser]
+    times: Tensor
+    sampler: str
+    optim: Optim
+    tap: str
+    example: tuple[Tensor, Condition]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Data and randomness of one turn.
+
+    Attributes:
+        x0: Clean data (N, ...).
+        cond: Its condition.
+        generator: CPU randomness of this rank.
+        shared: CPU randomness that is the same on every rank.
+    """
+
+    x0: Tensor
+    cond: Condition
+    generator: torch.Generator
+    shared: torch.Generator
+
+    def noise(self) -> Tensor:
+        """Standard normal, shaped and placed as x0."""
+        return torch.randn(self.x0.shape, generator=self.generator).to(self.x0)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a player minimises, and figures to log (detached scalars)."""
+
+    total: Tensor
+    logs: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Player:
+    """A network and how it trains.
+
+    Attributes:
+        name: Its role: student, fake_score, discriminator.
+        net: Holds every parameter this player moves.
+        optim: Its optimizer settings.
+        every: It plays on every so many-th step.
+        start: Its first step.
+    """
+
+    name: str
+    net: nn.Module
+    optim: Optim
+    every: int = 1
+    start: int = 0
+
+    def plays(self, step: int) -> bool:
+        """Whether it is this player's turn at `step` (0, 1, ...)."""
+        return step >= self.start and (step + 1) % self.every == 0
+
+
+class Objective(ABC):
+    """A method. Subclasses sit one to a file with their `Config` inside."""
+
+    name: ClassVar[str]
+    Config: ClassVar[type[Settings]]
+    """Hyperparameters, with the paper's defaults."""
+
+    @abstractmethod
+    def __init__(self, config: Any, setup: Setup) -> None:
+        """Build the roles the method needs; `config` is a `Config` of the subclass."""
+
+    @abstractmethod
+    def players(self) -> list[Player]:
+        """Who trains, in the order of their turns within a step."""
+
+    @abstractmethod
+    def loss(self, player: str, batch: Batch) -> Losses:
+        """What `player` minimises on this batch."""
+
+    def updated(self, player: str) -> None:  # noqa: B027  most methods follow nobody
+        """Called after `player`'s optimizer stepped: targets that follow a player."""
+
+    def followers(self) -> dict[str, nn.Module]:
+        """Networks with state that no player trains, such as EMA targets; checkpointed."""
+        return {}
+
+    def boundary(self) -> Boundary | None:
+        """The consistency boundary the student was trained with, for its step table."""
+        return None

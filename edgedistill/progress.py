@@ -1,0 +1,94 @@
+"""Progress of long work: a bar with rate and time left on a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+__all__ = ["Bar", "bar", "console"]
+
+console = Console(stderr=True, highlight=False)
+"""Everything for people goes to stderr; results go to files or stdout."""
+
+PLAIN_SECONDS = 10.0
+"""Seconds between plain lines where there is no terminal."""
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f}/s" if speed else "", style="progress.data.speed")
+
+
+class Bar:
+    """Progress towards `total`."""
+
+    def __init__(self, title: str, total: int, start: int, live: Progress | None) -> None:
+        self.title, self.total, self.start, self.live = title, total, start, live
+        self._task = None if live is None else live.add_task(title, total=total, completed=start)
+        self._begin = self._printed = time.perf_counter()
+        self._note = ""
+
+    def update(self, done: int, note: str = "") -> None:
+        """Say how far the work is, and a few figures."""
+        if self.live is not None and self._task is not None:
+            title = f"{self.title} {note}" if note else None
+            self.live.update(self._task, completed=done, description=title)
+            return
+        now = time.perf_counter()
+        if now - self._printed < PLAIN_SECONDS and done < self.total:
+            return
+        self._printed = now
+        rate = (done - self.start) / max(now - self._begin, 1e-9)
+        left = (self.total - done) / rate if rate else float("inf")
+        console.print(
+            f"{self.title} {done}/{self.total}  {rate:.1f}/s  {left:.0f} s left  {note}".rstrip()
+        )
+
+    def retotal(self, total: int) -> None:
+        """Set how much work there is, once it is known."""
+        self.total = total
+        if self.live is not None and self._task is not None:
+            self.live.update(self._task, total=total)
+
+    def step(self, done: int, total: int, what: str) -> None:
+        """`update`, for work that says each time how much there is."""
+        self.retotal(total)
+        self.update(done, what)
+
+    def follow(self, step: int, figures: dict[str, float] | None) -> None:
+        """`update`, with the losses among training figures as the note."""
+        if figures:
+            losses = {k: v for k, v in figures.items() if k.endswith("/loss")}
+            self._note = " ".join(f"{k} {v:.4g}" for k, v in losses.items())
+        self.update(step, self._note)
+
+
+@contextmanager
+def bar(title: str, total: int, start: int = 0) -> Iterator[Bar]:
+    """A progress bar for the block."""
+    if not console.is_terminal:
+        yield Bar(title, total, start, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as live:
+        yield Bar(title, total, start, live)

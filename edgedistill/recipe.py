@@ -1,0 +1,217 @@
+"""Recipes: YAML and key=value overrides -> a typed, frozen Recipe."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from edgedistill import objectives
+from edgedistill.objectives.base import Settings
+from edgedistill.plugins import unknown
+from edgedistill.sampling import SAMPLERS, SOLVERS, SPACINGS
+from edgedistill.trainer import Train
+
+__all__ = ["Recipe", "dump", "find", "load", "shipped"]
+
+
+class TeacherSection(Settings):
+    """Whom to learn from."""
+
+    family: str
+    """A key of `teachers.TEACHERS`."""
+    path: str
+    """A shipped asset's name, a file or folder, or a Hub id."""
+    guidance: float = Field(1.0, ge=0)
+    """Guidance scale while teaching and as the reference; 1 is none."""
+    steps: int = Field(25, gt=0)
+    """Steps of the teacher as the reference in evaluation and report."""
+    solver: str = "ddim"
+
+
+class StudentSection(Settings):
+    """How the student samples."""
+
+    steps: int = Field(4, gt=0)
+    sampler: str = "renoise"
+    """How a step lands on the next time: renoise (LCM, DMD2) or ddim."""
+    spacing: str = "trailing"
+    init: str | None = None
+    """A student folder to start from, in place of the teacher's weights."""
+
+
+class DataSection(Settings):
+    """Clean data and prompts; what comes with the teacher is the default."""
+
+    prompts: str | None = None
+    """A UTF-8 text file, a prompt a line, for which the teacher makes the samples."""
+    samples: int = Field(256, gt=0)
+    """Samples the teacher makes where there is no other data."""
+
+
+class EvaluateSection(Settings):
+    """What `edgedistill evaluate` measures by default."""
+
+    samples: int = Field(512, gt=0)
+    seed: int = 1234
+    features: str | None = None
+    """Folder or Hub id of the CLIPModel that judges; by default the one the teacher ships."""
+    batch_size: int = Field(64, gt=0)
+
+
+class Recipe(Settings):
+    """The choices of a run."""
+
+    name: str
+    description: str = ""
+    teacher: TeacherSection
+    student: StudentSection = StudentSection()
+    objective: dict[str, Any]
+    """{"name": a key of `objectives.OBJECTIVES`, **that method's Config}."""
+    data: DataSection = DataSection()
+    train: Train
+    evaluate: EvaluateSection = EvaluateSection()
+
+    @model_validator(mode="after")
+    def _names(self) -> Recipe:
+        for what, name, table in (
+            ("solver", self.teacher.solver, SOLVERS),
+            ("sampler", self.student.sampler, SAMPLERS),
+            ("spacing", self.student.spacing, SPACINGS),
+        ):
+            if name not in table:
+                raise unknown(what, name, table)
+        return self
+
+    def method(self) -> type[objectives.Objective]:
+        """The objective's class."""
+        return objectives.find(str(self.objective.get("name", "")))
+
+    def method_config(self) -> Settings:
+        """The objective's own configuration."""
+        arguments = {k: v for k, v in self.objective.items() if k != "name"}
+        return self.method().Config(**arguments)
+
+
+def folder() -> Path:
+    """Where the shipped recipes are: in the wheel, or at the root of a checkout."""
+    here = Path(__file__).parent
+    return next(p for p in (here / "recipes", here.parent / "recipes") if p.is_dir())
+
+
+def shipped() -> dict[str, Path]:
+    """Shipped recipes by name."""
+    return {file.stem: file for file in sorted(folder().glob("*.yaml"))}
+
+
+def find(name: str) -> Path:
+    """The file of a recipe given by name or path; ValueError names the nearest."""
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise ValueError(f"no recipe file at {name!r}")
+        return Path(name)
+    table = shipped()
+    if name not in table:
+        raise unknown("recipe", name, table)
+    return table[name]
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Resolve a recipe.
+
+    Args:
+        name: A shipped recipe's name, or a path ending in .yaml.
+        overrides: "key.sub=value" each; values are read as YAML.
+
+    Raises:
+        ValueError: One line that names the recipe, key or value, and the choices.
+    """
+    path = find(name)
+    data = _read(path)
+    if "base" in data:
+        base = str(data.pop("base"))
+        below = _read(find(base if base in shipped() else str(path.parent / base)))
+        if "base" in below:
+            raise ValueError(f"{path}: its base {base!r} has a base itself; one level is allowed")
+        if data.get("objective", {}).get("name") not in (None, below["objective"]["name"]):
+            below["objective"] = {}
+        data = _merge(below, data)
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"override {override!r} is not key=value")
+    try:
+        data = _merge(data, OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides))))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read overrides: {str(error).splitlines()[0]}") from None
+    data.setdefault("name", path.stem)
+    return resolve(data)
+
+
+def resolve(data: Mapping[str, Any]) -> Recipe:
+    """Check a plain mapping against the types; the first error becomes a one-line ValueError."""
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error, Recipe, "") from None
+    try:
+        config = recipe.method_config()
+    except ValidationError as error:
+        raise _explain(error, recipe.method().Config, "objective.") from None
+    full = {"name": recipe.objective["name"], **config.model_dump(mode="json")}
+    return recipe.model_copy(update={"objective": full})
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML."""
+    text: str = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=88)
+    return text
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: a mapping of sections expected")
+    return {str(key): value for key, value in data.items()}
+
+
+def _merge(below: Mapping[str, Any], above: Any) -> dict[str, Any]:
+    merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(dict(below)), above))
+    assert isinstance(merged, dict)
+    return {str(key): value for key, value in merged.items()}
+
+
+def _explain(error: ValidationError, model: type[BaseModel], prefix: str) -> ValueError:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    key = prefix + ".".join(place)
+    if first["type"] == "extra_forbidden":
+        known = _fields(model, place[:-1])
+        near = difflib.get_close_matches(place[-1], known, 1)
+        parent = prefix + "".join(f"{part}." for part in place[:-1])
+        hint = f" (did you mean {parent}{near[0]}?)" if near else ""
+        return ValueError(f"unknown key {key}{hint}; known here: {', '.join(known)}")
+    if first["type"] == "missing":
+        return ValueError(f"recipe lacks {key}")
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    if not key:
+        return ValueError(reason)
+    return ValueError(f"{key}={first['input']!r}: {reason[0].lower()}{reason[1:]}")
+
+
+def _fields(model: type[BaseModel], place: Sequence[str]) -> list[str]:
+    for part in place:
+        inner = model.model_fields[part].annotation
+        assert isinstance(inner, type)
+        assert issubclass(inner, BaseModel)
+        model = inner
+    return sorted(model.model_fields)

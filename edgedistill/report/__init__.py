@@ -1,0 +1,1 @@
+"""What people look at: picture grids, charts and the one-file report."""

@@ -1,0 +1,194 @@
+"""The report: one self-contained HTML page about a run."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgedistill.distill import preview_prompts
+from edgedistill.evaluate.subjects import Subject, student_subject, teacher_subject
+from edgedistill.files import read_json, write_text
+from edgedistill.generate import open_subject, runtime_noise
+from edgedistill.metrics import read_metrics
+from edgedistill.recipe import Recipe, resolve
+from edgedistill.report.pictures import scatter
+from edgedistill.student import load_student
+from edgedistill.teachers import load_teacher
+
+__all__ = ["write_report"]
+
+PICTURES, POINTS, SEED = 24, 4000, 7
+
+
+def write_report(run: Path, out: Path, say: Callable[[str], None]) -> Path:
+    """Write the page.
+
+    Args:
+        run: A run dir with a student; bundles, bench.json and eval.json are shown where present.
+        out: The page.
+        say: Called with a line at each stage.
+
+    Raises:
+        ValueError: If the run has no student; names the file.
+    """
+    student = load_student(run / "student")
+    recipe = resolve(student.info.recipe)
+    subjects, prompts = _subjects(run, recipe)
+    drawn = []
+    for subject in subjects:
+        say(f"report: {subject.name} draws")
+        given = prompts or POINTS
+        drawn.append(subject.draw(given, SEED, lambda done: None))
+    environment = Environment(
+        loader=PackageLoader("edgedistill.report"), autoescape=select_autoescape()
+    )
+    page = environment.get_template("report.html").render(
+        recipe=recipe,
+        info=student.info,
+        recipe_text=(run / "recipe.yaml").read_text(encoding="utf-8")
+        if (run / "recipe.yaml").is_file()
+        else "",
+        seed=SEED,
+        rows=_rows(subjects, prompts, drawn) if prompts else [],
+        clouds=[] if prompts else _clouds(subjects, drawn),
+        subjects=[{"name": s.name, "calls": s.calls} for s in subjects],
+        curves=_curves(run),
+        bench=_bench(run),
+        evaluation=_evaluation(run),
+        parity=_parity(run),
+    )
+    write_text(out, page)
+    return out
+
+
+def _subjects(run: Path, recipe: Recipe) -> tuple[list[Subject], list[str]]:
+    noise = runtime_noise()
+    teacher = load_teacher(recipe.teacher.family, recipe.teacher.path)
+    section = recipe.teacher
+    subjects = [
+        teacher_subject(
+            "teacher",
+            teacher,
+            noise,
+            guidance=section.guidance,
+            steps=section.steps,
+            solver=section.solver,
+        ),
+        student_subject("student", load_student(run / "student"), noise),
+    ]
+    for manifest in sorted(run.glob("bundles/*/manifest.json")):
+        subjects.append(open_subject(manifest.parent)[0])
+    return subjects, preview_prompts(teacher)[:PICTURES]
+
+
+def _data_uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _figure_uri(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _rows(
+    subjects: list[Subject], prompts: list[str], drawn: list[NDArray[Any]]
+) -> list[dict[str, Any]]:
+    """A row a prompt: its picture by each subject."""
+    return [
+        {
+            "prompt": prompt,
+            "pictures": [_data_uri(Image.fromarray(images[i])) for images in drawn],
+        }
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def _clouds(subjects: list[Subject], drawn: list[NDArray[Any]]) -> list[dict[str, str]]:
+    truth = drawn[0].astype(np.float32)
+    return [
+        {"name": s.name, "picture": _figure_uri(scatter(points.astype(np.float32), truth))}
+        for s, points in zip(subjects, drawn, strict=True)
+    ]
+
+
+def _curves(run: Path) -> str | None:
+    """Training figures over steps, a panel each."""
+    lines = read_metrics(run)
+    if len(lines) < 2:
+        return None
+    names = sorted({k for line in lines for k in line if k.count("/") == 1})
+    names = [n for n in names if not n.endswith("/grad_norm")]
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.2 * rows), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axes, name in zip(panels, names, strict=False):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        axes.plot(*zip(*points, strict=True), linewidth=1)
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    return _figure_uri(figure)
+
+
+def _bench(run: Path) -> dict[str, Any] | None:
+    file, chart = run / "bench.json", run / "bench.png"
+    if not file.is_file():
+        return None
+    results = read_json(file)
+    picture = None
+    if chart.is_file():
+        picture = _data_uri(Image.open(chart))
+    subjects = {k: v for k, v in results.items() if isinstance(v, dict) and "p50_s" in v}
+    return {
+        "subjects": subjects,
+        "speedups": results["speedup_over_teacher"],
+        "machine": results.get("machine", {}),
+        "chart": picture,
+    }
+
+
+def _evaluation(run: Path) -> list[dict[str, Any]] | None:
+    """Tables: a title, columns, and a row a subject."""
+    file = run / "eval.json"
+    if not file.is_file():
+        return None
+    subjects = {k: v for k, v in read_json(file).items() if isinstance(v, dict)}
+    first = next(iter(subjects.values()))
+    kinds = [key for key, value in first.items() if isinstance(value, dict)]
+    titles = {
+        "unseen": "Caption and style never seen together",
+        "pairs": "Two concepts in one caption",
+    }
+    shown = [_evaluation_table("Captions seen in training" if kinds else "Figures", subjects)]
+    for kind in kinds:
+        rows = {name: {"calls": r["calls"], **r[kind]} for name, r in subjects.items()}
+        shown.append(_evaluation_table(titles.get(kind, kind), rows))
+    return shown
+
+
+def _evaluation_table(title: str, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    first = next(iter(rows.values()))
+    columns = [key for key, value in first.items() if not isinstance(value, dict)]
+    return {"title": title, "columns": columns, "rows": rows}
+
+
+def _parity(run: Path) -> list[dict[str, Any]]:
+    manifests = [
+        (file.parent.name, read_json(file)) for file in run.glob("bundles/*/manifest.json")
+    ]
+    return [{"name": name, **manifest["parity"]} for name, manifest in sorted(manifests)]

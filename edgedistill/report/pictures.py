@@ -1,0 +1,59 @@
+"""Sample grids: pictures in rows, or points in the plane."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+__all__ = ["grid", "save_samples", "scatter", "to_uint8"]
+
+mpl.use("Agg")
+GAP, PAPER = 2, 224
+
+
+def to_uint8(images: Tensor) -> NDArray[np.uint8]:
+    """Pictures (N, 3, H, W) in [-1, 1] -> (N, H, W, 3) bytes."""
+    bytes_ = (images.detach().float().cpu() * 127.5 + 127.5).round().clamp(0, 255)
+    return np.ascontiguousarray(bytes_.permute(0, 2, 3, 1).numpy().astype(np.uint8))
+
+
+def grid(images: NDArray[np.uint8], columns: int = 8) -> Image.Image:
+    """Pictures (N, H, W, 3) side by side."""
+    n, height, width, _ = images.shape
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    shape = (rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3)
+    paper = np.full(shape, PAPER, np.uint8)
+    for i, image in enumerate(images):
+        y, x = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
+        paper[y : y + height, x : x + width] = image
+    return Image.fromarray(paper)
+
+
+def scatter(points: NDArray[np.float32], reference: NDArray[np.float32] | None = None) -> Figure:
+    """Points (N, 2 or more; the first two are drawn), over reference points in grey."""
+    figure = Figure(figsize=(4.2, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    if reference is not None:
+        axes.scatter(reference[:, 0], reference[:, 1], s=3, c="0.8", label="true")
+    axes.scatter(points[:, 0], points[:, 1], s=3, c="tab:blue", alpha=0.6, label="student")
+    axes.set_aspect("equal")
+    axes.legend(loc="upper right", markerscale=3)
+    return figure
+
+
+def save_samples(
+    path: Path, decoded: Tensor, reference: NDArray[np.float32] | None = None
+) -> None:
+    """Write decoded samples as a PNG: a picture grid, or a scatter plot of points."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if decoded.ndim == 4:
+        grid(to_uint8(decoded)).save(path)
+    else:
+        scatter(decoded.detach().cpu().float().numpy(), reference).savefig(path, dpi=110)

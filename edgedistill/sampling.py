@@ -1,0 +1,299 @@
+"""Teacher solvers, and the few-step table a student runs by.
+
+Solvers are functions of (denoise, x, times, cond), where `denoise(x_t, t, cond)` returns x0 and
+`times` decreases from the noisiest time to 0. Coefficients are float64, data keeps its dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgedistill.denoiser import Condition, Denoiser, Guided
+from edgedistill.prediction import Linear2, Prediction, to_eps, to_x0
+from edgedistill.schedule import Discrete, Schedule
+
+__all__ = [
+    "SAMPLERS",
+    "SOLVERS",
+    "SPACINGS",
+    "Boundary",
+    "Step",
+    "StepTable",
+    "ddim_step",
+    "few_step_table",
+    "solve",
+    "time_grid",
+]
+
+Boundary = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""t -> (c_skip, c_out): the consistency function is c_skip x_t + c_out x0."""
+
+
+# --- Time grids ---------------------------------------------------------------------------------
+
+
+def _trailing(schedule: Schedule, steps: int) -> Tensor:
+    return 1 - torch.arange(steps, dtype=torch.float64) / steps
+
+
+def _leading(schedule: Schedule, steps: int) -> Tensor:
+    n = schedule.num_timesteps if isinstance(schedule, Discrete) else 1000
+    return (torch.arange(steps, dtype=torch.float64).flip(0) * (n // steps) + 1) / n
+
+
+def _linspace(schedule: Schedule, steps: int) -> Tensor:
+    n = schedule.num_timesteps if isinstance(schedule, Discrete) else 1000
+    return torch.linspace(1, 1 / n, steps, dtype=torch.float64)
+
+
+SPACINGS: dict[str, Callable[[Schedule, int], Tensor]] = {
+    "trailing": _trailing,
+    "leading": _leading,
+    "linspace": _linspace,
+}
+"""Where N steps stand (Lin et al. 2023, arXiv 2305.08891, Table 2)."""
+
+
+def time_grid(schedule: Schedule, steps: int, spacing: str = "trailing") -> Tensor:
+    """Decreasing times (steps + 1,), float64, from the noisiest step to 0.
+
+    Raises:
+        ValueError: If `steps` is below 1 or `spacing` is not in `SPACINGS`.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    if spacing not in SPACINGS:
+        raise ValueError(f"unknown spacing {spacing!r}; choose from {', '.join(SPACINGS)}")
+    times = schedule.snap(SPACINGS[spacing](schedule, steps))
+    return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+
+
+# --- Solvers of the probability-flow ODE --------------------------------------------------------
+
+
+def ddim_step(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """x_s = alpha_s x0 + sigma_s eps, with eps from (x_t, x0) (DDIM, Song et al. 2021, Eq. 12).
+
+    Args:
+        schedule: Gives alpha and sigma.
+        x_t: Noisy data (N, ...).
+        x0: Estimate of the clean data.
+        t: Times of x_t, (N,) or a scalar, with sigma(t) > 0.
+        s: Times to land on.
+    """
+    shape = (-1,) + (1,) * (x_t.ndim - 1)
+    t, s = t.double().reshape(shape), s.double().reshape(shape)
+    ratio = schedule.sigma(s) / schedule.sigma(t)
+    keep = schedule.alpha(s) - ratio * schedule.alpha(t)
+    return ratio.to(x_t) * x_t + keep.to(x_t) * x0
+
+
+def _ddim(denoise: Denoiser | Guided, x: Tensor, times: Tensor, cond: Condition) -> Tensor:
+    for t, s in pairwise(times):
+        x = ddim_step(denoise.schedule, x, denoise(x, t, cond), t, s)
+    return x
+
+
+MAX_HEUN_RATIO = 1e3
+"""Above this sigma / alpha Heun's correction is rounding error; the first-order step is taken."""
+
+
+def _heun(denoise: Denoiser | Guided, x: Tensor, times: Tensor, cond: Condition) -> Tensor:
+    """Karras et al. 2022 (arXiv 2206.00364), Alg. 1, in x / alpha against sigma / alpha."""
+    schedule = denoise.schedule
+    for t, s in pairwise(times):
+        alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)
+        alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
+        x0 = denoise(x, t, cond)
+        x_s = ddim_step(schedule, x, x0, t, s)
+        if s > 0 and sigma_t < MAX_HEUN_RATIO * alpha_t:
+            eps_t = (x - alpha_t.to(x) * x0) / sigma_t.to(x)
+            eps_s = (x_s - alpha_s.to(x) * denoise(x_s, s, cond)) / sigma_s.to(x)
+            slope = sigma_s - sigma_t * alpha_s / alpha_t
+            x_s = x_s + (0.5 * slope).to(x) * (eps_s - eps_t)
+        x = x_s
+    return x
+
+
+def _dpmpp_2m(denoise: Denoiser | Guided, x: Tensor, times: Tensor, cond: Condition) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, Alg. 2); first order at both ends."""
+    schedule = denoise.schedule
+    previous: tuple[Tensor, float] | None = None
+    for t, s in pairwise(times):
+        x0 = denoise(x, t, cond)
+        step = 0.5 * (schedule.log_snr(s) - schedule.log_snr(t)).item()
+        estimate = x0
+        if previous is not None and s > 0:
+            last_x0, last_step = previous
+            estimate = x0 + 0.5 * (step / last_step) * (x0 - last_x0)
+        # alpha_s (1 - exp(-h)) and sigma_s / sigma_t are exactly the DDIM coefficients.
+        x = ddim_step(schedule, x, estimate, t, s)
+        previous = (x0, step)
+    return x
+
+
+SOLVERS: dict[str, Callable[[Denoiser | Guided, Tensor, Tensor, Condition], Tensor]] = {
+    "ddim": _ddim,
+    # Euler in x / alpha against sigma / alpha is DDIM (Song et al. 2021, Eq. 14), and so is Euler
+    # in t on a rectified flow.
+    "euler": _ddim,
+    "heun": _heun,
+    "dpm++2m": _dpmpp_2m,
+}
+
+
+@torch.no_grad()
+def solve(
+    denoise: Denoiser | Guided, noise: Tensor, times: Tensor, cond: Condition, solver: str = "ddim"
+) -> Tensor:
+    """Follow the teacher's ODE from standard normal `noise` at times[0] to x0 at time 0.
+
+    Raises:
+        ValueError: If `solver` is not in `SOLVERS`.
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"unknown solver {solver!r}; choose from {', '.join(SOLVERS)}")
+    x = noise * init_scale(denoise.schedule, times[0])
+    return SOLVERS[solver](denoise, x, times.to(noise.device), cond)
+
+
+def init_scale(schedule: Schedule, t: Tensor) -> float:
+    """Standard deviation of x at the first step: sigma(t) without decay of the signal, else 1."""
+    return max(1.0, schedule.sigma(t).item())
+
+
+# --- The step table -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row: f = net(scale x, t, cond); x <- a x + b f + c noise."""
+
+    t: float
+    scale: float
+    a: float
+    b: float
+    c: float
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """How a few-step student is sampled: x = init_scale noise, then the rows."""
+
+    rows: tuple[Step, ...]
+    init_scale: float = 1.0
+
+    @property
+    def draws(self) -> int:
+        """Noise tensors one sample takes: the first, and one for each row with c != 0."""
+        return 1 + sum(row.c != 0 for row in self.rows)
+
+    def sample(self, net: nn.Module, noise: Sequence[Tensor], cond: Condition) -> Tensor:
+        """Run the table.
+
+        Args:
+            net: Called as net(x, t, **cond), t float32 (N,).
+            noise: `draws` standard normal tensors (N, ...), in order of use.
+            cond: Condition of N rows.
+
+        Returns:
+            x0, shaped as the noise.
+        """
+        if len(noise) != self.draws:
+            raise ValueError(f"this table takes {self.draws} noise tensors, got {len(noise)}")
+        fresh = iter(noise)
+        x = self.init_scale * next(fresh)
+        for row in self.rows:
+            time = torch.full((len(x),), row.t, device=x.device)
+            f = net(row.scale * x, time, **cond).to(x.dtype)
+            x = row.a * x + row.b * f
+            if row.c:
+                x = x + row.c * next(fresh)
+        return x
+
+    def draw(
+        self, shape: Sequence[int], generator: torch.Generator, device: torch.device | None = None
+    ) -> list[Tensor]:
+        """The noise of `sample`, (N, ...) each, drawn in the order diffusers draws it."""
+        return [
+            torch.randn(tuple(shape), generator=generator).to(device) for _ in range(self.draws)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """{"init_scale": ..., "rows": [{"t", "scale", "a", "b", "c"}, ...]}."""
+        return {"init_scale": self.init_scale, "rows": [asdict(row) for row in self.rows]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StepTable:
+        """Read `to_json`; ValueError names what is missing or is no finite number."""
+        names = ("t", "scale", "a", "b", "c")
+        try:
+            rows = [[float(row[name]) for name in names] for row in data["rows"]]
+            first = float(data["init_scale"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"step_table: missing or not a number: {error}") from None
+        if not rows or not all(map(math.isfinite, chain([first], *rows))):
+            raise ValueError("step_table: needs at least one row, and finite numbers only")
+        return cls(tuple(Step(*row) for row in rows), first)
+
+
+def _renoise(x0: Linear2, eps: Linear2, alpha: Tensor, sigma: Tensor) -> list[Tensor]:
+    """x_s = alpha_s x0 + sigma_s noise: consistency models, LCM, DMD2, Turbo."""
+    return [alpha * x0.x, alpha * x0.y, sigma]
+
+
+def _deterministic(x0: Linear2, eps: Linear2, alpha: Tensor, sigma: Tensor) -> list[Tensor]:
+    """x_s = alpha_s x0 + sigma_s eps: DDIM, Euler, flow Euler."""
+    zero = torch.zeros_like(sigma)
+    if sigma == 0:
+        return [alpha * x0.x, alpha * x0.y, zero]
+    return [alpha * x0.x + sigma * eps.x, alpha * x0.y + sigma * eps.y, zero]
+
+
+SAMPLERS: dict[str, Callable[[Linear2, Linear2, Tensor, Tensor], list[Tensor]]] = {
+    "renoise": _renoise,
+    "ddim": _deterministic,
+}
+
+
+def few_step_table(
+    schedule: Schedule,
+    prediction: Prediction,
+    times: Tensor,
+    sampler: str = "renoise",
+    boundary: Boundary | None = None,
+) -> StepTable:
+    """The step table of a student that visits `times` (decreasing, ending in 0).
+
+    Args:
+        schedule: Of the student.
+        prediction: Of the student.
+        times: (steps + 1,), as from `time_grid`.
+        sampler: How a step lands on the next time; a key of `SAMPLERS`.
+        boundary: The consistency boundary of students trained with one.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"unknown sampler {sampler!r}; choose from {', '.join(SAMPLERS)}")
+    times = times.double().cpu()
+    if times[-1] != 0 or not bool((times.diff() < 0).all()):
+        raise ValueError(f"times must decrease and end in 0, got {times.tolist()}")
+    rows = []
+    for t, s in pairwise(times):
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        x0 = to_x0(prediction, alpha, sigma)
+        if boundary is not None:
+            skip, out = boundary(t)
+            x0 = Linear2(skip + out * x0.x, out * x0.y)
+        eps = to_eps(prediction, alpha, sigma)
+        scale = schedule.input_scale(t)
+        a, b, c = SAMPLERS[sampler](x0, eps, schedule.alpha(s), schedule.sigma(s) * (s > 0))
+        numbers = [schedule.net_time(t), scale, a, b, c]
+        rows.append(Step(*(float(number) for number in numbers)))
+    return StepTable(tuple(rows), init_scale(schedule, times[0]))

@@ -1,0 +1,352 @@
+"""Noise schedules: t -> (alpha, sigma), with x_t = alpha(t) x0 + sigma(t) eps.
+
+Time runs over [0, 1] and grows with the noise. Coefficients are computed in float64 and cast to
+the data only where they meet it (`Schedule.at`).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "SCHEDULES",
+    "VE",
+    "Cosine",
+    "Discrete",
+    "Linear",
+    "Rectified",
+    "Schedule",
+    "Trig",
+    "schedule_from_json",
+]
+
+
+class Schedule(ABC):
+    """A map from time to signal and noise levels.
+
+    Subclasses give `alpha`, `sigma` and their derivatives as float64 tensors of t's shape.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal level at t."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise level at t."""
+
+    @abstractmethod
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """Derivative of alpha with respect to t."""
+
+    @abstractmethod
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """Derivative of sigma with respect to t."""
+
+    @abstractmethod
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """The t at which log(alpha^2 / sigma^2) equals `log_snr`."""
+
+    def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at t of shape (N,), shaped and cast to multiply `like` (N, ...)."""
+        shape = (-1,) + (1,) * (like.ndim - 1)
+        t = t.double()
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        return alpha.reshape(shape).to(like), sigma.reshape(shape).to(like)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha^2 / sigma^2) at t."""
+        t = t.double()
+        return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    def net_time(self, t: Tensor) -> Tensor:
+        """Time as the network was trained to read it."""
+        return t
+
+    def input_scale(self, t: Tensor) -> Tensor:
+        """Factor on x_t before it enters the network."""
+        return torch.ones_like(t, dtype=torch.float64)
+
+    def snap(self, t: Tensor) -> Tensor:
+        """The nearest time the network was trained at (all of them, unless time is discrete)."""
+        return t
+
+    def parameters(self) -> dict[str, Any]:
+        """Constructor arguments, JSON-ready."""
+        return {}
+
+    def to_json(self) -> dict[str, Any]:
+        """{"name": ..., **parameters}, read back by `schedule_from_json`."""
+        return {"name": self.name, **self.parameters()}
+
+
+class Angular(Schedule):
+    """A variance-preserving schedule: alpha = cos(angle), sigma = sin(angle)."""
+
+    @abstractmethod
+    def angle(self, t: Tensor) -> Tensor:
+        """Angle in [0, pi/2]."""
+
+    @abstractmethod
+    def d_angle(self, t: Tensor) -> Tensor:
+        """Derivative of the angle."""
+
+    @abstractmethod
+    def time_of_angle(self, angle: Tensor) -> Tensor:
+        """Inverse of `angle`."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.angle(t.double()).cos()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.angle(t.double()).sin()
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        t = t.double()
+        return -self.angle(t).sin() * self.d_angle(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        t = t.double()
+        return self.angle(t).cos() * self.d_angle(t)
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        return self.time_of_angle((-0.5 * log_snr.double()).exp().atan())
+
+
+class Trig(Angular):
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Lu & Song 2024, arXiv 2410.11081)."""
+
+    name = "trig"
+
+    def angle(self, t: Tensor) -> Tensor:
+        return 0.5 * math.pi * t
+
+    def d_angle(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, 0.5 * math.pi)
+
+    def time_of_angle(self, angle: Tensor) -> Tensor:
+        return angle / (0.5 * math.pi)
+
+
+class Cosine(Angular):
+    """alpha = cos(pi/2 (t + s)/(1 + s)) / cos(pi/2 s/(1 + s)) (Nichol & Dhariwal 2021, Eq. 17)."""
+
+    name = "cosine"
+
+    def __init__(self, offset: float = 0.008) -> None:
+        if not 0 < offset < 1:
+            raise ValueError(f"cosine offset must be in (0, 1), not {offset}")
+        self.offset = offset
+
+    def _alpha(self, t: Tensor) -> tuple[Tensor, Tensor, float]:
+        rate = 0.5 * math.pi / (1 + self.offset)
+        phase = rate * (t + self.offset)
+        return phase, phase.cos() / math.cos(rate * self.offset), rate
+
+    def angle(self, t: Tensor) -> Tensor:
+        return self._alpha(t)[1].clamp(0.0, 1.0).acos()
+
+    def d_angle(self, t: Tensor) -> Tensor:
+        phase, alpha, rate = self._alpha(t)
+        d_alpha = -rate * phase.sin() / math.cos(rate * self.offset)
+        return -d_alpha / (1 - alpha**2).clamp(min=1e-30).sqrt()
+
+    def time_of_angle(self, angle: Tensor) -> Tensor:
+        rate = 0.5 * math.pi / (1 + self.offset)
+        phase = (angle.cos() * math.cos(rate * self.offset)).acos()
+        return phase / rate - self.offset
+
+    def parameters(self) -> dict[str, Any]:
+        return {"offset": self.offset}
+
+
+class Linear(Angular):
+    """Linear beta: log alpha = -t^2 (b1 - b0)/4 - t b0/2 (Song et al. 2021, Eq. 33)."""
+
+    name = "linear"
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
+        if not 0 < beta_min < beta_max:
+            raise ValueError(f"need 0 < beta_min < beta_max, not {beta_min} and {beta_max}")
+        self.beta_min, self.beta_max = beta_min, beta_max
+
+    def _log_alpha(self, t: Tensor) -> Tensor:
+        return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+
+    def angle(self, t: Tensor) -> Tensor:
+        log_alpha = self._log_alpha(t)
+        return torch.atan2((-torch.expm1(2 * log_alpha)).sqrt(), log_alpha.exp())
+
+    def d_angle(self, t: Tensor) -> Tensor:
+        beta = self.beta_min + t * (self.beta_max - self.beta_min)
+        angle = self.angle(t)
+        return 0.5 * beta * angle.cos() / angle.sin().clamp(min=1e-30)
+
+    def time_of_angle(self, angle: Tensor) -> Tensor:
+        slope, log_alpha = self.beta_max - self.beta_min, angle.cos().log()
+        return (-self.beta_min + (self.beta_min**2 - 4 * slope * log_alpha).sqrt()) / slope
+
+    def parameters(self) -> dict[str, Any]:
+        return {"beta_min": self.beta_min, "beta_max": self.beta_max}
+
+
+class Discrete(Angular):
+    """A table of N trained timesteps k = 0 .. N-1, as in DDPM and Stable Diffusion.
+
+    Timestep k stands at t = (k + 1) / N and t = 0 is clean data, so trailing spacing is simply
+    equal steps in t. Between table entries the angle is interpolated linearly.
+
+    Args:
+        alphas_cumprod: Squared signal levels of the N timesteps, decreasing, in [0, 1].
+    """
+
+    name = "discrete"
+
+    def __init__(self, alphas_cumprod: Tensor | list[float]) -> None:
+        table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).cpu()
+        if table.ndim != 1 or len(table) < 2 or not bool((table.diff() < 0).all()):
+            raise ValueError("alphas_cumprod must be a decreasing list of at least 2 numbers")
+        if table[0] >= 1 or table[-1] < 0:
+            raise ValueError("alphas_cumprod must lie in [0, 1)")
+        self.alphas_cumprod = table
+        angles = torch.atan2((1 - table).sqrt(), table.sqrt())
+        self._angles = torch.cat([torch.zeros(1, dtype=torch.float64), angles])
+
+    @property
+    def num_timesteps(self) -> int:
+        """N."""
+        return len(self.alphas_cumprod)
+
+    def _locate(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        angles = self._angles.to(t.device)
+        place = (t * self.num_timesteps).clamp(0, self.num_timesteps)
+        left = place.floor().clamp(max=self.num_timesteps - 1).long()
+        return angles[left], angles[left + 1], place - left
+
+    def angle(self, t: Tensor) -> Tensor:
+        low, high, fraction = self._locate(t)
+        return torch.lerp(low, high, fraction)
+
+    def d_angle(self, t: Tensor) -> Tensor:
+        low, high, _ = self._locate(t)
+        return (high - low) * self.num_timesteps
+
+    def time_of_angle(self, angle: Tensor) -> Tensor:
+        angles = self._angles.to(angle.device)
+        right = torch.searchsorted(angles, angle.contiguous()).clamp(1, self.num_timesteps)
+        low, high = angles[right - 1], angles[right]
+        return (right - 1 + (angle - low) / (high - low)) / self.num_timesteps
+
+    def net_time(self, t: Tensor) -> Tensor:
+        return t * self.num_timesteps - 1
+
+    def snap(self, t: Tensor) -> Tensor:
+        n = self.num_timesteps
+        return (t * n).round().clamp(1, n) / n
+
+    def parameters(self) -> dict[str, Any]:
+        return {"alphas_cumprod": self.alphas_cumprod.tolist()}
+
+
+class VE(Schedule):
+    """Variance exploding: alpha = 1, sigma from sigma_min to sigma_max by Karras' rule.
+
+    Karras et al. 2022 (arXiv 2206.00364), Eq. 5; t = 0 is sigma_min, not clean data. The network
+    reads x_t / sqrt(1 + sigma^2), as eps-predictors with this schedule do.
+    """
+
+    name = "ve"
+
+    def __init__(
+        self, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+    ) -> None:
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(f"need 0 < sigma_min < sigma_max, not {sigma_min} and {sigma_max}")
+        self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
+        self._low, self._high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t, dtype=torch.float64)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self._root(t).pow(self.rho)
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t, dtype=torch.float64)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        return self.rho * self._root(t).pow(self.rho - 1) * (self._high - self._low)
+
+    def _root(self, t: Tensor) -> Tensor:
+        return self._low + t.double() * (self._high - self._low)
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        root = (-0.5 * log_snr.double()).exp().pow(1 / self.rho)
+        return (root - self._low) / (self._high - self._low)
+
+    def input_scale(self, t: Tensor) -> Tensor:
+        return (1 + self.sigma(t).square()).rsqrt()
+
+    def parameters(self) -> dict[str, Any]:
+        return {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max, "rho": self.rho}
+
+
+class Rectified(Schedule):
+    """alpha = 1 - t, sigma = t (rectified flow, Liu et al. 2022, arXiv 2209.03003).
+
+    Args:
+        num_timesteps: The network reads t * num_timesteps (1000 in SD3 and FLUX).
+    """
+
+    name = "rectified"
+
+    def __init__(self, num_timesteps: int = 1000) -> None:
+        if num_timesteps < 1:
+            raise ValueError(f"num_timesteps must be at least 1, not {num_timesteps}")
+        self.num_timesteps = num_timesteps
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t.double()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t.double()
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, -1.0, dtype=torch.float64)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t, dtype=torch.float64)
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        return torch.sigmoid(-0.5 * log_snr.double())
+
+    def net_time(self, t: Tensor) -> Tensor:
+        return t * self.num_timesteps
+
+    def parameters(self) -> dict[str, Any]:
+        return {"num_timesteps": self.num_timesteps}
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    s.name: s for s in (Trig, Cosine, Linear, Discrete, VE, Rectified)
+}
+
+
+def schedule_from_json(data: Mapping[str, Any]) -> Schedule:
+    """Rebuild a schedule from `Schedule.to_json`; ValueError names an unknown one."""
+    arguments = dict(data)
+    name = arguments.pop("name", None)
+    if name not in SCHEDULES:
+        raise ValueError(f"unknown schedule {name!r}; choose from {', '.join(sorted(SCHEDULES))}")
+    try:
+        return SCHEDULES[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"schedule {name!r}: {error}") from None

@@ -1,0 +1,159 @@
+"""The student dir: a diffusers pipeline folder with student.json, written and read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from edgedistill.denoiser import Condition
+from edgedistill.files import atomic_folder, read_json, write_json, write_text
+from edgedistill.prediction import Prediction
+from edgedistill.sampling import StepTable
+from edgedistill.schedule import schedule_from_json
+from edgedistill.teachers import Teacher, load_teacher
+
+__all__ = ["Guidance", "Student", "StudentInfo", "load_student", "save_student"]
+
+SCHEMA = 1
+
+
+class Guidance(BaseModel):
+    """Where guidance went: baked into the weights, an embedded input, or none."""
+
+    model_config = ConfigDict(extra="forbid")
+    mode: Literal["baked", "embedded", "none"]
+    scale: float = 1.0
+
+
+class StudentInfo(BaseModel):
+    """student.json: everything needed to run the student rightly.
+
+    Attributes:
+        schema_version: 1.
+        method: Distillation method.
+        family: Family that reads the folder; a key of `teachers.TEACHERS`.
+        step_table: `StepTable.to_json`.
+        prediction: What the network predicts.
+        schedule: `Schedule.to_json`.
+        guidance: Where guidance went.
+        lora_scale: Scale of a LoRA student's adapter, or None.
+        latent: {"shape", "scaling_factor", "shift_factor"}.
+        teacher: {"name", "path", "family", "guidance", "licences"}.
+        recipe: The resolved recipe.
+        evaluation: Figures of eval.json, or None before evaluation.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    schema_version: Literal[1] = 1
+    method: str
+    family: str
+    step_table: dict[str, Any]
+    prediction: Prediction
+    schedule: dict[str, Any]
+    guidance: Guidance
+    lora_scale: float | None = None
+    latent: dict[str, Any]
+    teacher: dict[str, Any]
+    recipe: dict[str, Any]
+    evaluation: dict[str, Any] | None = None
+
+
+class Student:
+    """A student folder, loaded.
+
+    Attributes:
+        path: The folder.
+        info: Its student.json.
+        table: Its step table.
+        teacher: The family's object for this folder: encode, decode, graphs.
+        net: The few-step network.
+    """
+
+    def __init__(self, path: Path, info: StudentInfo, table: StepTable, teacher: Teacher) -> None:
+        self.path, self.info, self.table, self.teacher = path, info, table, teacher
+        self.net: nn.Module = teacher.net
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash over all that decides what the student draws: not its figures or its card."""
+        drawn = self.info.model_dump_json(exclude={"evaluation"})
+        digest = hashlib.sha256(drawn.encode())
+        for file in sorted(self.path.rglob("*")):
+            kept = file.suffix in (".json", ".safetensors", ".txt") and file.name != "student.json"
+            if kept and file.is_file():
+                digest.update(file.relative_to(self.path).as_posix().encode())
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def sample(self, cond: Condition, noise: Sequence[Tensor]) -> Tensor:
+        """x0 (N, ...) from `table.draws` noise tensors (N, ...)."""
+        return self.table.sample(self.net, noise, cond)
+
+
+def load_student(path: str | Path) -> Student:
+    """Open a student folder.
+
+    Raises:
+        ValueError: If there is no student.json or something in the folder is wrong; names the
+            file and the key.
+    """
+    folder = Path(path)
+    file = folder / "student.json"
+    if not folder.is_dir():
+        raise ValueError(f"no student folder at {str(folder)!r}")
+    if not file.is_file():
+        raise ValueError(f"{folder}: no student.json, so not a student folder")
+    data = read_json(file)
+    if data.get("schema_version") != SCHEMA:
+        version = data.get("schema_version")
+        raise ValueError(f"{file}: schema_version {version!r}, {SCHEMA} expected")
+    try:
+        info = StudentInfo.model_validate(data)
+        table = StepTable.from_json(info.step_table)
+        schedule_from_json(info.schedule)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{file}: {key}: {first['msg']}") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return Student(folder, info, table, load_teacher(info.family, folder))
+
+
+def save_student(folder: Path, info: StudentInfo, teacher: Teacher, net: nn.Module) -> None:
+    """Write a student dir whole or not at all.
+
+    Args:
+        folder: Its place; an older student there is replaced.
+        info: Goes to student.json.
+        teacher: Supplies what surrounds the network.
+        net: The student's network.
+    """
+    table = StepTable.from_json(info.step_table)
+    with atomic_folder(folder) as work:
+        teacher.save(work, net, table)
+        write_json(work / "student.json", info.model_dump(mode="json"))
+        write_text(work / "README.md", _card(info, table, teacher.usage))
+
+
+def _card(info: StudentInfo, table: StepTable, usage: str) -> str:
+    licences = info.teacher.get("licences") or ["other"]
+    front = "\n".join(f"- {licence}" for licence in licences)
+    return f"""---
+license:
+{front}
+tags:
+- edgedistill
+---
+A {len(table.rows)}-step student of {info.teacher.get("name")}, distilled with {info.method}.
+
+{usage.format(steps=len(table.rows))}
+"""

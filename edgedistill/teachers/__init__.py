@@ -1,0 +1,30 @@
+"""The families of teachers: a name, and the class that loads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgedistill.plugins import resolve
+from edgedistill.teachers.base import Graph, Teacher
+
+__all__ = ["TEACHERS", "Graph", "Teacher", "load_teacher"]
+
+TEACHERS = {
+    "mixture": "edgedistill.teachers.mixture:Mixture",
+    "stable_diffusion": "edgedistill.teachers.stable_diffusion:StableDiffusion",
+}
+"""Imported when asked for. Others join by the entry-point group `edgedistill.teachers`."""
+
+
+def load_teacher(family: str, path: str | Path) -> Teacher:
+    """Load a teacher.
+
+    Args:
+        family: A key of `TEACHERS`.
+        path: A shipped asset's name, a folder or file, or (Stable Diffusion) a Hub id.
+
+    Raises:
+        ValueError: If the family is unknown or nothing loadable is at `path`.
+    """
+    kind: type[Teacher] = resolve("teacher family", TEACHERS, family, "edgedistill.teachers")
+    return kind.load(str(path))

@@ -1,0 +1,142 @@
+"""What a family of teachers provides to the distiller, the evaluator and the exporter."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from edgedistill.denoiser import Condition, Denoiser, Guided, cat
+from edgedistill.sampling import StepTable
+
+__all__ = ["Graph", "PromptCache", "Source", "Teacher"]
+
+
+class Source(Protocol):
+    """Where a run's clean data comes from."""
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """x0 (count, ...) and its condition, on the CPU, decided by the generator alone."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One network to compile.
+
+    Attributes:
+        module: Called with the inputs in order.
+        inputs: Example tensors by name, a batch of two.
+        outputs: Names of what it returns.
+    """
+
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+
+
+class Teacher(ABC):
+    """A loaded teacher of one family. The same class reads students, which are saved alike.
+
+    Attributes:
+        name: What people call it.
+        path: Where it was loaded from.
+        denoiser: The frozen network with its schedule and prediction, unguided.
+        net: The network a loaded folder holds; in a student dir the few-step one.
+        sample_shape: Shape of one x0 (latent or plane point), without the batch.
+        licences: Licences of weights and data, for student.json.
+        usage: How a student folder is used, for its card; {steps} is filled in.
+        tap: Module path inside the net whose output serves as features, "" if none.
+    """
+
+    family: ClassVar[str]
+    tap: ClassVar[str] = ""
+    usage: ClassVar[str] = "Sample it with `edgedistill generate FOLDER`."
+    name: str
+    path: str
+    denoiser: Denoiser
+    net: nn.Module
+    sample_shape: tuple[int, ...]
+    licences: list[str]
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: str) -> Teacher:
+        """Load from a folder, file, asset name or Hub id; ValueError says what is missing."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> Teacher:
+        """Move every network."""
+
+    @abstractmethod
+    def spawn(self, generator: torch.Generator | None = None) -> Denoiser:
+        """A trainable denoiser that starts as the teacher, for the student and fake_score.
+
+        Args:
+            generator: Randomness of a fit, for teachers that are no network; None leaves such a
+                network unfitted, for weights about to be loaded over it.
+        """
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Prompts -> condition of N rows; {} for unconditional teachers."""
+
+    @abstractmethod
+    def decode(self, x0: Tensor) -> Tensor:
+        """x0 -> pictures (N, 3, H, W) in [-1, 1], or the points themselves in the plane."""
+
+    @abstractmethod
+    def source(self) -> Source | None:
+        """Clean data that comes with the teacher; None where it brings none."""
+
+    @abstractmethod
+    def save(self, folder: Path, net: nn.Module, table: StepTable) -> None:
+        """Write a loadable folder with `net` in the place of the teacher's network."""
+
+    @abstractmethod
+    def graphs(self) -> dict[str, Graph]:
+        """The networks to compile: text_encoder, denoiser, decoder as far as there are such."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """{"shape", "scaling_factor", "shift_factor"} of the latent, for student.json."""
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids (N, L), padded and cut to the model's length."""
+        raise ValueError(f"{self.family} teachers take no prompts, got {list(prompts)!r}")
+
+    def null(self) -> dict[str, Tensor]:
+        """The null condition of guidance, one row."""
+        return self.encode([""])
+
+    def guided(self, scale: float) -> Denoiser | Guided:
+        """The denoiser with guidance; 1 is none."""
+        return self.denoiser if scale == 1 else Guided(self.denoiser, self.null(), scale)
+
+
+class PromptCache:
+    """Remembers encoded prompts, a CPU row each, up to a number of prompts."""
+
+    def __init__(self, limit: int = 4096) -> None:
+        self.limit = limit
+        self._rows: dict[str, dict[str, Tensor]] = {}
+
+    def missing(self, prompts: Sequence[str]) -> list[str]:
+        """Prompts not yet known, each once, in order."""
+        return [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
+
+    def put(self, prompts: Sequence[str], cond: Condition) -> None:
+        """Remember one row a prompt, dropping the oldest beyond the limit."""
+        for i, prompt in enumerate(prompts):
+            self._rows[prompt] = {k: v[i : i + 1].cpu() for k, v in cond.items()}
+
+    def get(self, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+        """The condition of `prompts`, all of which must be known."""
+        cond = cat(*(self._rows[prompt] for prompt in prompts))
+        while len(self._rows) > self.limit:
+            del self._rows[next(iter(self._rows))]
+        return {name: value.to(device) for name, value in cond.items()}

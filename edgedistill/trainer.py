@@ -1,0 +1,303 @@
+"""One training loop for every method; no method's name is in it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+from torch import Tensor, nn
+
+from edgedistill import checkpoint
+from edgedistill.ema import EMA
+from edgedistill.metrics import Metrics
+from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings
+from edgedistill.teachers.base import Source
+
+__all__ = ["LR_SCHEDULES", "Hooks", "Interrupted", "Train", "Trainer", "engine"]
+
+LR_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+}
+"""Fraction of the run done -> factor on the learning rate."""
+
+MAX_BAD_STEPS = 10
+"""Updates in a row that may be skipped for a loss or gradient that is not finite."""
+
+
+class Train(Settings):
+    """The `train` section of a recipe."""
+
+    steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    optim: Optim = Optim()
+    """Of the student; other players bring theirs in the objective's section."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    lr_warmup: int = Field(0, ge=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: int = Field(1, gt=0)
+    """Batches whose gradients add up to one update."""
+    clip: float = Field(1.0, gt=0)
+    """Gradient norm above which gradients are scaled down."""
+    ema: float = Field(0.999, ge=0, lt=1)
+    roles: Literal["copies"] = "copies"
+    seed: int = Field(0, ge=0)
+    log_every: int = Field(50, gt=0)
+    sample_every: int = Field(0, ge=0)
+    """Steps between sample grids; 0 draws one at the end only."""
+    checkpoint_every: int = Field(1000, gt=0)
+
+
+class Interrupted(Exception):  # noqa: N818  the user stopped it: no error
+    """The user stopped the run; a checkpoint has been written."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls out to.
+
+    Attributes:
+        progress: (steps done, figures of the last interval or None).
+        sample: (student's averaged network, steps done) draws a sample grid.
+    """
+
+    progress: Callable[[int, dict[str, float] | None], None]
+    sample: Callable[[nn.Module, int], None]
+
+
+class Turn(nn.Module):
+    """A player's loss as a module, so that DDP sees every use of the player's parameters."""
+
+    def __init__(self, player: Player, objective: Objective) -> None:
+        super().__init__()
+        self.net = player.net
+        self._loss = objective.loss
+        self._name = player.name
+
+    def forward(self, batch: Batch) -> Losses:
+        return self._loss(self._name, batch)
+
+
+class Seat:
+    """A player at the table: its turn, optimizer and place."""
+
+    def __init__(
+        self, index: int, player: Player, objective: Objective, accelerator: Accelerator
+    ) -> None:
+        self.index, self.player = index, player
+        self.params = [p for p in player.net.parameters() if p.requires_grad]
+        optim = player.optim
+        self.raw = torch.optim.AdamW(
+            self.params, optim.lr, optim.betas, optim.eps, optim.weight_decay
+        )
+        self.turn, self.optimizer = accelerator.prepare(Turn(player, objective), self.raw)
+        self.bad = 0
+
+
+class Trainer:
+    """Runs an objective's players in turn.
+
+    Args:
+        objective: The method.
+        source: Clean data.
+        config: The `train` section.
+        folder: The run dir.
+        hooks: Progress and sample grids.
+    """
+
+    def __init__(
+        self, objective: Objective, source: Source, config: Train, folder: Path, hooks: Hooks
+    ) -> None:
+        self.objective, self.source, self.config = objective, source, config
+        self.folder, self.hooks = folder, hooks
+        self.accelerator = engine(config.precision)
+        self.seats = [
+            Seat(i, player, objective, self.accelerator)
+            for i, player in enumerate(objective.players())
+        ]
+        student = next(s.player.net for s in self.seats if s.player.name == "student")
+        self.ema = EMA(student, config.ema)
+        self.step = 0
+        self._stop = False
+
+    # --- State ----------------------------------------------------------------------------------
+
+    def _nets(self) -> dict[str, nn.Module]:
+        players = {seat.player.name: seat.player.net for seat in self.seats}
+        return {**players, **self.objective.followers(), "ema": self.ema.net}
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {seat.player.name: seat.raw for seat in self.seats}
+
+    def save(self) -> Path | None:
+        """Write a checkpoint (on the main process)."""
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return None
+        scaler = self.accelerator.scaler
+        state: dict[str, Any] = {
+            "step": self.step,
+            "ema_updates": self.ema.updates,
+            "bad": [seat.bad for seat in self.seats],
+            "scaler": scaler.state_dict() if scaler else None,
+        }
+        folder = self.folder / "checkpoints"
+        return checkpoint.save(folder, self._nets(), self._optimizers(), state)
+
+    def resume(self) -> int:
+        """Take up the newest checkpoint, if there is one; returns the step it stands at."""
+        newest = checkpoint.latest(self.folder / "checkpoints")
+        if newest is not None:
+            state = checkpoint.load(newest, self._nets(), self._optimizers())
+            self.step, self.ema.updates = state["step"], state["ema_updates"]
+            for seat, bad in zip(self.seats, state["bad"], strict=True):
+                seat.bad = bad
+            if state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+        return self.step
+
+    # --- The loop -------------------------------------------------------------------------------
+
+    def fit(self) -> nn.Module:
+        """Train to the last step and return the averaged student.
+
+        Raises:
+            Interrupted: On Ctrl-C or SIGTERM, after a checkpoint.
+            FloatingPointError: After too many updates in a row that were not finite.
+        """
+        config, main = self.config, self.accelerator.is_main_process
+        metrics = Metrics(self.folder, self.step) if main else None
+        started = time.perf_counter()
+        begin = self.step
+        try:
+            with self._signals():
+                while self.step < config.steps:
+                    self._one_step(metrics)
+                    self.step += 1
+                    figures = None
+                    if metrics and self._due(config.log_every):
+                        seconds = time.perf_counter() - started
+                        rate = (self.step - begin) / seconds
+                        figures = metrics.flush(
+                            self.step, seconds=seconds, steps_per_second=rate, lr=self._lr(1.0)
+                        )
+                    if main:
+                        self.hooks.progress(self.step, figures)
+                    if main and config.sample_every and self._due(config.sample_every):
+                        self.hooks.sample(self.ema.net, self.step)
+                    if self._stop or self._due(config.checkpoint_every):
+                        self.save()
+                    if self._stop:
+                        raise Interrupted(f"stopped after step {self.step}")
+        finally:
+            if metrics:
+                metrics.close()
+        return self.ema.net
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.steps
+
+    def _one_step(self, metrics: Metrics | None) -> None:
+        for seat in self.seats:
+            if not seat.player.plays(self.step):
+                continue
+            losses, norm = self._play(seat)
+            name = seat.player.name
+            if metrics:
+                metrics.add(f"{name}/loss", losses.total.detach())
+                metrics.add(f"{name}/grad_norm", norm)
+                for key, value in losses.logs.items():
+                    metrics.add(f"{name}/{key}", value)
+
+    def _play(self, seat: Seat) -> tuple[Losses, Tensor]:
+        """One update of one player."""
+        config, player = self.config, seat.player
+        for other in self.seats:
+            for param in other.params:
+                param.requires_grad_(other is seat)
+        seat.optimizer.zero_grad()
+        for micro in range(config.accumulate):
+            batch = self._batch(seat.index, micro)
+            last = micro == config.accumulate - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(seat.turn):
+                losses: Losses = seat.turn(batch)
+                self.accelerator.backward(losses.total / config.accumulate)
+        norm = self.accelerator.clip_grad_norm_(seat.params, config.clip)
+        # fp16's scaler expects overflows and handles them by itself.
+        finite = bool(norm.isfinite()) and bool(losses.total.isfinite())
+        if finite or self.accelerator.scaler:
+            for group in seat.raw.param_groups:
+                group["lr"] = self._lr(player.optim.lr)
+            seat.optimizer.step()
+        seat.bad = 0 if finite else seat.bad + 1
+        if seat.bad > MAX_BAD_STEPS:
+            raise FloatingPointError(
+                f"{player.name}: loss or gradient not finite {seat.bad} updates in a row, "
+                f"up to step {self.step}"
+            )
+        if finite:
+            self.objective.updated(player.name)
+            if player.name == "student":
+                self.ema.update(player.net)
+        return losses, norm
+
+    def _batch(self, seat: int, micro: int) -> Batch:
+        """Data and randomness, decided by (seed, step, seat, micro, rank) alone.
+
+        Nothing random outlives a turn, so a resumed run repeats an uninterrupted one bit by bit.
+        """
+        key = [self.config.seed, self.step, seat, micro]
+        shared = _generator(key)
+        own = _generator([*key, 1 + self.accelerator.process_index])
+        torch.manual_seed(own.initial_seed())  # for dropout inside networks
+        x0, cond = self.source.draw(self.config.batch_size, own)
+        device = self.accelerator.device
+        return Batch(x0.to(device), {k: v.to(device) for k, v in cond.items()}, own, shared)
+
+    def _lr(self, lr: float) -> float:
+        config = self.config
+        warm = min(1.0, (self.step + 1) / (config.lr_warmup + 1))
+        return lr * warm * LR_SCHEDULES[config.lr_schedule](self.step / config.steps)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM ask for a stop at the end of the step."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self._stop = True
+
+        try:
+            old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: the caller owns the signals
+            old = {}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+def engine(precision: str) -> Accelerator:
+    """The engine at this precision; ValueError where the device cannot do it."""
+    name = {"fp32": "no"}.get(precision, precision)
+    try:
+        return Accelerator(mixed_precision=name)
+    except ValueError as error:
+        raise ValueError(f"train.precision={precision}: {error}") from None
+
+
+def _generator(key: list[int]) -> torch.Generator:
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator().manual_seed(seed)

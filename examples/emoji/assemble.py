@@ -1,0 +1,88 @@
+"""Put the trained parts together as a `StableDiffusionPipeline` folder.
+
+Beside them lie the lists of captions, the trained latents and the statistics of the real pictures,
+so that distilling and evaluating need no download.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
+from transformers import CLIPModel, CLIPTextModel
+
+import clip
+import concepts
+import data
+import teacher
+from pictures import to_float
+from tokenizer import load as load_tokenizer
+
+PAIRS = 32
+_PARTS = ("model_index.json", "scheduler", "text_encoder", "tokenizer", "unet", "vae", "clip")
+_LISTS = ("prompts.json", "data.safetensors", "reference.safetensors")
+
+
+def pair_captions() -> list[str]:
+    """Two-concept captions, half in each style: nothing of the kind was ever trained."""
+    rng = random.Random(1)
+    names = rng.sample(concepts.GRID, len(concepts.GRID))
+    return [
+        f"{first}, {second}, {concepts.STYLES[index % 2]}"
+        for index, (first, second) in enumerate(zip(names[:PAIRS], names[PAIRS:], strict=True))
+    ]
+
+
+@torch.no_grad()
+def run(work: Path, destination: Path) -> None:
+    """Write the folder beside its place and move its parts in; the model card there stays."""
+    images, pictures = data.load(work)
+    trained = data.chosen(pictures, held_out=False)
+    unseen = data.chosen(pictures, held_out=True)
+    partial = work / "assembled"
+    shutil.rmtree(partial, ignore_errors=True)
+    StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(work / "vae").half(),
+        text_encoder=CLIPTextModel.from_pretrained(work / "teacher" / "text_encoder").half(),
+        tokenizer=load_tokenizer(work),
+        unet=UNet2DConditionModel.from_pretrained(work / "teacher" / "unet").half(),
+        scheduler=teacher.build_schedule(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(partial)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(work / "tokenizer" / name, partial / "tokenizer" / name)
+    shutil.copytree(work / "clip", partial / "clip")
+    prompts = {
+        "grid": data.grid_captions(),
+        "train": [pictures[row].caption for row in trained],
+        "unseen": [pictures[row].caption for row in unseen],
+        "pairs": pair_captions(),
+    }
+    (partial / "prompts.json").write_text(json.dumps(prompts, indent=1) + "\n")
+    latents = torch.load(work / "latents.pt", weights_only=True)
+    save_file({"latents": latents[trained].contiguous()}, partial / "data.safetensors")
+    scorer = CLIPModel.from_pretrained(work / "clip", dtype=torch.float32)
+    real = images[data.chosen(pictures)]
+    features = clip.image_features(scorer, to_float(real))
+    statistics = {
+        "mean": features.mean(0),
+        "cov": torch.cov(features.T),
+        "count": torch.tensor(len(real)),
+    }
+    save_file(statistics, partial / "reference.safetensors")
+    destination.mkdir(parents=True, exist_ok=True)
+    for name in (*_PARTS, *_LISTS):
+        target = destination / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        (partial / name).replace(target)
+    size = sum(f.stat().st_size for f in destination.rglob("*") if f.is_file())
+    captions = f"{len(trained)} trained and {len(unseen)} unseen captions"
+    print(f"assemble: {captions}, {size / 2**20:.1f} MiB in {destination}")

@@ -1,0 +1,122 @@
+"""Measure the assembled teacher: does a caption give the picture it names?
+
+The same figures for real pictures and for the autoencoder's say what the best could be.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPModel
+
+import autoencoder
+import clip
+import data
+import teacher
+from pictures import save_grid, to_float, to_uint8
+from tokenizer import encode
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is drawn for the figures."""
+
+    captions: int = 128
+    """Trained captions for retrieval, half of them in each style."""
+    steps: int = 20
+    guidances: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)
+    threads: int = 1
+
+
+def retrieval(
+    drawn: torch.Tensor, captions: list[str], real: torch.Tensor, names: list[str]
+) -> tuple[float, float]:
+    """Share of pictures whose nearest, or five nearest, real ones bear their caption.
+
+    Only real pictures of the same style count, compared by L2 between RGB pooled to 16x16; `names`
+    are their captions.
+    """
+    styles = [name.rpartition(", ")[2] for name in names]
+    pooled = F.avg_pool2d(real, 4).flatten(1)
+    distances = torch.cdist(F.avg_pool2d(drawn, 4).flatten(1), pooled)
+    first = among = 0
+    for row, caption in zip(distances, captions, strict=True):
+        style = caption.rpartition(", ")[2]
+        other = torch.tensor([s != style for s in styles])
+        nearest = row.masked_fill(other, float("inf")).argsort()[:5].tolist()
+        first += names[nearest[0]] == caption
+        among += caption in [names[i] for i in nearest]
+    return first / len(captions), among / len(captions)
+
+
+def run(work: Path, assembled: Path, picture: Path, config: Config) -> None:
+    """Print the figures of the model card, write `work/figures.json` and the sample grid."""
+    torch.set_num_threads(config.threads)
+    pipe = StableDiffusionPipeline.from_pretrained(assembled, dtype=torch.float32)
+    scorer = CLIPModel.from_pretrained(assembled / "clip", dtype=torch.float32)
+    images, pictures = data.load(work)
+    rows = data.chosen(pictures)
+    images = images[rows]
+    real = to_float(images)
+    names = [pictures[row].caption for row in rows]
+    prompts = json.loads((assembled / "prompts.json").read_text())
+    sets = {
+        "trained": random.Random(0).sample(prompts["train"], config.captions),
+        "unseen": prompts["unseen"],
+        "pairs": prompts["pairs"],
+    }
+    figures: dict[str, dict[str, float]] = {}
+    for name, captions in sets.items():
+        known = [i for i, caption in enumerate(names) if caption in captions]
+        if known:
+            own = [names[i] for i in known]
+            rebuilt = autoencoder.decode(pipe.vae, autoencoder.encode(pipe.vae, images[known]))
+            figures[f"{name}, real"] = _scores(scorer, pipe, real[known], own)
+            figures[f"{name}, autoencoder"] = {
+                **_scores(scorer, pipe, rebuilt, own),
+                **_retrieved(rebuilt, own, real, names),
+            }
+        for guidance in config.guidances:
+            drawn = draw(pipe, captions, config.steps, guidance, seed=1)
+            figures[f"{name}, guidance {guidance:g}"] = {
+                **_scores(scorer, pipe, drawn, captions),
+                **(_retrieved(drawn, captions, real, names) if known else {}),
+            }
+    for name, row in figures.items():
+        print(f"measure: {name}: " + ", ".join(f"{key} {value:.3f}" for key, value in row.items()))
+    (work / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    best = max(config.guidances, key=lambda g: figures[f"trained, guidance {g:g}"]["top 1"])
+    grid = draw(pipe, prompts["grid"], config.steps, best, seed=0)
+    save_grid(to_uint8(grid), picture, scale=2)
+    print(
+        f"measure: recommended guidance {best:g} at {config.steps} steps; grid in {picture.name}"
+    )
+
+
+def draw(
+    pipe: StableDiffusionPipeline, captions: list[str], steps: int, guidance: float, seed: int
+) -> torch.Tensor:
+    """(N, 3, 64, 64) pictures in [-1, 1]."""
+    ids = torch.tensor(encode(pipe.tokenizer, ["", *captions]))
+    latents = teacher.sample(pipe.unet, pipe.text_encoder, ids[1:], ids[0], steps, guidance, seed)
+    return autoencoder.decode(pipe.vae, latents)
+
+
+def _scores(
+    scorer: CLIPModel, pipe: StableDiffusionPipeline, drawn: torch.Tensor, captions: list[str]
+) -> dict[str, float]:
+    ids = torch.tensor(encode(pipe.tokenizer, captions))
+    return {"clip score": clip.scores(scorer, drawn, ids).diag().mean().item()}
+
+
+def _retrieved(
+    drawn: torch.Tensor, captions: list[str], real: torch.Tensor, names: list[str]
+) -> dict[str, float]:
+    first, among = retrieval(drawn, captions, real, names)
+    return {"top 1": first, "top 5": among}

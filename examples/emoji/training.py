@@ -1,0 +1,202 @@
+"""One training loop for every network here, budgeted in seconds and safe to interrupt."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from muon import Muon, split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a network is trained."""
+
+    seconds: float
+    """Time for steps; saving and drawing come on top."""
+    batch: int
+    matrix_rate: float
+    """Peak learning rate of Muon, for the matrices."""
+    other_rate: float
+    """Peak learning rate of AdamW, for everything else."""
+    ema_decay: float
+    warmup_steps: int
+    hold: float = 0.0
+    """Share of the budget at the peak rate before the cosine decay to zero."""
+    weight_decay: float = 0.0
+    threads: int = 1
+    """One is best for tensors this small: a second one waits more than it works."""
+
+
+Loss = Callable[[float], tuple[torch.Tensor, dict[str, float]]]
+"""Takes the share of the budget spent; gives what to minimize and figures for the log."""
+
+
+class _Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> object: ...
+
+
+class Ema:
+    """An exponential moving average of parameters; early on it averages over fewer steps."""
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], decay: float) -> None:
+        self.parameters = list(parameters)
+        self.decay = decay
+        self.steps = 0
+        self.shadow = [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the averaged and the live values; a second call undoes the first."""
+        for live, averaged in zip(self.parameters, self.shadow, strict=True):
+            kept = live.detach().clone()
+            live.copy_(averaged)
+            averaged.copy_(kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "shadow": self.shadow}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        for mine, stored in zip(self.shadow, state["shadow"], strict=True):
+            mine.copy_(stored)
+
+
+class Budget:
+    """Seconds of training, counted over interruptions; the learning rate follows their share."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.steps = 0
+        self.spent = 0.0
+        self._last = time.monotonic()
+
+    def tick(self) -> None:
+        """Count a step and the time since the last one."""
+        now = time.monotonic()
+        self.spent += now - self._last
+        self._last = now
+        self.steps += 1
+
+    def pause(self) -> None:
+        """Forget the time since the last tick: it went into something other than a step."""
+        self._last = time.monotonic()
+
+    @property
+    def share(self) -> float:
+        return min(1.0, self.spent / self.plan.seconds)
+
+    @property
+    def rate(self) -> float:
+        """The factor on the peak learning rates: linear warm-up, hold, cosine to zero."""
+        warm = min(1.0, (self.steps + 1) / self.plan.warmup_steps)
+        decayed = max(0.0, self.share - self.plan.hold) / (1 - self.plan.hold)
+        return warm * 0.5 * (1 + math.cos(math.pi * decayed))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "spent": self.spent}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps, self.spent = state["steps"], state["spent"]
+        self.pause()
+
+
+class Trainer:
+    """A network, its optimizers, average and budget, restored if a checkpoint exists."""
+
+    log_steps = 100
+    checkpoint_seconds = 200
+
+    def __init__(self, network: torch.nn.Module, plan: Plan, checkpoint: Path) -> None:
+        torch.set_num_threads(plan.threads)
+        self.network, self.plan, self.checkpoint = network, plan, checkpoint
+        matrices, others = split(network)
+        self.muon = Muon(matrices, plan.matrix_rate, weight_decay=plan.weight_decay)
+        self.adamw = torch.optim.AdamW(
+            others, plan.other_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+        )
+        self.ema = Ema(network.parameters(), plan.ema_decay)
+        self.budget = Budget(plan)
+        self.parts: dict[str, _Stateful] = {
+            "network": network,
+            "muon": self.muon,
+            "adamw": self.adamw,
+            "ema": self.ema,
+            "budget": self.budget,
+        }
+        if checkpoint.exists():
+            state = torch.load(checkpoint, weights_only=True)
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            print(f"{checkpoint.stem}: resumed at {self.budget.spent:.0f} s", flush=True)
+        torch.manual_seed(self.budget.steps)
+
+    def run(self, loss: Loss, after_checkpoint: Callable[[], None] | None = None) -> None:
+        """Train to the end of the budget and leave the averaged weights in the network."""
+        budget, saved = self.budget, self.budget.spent
+        figures: defaultdict[str, list[float]] = defaultdict(list)
+        while budget.share < 1:
+            for name, value in self.step(loss).items():
+                figures[name].append(value)
+            if budget.steps % self.log_steps == 0:
+                self._log(figures)
+                figures.clear()
+            if budget.spent - saved > self.checkpoint_seconds:
+                saved = budget.spent
+                self.save()
+                if after_checkpoint:
+                    after_checkpoint()
+                budget.pause()
+        self.save()
+        self.ema.swap()
+        self.network.eval()
+
+    def step(self, loss: Loss) -> dict[str, float]:
+        """One step of both optimizers; the figures of the loss."""
+        rate = self.budget.rate
+        for optimizer, peak in (
+            (self.muon, self.plan.matrix_rate),
+            (self.adamw, self.plan.other_rate),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * rate
+        total, figures = loss(self.budget.share)
+        torch.autograd.backward(total)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0, foreach=True)
+        for optimizer in (self.muon, self.adamw):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.ema.update()
+        self.budget.tick()
+        return {"loss": total.item(), **figures}
+
+    def save(self) -> None:
+        """Write the state of every part beside the checkpoint and rename it into place."""
+        partial = self.checkpoint.with_suffix(".partial")
+        torch.save({name: part.state_dict() for name, part in self.parts.items()}, partial)
+        partial.replace(self.checkpoint)
+
+    def _log(self, figures: dict[str, list[float]]) -> None:
+        budget = self.budget
+        means = "  ".join(f"{name} {sum(v) / len(v):.4f}" for name, v in figures.items())
+        speed = budget.steps * self.plan.batch / budget.spent
+        print(
+            f"{self.checkpoint.stem}: {budget.spent:5.0f} of {self.plan.seconds:.0f} s  "
+            f"step {budget.steps}  {speed:.0f} pictures/s  {means}",
+            flush=True,
+        )

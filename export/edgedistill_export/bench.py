@@ -1,0 +1,275 @@
+"""Teacher, student and bundles against each other, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgedistill_runtime.manifest import FILE_NAME, Manifest
+
+from edgedistill import assets
+from edgedistill.files import read_json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.table import Table
+
+__all__ = ["SCHEMA_VERSION", "Subject", "chart", "find_subjects", "run_bench", "table"]
+
+SCHEMA_VERSION = 1
+TEACHER, STUDENT = "teacher", "student"
+_STAGES = {
+    "text_encoder": ("text encoder", "#4c78a8"),
+    "denoiser": ("denoiser", "#f58518"),
+    "decoder": ("decoder", "#54a24b"),
+    "other": ("other", "#9d9da1"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What one process measures.
+
+    Attributes:
+        name: Its key in the results: teacher, student or bundle:NAME.
+        path: A bundle dir, or a pipeline folder or Hub id.
+        bundle: Whether the runtime runs it; else torch does.
+        steps: Scheduler steps of a pipeline; a student's own if None.
+        guidance: Guidance scale of a pipeline.
+    """
+
+    name: str
+    path: str
+    bundle: bool = False
+    steps: int | None = None
+    guidance: float = 1.0
+
+    def command(self, runs: int, threads: int, file: Path) -> list[str]:
+        """The command line of its process."""
+        module = "edgedistill_runtime.bench" if self.bundle else "edgedistill.bench_subject"
+        command = [sys.executable, "-m", module, self.path, "--runs", str(runs)]
+        command += ["--threads", str(threads), "--json", str(file)]
+        if not self.bundle:
+            command += ["--guidance", str(self.guidance)]
+            command += ["--steps", str(self.steps)] if self.steps else []
+        return command
+
+
+def find_subjects(paths: Sequence[str | Path]) -> list[Subject]:
+    """Subjects of bundle and student dirs; the first student brings its teacher along.
+
+    Raises:
+        ValueError: For a folder that is neither, or a broken manifest.json or student.json.
+    """
+    found: dict[str, Subject] = {}
+    for path in map(Path, paths):
+        for subject in _subjects(path):
+            name, count = subject.name, 1
+            while name in found and subject.name != TEACHER:
+                count += 1
+                name = f"{subject.name}-{count}"
+            found.setdefault(name, _named(subject, name))
+    order = {TEACHER: 0, STUDENT: 1}
+    return sorted(found.values(), key=lambda subject: order.get(subject.name, 2))
+
+
+def _subjects(path: Path) -> list[Subject]:
+    if (path / FILE_NAME).is_file():
+        manifest = Manifest.read(path)
+        name = f"bundle:{manifest.target}-{manifest.precision}"
+        return [Subject(name=name, path=str(path), bundle=True)]
+    if not (path / "student.json").is_file():
+        raise ValueError(f"{path}: neither a bundle ({FILE_NAME}) nor a student (student.json)")
+    info = read_json(path / "student.json")
+    student = Subject(name=STUDENT, path=str(path))
+    # A closed-form teacher is no pipeline, and its time says nothing.
+    if not (path / "model_index.json").is_file():
+        return [student]
+    teacher, recipe = info.get("teacher") or {}, info.get("recipe") or {}
+    chosen = recipe.get("teacher") or {}
+    where = str(teacher.get("path") or teacher.get("name") or "")
+    shipped = assets.ROOT / where
+    return [
+        Subject(
+            name=TEACHER,
+            path=str(shipped) if where and shipped.is_dir() else where,
+            steps=int(chosen.get("steps") or 25),
+            guidance=float(chosen.get("guidance") or teacher.get("guidance") or 1.0),
+        ),
+        student,
+    ]
+
+
+def _named(subject: Subject, name: str) -> Subject:
+    return Subject(**{**vars(subject), "name": name})
+
+
+def run_bench(
+    subjects: Sequence[Subject],
+    runs: int = 30,
+    *,
+    threads: int | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """Measure subjects one after another, one picture a call, all with the same threads.
+
+    Args:
+        subjects: What to measure.
+        runs: Calls of each, after the first and a few to warm up.
+        threads: Of torch and of the runtime; by default the cores this process may use.
+        progress: Called as progress(done, total, name) when a subject begins, and at the end.
+
+    Returns:
+        bench.json: `schema_version`, `subjects` (name -> `load_s`, `first_s`, `p50_s`, `p90_s`,
+        `p99_s`, `stages`, `peak_rss_mb`), `speedup_over_teacher` (by p50) and `machine`.
+
+    Raises:
+        ValueError: For a subject that cannot be loaded, in the words of its process.
+        RuntimeError: When a process fails otherwise.
+    """
+    threads = threads or _cores()
+    machine = _machine(threads, runs)
+    results: dict[str, Any] = {}
+    for done, subject in enumerate(subjects):
+        if progress:
+            progress(done, len(subjects), subject.name)
+        results[subject.name] = _measure(subject, runs, threads)
+    if progress:
+        progress(len(subjects), len(subjects), "done")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "subjects": results,
+        "speedup_over_teacher": _speedups(results),
+        "machine": machine,
+    }
+
+
+def _measure(subject: Subject, runs: int, threads: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "figures.json"
+        process = subprocess.run(
+            subject.command(runs, threads, file),
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if process.returncode:
+            last = (process.stderr.strip().splitlines() or ["no message"])[-1]
+            kind = ValueError if process.returncode == 2 else RuntimeError
+            raise kind(f"{subject.name}: {last}")
+        return read_json(file)
+
+
+def _speedups(results: Mapping[str, Any]) -> dict[str, float]:
+    if TEACHER not in results:
+        return {}
+    reference = results[TEACHER]["p50_s"]
+    return {name: reference / r["p50_s"] for name, r in results.items() if name != TEACHER}
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _machine(threads: int, runs: int) -> dict[str, Any]:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), None)
+    return {
+        "system": platform.platform(),
+        "processor": model or platform.processor() or platform.machine(),
+        "cores": _cores(),
+        "threads": threads,
+        "runs": runs,
+        # Above about 0.5 before the first subject, something else was running.
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "onnxruntime": version("onnxruntime"),
+    }
+
+
+def table(results: Mapping[str, Any]) -> Table:
+    """The results for a terminal, times in milliseconds."""
+    from rich.table import Table
+
+    shown = Table(title="One picture a call, milliseconds")
+    shown.add_column("subject")
+    stages = [label for label, _ in _STAGES.values()]
+    for head in ("load", "first", "p50", "p90", "p99", *stages, "peak MiB", "speed-up"):
+        shown.add_column(head, justify="right")
+    for name, r in results["subjects"].items():
+        times = [r[key] for key in ("load_s", "first_s", "p50_s", "p90_s", "p99_s")]
+        times += [r["stages"].get(stage) for stage in _STAGES]
+        peak = r["peak_rss_mb"]
+        speedup = results["speedup_over_teacher"].get(name)
+        shown.add_row(
+            name,
+            *("-" if t is None else _milliseconds(t) for t in times),
+            "-" if peak is None else f"{peak:.0f}",
+            "-" if speedup is None else f"{speedup:.1f}x",
+        )
+    return shown
+
+
+def _milliseconds(seconds: float) -> str:
+    value = 1000 * seconds
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def chart(results: Mapping[str, Any], path: Path) -> None:
+    """Write a PNG: p50 of each subject on a log axis, and what each stage takes of it."""
+    from matplotlib.figure import Figure
+
+    names = list(results["subjects"])
+    figure = Figure(figsize=(10, 1.6 + 0.55 * len(names)), layout="constrained")
+    total, share = figure.subplots(1, 2, sharey=True)
+    _draw_totals(total, results)
+    _draw_shares(share, results)
+    total.set_yticks(range(len(names)), names)
+    total.invert_yaxis()
+    for axes in (total, share):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(
+        *share.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+    )
+    figure.savefig(path, dpi=150)
+
+
+def _draw_totals(axes: Axes, results: Mapping[str, Any]) -> None:
+    times = [1000 * r["p50_s"] for r in results["subjects"].values()]
+    axes.barh(range(len(times)), times, color="#4c78a8", height=0.6)
+    axes.set_xscale("log")
+    axes.set_xlim(min(times) / 3, max(times) * 6)
+    for row, (name, value) in enumerate(zip(results["subjects"], times, strict=True)):
+        speedup = results["speedup_over_teacher"].get(name)
+        label = f" {_milliseconds(value / 1000)} ms" + (f", {speedup:.1f}x" if speedup else "")
+        axes.text(value, row, label, va="center")
+    axes.set_title("Time of one picture (p50, log scale)")
+    axes.set_xlabel("milliseconds")
+
+
+def _draw_shares(axes: Axes, results: Mapping[str, Any]) -> None:
+    subjects = list(results["subjects"].values())
+    whole = [sum(r["stages"].values()) for r in subjects]
+    left = [0.0] * len(subjects)
+    for stage, (label, colour) in _STAGES.items():
+        parts = [
+            100 * r["stages"].get(stage, 0.0) / w for r, w in zip(subjects, whole, strict=True)
+        ]
+        axes.barh(range(len(parts)), parts, left=left, color=colour, label=label, height=0.6)
+        left = [a + b for a, b in zip(left, parts, strict=True)]
+    axes.set_xlim(0, 100)
+    axes.set_title("Where the time goes")
+    axes.set_xlabel("percent")

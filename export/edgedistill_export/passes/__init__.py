@@ -1,0 +1,1 @@
+"""Changes to an ONNX graph: model in, model out, a file each."""

@@ -1,0 +1,131 @@
+"""float32 -> float16 inside a graph; its inputs and outputs stay float32."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+__all__ = ["fp16"]
+
+FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+
+ANGLES = {"Sin", "Cos"}
+"""Kept in float32 with all that leads to them: half an angle of 999 rad has steps of 0.5."""
+
+FLOAT_INPUTS = {("Resize", 1), ("Resize", 2)}
+"""(operator, input) that the standard fixes to float32."""
+
+
+def fp16(model: ModelProto) -> ModelProto:
+    """Convert a float32 model, in place.
+
+    Weights beyond the range of float16 are cut to it (attention masks of -3e38). The model must
+    tell the type of every tensor, as what `optimise` returns does.
+
+    Raises:
+        ValueError: If a node holds a subgraph.
+    """
+    _Converter(model.graph).run()
+    return model
+
+
+class _Converter:
+    """Puts every float tensor where its producer leaves it and casts where a consumer differs."""
+
+    def __init__(self, graph: GraphProto) -> None:
+        self.graph = graph
+        self.floats = _float_tensors(graph)
+        self.weights = {w.name: w for w in graph.initializer if w.data_type == FLOAT}
+        self.home = dict.fromkeys((value.name for value in graph.input), FLOAT)
+        self.views: dict[tuple[str, int], str] = {}
+        self.nodes: list[NodeProto] = []
+        self.initializers = [w for w in graph.initializer if w.data_type != FLOAT]
+
+    def run(self) -> None:
+        kept = _ancestors(self.graph, ANGLES)
+        results = _rename_outputs(self.graph, self.floats)
+        for index, node in enumerate(self.graph.node):
+            self._convert(node, FLOAT if index in kept else HALF)
+        for inner, outer in results.items():
+            self.nodes.append(
+                helper.make_node("Cast", [inner], [outer], f"{outer}_cast", to=FLOAT)
+            )
+        del self.graph.node[:], self.graph.initializer[:], self.graph.value_info[:]
+        self.graph.node.extend(self.nodes)
+        self.graph.initializer.extend(self.initializers)
+
+    def _convert(self, node: NodeProto, kind: int) -> None:
+        for i, name in enumerate(node.input):
+            if name in self.floats:
+                fixed = (node.op_type, i) in FLOAT_INPUTS
+                node.input[i] = self._view(name, FLOAT if fixed else kind)
+        if kind == HALF:
+            _convert_attributes(node)
+        self.home.update(dict.fromkeys(node.output, kind))
+        self.nodes.append(node)
+
+    def _view(self, name: str, kind: int) -> str:
+        """The name under which a float tensor is to be had in `kind`."""
+        if self.home.get(name) == kind:
+            return name
+        if (name, kind) not in self.views:
+            self.views[name, kind] = self._make_view(name, kind)
+        return self.views[name, kind]
+
+    def _make_view(self, name: str, kind: int) -> str:
+        if name in self.weights:
+            weight = self.weights[name]
+            if kind == HALF:
+                weight = _half(weight)
+                weight.name = f"{name}_fp16"
+            self.initializers.append(weight)
+            return str(weight.name)
+        view = f"{name}_{'fp16' if kind == HALF else 'fp32'}"
+        self.nodes.append(helper.make_node("Cast", [name], [view], f"{view}_cast", to=kind))
+        return view
+
+
+def _float_tensors(graph: GraphProto) -> set[str]:
+    values = (*graph.input, *graph.output, *graph.value_info)
+    names = {value.name for value in values if value.type.tensor_type.elem_type == FLOAT}
+    return names | {weight.name for weight in graph.initializer if weight.data_type == FLOAT}
+
+
+def _ancestors(graph: GraphProto, operators: set[str]) -> set[int]:
+    """Indices of the nodes with these operators and of every node that leads to them."""
+    producer = {name: i for i, node in enumerate(graph.node) for name in node.output}
+    found: set[int] = set()
+    todo = [i for i, node in enumerate(graph.node) if node.op_type in operators]
+    while todo:
+        index = todo.pop()
+        if index not in found:
+            found.add(index)
+            todo += [producer[name] for name in graph.node[index].input if name in producer]
+    return found
+
+
+def _rename_outputs(graph: GraphProto, floats: set[str]) -> dict[str, str]:
+    """Free the names of the float outputs for their casts; inner name -> outer name."""
+    names = {value.name: f"{value.name}_inner" for value in graph.output if value.name in floats}
+    for node in graph.node:
+        for tensors in (node.input, node.output):
+            for i, name in enumerate(tensors):
+                tensors[i] = names.get(name, name)
+    floats.update(names.values())
+    return {inner: outer for outer, inner in names.items()}
+
+
+def _convert_attributes(node: NodeProto) -> None:
+    for attribute in node.attribute:
+        if attribute.HasField("g") or attribute.graphs:
+            raise ValueError(f"{node.name}: subgraphs ({node.op_type}) are not converted to fp16")
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i == FLOAT:
+            attribute.i = HALF
+        if attribute.HasField("t") and attribute.t.data_type == FLOAT:
+            attribute.t.CopyFrom(_half(attribute.t))
+
+
+def _half(weight: TensorProto) -> TensorProto:
+    limit = float(np.finfo(np.float16).max)
+    array = np.clip(numpy_helper.to_array(weight), -limit, limit).astype(np.float16)
+    return numpy_helper.from_array(array, weight.name)

@@ -1,0 +1,124 @@
+"""Measures a bundle on this machine: `python -m edgedistill_runtime.bench BUNDLE --json FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgedistill_runtime.pipeline import Pipeline
+
+__all__ = ["PROMPTS", "main", "measure", "peak_rss_mb", "summary"]
+
+PROMPTS = ("red apple", "a cat with heart eyes", "rocket", "birthday cake")
+_WARM_UP = 3
+
+
+def summary(draw: Callable[[int], Mapping[str, float]], runs: int) -> dict[str, Any]:
+    """Latencies of one picture a call.
+
+    Args:
+        draw: Draws picture i and returns its seconds by stage, "total" among them.
+        runs: Calls measured, after the first and a few to warm up.
+
+    Returns:
+        `first_s`, `p50_s`, `p90_s`, `p99_s`, and `stages`: median seconds by stage.
+    """
+    first = draw(0)["total"]
+    for i in range(_WARM_UP):
+        draw(i)
+    timings = [draw(i) for i in range(runs)]
+    p50, p90, p99 = np.percentile([timing["total"] for timing in timings], [50, 90, 99])
+    stages = {
+        stage: float(np.median([timing[stage] for timing in timings]))
+        for stage in timings[0]
+        if stage != "total"
+    }
+    return {
+        "first_s": first,
+        "p50_s": float(p50),
+        "p90_s": float(p90),
+        "p99_s": float(p99),
+        "stages": stages,
+    }
+
+
+def peak_rss_mb() -> float | None:
+    """Peak resident memory of this process in MiB; None where the system does not tell."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not getrusage: there a child's maximum begins at its parent's.
+        lines = status.read_text().splitlines()
+        return next(int(s.split()[1]) / 1024 for s in lines if s.startswith("VmHWM:"))
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+
+
+def measure(
+    bundle: str | Path,
+    runs: int,
+    *,
+    threads: int | None = None,
+    providers: Sequence[str] | None = None,
+    prompts: Sequence[str] = PROMPTS,
+) -> dict[str, Any]:
+    """Load a bundle and draw one sample a call.
+
+    Returns:
+        `load_s`, what `summary` returns, `peak_rss_mb`, `target` and `precision`.
+
+    Raises:
+        BundleError: for a bundle that cannot be trusted.
+    """
+    start = time.perf_counter()
+    pipe = Pipeline.load(bundle, threads=threads, providers=providers)
+    load_s = time.perf_counter() - start
+
+    def draw(index: int) -> dict[str, float]:
+        if pipe.tokenizer is None:
+            return pipe.samples(1, seed=index).timings
+        return pipe(prompts[index % len(prompts)], seed=index).timings
+
+    return {
+        "load_s": load_s,
+        **summary(draw, runs),
+        "peak_rss_mb": peak_rss_mb(),
+        "target": pipe.manifest.target,
+        "precision": pipe.manifest.precision,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure a bundle from the command line; exit status 2 for a bundle that is wrong."""
+    parser = argparse.ArgumentParser(prog="edgedistill-bench", description=__doc__)
+    parser.add_argument("bundle")
+    parser.add_argument("--runs", type=int, default=50, help="pictures drawn one a call")
+    parser.add_argument("--threads", type=int, help="threads inside an operator")
+    parser.add_argument("--provider", action="append", help="execution provider, by preference")
+    parser.add_argument("--json", type=Path, help="file to write; standard output if left out")
+    args = parser.parse_args(argv)
+    try:
+        figures = measure(args.bundle, args.runs, threads=args.threads, providers=args.provider)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    text = json.dumps(figures, indent=2) + "\n"
+    if args.json:
+        args.json.write_text(text, "utf-8")
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

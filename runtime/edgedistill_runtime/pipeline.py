@@ -1,0 +1,193 @@
+"""Prompts in, pictures out: what a bundle does on a device."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgedistill_runtime.backends import Session, open_graph
+from edgedistill_runtime.manifest import Manifest
+from edgedistill_runtime.noise import noise as draw_noise
+from edgedistill_runtime.steps import sample
+from edgedistill_runtime.tokenizer import Tokenizer
+
+__all__ = ["STAGES", "Pipeline", "Result", "to_uint8"]
+
+Array: TypeAlias = NDArray[np.float32]
+STAGES = ("text_encoder", "denoiser", "decoder", "other")
+
+# Latent values in one call: larger batches fall out of the cache and are no faster a picture.
+_BATCH_VALUES = 8192
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a call drew.
+
+    Attributes:
+        samples: x0, (N, *latent shape) float32.
+        images: (N, H, W, 3) uint8, or None for a bundle without a decoder.
+        timings: Seconds by stage (`STAGES`), and "total".
+    """
+
+    samples: Array
+    images: NDArray[np.uint8] | None
+    timings: dict[str, float]
+
+
+class _Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+
+    def run(self, stage: str, session: Session, **inputs: NDArray[Any]) -> dict[str, Array]:
+        """Run a graph on the stage's account."""
+        start = time.perf_counter()
+        outputs = session(**inputs)
+        self.seconds[stage] += time.perf_counter() - start
+        return outputs
+
+    def read(self) -> dict[str, float]:
+        """Seconds by stage; what no graph used is "other"."""
+        total = time.perf_counter() - self.start
+        return self.seconds | {"other": total - sum(self.seconds.values()), "total": total}
+
+
+class Pipeline:
+    """A loaded bundle.
+
+    Args:
+        manifest: Its manifest.
+        graphs: Its loaded graphs by name.
+        tokenizer: Present when there is a text encoder.
+    """
+
+    def __init__(
+        self, manifest: Manifest, graphs: Mapping[str, Session], tokenizer: Tokenizer | None
+    ) -> None:
+        self.manifest = manifest
+        self.graphs = graphs
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | Path,
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+    ) -> Pipeline:
+        """Load a bundle directory after checking its manifest and the hash of every file.
+
+        Args:
+            directory: Where manifest.json lies.
+            threads: Threads inside an operator; by default all cores this process may use.
+            providers: Execution providers of the backend, by preference.
+
+        Raises:
+            BundleError: if the bundle is not what its manifest says, naming file and key.
+            ValueError: for an unknown provider.
+        """
+        directory = Path(directory)
+        manifest = Manifest.read(directory)
+        manifest.verify(directory)
+        graphs = {
+            name: open_graph(
+                manifest.backend, directory, graph, threads=threads, providers=providers
+            )
+            for name, graph in manifest.graphs.items()
+        }
+        tokenizer = None
+        if entry := manifest.tokenizer:
+            tokenizer = Tokenizer(directory / entry.file, entry.length, entry.pad_id)
+        return cls(manifest, graphs, tokenizer)
+
+    def __call__(
+        self, prompts: str | Sequence[str], seed: int = 0, *, noise: Sequence[Array] | None = None
+    ) -> Result:
+        """Draw one picture a prompt.
+
+        Args:
+            prompts: One or more texts.
+            seed: Picture i depends on (seed, i) only, whatever else is drawn with it.
+            noise: Instead of the seed's: `manifest.steps.draws` tensors (N, *latent shape).
+
+        Raises:
+            ValueError: without prompts, or for a bundle that takes none.
+        """
+        if self.tokenizer is None:
+            raise ValueError("this bundle takes no prompts; call samples(count)")
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return self._draw(len(texts), texts, seed, noise)
+
+    def samples(
+        self, count: int, seed: int = 0, *, noise: Sequence[Array] | None = None
+    ) -> Result:
+        """Draw `count` samples from a bundle that takes no prompts.
+
+        Raises:
+            ValueError: if count is below 1, or the bundle takes prompts.
+        """
+        if self.tokenizer is not None:
+            raise ValueError("this bundle needs prompts; call it with them")
+        return self._draw(count, None, seed, noise)
+
+    def _draw(
+        self, count: int, texts: list[str] | None, seed: int, noise: Sequence[Array] | None
+    ) -> Result:
+        if count < 1:
+            raise ValueError("nothing to draw: no prompts, or a count below 1")
+        clock = _Clock()
+        shape, draws = self.manifest.latent.shape, self.manifest.steps.draws
+        batch = max(1, _BATCH_VALUES // math.prod(shape))
+        samples, images = [], []
+        for start in range(0, count, batch):
+            stop = min(start + batch, count)
+            cond = self._encode(texts[start:stop], clock) if texts else {}
+            if noise is None:
+                given: Sequence[Array] = list(draw_noise(seed, start, stop - start, shape, draws))
+            else:
+                given = [tensor[start:stop] for tensor in noise]
+            samples.append(self._denoise(given, cond, clock))
+            if "decoder" in self.graphs:
+                images.append(self._decode(samples[-1], clock))
+        return Result(_join(samples), _join(images) if images else None, clock.read())
+
+    def _encode(self, texts: list[str], clock: _Clock) -> dict[str, Array]:
+        assert self.tokenizer is not None
+        ids = self.tokenizer(texts)
+        return clock.run("text_encoder", self.graphs["text_encoder"], input_ids=ids)
+
+    def _denoise(self, noise: Sequence[Array], cond: dict[str, Array], clock: _Clock) -> Array:
+        denoiser = self.graphs["denoiser"]
+
+        def net(x: Array, t: Array) -> Array:
+            return clock.run("denoiser", denoiser, x=x, t=t, **cond)["f"]
+
+        return sample(net, self.manifest.steps, noise)
+
+    def _decode(self, x0: Array, clock: _Clock) -> NDArray[np.uint8]:
+        image = clock.run("decoder", self.graphs["decoder"], x0=x0)["image"]
+        return to_uint8(image)
+
+
+def to_uint8(image: Array) -> NDArray[np.uint8]:
+    """(N, 3, H, W) in [-1, 1] -> (N, H, W, 3) in 0 .. 255; overwrites `image`."""
+    image *= 127.5
+    image += 127.5
+    np.rint(image, out=image)
+    np.clip(image, 0, 255, out=image)
+    return np.ascontiguousarray(image.transpose(0, 2, 3, 1), dtype=np.uint8)
+
+
+def _join(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
