@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
@@ -25,7 +27,7 @@ def save(
     state: Mapping[str, Any],
     keep: int = 2,
 ) -> Path:
-    """Write `folder`/step-NNNNNNNN, then drop all but the newest `keep` checkpoints.
+    """Write `folder`/step-NNNNNNNN, then drop all but the newest `keep` and what a kill left.
 
     Args:
         folder: The run's checkpoints.
@@ -41,7 +43,7 @@ def save(
         for name, optimizer in optimizers.items():
             save_file(_flatten(optimizer), work / f"optim-{name}.safetensors")
         write_json(work / "state.json", {"schema_version": SCHEMA, **state})
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    for old in (*sorted(folder.glob("step-*"))[:-keep], *folder.glob(".step-*")):
         shutil.rmtree(old)
     return target
 
@@ -67,15 +69,22 @@ def load(
         version = state.get("schema_version")
         raise ValueError(f"{checkpoint}/state.json: schema_version {version}, {SCHEMA} expected")
     for name, net in nets.items():
-        file = checkpoint / f"{name}.safetensors"
-        try:
+        with _naming(checkpoint / f"{name}.safetensors") as file:
             load_model(net, str(file))
-        except (RuntimeError, OSError) as error:
-            first = str(error).splitlines()[0]
-            raise ValueError(f"{file}: does not fit this recipe: {first}") from None
     for name, optimizer in optimizers.items():
-        _unflatten(optimizer, load_file(checkpoint / f"optim-{name}.safetensors"))
+        with _naming(checkpoint / f"optim-{name}.safetensors") as file:
+            _unflatten(optimizer, load_file(file))
     return state
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[Path]:
+    """Turns what goes wrong with a file into one line that names it."""
+    try:
+        yield file
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"{file}: does not fit this recipe: {first}") from None
 
 
 def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

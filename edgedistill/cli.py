@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -105,9 +105,8 @@ def export(
     strict: Annotated[bool, typer.Option(help="Refuse a bundle below the parity floor.")] = True,
 ) -> None:
     """Compile a student for a device and prove that the bundle is still the student."""
-    from edgedistill_export import export_student
-
     from edgedistill.data import read_prompts
+    from edgedistill_export import export_student
 
     folder = Path(student) if student else LATEST / "student"
     lines = read_prompts(prompts) if prompts else None
@@ -131,9 +130,8 @@ def bench(
     json: JSON = None,
 ) -> None:
     """Time teacher, student and bundles: load, first call, percentiles by stage, memory."""
-    from edgedistill_export.bench import chart, find_subjects, run_bench, table
-
     from edgedistill.files import write_json
+    from edgedistill_export.bench import chart, find_subjects, run_bench, table
 
     bundles = sorted(path.parent for path in LATEST.glob("bundles/*/manifest.json"))
     plan = find_subjects(subjects or [LATEST / "student", *bundles])
@@ -236,8 +234,8 @@ def doctor() -> None:
 def _quiet() -> None:
     """Silence what libraries say at import: nothing there is for our users."""
     warnings.filterwarnings("ignore")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    for library in ("TRANSFORMERS", "DIFFUSERS", "HF_HUB"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
 
 
 def main() -> None:

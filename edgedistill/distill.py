@@ -18,7 +18,7 @@ from edgedistill.files import write_text
 from edgedistill.objectives.base import Objective, Setup
 from edgedistill.recipe import Recipe
 from edgedistill.report.pictures import save_samples
-from edgedistill.sampling import StepTable, few_step_table, time_grid
+from edgedistill.sampling import StepTable, few_step_table, student_times
 from edgedistill.student import Guidance, StudentInfo, load_student, save_student
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill.trainer import Hooks, Trainer, engine
@@ -52,8 +52,10 @@ class Run:
         section = recipe.teacher
         self.teacher = load_teacher(section.family, section.path).to(device)
         say(f"teacher {self.teacher.name}: {parameters(self.teacher.denoiser):,} parameters")
-        steps = recipe.student.steps
-        self.times = time_grid(self.teacher.denoiser.schedule, steps, recipe.student.spacing)
+        few = recipe.student
+        self.times = student_times(
+            self.teacher.denoiser.schedule, few.steps, few.spacing, few.sampler
+        )
         self.source = open_source(
             self.teacher,
             recipe.data.prompts,
@@ -65,6 +67,7 @@ class Run:
             lambda made: say(f"teacher samples {made}/{recipe.data.samples}"),
         )
         self.objective = self._objective(device)
+        self.teacher.check(self.table)
         hooks = Hooks(self._progress, self._preview)
         self.trainer = Trainer(self.objective, self.source, recipe.train, folder, hooks)
         self._watch: Progress = lambda step, figures: None
@@ -88,7 +91,10 @@ class Run:
             example=(x0.to(device), {k: v.to(device) for k, v in cond.items()}),
         )
         self.student = student
-        return recipe.method()(recipe.method_config(), setup)
+        with torch.random.fork_rng(devices=[]):
+            # Networks of the method's own, such as heads, draw their weights from the global one.
+            torch.manual_seed(recipe.train.seed)
+            return recipe.method()(recipe.method_config(), setup)
 
     @property
     def table(self) -> StepTable:

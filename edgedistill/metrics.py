@@ -26,7 +26,9 @@ class Metrics:
         self.path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(folder) if line["step"] <= step]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+        self._board = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=step + 1 if step else None
+        )
         self._values: dict[str, list[Tensor | float]] = defaultdict(list)
 
     def add(self, name: str, value: Tensor | float) -> None:

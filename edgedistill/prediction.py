@@ -6,6 +6,7 @@ linear system, so x0 and eps are linear in (x_t, y) and any prediction turns int
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
@@ -49,13 +50,15 @@ class Prediction(str, Enum):
 
 def _mixture(kind: Prediction, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """(p, q) with y = p x0 + q eps."""
-    zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
-    return {
-        Prediction.X0: (one, zero),
-        Prediction.EPS: (zero, one),
-        Prediction.V: (-sigma, alpha),
-        Prediction.FLOW: (-one, one),
-    }[kind]
+    return _MIXTURES[kind](alpha, sigma)
+
+
+_MIXTURES: dict[Prediction, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    Prediction.X0: lambda alpha, sigma: (torch.ones_like(alpha), torch.zeros_like(alpha)),
+    Prediction.EPS: lambda alpha, sigma: (torch.zeros_like(alpha), torch.ones_like(alpha)),
+    Prediction.V: lambda alpha, sigma: (-sigma, alpha),
+    Prediction.FLOW: lambda alpha, sigma: (-torch.ones_like(alpha), torch.ones_like(alpha)),
+}
 
 
 def to_x0(kind: Prediction, alpha: Tensor, sigma: Tensor) -> Linear2:

@@ -136,12 +136,16 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     data = _read(path)
     if "base" in data:
         base = str(data.pop("base"))
-        below = _read(find(base if base in shipped() else str(path.parent / base)))
+        beside = path.parent / base
+        below = _read(find(str(beside) if beside.is_file() else base))
         if "base" in below:
             raise ValueError(f"{path}: its base {base!r} has a base itself; one level is allowed")
-        if data.get("objective", {}).get("name") not in (None, below["objective"]["name"]):
+        if _method(data) not in (None, _method(below)):
             below["objective"] = {}
-        data = _merge(below, data)
+        try:
+            data = _merge(below, data)
+        except OmegaConfBaseException as error:
+            raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key:
@@ -182,6 +186,11 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path}: a mapping of sections expected")
     return {str(key): value for key, value in data.items()}
+
+
+def _method(data: Mapping[str, Any]) -> Any:
+    objective = data.get("objective")
+    return objective.get("name") if isinstance(objective, dict) else None
 
 
 def _merge(below: Mapping[str, Any], above: Any) -> dict[str, Any]:

@@ -29,6 +29,7 @@ __all__ = [
     "ddim_step",
     "few_step_table",
     "solve",
+    "student_times",
     "time_grid",
 ]
 
@@ -73,6 +74,19 @@ def time_grid(schedule: Schedule, steps: int, spacing: str = "trailing") -> Tens
         raise ValueError(f"unknown spacing {spacing!r}; choose from {', '.join(SPACINGS)}")
     times = schedule.snap(SPACINGS[spacing](schedule, steps))
     return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+
+
+def student_times(schedule: Schedule, steps: int, spacing: str, sampler: str) -> Tensor:
+    """`time_grid` of a few-step student.
+
+    With `renoise` and trailing spacing, discrete times round up as in diffusers' LCMScheduler, so
+    that it walks the student's steps for every number of them.
+    """
+    times = time_grid(schedule, steps, spacing)
+    if sampler == "renoise" and spacing == "trailing" and isinstance(schedule, Discrete):
+        n = schedule.num_timesteps
+        times[:-1] = (n - torch.arange(steps) * n // steps).double() / n
+    return times
 
 
 # --- Solvers of the probability-flow ODE --------------------------------------------------------

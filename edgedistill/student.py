@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from edgedistill.denoiser import Condition
 from edgedistill.files import atomic_folder, read_json, write_json, write_text
+from edgedistill.plugins import names, unknown
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
 from edgedistill.schedule import schedule_from_json
-from edgedistill.teachers import Teacher, load_teacher
+from edgedistill.teachers import ENTRY_POINTS, TEACHERS, Teacher, load_teacher
 
 __all__ = ["Guidance", "Student", "StudentInfo", "load_student", "save_student"]
 
@@ -125,6 +126,9 @@ def load_student(path: str | Path) -> Student:
         raise ValueError(f"{file}: {key}: {first['msg']}") from None
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+    families = names(TEACHERS, ENTRY_POINTS)
+    if info.family not in families:
+        raise ValueError(f"{file}: family: {unknown('teacher family', info.family, families)}")
     return Student(folder, info, table, load_teacher(info.family, folder))
 
 

@@ -100,7 +100,7 @@ class Seat:
         self.params = [p for p in player.net.parameters() if p.requires_grad]
         optim = player.optim
         self.raw = torch.optim.AdamW(
-            self.params, optim.lr, optim.betas, optim.eps, optim.weight_decay
+            self.params, optim.lr, optim.betas, optim.eps, optim.weight_decay, fused=True
         )
         self.turn, self.optimizer = accelerator.prepare(Turn(player, objective), self.raw)
         self.bad = 0
@@ -261,7 +261,10 @@ class Trainer:
         key = [self.config.seed, self.step, seat, micro]
         shared = _generator(key)
         own = _generator([*key, 1 + self.accelerator.process_index])
-        torch.manual_seed(own.initial_seed())  # for dropout inside networks
+        # For dropout inside networks. torch.manual_seed formats a stack trace for CUDA each time.
+        torch.default_generator.manual_seed(own.initial_seed())
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(own.initial_seed())
         x0, cond = self.source.draw(self.config.batch_size, own)
         device = self.accelerator.device
         return Batch(x0.to(device), {k: v.to(device) for k, v in cond.items()}, own, shared)

@@ -94,7 +94,9 @@ def evaluate_pictures(
             tell = partial(_tell, progress, subject.name, done, total)
             drawn = subject.draw(lines, seed, tell)
             done += len(lines)
-            sections[kind] = _figures(drawn, lines, features, reference)
+            # There are no real pictures of two concepts to be near to.
+            near = None if kind == "pairs" else reference
+            sections[kind] = _figures(drawn, lines, features, near)
         result[subject.name] = {
             "calls": subject.calls,
             **sections.pop("seen"),
@@ -115,13 +117,14 @@ def _tell(progress: Progress, name: str, before: int, total: int, drawn: int) ->
 
 
 def _figures(
-    drawn: NDArray[Any], lines: Sequence[str], features: Features, reference: Reference
+    drawn: NDArray[Any], lines: Sequence[str], features: Features, reference: Reference | None
 ) -> dict[str, float]:
     images, texts = features.images(drawn), features.texts(lines)
     normal = torch.nn.functional.normalize(images, dim=-1)
     retrieved = _retrieval(normal, texts, lines)
+    fd = {} if reference is None else {"fd": frechet_distance(Reference.of(images), reference)}
     return {
-        "fd": frechet_distance(Reference.of(images), reference),
+        **fd,
         "text_image_score": features.score(images, texts),
         "retrieval_top1": retrieved,
         "samples": len(lines),
@@ -139,5 +142,6 @@ def _retrieval(images: torch.Tensor, texts: torch.Tensor, lines: Sequence[str]) 
 
 
 def _ratios(mine: dict[str, Any], first: dict[str, Any]) -> None:
-    mine["fd_ratio"] = mine["fd"] / first["fd"]
+    if "fd" in mine:
+        mine["fd_ratio"] = mine["fd"] / first["fd"]
     mine["text_image_ratio"] = mine["text_image_score"] / first["text_image_score"]

@@ -123,13 +123,22 @@ def tables(results: dict[str, Any]) -> list[Table]:
     return shown
 
 
+HEADS = {
+    "text_image_score": "text-image",
+    "text_image_ratio": "text-image ratio",
+    "retrieval_top1": "top 1",
+    "samples": "n",
+}
+
+
 def _table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
     columns = [
         key for key, value in next(iter(rows.values())).items() if not isinstance(value, dict)
     ]
-    table = Table("subject", title=title)
+    table = Table(title=title, box=None, header_style="bold", title_justify="left")
+    table.add_column("subject", no_wrap=True)
     for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
+        table.add_column(HEADS.get(column, column.replace("_", " ")), justify="right")
     for name, row in rows.items():
         table.add_row(name, *(_cell(row.get(column)) for column in columns))
     return table

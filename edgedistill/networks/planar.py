@@ -13,19 +13,16 @@ __all__ = ["PlanarNet"]
 
 
 class Block(nn.Module):
-    """x + W silu(norm(x) modulated by time)."""
+    """x + W silu(V (norm(x) + time))."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulate = nn.Linear(width, 2 * width)
         self.up = nn.Linear(width, width)
         self.down = nn.Linear(width, width)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        scale, shift = self.modulate(emb).chunk(2, dim=-1)
-        h = self.norm(x) * (1 + scale) + shift
-        out: Tensor = x + self.down(nn.functional.silu(self.up(h)))
+        out: Tensor = x + self.down(nn.functional.silu(self.up(self.norm(x) + emb)))
         return out
 
 

@@ -42,7 +42,8 @@ class LCM(Objective):
 
         solver_steps: int = Field(50, ge=2)
         """Teacher steps the time axis is cut into; one consistency step skips 1000 / this."""
-        huber_c: float = Field(1e-3, ge=0)
+        huber_c: float = Field(1e-3, gt=0)
+        """Above 0: at 0 the loss has no gradient where student and target agree."""
         ema: float = Field(0.95, ge=0, lt=1)
         """Decay of the target network."""
         timestep_scaling: float = Field(10.0, gt=0)

@@ -7,13 +7,16 @@ from pathlib import Path
 from edgedistill.plugins import resolve
 from edgedistill.teachers.base import Graph, Teacher
 
-__all__ = ["TEACHERS", "Graph", "Teacher", "load_teacher"]
+__all__ = ["ENTRY_POINTS", "TEACHERS", "Graph", "Teacher", "load_teacher"]
+
+ENTRY_POINTS = "edgedistill.teachers"
+"""Entry-point group by which families of other distributions join."""
 
 TEACHERS = {
     "mixture": "edgedistill.teachers.mixture:Mixture",
     "stable_diffusion": "edgedistill.teachers.stable_diffusion:StableDiffusion",
 }
-"""Imported when asked for. Others join by the entry-point group `edgedistill.teachers`."""
+"""Imported when asked for. Others join by `ENTRY_POINTS`."""
 
 
 def load_teacher(family: str, path: str | Path) -> Teacher:
@@ -26,5 +29,5 @@ def load_teacher(family: str, path: str | Path) -> Teacher:
     Raises:
         ValueError: If the family is unknown or nothing loadable is at `path`.
     """
-    kind: type[Teacher] = resolve("teacher family", TEACHERS, family, "edgedistill.teachers")
+    kind: type[Teacher] = resolve("teacher family", TEACHERS, family, ENTRY_POINTS)
     return kind.load(str(path))

@@ -93,6 +93,9 @@ class Teacher(ABC):
     def source(self) -> Source | None:
         """Clean data that comes with the teacher; None where it brings none."""
 
+    def check(self, table: StepTable) -> None:  # noqa: B027  most families have nothing to refuse
+        """Raise a ValueError if a student with this table could not be saved."""
+
     @abstractmethod
     def save(self, folder: Path, net: nn.Module, table: StepTable) -> None:
         """Write a loadable folder with `net` in the place of the teacher's network."""

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from edgedistill import assets
 from edgedistill.denoiser import Denoiser
+from edgedistill.files import read_json
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
@@ -22,7 +24,7 @@ from edgedistill.teachers.base import Graph, Source, Teacher
 
 __all__ = ["Mixture", "MixtureNet"]
 
-FIT_STEPS, FIT_BATCH, FIT_LR = 2500, 512, 2e-3
+FIT_STEPS, FIT_BATCH, FIT_LR = 2000, 512, 2e-3
 
 
 class MixtureNet(nn.Module):
@@ -87,8 +89,9 @@ class Mixture(Teacher):
         file = folder / "mixture.json" if folder.is_dir() else assets.find("mixtures", path)
         mixture = cls(path, *_read(file))
         if folder.is_dir():
-            mixture.name = json.loads((folder / "student.json").read_text())["teacher"]["name"]
-            mixture.net = PlanarNet.from_pretrained(folder / "net").eval()
+            info = read_json(folder / "student.json")
+            mixture.name = str((info.get("teacher") or {}).get("name") or folder.name)
+            mixture.net = _read_net(folder / "net")
         return mixture
 
     def to(self, device: torch.device) -> Mixture:
@@ -111,7 +114,7 @@ class Mixture(Teacher):
 
     def _fit(self, student: Denoiser, generator: torch.Generator, device: torch.device) -> None:
         """Regress the closed form, so that a student starts as the teacher like any other."""
-        optim = torch.optim.Adam(student.parameters(), FIT_LR, betas=(0.9, 0.99))
+        optim = torch.optim.Adam(student.parameters(), FIT_LR, betas=(0.9, 0.99), fused=True)
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optim, FIT_STEPS)
         for _ in range(FIT_STEPS):
             x0 = self.draw(FIT_BATCH, generator).to(device)
@@ -166,6 +169,14 @@ class _Draws:
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         return self.mixture.draw(count, generator), {}
+
+
+def _read_net(folder: Path) -> PlanarNet:
+    try:
+        net = PlanarNet.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder}: {str(error).strip().splitlines()[0]}") from error
+    return net.eval().requires_grad_(False)
 
 
 def _read(file: Path) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,19 +5,27 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    LCMScheduler,
+    StableDiffusionPipeline,
+)
+from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from edgedistill import assets
 from edgedistill.denoiser import Denoiser
+from edgedistill.plugins import unknown
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
 from edgedistill.schedule import Discrete
@@ -93,6 +101,10 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         scheduler = pipeline.scheduler.config
         # DDIM's class computes the table of any SD scheduler, zero-SNR rescaling included.
         schedule = Discrete(DDIMScheduler.from_config(scheduler).alphas_cumprod)
+        if scheduler.prediction_type not in PREDICTIONS:
+            raise ValueError(
+                f"{path}: {unknown('prediction_type', scheduler.prediction_type, PREDICTIONS)}"
+            )
         prediction = PREDICTIONS[scheduler.prediction_type]
         self.denoiser = Denoiser(UNet(pipeline.unet), schedule, prediction)
         self.net = self.denoiser.net
@@ -116,6 +128,9 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             if path.count("/") != 1 or path.startswith((".", "/")):
                 raise ValueError(f"no teacher at {path!r}: no such folder, asset or Hub id")
         where = str(folder) if folder.is_dir() else path
+        # A download shows its own bars; loading takes a second and needs none.
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
         try:
             pipeline = StableDiffusionPipeline.from_pretrained(
                 where,
@@ -184,14 +199,21 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
         pipeline.save_pretrained(folder, safe_serialization=True)
 
-    def _scheduler(self, table: StepTable) -> DDIMScheduler | LCMScheduler:
+    def check(self, table: StepTable) -> None:
+        self._scheduler(table)
+
+    def _scheduler(self, table: StepTable) -> Any:
         """The diffusers scheduler that walks the table when asked for its number of steps."""
-        steps = len(table.rows)
-        common = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
         config = self.pipeline.scheduler.config
-        if any(row.c for row in table.rows):
-            return LCMScheduler.from_config(config, **common, original_inference_steps=steps)
-        return DDIMScheduler.from_config(config, **common)
+        for kind, choices in _schedulers(table):
+            scheduler = kind.from_config(config, clip_sample=False, thresholding=False, **choices)
+            if _walks(scheduler, table):
+                return scheduler
+        steps = [round(row.t) for row in table.rows]
+        raise ValueError(
+            f"no diffusers scheduler walks the timesteps {steps} with these noises; "
+            "choose student.spacing=trailing"
+        )
 
     def graphs(self) -> dict[str, Graph]:
         ids = self.tokenize(["a", "b"])
@@ -213,6 +235,39 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             "scaling_factor": self.decoder.scaling_factor,
             "shift_factor": self.decoder.shift_factor,
         }
+
+
+def _schedulers(table: StepTable) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Kinds of scheduler that may walk a table, with their settings, the plainest first."""
+    if any(row.c for row in table.rows):
+        yield LCMScheduler, {"original_inference_steps": len(table.rows)}
+        yield LCMScheduler, {"original_inference_steps": 1000}
+        return
+    for spacing in ("trailing", "leading", "linspace"):
+        yield DDIMScheduler, {"timestep_spacing": spacing, "set_alpha_to_one": True}
+    # DDIM's class steps by 1000 // steps whatever the next timestep is; this one goes there.
+    order_one = {"solver_order": 1, "algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}
+    for spacing in ("trailing", "leading", "linspace"):
+        yield DPMSolverMultistepScheduler, {"timestep_spacing": spacing, **order_one}
+
+
+class _Probe(nn.Module):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return x.tanh()
+
+
+def _walks(scheduler: Any, table: StepTable) -> bool:
+    """Whether scheduler and table take the same noise to the same place."""
+    scheduler.set_timesteps(len(table.rows))
+    if [round(row.t) for row in table.rows] != scheduler.timesteps.tolist():
+        return False
+    ours = table.sample(_Probe(), table.draw((64,), torch.Generator().manual_seed(0)), {})
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, generator=generator) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        f = _Probe()(scheduler.scale_model_input(x, t), t)
+        x = scheduler.step(f, t, x, generator=generator).prev_sample
+    return bool((x - ours).abs().max() <= 1e-4 * ours.abs().max().clamp(min=1))
 
 
 class Latents:

@@ -77,6 +77,8 @@ def run(work: Path, destination: Path) -> None:
         "count": torch.tensor(len(real)),
     }
     save_file(statistics, partial / "reference.safetensors")
+    for file in partial.rglob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes private files
     destination.mkdir(parents=True, exist_ok=True)
     for name in (*_PARTS, *_LISTS):
         target = destination / name

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 STYLES = ("noto", "twemoji")
 
-GRID: tuple[str, ...] = tuple(
-    """
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for line in text.strip().splitlines() for name in line.split("|"))
+
+
+GRID = _names("""
     grinning face|face with tears of joy|smiling face with sunglasses|thinking face|angry face
     loudly crying face|sleeping face|cowboy hat face
     skull|ghost|alien|robot|red heart|broken heart|blue heart|fire
@@ -20,14 +24,10 @@ GRID: tuple[str, ...] = tuple(
     rocket|airplane|automobile|bicycle|sailboat|house|castle|mountain
     sun|crescent moon|rainbow|snowflake|christmas tree|cactus|sunflower|mushroom
     soccer ball|guitar|camera|light bulb|key|crown|trophy|thumbs up
-    """.strip()
-    .replace("\n", "|")
-    .split("|")
-)
-GRID = tuple(name.strip() for name in GRID)
+""")
 """Eight rows of eight; even rows are drawn in the first style, odd rows in the second."""
 
-_MORE = """
+CHOSEN = GRID + _names("""
     smiling face with heart eyes|winking face|nerd face|face blowing a kiss|upside down face
     money mouth face|zany face|face with medical mask|nauseated face|hot face|cold face
     exploding head|partying face|face screaming in fear|pleading face|smiling face with halo
@@ -55,7 +55,5 @@ _MORE = """
     brain|tooth|bone|flexed biceps|victory hand|waving hand|footprints|santa claus|astronaut
     ninja|warning|no entry|radioactive|recycling symbol|yin yang|check mark button|cross mark
     question mark|hundred points|red circle|blue circle|green square|large blue diamond
-"""
-CHOSEN: tuple[str, ...] = GRID + tuple(
-    name.strip() for name in _MORE.strip().replace("\n", "|").split("|")
-)
+""")
+"""What the teacher learns."""

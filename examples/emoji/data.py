@@ -145,17 +145,16 @@ def _words(
     """Name, alternatives and keywords of an emoji; emojilib's first word is the common name."""
     character = "".join(chr(int(code, 16)) for code in entry["unified"].split("-"))
     listed = words.get(character) or words.get(character.replace("\ufe0f", "")) or []
-    spoken = [_clean(word) for word in listed] or [_clean(entry["name"])]
-    name = re.sub(r" (sign|symbol)$", "", spoken[0]) if spoken[0] not in CHOSEN else spoken[0]
+    name, *rest = [_clean(word) for word in listed] or [_clean(entry["name"])]
     others = [_clean(entry["name"]), *(_clean(word) for word in entry["short_names"])]
     alternatives = _unique(w for w in others if w != name and len(w) > 2)
-    keywords = _unique(w for w in spoken[1:] if w not in alternatives and w != name and len(w) > 2)
+    keywords = _unique(w for w in rest if w not in alternatives and w != name and len(w) > 2)
     return name, alternatives, keywords[:8]
 
 
 def _clean(words: str) -> str:
     words = words.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-    return re.sub(r"\s+", " ", re.sub(r"[^\w']|_", " ", words)).strip()
+    return re.sub(r"\s+", " ", re.sub(r"[_\-:,“”\".()&/]", " ", words)).strip()
 
 
 def _unique(words: Iterable[str]) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ def build_schedule() -> DDIMScheduler:
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
-        steps_offset=0,
+        steps_offset=1,  # trailing steps ignore it; the pipeline warns about any other value
     )
 
 

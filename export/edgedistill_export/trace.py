@@ -31,7 +31,9 @@ def trace(graph: Graph, path: Path) -> None:
     Two traces of the same network give the same names; a network that fixes its batch does not
     export. Weights over 2 GiB go to `path`.data.
     """
-    batch = torch.export.Dim(BATCH)
+    # diffusers' upsampling branches at 64 to avoid a bug of torch's; without the bound, torch traces
+    # everything twice to find that out. The ONNX axis is free all the same.
+    batch = torch.export.Dim(BATCH, max=63)
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             graph.module.eval(),

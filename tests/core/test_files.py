@@ -1,0 +1,68 @@
+"""Files and folders appear whole or not at all."""
+
+import pytest
+from edgedistill.files import atomic_folder, read_json, write_json, write_text
+
+
+class Power(BaseException):
+    """The plug was pulled."""
+
+
+def interrupted(target):
+    with atomic_folder(target) as work:
+        (work / "half").write_text("half")
+        raise Power
+
+
+def test_a_folder_appears_only_when_the_block_ends(tmp_path):
+    target = tmp_path / "deep" / "student"
+    with atomic_folder(target) as work:
+        (work / "a").write_text("1")
+        assert not target.exists()
+    assert [p.name for p in target.iterdir()] == ["a"]
+    assert [p.name for p in target.parent.iterdir()] == ["student"]
+
+
+def test_an_interrupted_folder_leaves_nothing(tmp_path):
+    with pytest.raises(Power):
+        interrupted(tmp_path / "student")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_folder_keeps_the_one_before_it(tmp_path):
+    target = tmp_path / "student"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with pytest.raises(Power):
+        interrupted(target)
+    assert [p.name for p in target.iterdir()] == ["old"]
+    assert [p.name for p in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_new_folder_replaces_the_old_one_entirely(tmp_path):
+    target = tmp_path / "student"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with atomic_folder(target) as work:
+        (work / "new").write_text("new")
+    assert [p.name for p in target.iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_failed_write_keeps_the_file_before_it(tmp_path):
+    file = tmp_path / "a.json"
+    write_json(file, {"a": 1})
+    with pytest.raises(UnicodeEncodeError):
+        write_text(file, "\ud800 is no text")
+    assert read_json(file) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert file.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("text", [None, "{", "[1]", b"\xff"])
+def test_json_that_cannot_be_read_names_its_file(tmp_path, text):
+    file = tmp_path / "some.json"
+    if text is not None:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=r"some\.json"):
+        read_json(file)

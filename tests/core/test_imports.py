@@ -1,0 +1,80 @@
+"""Imports run one way: runtime <- export -> edgedistill."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = {
+    "edgedistill": ROOT / "edgedistill",
+    "edgedistill_export": ROOT / "export" / "edgedistill_export",
+    "edgedistill_runtime": ROOT / "runtime" / "edgedistill_runtime",
+}
+
+
+def imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool, int]]:
+    """(imported package, whether inside a function, line)."""
+    for node in ast.iter_child_nodes(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            names = [node.module or ""]
+        yield from ((name.split(".")[0], inside, node.lineno) for name in names)
+        function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        yield from imports(node, inside or function)
+
+
+def of_package(name: str) -> Iterator[tuple[str, str, bool]]:
+    """(file:line, imported package, whether inside a function) of every import."""
+    for file in sorted(PACKAGES[name].rglob("*.py")):
+        for root, inside, line in imports(ast.parse(file.read_text(encoding="utf-8"))):
+            yield f"{file.relative_to(ROOT)}:{line}", root, inside
+
+
+def test_the_runtime_imports_neither_of_the_others():
+    wrong = [
+        place
+        for place, root, _ in of_package("edgedistill_runtime")
+        if root in ("edgedistill", "edgedistill_export", "torch", "diffusers", "transformers")
+    ]
+    assert wrong == []
+
+
+def test_edgedistill_imports_the_others_only_inside_functions():
+    found = [
+        (place, inside)
+        for place, root, inside in of_package("edgedistill")
+        if root in ("edgedistill_export", "edgedistill_runtime")
+    ]
+    assert [place for place, inside in found if not inside] == []
+    assert found, "nothing looked at"
+
+
+VENDORS = ("openvino", "nncf", "tensorrt_rtx", "tensorrt", "coremltools", "executorch")
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_a_vendor_is_imported_only_by_its_targets(vendor):
+    targets = str(Path("export") / "edgedistill_export" / "targets")
+    backends = str(Path("runtime") / "edgedistill_runtime" / "backends")
+    wrong = [
+        place
+        for name in PACKAGES
+        for place, root, _ in of_package(name)
+        if root == vendor and not place.startswith((targets, backends))
+    ]
+    assert wrong == []
+
+
+def test_no_file_is_longer_than_500_lines():
+    long = {
+        str(file.relative_to(ROOT)): lines
+        for folder in PACKAGES.values()
+        for file in folder.rglob("*.py")
+        if (lines := len(file.read_text(encoding="utf-8").splitlines())) > 500
+    }
+    assert long == {}

@@ -1,0 +1,85 @@
+import json
+from io import StringIO
+
+import pytest
+from edgedistill_export.bench import Subject, chart, find_subjects, run_bench, table
+from PIL import Image
+from rich.console import Console
+
+KEYS = {"load_s", "first_s", "p50_s", "p90_s", "p99_s", "stages", "peak_rss_mb"}
+
+
+def figures(p50, **stages):
+    times = dict.fromkeys(("load_s", "first_s", "p90_s", "p99_s"), 2 * p50)
+    return {**times, "p50_s": p50, "stages": stages, "peak_rss_mb": 100.0}
+
+
+RESULTS = {
+    "schema_version": 1,
+    "subjects": {
+        "teacher": figures(0.5, text_encoder=0.01, denoiser=0.45, decoder=0.02, other=0.02),
+        "bundle:ort-fp32": figures(0.025, text_encoder=0.001, denoiser=0.02, decoder=0.004),
+    },
+    "speedup_over_teacher": {"bundle:ort-fp32": 20.0},
+    "machine": {},
+}
+
+
+def test_subjects_are_found_in_order_with_the_students_teacher(student_dir, bundle, planar_dir):
+    found = find_subjects([bundle, student_dir, bundle])
+    assert [s.name for s in found] == [
+        "teacher",
+        "student",
+        "bundle:ort-fp32",
+        "bundle:ort-fp32-2",
+    ]
+    assert found[0] == Subject(
+        name="teacher", path=str(student_dir.parent / "teacher"), steps=2, guidance=3.0
+    )
+    assert [s.name for s in find_subjects([planar_dir])] == ["student"]
+
+
+def test_a_folder_that_is_neither_is_named(tmp_path):
+    with pytest.raises(ValueError, match="neither a bundle"):
+        find_subjects([tmp_path])
+
+
+def test_student_and_bundle_run_in_processes_of_their_own(student_dir, bundle):
+    seen = []
+    subjects = find_subjects([student_dir, bundle])
+    results = run_bench(
+        subjects, runs=2, threads=1, progress=lambda done, total, name: seen.append((done, name))
+    )
+    names = ["teacher", "student", "bundle:ort-fp32"]
+    assert seen == [*enumerate(names), (3, "done")]
+    assert list(results["subjects"]) == names
+    for result in results["subjects"].values():
+        assert set(result) >= KEYS
+        assert set(result["stages"]) == {"text_encoder", "denoiser", "decoder", "other"}
+        assert result["stages"]["denoiser"] > 0
+    assert results["subjects"]["teacher"]["steps"] == 2
+    assert results["speedup_over_teacher"]["bundle:ort-fp32"] > 1
+    json.dumps(results, allow_nan=False)
+
+
+def test_a_broken_subject_is_reported_in_its_own_words(tmp_path):
+    broken = Subject(name="bundle:x", path=str(tmp_path), bundle=True)
+    with pytest.raises(ValueError, match=r"bundle:x: .*manifest\.json: no such file"):
+        run_bench([broken], runs=1)
+
+
+def test_table_shows_milliseconds_and_speed_up():
+    out = StringIO()
+    Console(file=out, width=200).print(table(RESULTS))
+    row = next(line for line in out.getvalue().splitlines() if "bundle:ort-fp32" in line)
+    cells = [cell.strip() for cell in row.split("│")[1:-1]]
+    assert cells == [
+        *["bundle:ort-fp32", "50", "50", "25", "50", "50", "1", "20", "4", "-", "100", "20.0x"]
+    ]
+
+
+def test_chart_is_a_picture(tmp_path):
+    chart(RESULTS, tmp_path / "bench.png")
+    with Image.open(tmp_path / "bench.png") as picture:
+        assert picture.width > 1000
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 5

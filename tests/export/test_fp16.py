@@ -1,0 +1,91 @@
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from edgedistill.teachers.base import Graph
+from edgedistill_export.passes.fp16 import fp16
+from edgedistill_export.passes.optimise import optimise
+from edgedistill_export.trace import trace
+
+FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+
+
+class Net(torch.nn.Module):
+    """A time embedding, a mask beyond float16, a resize and a second output."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = torch.nn.Linear(16, 8)
+        self.register_buffer("rates", torch.logspace(0, -4, 8))
+        self.register_buffer("mask", torch.tensor([0.0, torch.finfo(torch.float32).min] * 4))
+
+    def forward(self, x, t):
+        angles = t[:, None] * self.rates
+        emb = self.linear(torch.cat([angles.sin(), angles.cos()], 1))
+        h = torch.softmax(x.flatten(1) + emb + self.mask, -1)
+        image = torch.nn.functional.interpolate(h.reshape(-1, 2, 2, 2), scale_factor=2.0)
+        return image, emb
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    path = tmp_path_factory.mktemp("fp16") / "net.onnx"
+    inputs = {"x": torch.zeros(2, 2, 2, 2), "t": torch.zeros(2)}
+    trace(Graph(Net(), inputs, ("image", "emb")), path)
+    full = optimise(path).SerializeToString()
+    return full, fp16(onnx.load_from_string(full))
+
+
+def run(model, **inputs):
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return session.run(None, inputs)
+
+
+def test_results_agree_at_times_float16_cannot_hold(pair):
+    full, half = pair
+    x = np.random.default_rng(0).normal(size=(3, 2, 2, 2)).astype(np.float32)
+    t = np.array([999.37, 487.321, 0.01], np.float32)
+    expected = run(full, x=x, t=t)
+    found = run(half.SerializeToString(), x=x, t=t)
+    for a, b in zip(expected, found, strict=True):
+        assert b.dtype == np.float32
+        np.testing.assert_allclose(a, b, atol=2e-3)
+    assert np.isfinite(found[0]).all()
+
+
+def test_borders_stay_float32_and_weights_become_float16(pair):
+    graph = pair[1].graph
+    ports = [*graph.input, *graph.output]
+    assert {port.type.tensor_type.elem_type for port in ports} == {FLOAT}
+    types = {w.name: w.data_type for w in graph.initializer}
+    assert types["linear.weight_fp16"] == HALF
+    assert "linear.weight" not in types
+    # Only the rates of the angles and the scales of the resize stay.
+    assert sum(kind == FLOAT for kind in types.values()) == 2
+
+
+def test_only_angles_are_computed_in_float32(pair):
+    halves = {o for n in pair[1].graph.node if n.op_type == "Cast" for o in n.output}
+    for node in pair[1].graph.node:
+        if node.op_type in ("Sin", "Cos", "Mul"):
+            assert not halves & set(node.input)
+
+
+def test_a_subgraph_is_refused():
+    branch = onnx.helper.make_graph(
+        [onnx.helper.make_node("Neg", ["x"], ["y"])],
+        "branch",
+        [],
+        [onnx.helper.make_tensor_value_info("y", FLOAT, [1])],
+    )
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("If", ["b"], ["z"], "if", then_branch=branch, else_branch=branch)],
+        "main",
+        [info("b", onnx.TensorProto.BOOL, []), info("x", FLOAT, [1])],
+        [info("z", FLOAT, [1])],
+    )
+    with pytest.raises(ValueError, match=r"if: subgraphs \(If\)"):
+        fp16(onnx.helper.make_model(graph))

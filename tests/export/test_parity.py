@@ -1,0 +1,45 @@
+import math
+
+import numpy as np
+import pytest
+from edgedistill_export.parity import EQUAL_DB, PROMPTS, compare, psnr
+from edgedistill_runtime import Pipeline
+
+
+def test_psnr_of_a_known_error():
+    reference = np.array([[4.0, 0.0], [0.0, -4.0]])
+    found = reference + np.array([[0.04, 0.04], [0.4, -0.4]])
+    assert psnr(reference, found) == pytest.approx([40.0, 20.0])
+    assert psnr(reference, found, peak=0.4) == pytest.approx([20.0, 0.0], abs=1e-9)
+
+
+def test_psnr_of_equal_rows_is_finite_and_of_broken_ones_zero():
+    reference = np.ones((3, 2))
+    found = np.array([[1, 1], [1, math.nan], [1, math.inf]])
+    assert psnr(reference, found) == [EQUAL_DB, 0.0, 0.0]
+
+
+def test_an_exported_bundle_is_its_student(student, bundle):
+    parity = compare(student, Pipeline.load(bundle, threads=1), PROMPTS[:3], "fp32")
+    assert parity.passed
+    assert set(parity.graphs) == {"text_encoder", "denoiser", "decoder"}
+    for figures in (*parity.graphs.values(), parity.final):
+        assert 100 < figures.worst <= figures.mean <= EQUAL_DB or figures is parity.final
+    assert parity.final.worst > 60
+
+
+def test_another_step_table_shows_in_the_final_picture_only(student, bundle):
+    from dataclasses import replace
+
+    pipe = Pipeline.load(bundle, threads=1)
+    rows = tuple(replace(row, b=0.9 * row.b) for row in pipe.manifest.steps.rows)
+    table = replace(pipe.manifest.steps, rows=rows)
+    pipe.manifest = replace(pipe.manifest, steps=table)
+    parity = compare(student, pipe, PROMPTS[:3], "fp32")
+    assert parity.graphs["denoiser"].worst > 100
+    assert parity.final.worst < 60
+
+
+def test_without_prompts_there_is_nothing_to_compare(student, bundle):
+    with pytest.raises(ValueError, match="at least one prompt"):
+        compare(student, Pipeline.load(bundle, threads=1), [], "fp32")

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+from edgedistill_runtime import Pipeline
+from edgedistill_runtime.noise import noise
+from edgedistill_runtime.pipeline import STAGES, to_uint8
+
+
+@pytest.fixture(scope="module")
+def pictures(picture_bundle):
+    return Pipeline.load(picture_bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def points(planar_bundle):
+    return Pipeline.load(planar_bundle, threads=1)
+
+
+def test_planar_samples_follow_the_closed_form(points):
+    x_T, extra = noise(4, 0, 3, (2,), 2)
+    x = 2 * x_T
+    x = 0.3 * x + 0.6 * (0.5 * (0.5 * x) + 0.75) + 0.25 * extra
+    x = 0.5 * x - 0.5 * (0.5 * x + 0.25)
+    result = points.samples(3, seed=4)
+    np.testing.assert_allclose(result.samples, x, atol=1e-6)
+    assert result.images is None
+
+
+def test_pictures_follow_the_prompt_and_the_noise(pictures):
+    x_T, extra = noise(9, 0, 2, (3, 1, 1), 2)
+    embedding = np.linspace(-1, 1, 18, dtype=np.float32).reshape(6, 3)
+    ids = [[0, 2, 4, 1, 1, 1], [0, 3, 5, 1, 1, 1]]
+    shift = embedding[ids].mean(1).reshape(2, 3, 1, 1)
+    x = 2 * x_T
+    x = 0.3 * x + 0.6 * (0.75 * 0.5 * x + shift) + 0.25 * extra
+    x = 0.5 * x - 0.5 * (0.25 * x + shift)
+    result = pictures(["red apple", "blue car"], seed=9)
+    np.testing.assert_allclose(result.samples, x, atol=1e-6)
+    expected = np.clip(np.rint(127.5 * x + 127.5), 0, 255).reshape(2, 1, 1, 3)
+    np.testing.assert_array_equal(result.images, np.broadcast_to(expected, (2, 2, 2, 3)))
+    assert result.images.dtype == np.uint8
+
+
+def test_a_picture_is_the_same_in_any_batch(pictures, monkeypatch):
+    prompts = ["red apple", "blue car", "red car", "blue apple", "apple"]
+    whole = pictures(prompts, seed=1)
+    monkeypatch.setattr("edgedistill_runtime.pipeline._BATCH_VALUES", 6)  # two pictures a call
+    pieces = pictures(prompts, seed=1)
+    np.testing.assert_array_equal(whole.images, pieces.images)
+    np.testing.assert_allclose(whole.samples, pieces.samples, atol=1e-6)
+    first = pictures("red apple", seed=1)
+    np.testing.assert_allclose(first.samples, whole.samples[:1], atol=1e-6)
+
+
+def test_given_noise_replaces_the_seed(pictures):
+    draws = list(noise(7, 0, 2, (3, 1, 1), 2))
+    given = pictures(["red", "blue"], seed=0, noise=draws)
+    np.testing.assert_array_equal(given.samples, pictures(["red", "blue"], seed=7).samples)
+
+
+def test_timings_add_up(pictures):
+    timings = pictures("red").timings
+    assert set(timings) == {*STAGES, "total"}
+    assert sum(timings[stage] for stage in STAGES) == pytest.approx(timings["total"])
+    assert min(timings.values()) > 0
+
+
+def test_requests_that_do_not_fit_are_refused(pictures, points):
+    with pytest.raises(ValueError, match="no prompts"):
+        pictures([])
+    with pytest.raises(ValueError, match="needs prompts"):
+        pictures.samples(2)
+    with pytest.raises(ValueError, match="takes no prompts"):
+        points("red")
+    with pytest.raises(ValueError, match="below 1"):
+        points.samples(0)
+
+
+def test_an_unknown_provider_names_the_choices(planar_bundle):
+    with pytest.raises(ValueError, match="unknown provider 'Magic'; choose from .*CPUExecution"):
+        Pipeline.load(planar_bundle, providers=["Magic"])
+
+
+def test_uint8_rounds_and_clips():
+    image = np.array([-2, -1, 0, 0.5, 1, 3], np.float32).reshape(1, 3, 1, 2)
+    assert to_uint8(image).reshape(2, 3).T.ravel().tolist() == [0, 0, 128, 191, 255, 255]

@@ -1,0 +1,63 @@
+import json
+
+import numpy as np
+import pytest
+from edgedistill_runtime.tokenizer import Tokenizer
+from transformers import CLIPTokenizer
+
+LENGTH = 16
+TEXTS = [
+    "",
+    " ",
+    "red apple",
+    "A Red  APPLE!\n",
+    "don't stop, it's 12:30",
+    "caf\u00e9 na\u00efve \u4f60\u597d \U0001f34e\u200d\U0001f525",
+    "e\u0301 and \u00e9 are one",
+    "\u202eright to left\u202c \u0645\u0631\u062d\u0628\u0627",
+    "<|endoftext|> inside <|startoftext|> text",
+    "very " * 60,
+    "\t\x00\ufffd~",
+    "a" * 500,
+]
+
+
+def byte_symbols():
+    """The 256 characters that CLIP's byte-level BPE spells bytes with."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return sorted(ByteLevel.alphabet())
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    symbols = byte_symbols()
+    merges = [("r", "e"), ("re", "d</w>"), ("a", "p"), ("ap", "p"), ("l", "e</w>"), ("app", "le</w>")]
+    vocab = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *("".join(m) for m in merges)]
+    vocab += ["<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(vocab)},
+        merges=merges,
+        model_max_length=LENGTH,
+    )
+    tokenizer.save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def test_ids_equal_those_of_transformers(reference, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    reference.backend_tokenizer.save(str(path))
+    ours = Tokenizer(path, LENGTH, reference.pad_token_id)(TEXTS)
+    theirs = reference(
+        TEXTS, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="np"
+    ).input_ids
+    np.testing.assert_array_equal(ours, theirs)
+    assert ours.dtype == np.int64
+    assert ours.shape == (len(TEXTS), LENGTH)
+
+
+def test_merges_were_used(reference):
+    vocab = reference.get_vocab()
+    assert vocab["red</w>"] in reference("red apple").input_ids
+    assert json.loads(reference.backend_tokenizer.to_str())["model"]["type"] == "BPE"
