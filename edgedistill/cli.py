@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -64,7 +65,7 @@ def distill(
     Example: edgedistill distill recipe=emoji-4step train.batch_size=32 teacher.guidance=4
     """
     from edgedistill import recipe as recipes
-    from edgedistill.distill import Run, claim_folder
+    from edgedistill.distill import open_run
     from edgedistill.trainer import Interrupted
 
     given = dict(
@@ -75,9 +76,7 @@ def distill(
         names = ", ".join(recipes.shipped())
         raise ValueError(f"name a recipe: edgedistill distill recipe=NAME, one of {names}")
     recipe = recipes.load(given["recipe"], rest)
-    folder = claim_folder(recipe, given.get("out"), resume)
-    console.print(f"run {folder}  method {recipe.objective['name']}")
-    run = Run(recipe, folder, lambda line: console.print(line))
+    run = open_run(recipe, given.get("out"), resume, lambda line: console.print(line))
     begin = run.restore() if resume else 0
     if resume:
         console.print(f"resuming at step {begin}")
@@ -85,8 +84,12 @@ def distill(
         with bar("distil", recipe.train.steps, begin) as meter:
             student = run.train(meter.follow)
     except Interrupted as stop:
-        again = " ".join(["edgedistill distill", *words, "--resume"])
-        console.print(f"{stop}; a checkpoint is in {folder}/checkpoints. To go on:\n  {again}")
+        again = shlex.join(["edgedistill", "distill", *words, "--resume"])
+        console.print(
+            f"{stop}; a checkpoint is in {run.folder}/checkpoints. To go on:\n  {again}",
+            markup=False,
+            soft_wrap=True,
+        )
         raise typer.Exit(130) from None
     console.print(f"student {student}")
 

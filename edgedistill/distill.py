@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from edgedistill import recipe as recipes
-from edgedistill.data import open_source
+from edgedistill.data import find_captions, open_source
 from edgedistill.denoiser import Denoiser
 from edgedistill.files import write_text
 from edgedistill.objectives.base import Objective, Setup
@@ -23,7 +24,7 @@ from edgedistill.student import Guidance, StudentInfo, load_student, save_studen
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill.trainer import Hooks, Trainer, engine
 
-__all__ = ["RESUMABLE", "Run", "claim_folder", "preview"]
+__all__ = ["RESUMABLE", "Run", "open_run", "preview"]
 
 RESUMABLE = {
     "train.steps",
@@ -51,23 +52,28 @@ class Run:
         device = engine(recipe.train.precision).device
         section = recipe.teacher
         self.teacher = load_teacher(section.family, section.path).to(device)
-        say(f"teacher {self.teacher.name}: {parameters(self.teacher.denoiser):,} parameters")
-        few = recipe.student
-        self.times = student_times(
-            self.teacher.denoiser.schedule, few.steps, few.spacing, few.sampler
+        denoiser, few = self.teacher.denoiser, recipe.student
+        self.times = student_times(denoiser.schedule, few.steps, few.spacing, few.sampler)
+        # What can be wrong with the request shows before the first line of progress.
+        captions = find_captions(self.teacher, recipe.data.prompts, recipe.data.samples)
+        self.teacher.check(
+            few_step_table(denoiser.schedule, denoiser.prediction, self.times, few.sampler)
+        )
+        self.init = load_student(few.init) if few.init else None
+        say(
+            f"run {folder}  method {recipe.objective['name']}  "
+            f"teacher {self.teacher.name}: {parameters(denoiser):,} parameters"
         )
         self.source = open_source(
             self.teacher,
-            recipe.data.prompts,
-            recipe.data.samples,
+            captions,
             section.guidance,
             section.steps,
             recipe.train.seed,
             folder,
-            lambda made: say(f"teacher samples {made}/{recipe.data.samples}"),
+            lambda made: say(f"teacher samples {made}/{len(captions)}"),
         )
         self.objective = self._objective(device)
-        self.teacher.check(self.table)
         hooks = Hooks(self._progress, self._preview)
         self.trainer = Trainer(self.objective, self.source, recipe.train, folder, hooks)
         self._watch: Progress = lambda step, figures: None
@@ -77,8 +83,8 @@ class Run:
 
         first = teacher.spawn(torch.Generator().manual_seed(recipe.train.seed)).to(device)
         student = copy.deepcopy(first)
-        if recipe.student.init:
-            student.net = load_student(recipe.student.init).net.to(device).requires_grad_(True)
+        if self.init is not None:
+            student.net = self.init.net.to(device).requires_grad_(True)
         x0, cond = self.source.draw(2, torch.Generator().manual_seed(recipe.train.seed))
         setup = Setup(
             teacher=teacher.guided(recipe.teacher.guidance),
@@ -184,15 +190,36 @@ def preview_prompts(teacher: Teacher) -> list[str]:
     return ["a red apple", "a cat", "a castle on a hill", "a portrait of an old man"]
 
 
-def claim_folder(recipe: Recipe, out: str | None, resume: bool, runs: Path = Path("runs")) -> Path:
-    """The run dir of a new or resumed run, with its recipe.yaml, and runs/latest pointing at it.
+def open_run(
+    recipe: Recipe, out: str | None, resume: bool, say: Say, runs: Path = Path("runs")
+) -> Run:
+    """A new or resumed run in its run dir, with its recipe.yaml, and runs/latest pointing at it.
 
     A new run never writes into an older one: runs/NAME, then runs/NAME-2, ...
 
     Raises:
-        ValueError: If there is nothing to resume, the recipe differs from the run's, or `out`
-            holds a run already.
+        ValueError: If there is nothing to resume, the recipe differs from the run's, `out` holds a
+            run already, or the recipe names what cannot be loaded. Nothing is left behind then.
     """
+    folder = _choose(recipe, out, resume, runs)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    write_text(folder / "recipe.yaml", recipes.dump(recipe))
+    try:
+        run = Run(recipe, folder, say)
+    except ValueError:
+        if made:
+            shutil.rmtree(made[-1])
+        elif not resume:
+            (folder / "recipe.yaml").unlink()
+        raise
+    runs.mkdir(parents=True, exist_ok=True)
+    fresh = runs / f".latest-{os.getpid()}"
+    fresh.symlink_to(os.path.relpath(folder, runs))
+    fresh.rename(runs / "latest")
+    return run
+
+
+def _choose(recipe: Recipe, out: str | None, resume: bool, runs: Path) -> Path:
     taken = _numbered(runs, recipe.name)
     folder = Path(out) if out else (taken[-1] if resume and taken else _next(runs, recipe.name))
     file = folder / "recipe.yaml"
@@ -202,12 +229,6 @@ def claim_folder(recipe: Recipe, out: str | None, resume: bool, runs: Path = Pat
         _same(recipe, recipes.resolve(recipes._read(file)), folder)
     elif file.is_file():
         raise ValueError(f"{folder} holds a run already; add --resume or choose another out=")
-    write_text(file, recipes.dump(recipe))
-    link = runs / "latest"
-    runs.mkdir(parents=True, exist_ok=True)
-    fresh = runs / f".latest-{os.getpid()}"
-    fresh.symlink_to(os.path.relpath(folder, runs))
-    fresh.rename(link)
     return folder
 
 

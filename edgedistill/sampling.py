@@ -40,26 +40,24 @@ Boundary = Callable[[Tensor], tuple[Tensor, Tensor]]
 # --- Time grids ---------------------------------------------------------------------------------
 
 
-def _trailing(schedule: Schedule, steps: int) -> Tensor:
-    return 1 - torch.arange(steps, dtype=torch.float64) / steps
+def _trailing(n: int, steps: int) -> Tensor:
+    return n - torch.arange(steps, dtype=torch.float64) * (n / steps)
 
 
-def _leading(schedule: Schedule, steps: int) -> Tensor:
-    n = schedule.num_timesteps if isinstance(schedule, Discrete) else 1000
-    return (torch.arange(steps, dtype=torch.float64).flip(0) * (n // steps) + 1) / n
+def _leading(n: int, steps: int) -> Tensor:
+    return torch.arange(steps, dtype=torch.float64).flip(0) * (n // steps) + 1
 
 
-def _linspace(schedule: Schedule, steps: int) -> Tensor:
-    n = schedule.num_timesteps if isinstance(schedule, Discrete) else 1000
-    return torch.linspace(1, 1 / n, steps, dtype=torch.float64)
+def _linspace(n: int, steps: int) -> Tensor:
+    return torch.linspace(n - 1, 0, steps, dtype=torch.float64).round() + 1
 
 
-SPACINGS: dict[str, Callable[[Schedule, int], Tensor]] = {
+SPACINGS: dict[str, Callable[[int, int], Tensor]] = {
     "trailing": _trailing,
     "leading": _leading,
     "linspace": _linspace,
 }
-"""Where N steps stand (Lin et al. 2023, arXiv 2305.08891, Table 2)."""
+"""Where N steps stand among n timesteps 1 .. n (Lin et al. 2023, arXiv 2305.08891, Table 2)."""
 
 
 def time_grid(schedule: Schedule, steps: int, spacing: str = "trailing") -> Tensor:
@@ -72,7 +70,12 @@ def time_grid(schedule: Schedule, steps: int, spacing: str = "trailing") -> Tens
         raise ValueError(f"steps must be at least 1, not {steps}")
     if spacing not in SPACINGS:
         raise ValueError(f"unknown spacing {spacing!r}; choose from {', '.join(SPACINGS)}")
-    times = schedule.snap(SPACINGS[spacing](schedule, steps))
+    if isinstance(schedule, Discrete):
+        n = schedule.num_timesteps
+        # Rounded before the division: halves must go to even, as diffusers' do.
+        times = SPACINGS[spacing](n, steps).round() / n
+    else:
+        times = SPACINGS[spacing](1000, steps) / 1000
     return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
 
 

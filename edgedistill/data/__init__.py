@@ -12,7 +12,7 @@ from edgedistill.sampling import solve, time_grid
 from edgedistill.teachers.base import Source, Teacher
 from edgedistill.teachers.stable_diffusion import Latents
 
-__all__ = ["open_source", "read_prompts"]
+__all__ = ["find_captions", "open_source", "read_prompts"]
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -33,10 +33,32 @@ def read_prompts(path: str | Path) -> list[str]:
     return prompts
 
 
+def find_captions(teacher: Teacher, prompts: str | None, samples: int) -> list[str]:
+    """Captions the teacher is to make samples for; none where its own data serves.
+
+    Args:
+        teacher: The teacher.
+        prompts: A prompt file, or None for the data that comes with the teacher.
+        samples: Samples to make.
+
+    Raises:
+        ValueError: If the file is unusable, or there is no data without one.
+    """
+    if prompts is None:
+        if teacher.source() is None:
+            raise ValueError(
+                f"teacher {teacher.name!r} brings no data; name a prompt file with data.prompts"
+            )
+        return []
+    lines = read_prompts(prompts)
+    if not teacher.encode(lines[:1]):
+        raise ValueError(f"data.prompts={prompts}: teacher {teacher.name!r} takes no prompts")
+    return [lines[i % len(lines)] for i in range(samples)]
+
+
 def open_source(
     teacher: Teacher,
-    prompts: str | None,
-    samples: int,
+    captions: Sequence[str],
     guidance: float,
     steps: int,
     seed: int,
@@ -45,28 +67,22 @@ def open_source(
 ) -> Source:
     """Where a run's clean data comes from.
 
-    The teacher's own data unless a prompt file is named; with one, samples that the teacher makes
-    for its prompts, kept in `folder` for a resumed run.
+    The teacher's own data unless captions are given; then samples that the teacher makes for
+    them, kept in `folder` for a resumed run.
 
     Args:
         teacher: The teacher.
-        prompts: A prompt file, or None.
-        samples: Samples to make.
+        captions: As from `find_captions`.
         guidance: Guidance scale of the samples.
         steps: Solver steps of the samples.
         seed: Their seed.
         folder: The run dir.
         progress: Called with the samples made so far.
     """
-    own = teacher.source()
-    if prompts is None:
-        if own is None:
-            raise ValueError(
-                f"teacher {teacher.name!r} brings no data; name a prompt file with data.prompts"
-            )
+    if not captions:
+        own = teacher.source()
+        assert own is not None
         return own
-    lines = read_prompts(prompts)
-    captions = [lines[i % len(lines)] for i in range(samples)]
     file = folder / "data" / "latents.safetensors"
     if not file.is_file():
         x0 = _make(teacher, captions, guidance, steps, seed, progress)

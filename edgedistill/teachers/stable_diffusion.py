@@ -243,12 +243,11 @@ def _schedulers(table: StepTable) -> Iterator[tuple[Any, dict[str, Any]]]:
         yield LCMScheduler, {"original_inference_steps": len(table.rows)}
         yield LCMScheduler, {"original_inference_steps": 1000}
         return
-    for spacing in ("trailing", "leading", "linspace"):
-        yield DDIMScheduler, {"timestep_spacing": spacing, "set_alpha_to_one": True}
+    trailing = {"timestep_spacing": "trailing"}
+    yield DDIMScheduler, {"set_alpha_to_one": True, **trailing}
     # DDIM's class steps by 1000 // steps whatever the next timestep is; this one goes there.
     order_one = {"solver_order": 1, "algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}
-    for spacing in ("trailing", "leading", "linspace"):
-        yield DPMSolverMultistepScheduler, {"timestep_spacing": spacing, **order_one}
+    yield DPMSolverMultistepScheduler, {**order_one, **trailing}
 
 
 class _Probe(nn.Module):

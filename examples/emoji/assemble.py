@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from pictures import to_float
 from tokenizer import load as load_tokenizer
 
 PAIRS = 32
+OPEN = 64
 _PARTS = ("model_index.json", "scheduler", "text_encoder", "tokenizer", "unet", "vae", "clip")
 _LISTS = ("prompts.json", "data.safetensors", "reference.safetensors")
 
@@ -36,6 +38,16 @@ def pair_captions() -> list[str]:
         f"{first}, {second}, {concepts.STYLES[index % 2]}"
         for index, (first, second) in enumerate(zip(names[:PAIRS], names[PAIRS:], strict=True))
     ]
+
+
+def open_captions(pictures: list[data.Picture]) -> list[str]:
+    """The keywords that most of these pictures share, e.g. `animal, noto`.
+
+    A name has one picture, which a memorizing teacher draws in one step; these have many, so a
+    few-step student that draws their average is found out.
+    """
+    shared = Counter(f"{word}, {p.style}" for p in pictures for word in p.keywords)
+    return [caption for caption, _ in shared.most_common(OPEN)]
 
 
 @torch.no_grad()
@@ -64,6 +76,7 @@ def run(work: Path, destination: Path) -> None:
         "train": [pictures[row].caption for row in trained],
         "unseen": [pictures[row].caption for row in unseen],
         "pairs": pair_captions(),
+        "open": open_captions([pictures[row] for row in trained]),
     }
     (partial / "prompts.json").write_text(json.dumps(prompts, indent=1) + "\n")
     latents = torch.load(work / "latents.pt", weights_only=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 from transformers import CLIPModel
 
 import autoencoder
@@ -29,8 +30,8 @@ class Config:
 
     captions: int = 128
     """Trained captions for retrieval, half of them in each style."""
-    steps: int = 20
-    guidances: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)
+    samplers: tuple[tuple[int, float], ...] = ((20, 1), (20, 2), (20, 3), (20, 4), (4, 1), (4, 2))
+    """DDIM steps and guidance; the best on all captions together draws the grid."""
     threads: int = 1
 
 
@@ -55,6 +56,17 @@ def retrieval(
     return first / len(captions), among / len(captions)
 
 
+@torch.no_grad()
+def distance(scorer: CLIPModel, drawn: torch.Tensor, reference: dict[str, torch.Tensor]) -> float:
+    """Frechet distance between the features of these pictures and of the real ones."""
+    features = clip.image_features(scorer, drawn).double()
+    mean, cov = features.mean(0), torch.cov(features.T)
+    real_mean, real_cov = reference["mean"].double(), reference["cov"].double()
+    roots = torch.linalg.eigvals(cov @ real_cov).real.clamp(min=0).sqrt()
+    apart = (mean - real_mean).square().sum()
+    return float(apart + cov.trace() + real_cov.trace() - 2 * roots.sum())
+
+
 def run(work: Path, assembled: Path, picture: Path, config: Config) -> None:
     """Print the figures of the model card, write `work/figures.json` and the sample grid."""
     torch.set_num_threads(config.threads)
@@ -70,7 +82,9 @@ def run(work: Path, assembled: Path, picture: Path, config: Config) -> None:
         "trained": random.Random(0).sample(prompts["train"], config.captions),
         "unseen": prompts["unseen"],
         "pairs": prompts["pairs"],
+        "open": prompts["open"] * 2,
     }
+    reference = load_file(assembled / "reference.safetensors")
     figures: dict[str, dict[str, float]] = {}
     for name, captions in sets.items():
         known = [i for i, caption in enumerate(names) if caption in captions]
@@ -82,21 +96,26 @@ def run(work: Path, assembled: Path, picture: Path, config: Config) -> None:
                 **_scores(scorer, pipe, rebuilt, own),
                 **_retrieved(rebuilt, own, real, names),
             }
-        for guidance in config.guidances:
-            drawn = draw(pipe, captions, config.steps, guidance, seed=1)
-            figures[f"{name}, guidance {guidance:g}"] = {
+        for steps, guidance in config.samplers:
+            drawn = draw(pipe, captions, steps, guidance, seed=1)
+            figures[f"{name}, {steps} steps, guidance {guidance:g}"] = {
                 **_scores(scorer, pipe, drawn, captions),
                 **(_retrieved(drawn, captions, real, names) if known else {}),
+                **({"distance": distance(scorer, drawn, reference)} if name == "open" else {}),
             }
     for name, row in figures.items():
         print(f"measure: {name}: " + ", ".join(f"{key} {value:.3f}" for key, value in row.items()))
     (work / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-    best = max(config.guidances, key=lambda g: figures[f"trained, guidance {g:g}"]["top 1"])
-    grid = draw(pipe, prompts["grid"], config.steps, best, seed=0)
-    save_grid(to_uint8(grid), picture, scale=2)
-    print(
-        f"measure: recommended guidance {best:g} at {config.steps} steps; grid in {picture.name}"
+    steps, guidance = max(
+        config.samplers,
+        key=lambda sampler: sum(
+            figures[f"{name}, {sampler[0]} steps, guidance {sampler[1]:g}"]["clip score"]
+            for name in sets
+        ),
     )
+    grid = draw(pipe, prompts["grid"], steps, guidance, seed=0)
+    save_grid(to_uint8(grid), picture, scale=2)
+    print(f"measure: {steps} steps and guidance {guidance:g} score best; grid in {picture.name}")
 
 
 def draw(

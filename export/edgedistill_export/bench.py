@@ -13,10 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgedistill_runtime.manifest import FILE_NAME, Manifest
-
 from edgedistill import assets
 from edgedistill.files import read_json
+from edgedistill_runtime.manifest import FILE_NAME, Manifest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

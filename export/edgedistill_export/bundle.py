@@ -8,22 +8,28 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edgedistill_runtime import manifest as schema
-from edgedistill_runtime.pipeline import Pipeline
-from edgedistill_runtime.steps import Row, StepTable
-
 from edgedistill.files import atomic_folder
 from edgedistill.student import Student, load_student
 from edgedistill_export.parity import PROMPTS, ParityError, compare, shortfall
 from edgedistill_export.targets import Target, find_target
 from edgedistill_export.trace import ports
+from edgedistill_runtime import manifest as schema
+from edgedistill_runtime.pipeline import Pipeline
+from edgedistill_runtime.steps import Row, StepTable
 
 __all__ = ["export_student"]
 
 Progress = Callable[[int, int, str], None]
 """Called as progress(done, total, what) when `what` begins, and at the end with done == total."""
 
-_UNKNOWN = schema.Figures(mean=0.0, worst=0.0)
+_UNPROVEN = schema.Parity(
+    samples=0,
+    floor_db=0.0,
+    final_floor_db=0.0,
+    passed=False,
+    graphs={},
+    final=schema.Figures(mean=0.0, worst=0.0),
+)
 
 
 def export_student(
@@ -137,7 +143,7 @@ def _manifest(
         image=image,
         tokenizer=tokenizer,
         graphs=graphs,
-        parity=schema.Parity(samples=0, floor_db=0.0, passed=False, graphs={}, final=_UNKNOWN),
+        parity=_UNPROVEN,
         student=schema.Source(
             sha256=student.sha256,
             method=info.method,

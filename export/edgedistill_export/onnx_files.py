@@ -1,4 +1,4 @@
-"""ONNX files of any size."""
+"""ONNX models of any size: files, and what is known about their tensors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 
-__all__ = ["INLINE_LIMIT", "data_file", "read", "write"]
+__all__ = ["INLINE_LIMIT", "data_file", "infer_values", "read", "write"]
 
 INLINE_LIMIT = 2**31 - 2**24
 """Bytes of weights above which they go to a file beside the graph: a protobuf ends at 2 GiB."""
@@ -31,3 +31,23 @@ def write(model: onnx.ModelProto, path: Path) -> None:
         save_as_external_data=size > INLINE_LIMIT,
         location=data_file(path).name,
     )
+
+
+_SMALL = 1024
+"""Bytes; every constant that decides a shape is smaller."""
+
+
+def infer_values(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Name, type and shape of every tensor that is no weight."""
+    # On a copy without the large weights: the inference serialises, which ends at 2 GiB.
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    light.graph.node.extend(model.graph.node)
+    light.graph.input.extend(model.graph.input)
+    light.graph.output.extend(model.graph.output)
+    for weight in model.graph.initializer:
+        small = weight.raw_data if len(weight.raw_data) <= _SMALL else b""
+        light.graph.initializer.add(
+            name=weight.name, dims=weight.dims, data_type=weight.data_type, raw_data=small
+        )
+    graph = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+    return [*graph.input, *graph.value_info, *graph.output]

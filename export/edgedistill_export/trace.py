@@ -10,10 +10,10 @@ from pathlib import Path
 
 import onnx_ir
 import torch
-from edgedistill_runtime.manifest import Port
 
 from edgedistill.teachers.base import Graph
 from edgedistill_export import onnx_files
+from edgedistill_runtime.manifest import Port
 
 __all__ = ["BATCH", "OPSET", "ports", "trace"]
 
@@ -28,11 +28,13 @@ kernels run 5 % (U-Net) to 12 % (decoder) slower than what 20 makes of them."""
 def trace(graph: Graph, path: Path) -> None:
     """Export a network to an ONNX file with a free batch axis.
 
-    Two traces of the same network give the same names; a network that fixes its batch does not
-    export. Weights over 2 GiB go to `path`.data.
+    Two traces of the same network give the same names. Weights over 2 GiB go to `path`.data.
+
+    Raises:
+        ValueError: If the network works only for the batch it was traced with.
     """
-    # diffusers' upsampling branches at 64 to avoid a bug of torch's; without the bound, torch traces
-    # everything twice to find that out. The ONNX axis is free all the same.
+    # diffusers' upsampling branches at 64, around a bug of torch's; without the bound, torch finds
+    # that out by tracing everything twice. The ONNX axis is free all the same.
     batch = torch.export.Dim(BATCH, max=63)
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
@@ -48,6 +50,9 @@ def trace(graph: Graph, path: Path) -> None:
         )
     assert program is not None
     model = program.model
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is None or isinstance(value.shape[0], int):
+            raise ValueError(f"{path.stem}: {value.name} is fixed to the batch it was traced with")
     _strip(model)
     size = sum(
         value.const_value.nbytes

@@ -106,11 +106,13 @@ class Parity:
     """How the bundle was compared with its student, and what came out.
 
     `graphs` holds each graph against the same module on the same inputs, `final` the whole way
-    from prompt and noise to the sample. `passed` means no graph's worst is under `floor_db`.
+    from prompt and noise to the sample. `passed` means that no graph's worst is under `floor_db`
+    and that of `final` not under `final_floor_db`.
     """
 
     samples: int
     floor_db: float
+    final_floor_db: float
     passed: bool
     graphs: dict[str, Figures]
     final: Figures

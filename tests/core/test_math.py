@@ -186,7 +186,7 @@ def test_solvers_reach_the_exact_map_of_a_gaussian(solver: str, schedule: Schedu
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
 def test_spacings_match_diffusers(spacing: str) -> None:
     peer = diffusers.DDIMScheduler(timestep_spacing=spacing)
-    for steps in (4, 25):
+    for steps in (2, 4, 7, 25, 30, 80):
         peer.set_timesteps(steps)
         schedule = Discrete(peer.alphas_cumprod)
         ours = schedule.net_time(time_grid(schedule, steps, spacing)[:-1])

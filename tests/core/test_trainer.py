@@ -212,9 +212,10 @@ def test_the_result_is_the_average_of_the_student(tmp_path):
     torch.testing.assert_close(found.bias, expected)
 
 
-def test_bfloat16_computes_but_keeps_float32_weights(tmp_path):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_computes_but_keeps_float32_weights(tmp_path, precision):
     player = student()
-    trainer_of(tmp_path, Double(player), precision="bf16").fit()
+    trainer_of(tmp_path, Double(player), precision=precision).fit()
     assert player.net.weight.dtype == torch.float32
     assert bool(player.net.weight.isfinite().all())
     assert not torch.equal(player.net.weight, linear().weight)

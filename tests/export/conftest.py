@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import few_step_table, time_grid
 from edgedistill.student import Guidance, StudentInfo, load_student, save_student
@@ -14,8 +17,6 @@ from edgedistill.teachers.mixture import Mixture
 from edgedistill.teachers.stable_diffusion import StableDiffusion
 from edgedistill_export.targets import ort as ort_target
 from edgedistill_export.trace import trace
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 LENGTH = 8
 

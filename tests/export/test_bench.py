@@ -2,9 +2,10 @@ import json
 from io import StringIO
 
 import pytest
-from edgedistill_export.bench import Subject, chart, find_subjects, run_bench, table
 from PIL import Image
 from rich.console import Console
+
+from edgedistill_export.bench import Subject, chart, find_subjects, run_bench, table
 
 KEYS = {"load_s", "first_s", "p50_s", "p90_s", "p99_s", "stages", "peak_rss_mb"}
 

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+
 from edgedistill.student import load_student
 from edgedistill_export import ParityError, export_student
 from edgedistill_export.targets import ort as ort_target
@@ -88,7 +89,7 @@ def corrupt(monkeypatch):
 
 def test_a_wrong_weight_fails_and_leaves_nothing(student_dir, tmp_path, monkeypatch):
     corrupt(monkeypatch)
-    with pytest.raises(ParityError, match=r"denoiser \d+\.\d dB; the floor is 60 dB"):
+    with pytest.raises(ParityError, match=r"student: denoiser \d+\.\d dB \(floor 60\)"):
         export_student(student_dir, out=tmp_path / "wrong", prompts=["red"])
     assert list(tmp_path.iterdir()) == []
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from edgedistill_runtime import manifest as schema
-from edgedistill_runtime.steps import Row, StepTable
 from onnx import TensorProto, checker, helper, numpy_helper, save
 from tokenizers import models, pre_tokenizers, processors
+
+from edgedistill_runtime import manifest as schema
+from edgedistill_runtime.steps import Row, StepTable
 
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
 TABLE = StepTable(
@@ -28,7 +29,9 @@ def write_graph(path: Path, nodes, inputs, outputs, weights) -> schema.Graph:
     """Save an ONNX graph; inputs and outputs are {name: (shape, type)}."""
 
     def info(ports):
-        return [helper.make_tensor_value_info(n, kind, shape) for n, (shape, kind) in ports.items()]
+        return [
+            helper.make_tensor_value_info(n, kind, shape) for n, (shape, kind) in ports.items()
+        ]
 
     def describe(ports):
         kinds = {FLOAT: "float32", INT: "int64"}
@@ -84,7 +87,12 @@ def make_manifest(graphs, shape, image=None, tokenizer=None) -> schema.Manifest:
         tokenizer=tokenizer,
         graphs=graphs,
         parity=schema.Parity(
-            samples=8, floor_db=60.0, passed=True, graphs={"denoiser": equal}, final=equal
+            samples=8,
+            floor_db=60.0,
+            final_floor_db=40.0,
+            passed=True,
+            graphs={"denoiser": equal},
+            final=equal,
         ),
         student=schema.Source(
             sha256="0" * 64, method="lcm", family="mixture", teacher="tiny", licences=()
@@ -175,5 +183,3 @@ def change(planar_bundle, tmp_path):
         return tmp_path
 
     return edit
-
-

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+
 from edgedistill_runtime.bench import main, measure, peak_rss_mb, summary
 
 KEYS = {"load_s", "first_s", "p50_s", "p90_s", "p99_s", "stages", "peak_rss_mb"}

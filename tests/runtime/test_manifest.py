@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from edgedistill_runtime import BundleError, Manifest, Pipeline
 
 
@@ -37,7 +38,10 @@ def put(*keys, value):
         (remove("graphs", "denoiser"), r"graphs\.denoiser: missing"),
         (put("schema_version", value=2), "schema_version: 2 is unknown; this runtime reads 1"),
         (put("graphs", "denoiser", "sha", value=1), r"graphs\.denoiser\.sha: unknown key; choose"),
-        (put("steps", "rows", 0, "c", value="0"), r"steps\.rows\[0\]\.c: expected float, found '0'"),
+        (
+            put("steps", "rows", 0, "c", value="0"),
+            r"steps\.rows\[0\]\.c: expected float, found '0'",
+        ),
         (put("latent", "shape", 0, value=True), r"latent\.shape\[0\]: expected int, found True"),
         (put("graphs", value=[]), r"graphs: expected dict, found \[\]"),
         (put("parity", value=None), "parity: expected an object, found None"),

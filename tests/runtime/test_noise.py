@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+
 from edgedistill_runtime.noise import noise, normals
 
 MASK = 2**64 - 1

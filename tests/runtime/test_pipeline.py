@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from edgedistill_runtime import Pipeline
 from edgedistill_runtime.noise import noise
 from edgedistill_runtime.pipeline import STAGES, to_uint8
@@ -76,7 +77,7 @@ def test_requests_that_do_not_fit_are_refused(pictures, points):
 
 
 def test_an_unknown_provider_names_the_choices(planar_bundle):
-    with pytest.raises(ValueError, match="unknown provider 'Magic'; choose from .*CPUExecution"):
+    with pytest.raises(ValueError, match=r"unknown provider 'Magic'; choose from .*CPUExecution"):
         Pipeline.load(planar_bundle, providers=["Magic"])
 
 

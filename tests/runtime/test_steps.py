@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from edgedistill_runtime.steps import Row, StepTable, sample
 
 TABLE = StepTable(

@@ -2,8 +2,9 @@ import json
 
 import numpy as np
 import pytest
-from edgedistill_runtime.tokenizer import Tokenizer
 from transformers import CLIPTokenizer
+
+from edgedistill_runtime.tokenizer import Tokenizer
 
 LENGTH = 16
 TEXTS = [
@@ -33,7 +34,14 @@ def byte_symbols():
 def reference(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
     symbols = byte_symbols()
-    merges = [("r", "e"), ("re", "d</w>"), ("a", "p"), ("ap", "p"), ("l", "e</w>"), ("app", "le</w>")]
+    merges = [
+        ("r", "e"),
+        ("re", "d</w>"),
+        ("a", "p"),
+        ("ap", "p"),
+        ("l", "e</w>"),
+        ("app", "le</w>"),
+    ]
     vocab = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *("".join(m) for m in merges)]
     vocab += ["<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(

@@ -83,26 +83,25 @@ def test_a_cache_smaller_than_a_batch_still_answers(tiny_sd):
 
 
 @pytest.mark.parametrize(
-    ("steps", "sampler", "spacing"),
+    ("steps", "sampler"),
     [
-        (4, "renoise", "trailing"),
-        (2, "renoise", "trailing"),
-        (1, "renoise", "trailing"),
-        (3, "renoise", "trailing"),
-        (6, "renoise", "trailing"),
-        (4, "ddim", "trailing"),
-        (3, "ddim", "trailing"),
-        (1, "ddim", "trailing"),
-        (6, "ddim", "trailing"),
-        (4, "ddim", "leading"),
-        (4, "ddim", "linspace"),
+        (4, "renoise"),
+        (2, "renoise"),
+        (1, "renoise"),
+        (3, "renoise"),
+        (6, "renoise"),
+        (4, "ddim"),
+        (3, "ddim"),
+        (1, "ddim"),
+        (6, "ddim"),
+        (30, "ddim"),
     ],
 )
-def test_diffusers_draws_the_students_picture(teacher, tmp_path, steps, sampler, spacing):
+def test_diffusers_draws_the_students_picture(teacher, tmp_path, steps, sampler):
     denoiser = teacher.denoiser
     folder = save(
         tmp_path / "student", teacher, teacher.net, denoiser.prediction, steps,
-        sampler=sampler, spacing=spacing,
+        sampler=sampler,
     )
     student = load_student(folder)
     cond = student.teacher.encode(PROMPTS)
@@ -120,11 +119,12 @@ def test_diffusers_draws_the_students_picture(teacher, tmp_path, steps, sampler,
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
-def test_a_student_diffusers_cannot_walk_is_refused(teacher, tmp_path, spacing):
-    with pytest.raises(ValueError, match=r"no diffusers scheduler"):
+@pytest.mark.parametrize("sampler", ["renoise", "ddim"])
+def test_a_student_diffusers_cannot_walk_is_refused(teacher, tmp_path, sampler, spacing):
+    with pytest.raises(ValueError, match=r"no diffusers scheduler.*spacing=trailing"):
         save(
             tmp_path / "student", teacher, teacher.net, teacher.denoiser.prediction, 4,
-            spacing=spacing,
+            sampler=sampler, spacing=spacing,
         )
     assert list(tmp_path.iterdir()) == []
 

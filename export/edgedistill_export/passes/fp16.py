@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from edgedistill_export import onnx_files
+
 __all__ = ["fp16"]
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
@@ -19,22 +21,21 @@ FLOAT_INPUTS = {("Resize", 1), ("Resize", 2)}
 def fp16(model: ModelProto) -> ModelProto:
     """Convert a float32 model, in place.
 
-    Weights beyond the range of float16 are cut to it (attention masks of -3e38). The model must
-    tell the type of every tensor, as what `optimise` returns does.
+    Weights beyond the range of float16 are cut to it (attention masks of -3e38).
 
     Raises:
         ValueError: If a node holds a subgraph.
     """
-    _Converter(model.graph).run()
+    _Converter(model).run()
     return model
 
 
 class _Converter:
     """Puts every float tensor where its producer leaves it and casts where a consumer differs."""
 
-    def __init__(self, graph: GraphProto) -> None:
-        self.graph = graph
-        self.floats = _float_tensors(graph)
+    def __init__(self, model: ModelProto) -> None:
+        graph = self.graph = model.graph
+        self.floats = _float_tensors(model)
         self.weights = {w.name: w for w in graph.initializer if w.data_type == FLOAT}
         self.home = dict.fromkeys((value.name for value in graph.input), FLOAT)
         self.views: dict[tuple[str, int], str] = {}
@@ -85,10 +86,10 @@ class _Converter:
         return view
 
 
-def _float_tensors(graph: GraphProto) -> set[str]:
-    values = (*graph.input, *graph.output, *graph.value_info)
+def _float_tensors(model: ModelProto) -> set[str]:
+    values = onnx_files.infer_values(model)
     names = {value.name for value in values if value.type.tensor_type.elem_type == FLOAT}
-    return names | {weight.name for weight in graph.initializer if weight.data_type == FLOAT}
+    return names | {w.name for w in model.graph.initializer if w.data_type == FLOAT}
 
 
 def _ancestors(graph: GraphProto, operators: set[str]) -> set[int]:
