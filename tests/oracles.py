@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
+
 from edgedistill.denoiser import Denoiser
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import Boundary
 from edgedistill.schedule import Schedule
-from torch import Tensor, nn
 
 
 class Gaussian:

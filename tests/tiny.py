@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import few_step_table, student_times
 from edgedistill.student import Guidance, StudentInfo, save_student
 from edgedistill.teachers import Teacher
-from tokenizers.pre_tokenizers import ByteLevel
-from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 LENGTH = 8
 

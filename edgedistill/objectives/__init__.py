@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
-from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Setup
+from edgedistill.objectives.base import (
+    Batch,
+    Losses,
+    Objective,
+    Optim,
+    Player,
+    Settings,
+    Setup,
+)
 from edgedistill.plugins import resolve
 
-__all__ = ["OBJECTIVES", "Batch", "Losses", "Objective", "Optim", "Player", "Setup", "find"]
+__all__ = [
+    "OBJECTIVES",
+    "Batch",
+    "Losses",
+    "Objective",
+    "Optim",
+    "Player",
+    "Settings",
+    "Setup",
+    "find",
+]
 
 OBJECTIVES = {
     "dmd2": "edgedistill.objectives.dmd2:DMD2",

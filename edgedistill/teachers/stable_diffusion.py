@@ -205,7 +205,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
     def _scheduler(self, table: StepTable) -> Any:
         """The diffusers scheduler that walks the table when asked for its number of steps."""
         config = self.pipeline.scheduler.config
-        for kind, choices in _schedulers(table):
+        for kind, choices in _schedulers(table, config.num_train_timesteps):
             scheduler = kind.from_config(config, clip_sample=False, thresholding=False, **choices)
             if _walks(scheduler, table):
                 return scheduler
@@ -237,11 +237,10 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         }
 
 
-def _schedulers(table: StepTable) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Kinds of scheduler that may walk a table, with their settings, the plainest first."""
+def _schedulers(table: StepTable, n: int) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Kinds of scheduler that may walk a table of n timesteps, with settings, the plainest first."""
     if any(row.c for row in table.rows):
-        yield LCMScheduler, {"original_inference_steps": len(table.rows)}
-        yield LCMScheduler, {"original_inference_steps": 1000}
+        yield LCMScheduler, {"original_inference_steps": n}
         return
     trailing = {"timestep_spacing": "trailing"}
     yield DDIMScheduler, {"set_alpha_to_one": True, **trailing}

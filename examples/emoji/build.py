@@ -70,7 +70,7 @@ def start(name: str, work: Path) -> subprocess.Popen[bytes]:
     """Run one stage in a fresh interpreter.
 
     glibc hands large tensors back to the system after every step and faults them in again at the
-    next; told to keep them, training is up to twice as fast.
+    next, which is slow on virtual machines; the variables tell it to keep them.
     """
     environment = os.environ | {
         "OMP_NUM_THREADS": str(STAGES[name].threads),

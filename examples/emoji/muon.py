@@ -1,8 +1,9 @@
 """Muon: momentum whose matrices are made orthogonal before they are applied.
 
-The autoencoder here learned in 300 steps what took AdamW 1,500; on a budget of minutes that is
-worth a few matrix products a step. Matrices and convolution kernels (flattened to output x the
-rest) go to Muon; embeddings, norms, biases and the outermost layers belong with AdamW.
+In one trial each, the autoencoder here learned from 300 steps of 12 pictures what took AdamW about
+1,400 steps of 8; on a budget of minutes that is worth a few matrix products a step. Matrices and
+convolution kernels (flattened to output x the rest) go to Muon; embeddings, norms, biases and the
+outermost layers belong with AdamW.
 """
 
 from __future__ import annotations

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.table import Table
 
-__all__ = ["SCHEMA_VERSION", "Subject", "chart", "find_subjects", "run_bench", "table"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Subject",
+    "chart",
+    "find_subjects",
+    "run_bench",
+    "subjects_of",
+    "table",
+]
 
 SCHEMA_VERSION = 1
 TEACHER, STUDENT = "teacher", "student"
@@ -127,8 +135,8 @@ def run_bench(
         progress: Called as progress(done, total, name) when a subject begins, and at the end.
 
     Returns:
-        bench.json: `schema_version`, `subjects` (name -> `load_s`, `first_s`, `p50_s`, `p90_s`,
-        `p99_s`, `stages`, `peak_rss_mb`), `speedup_over_teacher` (by p50) and `machine`.
+        bench.json: by subject name `load_s`, `first_s`, `p50_s`, `p90_s`, `p99_s`, `stages` and
+        `peak_rss_mb`; and `schema_version`, `speedup_over_teacher` (by p50) and `machine`.
 
     Raises:
         ValueError: For a subject that cannot be loaded, in the words of its process.
@@ -145,10 +153,15 @@ def run_bench(
         progress(len(subjects), len(subjects), "done")
     return {
         "schema_version": SCHEMA_VERSION,
-        "subjects": results,
+        **results,
         "speedup_over_teacher": _speedups(results),
         "machine": machine,
     }
+
+
+def subjects_of(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of `run_bench` by subject, without what stands beside them."""
+    return {name: r for name, r in results.items() if isinstance(r, dict) and "p50_s" in r}
 
 
 def _measure(subject: Subject, runs: int, threads: int) -> dict[str, Any]:
@@ -208,7 +221,7 @@ def table(results: Mapping[str, Any]) -> Table:
     stages = [label for label, _ in _STAGES.values()]
     for head in ("load", "first", "p50", "p90", "p99", *stages, "peak MiB", "speed-up"):
         shown.add_column(head, justify="right")
-    for name, r in results["subjects"].items():
+    for name, r in subjects_of(results).items():
         times = [r[key] for key in ("load_s", "first_s", "p50_s", "p90_s", "p99_s")]
         times += [r["stages"].get(stage) for stage in _STAGES]
         peak = r["peak_rss_mb"]
@@ -231,7 +244,7 @@ def chart(results: Mapping[str, Any], path: Path) -> None:
     """Write a PNG: p50 of each subject on a log axis, and what each stage takes of it."""
     from matplotlib.figure import Figure
 
-    names = list(results["subjects"])
+    names = list(subjects_of(results))
     figure = Figure(figsize=(10, 1.6 + 0.55 * len(names)), layout="constrained")
     total, share = figure.subplots(1, 2, sharey=True)
     _draw_totals(total, results)
@@ -247,11 +260,11 @@ def chart(results: Mapping[str, Any], path: Path) -> None:
 
 
 def _draw_totals(axes: Axes, results: Mapping[str, Any]) -> None:
-    times = [1000 * r["p50_s"] for r in results["subjects"].values()]
+    times = [1000 * r["p50_s"] for r in subjects_of(results).values()]
     axes.barh(range(len(times)), times, color="#4c78a8", height=0.6)
     axes.set_xscale("log")
     axes.set_xlim(min(times) / 3, max(times) * 6)
-    for row, (name, value) in enumerate(zip(results["subjects"], times, strict=True)):
+    for row, (name, value) in enumerate(zip(subjects_of(results), times, strict=True)):
         speedup = results["speedup_over_teacher"].get(name)
         label = f" {_milliseconds(value / 1000)} ms" + (f", {speedup:.1f}x" if speedup else "")
         axes.text(value, row, label, va="center")
@@ -260,7 +273,7 @@ def _draw_totals(axes: Axes, results: Mapping[str, Any]) -> None:
 
 
 def _draw_shares(axes: Axes, results: Mapping[str, Any]) -> None:
-    subjects = list(results["subjects"].values())
+    subjects = list(subjects_of(results).values())
     whole = [sum(r["stages"].values()) for r in subjects]
     left = [0.0] * len(subjects)
     for stage, (label, colour) in _STAGES.items():

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import save
+
 from edgedistill import cli
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.prediction import Prediction
 from edgedistill.teachers.mixture import Mixture
-from tiny import save
 
 
 @pytest.fixture
@@ -57,7 +58,8 @@ def places(tmp_path_factory, two_modes, tiny_sd) -> dict[str, str]:
     )
     names = ("folder", "empty.txt", "latin.txt", "prompts.txt", "sd.yaml", "nowhere")
     return {
-        "student": str(student), "two": str(two_modes),
+        "student": str(student),
+        "two": str(two_modes),
         **{name.partition(".")[0]: str(root / name) for name in names},
     }
 
@@ -85,8 +87,11 @@ WRONG = [
     ("distill recipe={sd} data.prompts={empty}", "{empty}: no prompts"),
     ("distill recipe={sd} data.prompts={latin}", "{latin}: not UTF-8"),
     ("distill recipe={sd} data.prompts={nowhere}", "{nowhere}: No such file"),
-    ("distill recipe={sd} data.prompts={prompts} student.spacing=linspace "
-     "data.samples=1 teacher.steps=1", "student.spacing=trailing"),
+    (
+        "distill recipe={sd} data.prompts={prompts} student.spacing=linspace "
+        "data.samples=1 teacher.steps=1",
+        "student.spacing=trailing",
+    ),
     ("export {student} --target orb", "'orb' (did you mean 'ort'?)"),
     ("export {student} --precision int4", "'int4'"),
     ("export {student} --prompts {empty}", "{empty}: no prompts"),
@@ -138,7 +143,16 @@ def test_debug_shows_the_traceback(here, monkeypatch):
 def test_help_names_every_verb(run):
     code, out, _ = run("--help")
     assert code == 0
-    for verb in ("distill", "export", "bench", "generate", "evaluate", "report", "recipes", "doctor"):
+    for verb in (
+        "distill",
+        "export",
+        "bench",
+        "generate",
+        "evaluate",
+        "report",
+        "recipes",
+        "doctor",
+    ):
         assert verb in out
         assert run(verb, "--help")[0] == 0
 
@@ -252,7 +266,10 @@ def test_the_installed_command_says_one_line_and_nothing_of_its_libraries(here):
         pytest.skip("edgedistill is not installed as a command")
     done = subprocess.run(
         [command, "distill", LCM, "teacher.path=rign"],
-        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 2
     lines = done.stderr.splitlines()

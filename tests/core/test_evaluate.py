@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from edgedistill.evaluate.pictures import Reference, frechet_distance
 from edgedistill.evaluate.planar import planar_figures, sliced_w2
 from edgedistill.teachers.mixture import Mixture

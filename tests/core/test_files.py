@@ -1,6 +1,7 @@
 """Files and folders appear whole or not at all."""
 
 import pytest
+
 from edgedistill.files import atomic_folder, read_json, write_json, write_text
 
 

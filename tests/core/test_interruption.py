@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from edgedistill import checkpoint
 from edgedistill import recipe as recipes
 from edgedistill.distill import Run
 from edgedistill.metrics import read_metrics
-from safetensors.torch import load_file
 
 STEPS, EVERY = 400, 10
 # The command itself, with a shorter fit of the starting point.
@@ -29,15 +30,24 @@ main()
 
 def words(two_modes: Path, folder: Path) -> list[str]:
     return [
-        "distill", "recipe=mixture-lcm", f"train.steps={STEPS}", f"train.checkpoint_every={EVERY}",
-        "train.batch_size=64", "train.log_every=20", f"teacher.path={two_modes}", f"out={folder}",
+        "distill",
+        "recipe=mixture-lcm",
+        f"train.steps={STEPS}",
+        f"train.checkpoint_every={EVERY}",
+        "train.batch_size=64",
+        "train.log_every=20",
+        f"teacher.path={two_modes}",
+        f"out={folder}",
     ]
 
 
 def start(arguments: list[str], here: Path) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *arguments],
-        cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=here,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 

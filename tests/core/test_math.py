@@ -33,7 +33,13 @@ def ddpm(kind: str = "squaredcos_cap_v2", zero_snr: bool = False) -> Discrete:
 
 
 SCHEDULES: list[Schedule] = [
-    Trig(), Cosine(), Linear(), VE(), Rectified(), ddpm(), ddpm("scaled_linear"),
+    Trig(),
+    Cosine(),
+    Linear(),
+    VE(),
+    Rectified(),
+    ddpm(),
+    ddpm("scaled_linear"),
     ddpm("scaled_linear", zero_snr=True),
 ]
 IDS = ["trig", "cosine", "linear", "ve", "rectified", "squaredcos", "scaled", "zero-snr"]
@@ -105,15 +111,20 @@ def follow(scheduler: diffusers.SchedulerMixin, noise: torch.Tensor, steps: int)
 @pytest.mark.parametrize("steps", [5, 20])
 def test_solvers_agree_with_diffusers(prediction: str, solver: str, steps: int) -> None:
     common = {
-        "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
-        "prediction_type": prediction, "timestep_spacing": "trailing",
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "prediction_type": prediction,
+        "timestep_spacing": "trailing",
     }
     peers = {
         "ddim": lambda: diffusers.DDIMScheduler(
-            **common, clip_sample=False, set_alpha_to_one=True),
+            **common, clip_sample=False, set_alpha_to_one=True
+        ),
         "heun": lambda: diffusers.HeunDiscreteScheduler(**common),
         "dpm++2m": lambda: diffusers.DPMSolverMultistepScheduler(
-            **common, final_sigmas_type="zero"),
+            **common, final_sigmas_type="zero"
+        ),
     }
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     schedule = ddpm_like(common)
@@ -135,8 +146,12 @@ def ddpm_like(config: dict[str, object]) -> Discrete:
 
 
 def test_euler_agrees_with_diffusers() -> None:
-    common = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
-              "timestep_spacing": "trailing"}
+    common = {
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "timestep_spacing": "trailing",
+    }
     peer = diffusers.EulerDiscreteScheduler(**common)
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     expected = follow(peer, noise, 10)
@@ -215,8 +230,10 @@ def test_deterministic_table_is_ddim(schedule: Schedule, kind: Prediction) -> No
 
 def test_renoise_table_is_the_lcm_scheduler() -> None:
     peer = diffusers.LCMScheduler(
-        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction",
-        original_inference_steps=4, clip_sample=False,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        original_inference_steps=4,
+        clip_sample=False,
     )
     schedule = Discrete(peer.alphas_cumprod)
 
@@ -251,9 +268,12 @@ def test_guidance_is_linear_and_one_is_none() -> None:
 def test_step_table_json_round_trips_and_refuses_nonsense() -> None:
     table = few_step_table(Trig(), Prediction.V, time_grid(Trig(), 3))
     assert StepTable.from_json(table.to_json()) == table
-    for broken in ({}, {"init_scale": 1.0, "rows": []},
-                   {"init_scale": 1.0, "rows": [{"t": 1}]},
-                   {"init_scale": float("nan"), "rows": table.to_json()["rows"]}):
+    for broken in (
+        {},
+        {"init_scale": 1.0, "rows": []},
+        {"init_scale": 1.0, "rows": [{"t": 1}]},
+        {"init_scale": float("nan"), "rows": table.to_json()["rows"]},
+    ):
         with pytest.raises(ValueError, match="step_table"):
             StepTable.from_json(broken)
 

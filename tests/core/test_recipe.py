@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from edgedistill import recipe as recipes
 from edgedistill.objectives import OBJECTIVES
 
@@ -40,7 +41,9 @@ def test_unknown_key_names_the_nearest(override, message):
 def test_unknown_key_of_a_method_names_the_nearest():
     with pytest.raises(ValueError, match=r"objective\.turn \(did you mean objective\.turns\?\)"):
         recipes.load("mixture-dmd2", ["objective.turn=4"])
-    with pytest.raises(ValueError, match=r"objective\.fake_score\.lrr \(did you mean objective\.f"):
+    with pytest.raises(
+        ValueError, match=r"objective\.fake_score\.lrr \(did you mean objective\.f"
+    ):
         recipes.load("mixture-dmd2", ["objective.fake_score.lrr=4"])
 
 
@@ -80,7 +83,9 @@ def test_an_unknown_recipe_is_named(name):
 @pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001"])
 def test_yaml_exponents_are_numbers(tmp_path, text):
     """PyYAML alone reads 1e-4 as a string."""
-    path = write(tmp_path, "r", MINIMAL.replace("batch_size", f"optim: {{lr: {text}}}, batch_size"))
+    path = write(
+        tmp_path, "r", MINIMAL.replace("batch_size", f"optim: {{lr: {text}}}, batch_size")
+    )
     assert recipes.load(path).train.optim.lr == 1e-4
     assert recipes.load("mixture-lcm", [f"train.optim.lr={text}"]).train.optim.lr == 1e-4
 
@@ -107,7 +112,7 @@ def test_base_with_another_method_drops_the_method_of_the_base(tmp_path):
 
 def test_an_unknown_base_is_named_with_the_nearest(tmp_path):
     child = write(tmp_path, "child", "base: mixture-lmc\n")
-    with pytest.raises(ValueError, match="'mixture-lmc'.*did you mean 'mixture-lcm'"):
+    with pytest.raises(ValueError, match=r"'mixture-lmc'.*did you mean 'mixture-lcm'"):
         recipes.load(child)
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import save
+
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.prediction import Prediction
 from edgedistill.student import load_student
 from edgedistill.teachers.mixture import Mixture
-from tiny import save
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_a_folder_without_student_json_is_no_student(edit, tmp_path):
     (copy / "student.json").unlink()
     with pytest.raises(ValueError, match=r"copy: no student\.json"):
         load_student(copy)
-    with pytest.raises(ValueError, match="no student folder at .*nowhere"):
+    with pytest.raises(ValueError, match=r"no student folder at .*nowhere"):
         load_student(tmp_path / "nowhere")
 
 

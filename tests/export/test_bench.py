@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from edgedistill_export.bench import Subject, chart, find_subjects, run_bench, table
+from edgedistill_export.bench import Subject, chart, find_subjects, run_bench, subjects_of, table
 
 KEYS = {"load_s", "first_s", "p50_s", "p90_s", "p99_s", "stages", "peak_rss_mb"}
 
@@ -17,10 +17,8 @@ def figures(p50, **stages):
 
 RESULTS = {
     "schema_version": 1,
-    "subjects": {
-        "teacher": figures(0.5, text_encoder=0.01, denoiser=0.45, decoder=0.02, other=0.02),
-        "bundle:ort-fp32": figures(0.025, text_encoder=0.001, denoiser=0.02, decoder=0.004),
-    },
+    "teacher": figures(0.5, text_encoder=0.01, denoiser=0.45, decoder=0.02, other=0.02),
+    "bundle:ort-fp32": figures(0.025, text_encoder=0.001, denoiser=0.02, decoder=0.004),
     "speedup_over_teacher": {"bundle:ort-fp32": 20.0},
     "machine": {},
 }
@@ -53,12 +51,12 @@ def test_student_and_bundle_run_in_processes_of_their_own(student_dir, bundle):
     )
     names = ["teacher", "student", "bundle:ort-fp32"]
     assert seen == [*enumerate(names), (3, "done")]
-    assert list(results["subjects"]) == names
-    for result in results["subjects"].values():
+    assert list(subjects_of(results)) == names
+    for result in subjects_of(results).values():
         assert set(result) >= KEYS
         assert set(result["stages"]) == {"text_encoder", "denoiser", "decoder", "other"}
         assert result["stages"]["denoiser"] > 0
-    assert results["subjects"]["teacher"]["steps"] == 2
+    assert results["teacher"]["steps"] == 2
     assert results["speedup_over_teacher"]["bundle:ort-fp32"] > 1
     json.dumps(results, allow_nan=False)
 

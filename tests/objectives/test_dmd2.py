@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from oracles import Affine, Gaussian
+from torch import Tensor, nn
+
 from edgedistill.denoiser import Denoiser
 from edgedistill.losses import matching_gradient, toward
 from edgedistill.networks.planar import PlanarNet
@@ -10,8 +13,6 @@ from edgedistill.objectives.dmd2 import DMD2
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import few_step_table, time_grid
 from edgedistill.schedule import Trig
-from oracles import Affine, Gaussian
-from torch import Tensor, nn
 
 DATA = Gaussian([0.7, -0.4], 0.5, Trig())
 

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from oracles import Affine, Gaussian, consistency_student
+
 from edgedistill.denoiser import Denoiser
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.lcm import LCM, consistency_boundary
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import few_step_table, time_grid
 from edgedistill.schedule import Trig
-from oracles import Affine, Gaussian, consistency_student
 
 DATA = Gaussian([0.7, -0.4], 0.5, Trig())
 BOUNDARY = consistency_boundary(10.0)
@@ -123,6 +124,7 @@ def test_its_step_table_draws_the_data():
 def test_a_batch_decides_the_loss_to_the_bit():
     student = consistency_student(DATA, BOUNDARY, gain=0.9)
     objective = method(student)
-    assert objective.loss("student", batch(64, 3)).total == objective.loss(
-        "student", batch(64, 3)
-    ).total
+    assert (
+        objective.loss("student", batch(64, 3)).total
+        == objective.loss("student", batch(64, 3)).total
+    )

@@ -1,95 +1,103 @@
-"""A method is one file and one table row, or a file of another distribution."""
+"""A method is one file and one table row, or a file of another distribution.
+
+The method is the example of CONTRIBUTING.md, as it stands there.
+"""
 
 import importlib
+import re
 import sys
 from pathlib import Path
 
 import pytest
-from edgedistill import objectives
+import torch
+import yaml
+from oracles import Gaussian
+
+from edgedistill import objectives, trainer
 from edgedistill import recipe as recipes
 from edgedistill.distill import Run
+from edgedistill.objectives.base import Batch, Optim, Setup
+from edgedistill.sampling import time_grid
+from edgedistill.schedule import Trig
 from edgedistill.student import load_student
 
-REGRESSION = '''
-from pydantic import Field
-
-from edgedistill.objectives import Batch, Losses, Objective, Player, Settings, Setup
-from edgedistill.losses import uniform_times
-
-
-class Regression(Objective):
-    """The student's x0 is the teacher's, at every noise level."""
-
-    class Config(Settings):
-        weight: float = Field(1.0, gt=0)
-
-    name = "regression"
-
-    def __init__(self, config: Config, setup: Setup) -> None:
-        self.config, self.setup = config, setup
-
-    def players(self) -> list[Player]:
-        return [Player("student", self.setup.student, self.setup.optim)]
-
-    def loss(self, player: str, batch: Batch) -> Losses:
-        student, teacher = self.setup.student, self.setup.teacher
-        t = uniform_times(len(batch.x0), 0.1, 1.0, batch.generator, batch.x0)
-        x_t = student.noised(batch.x0, t, batch.noise())
-        gap = student(x_t, t, batch.cond) - teacher(x_t, t, batch.cond)
-        return Losses(self.config.weight * gap.square().mean())
-'''
-ENTRY_POINTS = "[edgedistill.objectives]\nregression = regression_method:Regression\n"
+PAGE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+METHOD = next(text for kind, text in BLOCKS if "class Regression" in text)
+ROW = next(text for kind, text in BLOCKS if text.startswith('"regression":'))
+RECIPE = next(text for kind, text in BLOCKS if kind == "yaml")
 
 
 @pytest.fixture
 def file(tmp_path, monkeypatch) -> Path:
-    """The method's one file, where Python finds it."""
-    (tmp_path / "regression_method.py").write_text(REGRESSION)
+    """A folder with the method's one file, where Python finds it."""
+    (tmp_path / "regression_method.py").write_text(METHOD, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     sys.modules.pop("regression_method", None)
 
 
-def train(folder: Path, two_modes: Path) -> str:
-    overrides = [
-        "objective.name=regression", "objective.weight=2", "train.steps=3", "train.batch_size=8",
-        f"teacher.path={two_modes}",
-    ]
-    recipe_file = folder / "mine.yaml"
-    recipe_file.write_text(
-        "base: mixture-lcm\nobjective: {name: regression}\n", encoding="utf-8"
-    )
+def train(folder: Path, two_modes: Path) -> None:
+    recipe = folder / "mixture-regression.yaml"
+    recipe.write_text(RECIPE, encoding="utf-8")
+    choices = ["train.steps=3", "train.batch_size=8", f"teacher.path={two_modes}"]
     run_dir = folder / "run"
     run_dir.mkdir()
-    run = Run(recipes.load(str(recipe_file), overrides[1:]), run_dir, lambda line: None)
+    chosen = recipes.load(str(recipe), [*choices, "objective.min_time=0.1"])
+    run = Run(chosen, run_dir, lambda line: None)
     student = load_student(run.train(lambda step, figures: None))
-    assert student.info.recipe["objective"] == {"name": "regression", "weight": 2.0}
-    return student.info.method
+    assert student.info.method == "regression"
+    assert student.info.recipe["objective"] == {"name": "regression", "min_time": 0.1}
 
 
 def test_one_file_and_one_table_row(file, two_modes, quick_fit, monkeypatch):
-    monkeypatch.setitem(objectives.OBJECTIVES, "regression", "regression_method:Regression")
-    assert train(file, two_modes) == "regression"
+    name, place = yaml.safe_load("{" + ROW + "}").popitem()
+    assert place.startswith("edgedistill.objectives.regression:")
+    here = place.replace("edgedistill.objectives.regression", "regression_method")
+    monkeypatch.setitem(objectives.OBJECTIVES, name, here)
+    train(file, two_modes)
 
 
 def test_one_file_and_an_entry_point_of_another_distribution(file, two_modes, quick_fit):
     info = file / "regression_method-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: regression-method\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(ENTRY_POINTS)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: regression-method\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(
+        "[edgedistill.objectives]\nregression = regression_method:Regression\n"
+    )
     importlib.invalidate_caches()
-    assert train(file, two_modes) == "regression"
-    with pytest.raises(ValueError, match="unknown method 'regresion'.*did you mean 'regression'"):
+    train(file, two_modes)
+    with pytest.raises(ValueError, match=r"unknown method 'regresion'.*mean 'regression'"):
         objectives.find("regresion")
 
 
+def test_the_example_has_no_loss_when_the_student_is_the_teacher(file):
+    kind = importlib.import_module("regression_method").Regression
+    data, other = (Gaussian([mean, 0.0], 0.5, Trig()) for mean in (0.3, -0.3))
+    losses = []
+    for student in (data.denoiser(), other.denoiser()):
+        setup = Setup(
+            teacher=data.denoiser(),
+            student=student,
+            spawn=data.denoiser,
+            times=time_grid(Trig(), 4),
+            sampler="renoise",
+            optim=Optim(),
+            tap="",
+            example=(torch.zeros(2, 2), {}),
+        )
+        generator = torch.Generator().manual_seed(0)
+        batch = Batch(data.draw(64, generator), {}, generator, generator)
+        losses.append(kind(kind.Config(), setup).loss("student", batch).total.item())
+    assert losses[0] == 0
+    assert losses[1] > 0.01
+
+
 def test_without_either_it_is_unknown():
-    with pytest.raises(ValueError, match="unknown method 'regression'; choose from dmd2, lcm"):
+    with pytest.raises(ValueError, match=r"unknown method 'regression'; choose from dmd2, lcm"):
         objectives.find("regression")
 
 
 def test_the_loop_names_no_method():
-    from edgedistill import trainer
-
     text = Path(trainer.__file__).read_text(encoding="utf-8").lower()
     assert not [name for name in objectives.OBJECTIVES if name in text]

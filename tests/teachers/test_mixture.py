@@ -5,12 +5,13 @@ import math
 
 import pytest
 import torch
+from tiny import save
+
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.sampling import solve, time_grid
 from edgedistill.student import load_student
 from edgedistill.teachers import load_teacher
 from edgedistill.teachers.mixture import Mixture
-from tiny import save
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def test_a_wrong_file_is_named_with_what_is_wrong(tmp_path, content, message):
 def test_a_missing_file_is_named(name):
     with pytest.raises(ValueError, match=name):
         load_teacher("mixture", name)
-    with pytest.raises(ValueError, match="did you mean 'ring'.*choose from .*ring"):
+    with pytest.raises(ValueError, match=r"did you mean 'ring'.*choose from .*ring"):
         load_teacher("mixture", "rign")
 
 
