@@ -1,4 +1,4 @@
-"""What surrounds the network calls: the runtime's time for a picture over the bare ONNX Runtime calls.
+"""What surrounds the network calls: the runtime's time over the bare ONNX Runtime calls.
 
     python benchmarks/runtime_overhead.py BUNDLE [--runs 50]
 

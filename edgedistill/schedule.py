@@ -271,7 +271,8 @@ class VE(Schedule):
         if not 0 < sigma_min < sigma_max:
             raise ValueError(f"need 0 < sigma_min < sigma_max, not {sigma_min} and {sigma_max}")
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
-        self._low, self._high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+        self._low: float = sigma_min ** (1 / rho)
+        self._high: float = sigma_max ** (1 / rho)
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t, dtype=torch.float64)

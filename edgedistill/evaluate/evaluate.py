@@ -20,11 +20,16 @@ from edgedistill.teachers.mixture import Mixture
 __all__ = ["SCHEMA", "evaluate_pictures", "evaluate_planar", "prompt_sets"]
 
 SCHEMA = 1
+SHARE = 3
+"""Captions of other kinds than "seen" get a third as many samples."""
 Progress = Callable[[str, int, int], None]
 
 
 def prompt_sets(teacher: Teacher, prompts: Sequence[str] | None) -> dict[str, list[str]]:
-    """Captions by kind: "seen" in training, and if known "unseen" combinations and "pairs".
+    """Captions by kind: "seen" in training, and others where the teacher ships them.
+
+    "unseen" holds combinations of caption and style that were never trained, "open" captions that
+    many pictures answer, "pairs" two concepts in one caption.
 
     Args:
         teacher: Its folder's prompts.json is read.
@@ -36,7 +41,8 @@ def prompt_sets(teacher: Teacher, prompts: Sequence[str] | None) -> dict[str, li
     if not file.is_file():
         raise ValueError(f"{teacher.path} ships no prompts.json; name a file with --prompts")
     shipped = json.loads(file.read_text(encoding="utf-8"))
-    return {"seen": shipped["train"], "unseen": shipped["unseen"], "pairs": shipped["pairs"]}
+    kinds = {"seen": "train", "unseen": "unseen", "open": "open", "pairs": "pairs"}
+    return {kind: shipped[key] for kind, key in kinds.items() if key in shipped}
 
 
 def evaluate_planar(
@@ -66,7 +72,7 @@ def evaluate_pictures(
     Args:
         subjects: The teacher first.
         captions: As from `prompt_sets`. "seen" gives the figures of the subject itself, each
-            other kind a section inside it, from half as many samples.
+            other kind a section inside it, from fewer samples.
         features: The CLIP model.
         reference: Statistics of the real data; None measures FD against the teacher's samples,
             drawn with the next seed so that the teacher itself has an FD.
@@ -75,7 +81,7 @@ def evaluate_pictures(
         progress: (subject, pictures drawn, pictures to draw).
     """
     result: dict[str, Any] = {"schema_version": SCHEMA, "reference": "data"}
-    counts = {kind: samples if kind == "seen" else max(2, samples // 2) for kind in captions}
+    counts = {kind: max(2, samples // (1 if kind == "seen" else SHARE)) for kind in captions}
     total = sum(counts.values())
     wanted = {
         kind: [lines[i % len(lines)] for i in range(counts[kind])]

@@ -19,7 +19,7 @@ from edgedistill.student import Student, load_student
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill.teachers.mixture import Mixture
 
-__all__ = ["evaluate_subject", "tables"]
+__all__ = ["TITLES", "evaluate_subject", "tables"]
 
 
 def evaluate_subject(
@@ -115,14 +115,19 @@ def tables(results: dict[str, Any]) -> list[Table]:
     subjects = {name: r for name, r in results.items() if isinstance(r, dict)}
     first = next(iter(subjects.values()))
     kinds = [key for key, value in first.items() if isinstance(value, dict)]
-    shown = [_table("figures" if not kinds else "captions seen in training", subjects)]
-    titles = {"unseen": "caption and style never seen together", "pairs": "two concepts"}
+    shown = [_table("figures" if not kinds else TITLES["seen"], subjects)]
     for kind in kinds:
         rows = {name: {"calls": r["calls"], **r[kind]} for name, r in subjects.items()}
-        shown.append(_table(titles.get(kind, kind), rows))
+        shown.append(_table(TITLES.get(kind, kind), rows))
     return shown
 
 
+TITLES = {
+    "seen": "captions seen in training",
+    "unseen": "caption and style never seen together",
+    "open": "captions that many pictures answer",
+    "pairs": "two concepts in one caption",
+}
 HEADS = {
     "text_image_score": "text-image",
     "text_image_ratio": "text-image ratio",

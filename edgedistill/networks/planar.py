@@ -42,7 +42,7 @@ class PlanarNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is 
         self,
         dim: int = 2,
         width: int = 128,
-        depth: int = 3,
+        depth: int = 2,
         frequencies: int = 8,
         extent: float = 4.0,
     ) -> None:

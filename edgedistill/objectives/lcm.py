@@ -79,7 +79,7 @@ class LCM(Objective):
         """f(x_t, t) = c_skip x_t + c_out x0 (LCM, Eq. 9)."""
         skip, out = self.boundary()(t)
         shape = (-1,) + (1,) * (x_t.ndim - 1)
-        x0 = denoiser(x_t, t, cond)
+        x0: Tensor = denoiser(x_t, t, cond)
         return skip.reshape(shape).to(x_t) * x_t + out.reshape(shape).to(x_t) * x0
 
     def loss(self, player: str, batch: Batch) -> Losses:

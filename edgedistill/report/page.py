@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgedistill.distill import preview_prompts
+from edgedistill.evaluate.run import TITLES
 from edgedistill.evaluate.subjects import Subject, student_subject, teacher_subject
 from edgedistill.files import read_json, write_text
 from edgedistill.generate import open_subject, runtime_noise
@@ -170,14 +171,10 @@ def _evaluation(run: Path) -> list[dict[str, Any]] | None:
     subjects = {k: v for k, v in read_json(file).items() if isinstance(v, dict)}
     first = next(iter(subjects.values()))
     kinds = [key for key, value in first.items() if isinstance(value, dict)]
-    titles = {
-        "unseen": "Caption and style never seen together",
-        "pairs": "Two concepts in one caption",
-    }
-    shown = [_evaluation_table("Captions seen in training" if kinds else "Figures", subjects)]
+    shown = [_evaluation_table(TITLES["seen"] if kinds else "figures", subjects)]
     for kind in kinds:
         rows = {name: {"calls": r["calls"], **r[kind]} for name, r in subjects.items()}
-        shown.append(_evaluation_table(titles.get(kind, kind), rows))
+        shown.append(_evaluation_table(TITLES.get(kind, kind), rows))
     return shown
 
 

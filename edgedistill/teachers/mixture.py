@@ -24,7 +24,7 @@ from edgedistill.teachers.base import Graph, Source, Teacher
 
 __all__ = ["Mixture", "MixtureNet"]
 
-FIT_STEPS, FIT_BATCH, FIT_LR = 2000, 512, 2e-3
+FIT_STEPS, FIT_BATCH, FIT_LR = 1500, 512, 2e-3
 
 
 class MixtureNet(nn.Module):
@@ -173,10 +173,11 @@ class _Draws:
 
 def _read_net(folder: Path) -> PlanarNet:
     try:
-        net = PlanarNet.from_pretrained(folder, local_files_only=True)
+        net: PlanarNet = PlanarNet.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: {str(error).strip().splitlines()[0]}") from error
-    return net.eval().requires_grad_(False)
+    net.eval().requires_grad_(False)
+    return net
 
 
 def _read(file: Path) -> tuple[Tensor, Tensor, Tensor]:

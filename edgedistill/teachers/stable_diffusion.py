@@ -238,7 +238,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
 
 
 def _schedulers(table: StepTable, n: int) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Kinds of scheduler that may walk a table of n timesteps, with settings, the plainest first."""
+    """Kinds of scheduler that may walk a table over n timesteps, and settings, plainest first."""
     if any(row.c for row in table.rows):
         yield LCMScheduler, {"original_inference_steps": n}
         return

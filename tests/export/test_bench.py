@@ -24,7 +24,9 @@ RESULTS = {
 }
 
 
-def test_subjects_are_found_in_order_with_the_students_teacher(student_dir, bundle, planar_dir):
+def test_subjects_are_found_in_order_with_the_students_teacher(
+    tiny_sd, student_dir, bundle, planar_dir
+):
     found = find_subjects([bundle, student_dir, bundle])
     assert [s.name for s in found] == [
         "teacher",
@@ -32,9 +34,7 @@ def test_subjects_are_found_in_order_with_the_students_teacher(student_dir, bund
         "bundle:ort-fp32",
         "bundle:ort-fp32-2",
     ]
-    assert found[0] == Subject(
-        name="teacher", path=str(student_dir.parent / "teacher"), steps=2, guidance=3.0
-    )
+    assert found[0] == Subject(name="teacher", path=str(tiny_sd), steps=2, guidance=3.0)
     assert [s.name for s in find_subjects([planar_dir])] == ["student"]
 
 
