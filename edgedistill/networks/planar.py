@@ -43,7 +43,7 @@ class PlanarNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is 
         dim: int = 2,
         width: int = 128,
         depth: int = 2,
-        frequencies: int = 8,
+        frequencies: int = 16,
         extent: float = 4.0,
     ) -> None:
         super().__init__()
