@@ -52,16 +52,10 @@ def _linspace(n: int, steps: int) -> Tensor:
     return torch.linspace(n - 1, 0, steps, dtype=torch.float64).round() + 1
 
 
-def _quadratic(schedule: Schedule, steps: int) -> Tensor:
-    """More of the steps near the data, where renoising would blur fine structure (DDIM, D.2)."""
-    return _trailing(schedule, steps).square()
-
-
 SPACINGS: dict[str, Callable[[int, int], Tensor]] = {
     "trailing": _trailing,
     "leading": _leading,
     "linspace": _linspace,
-    "quadratic": _quadratic,
 }
 """Where N steps stand among n timesteps 1 .. n (Lin et al. 2023, arXiv 2305.08891, Table 2)."""
 

@@ -267,7 +267,8 @@ class Trainer:
             torch.cuda.manual_seed_all(own.initial_seed())
         x0, cond = self.source.draw(self.config.batch_size, own)
         device = self.accelerator.device
-        return Batch(x0.to(device), {k: v.to(device) for k, v in cond.items()}, own, shared)
+        cond = {name: value.to(device) for name, value in cond.items()}
+        return Batch(x0.to(device), cond, own, shared, self.step)
 
     def _lr(self, lr: float) -> float:
         config = self.config

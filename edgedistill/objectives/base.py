@@ -70,12 +70,14 @@ class Batch:
         cond: Its condition.
         generator: CPU randomness of this rank.
         shared: CPU randomness that is the same on every rank.
+        step: Steps done in the run.
     """
 
     x0: Tensor
     cond: Condition
     generator: torch.Generator
     shared: torch.Generator
+    step: int = 0
 
     def noise(self) -> Tensor:
         """Standard normal, shaped and placed as x0."""
@@ -100,6 +102,7 @@ class Player:
         optim: Its optimizer settings.
         every: It plays on every so many-th step.
         start: Its first step.
+        prelude: It also plays on each of the first so many steps.
     """
 
     name: str
@@ -107,9 +110,12 @@ class Player:
     optim: Optim
     every: int = 1
     start: int = 0
+    prelude: int = 0
 
     def plays(self, step: int) -> bool:
         """Whether it is this player's turn at `step` (0, 1, ...)."""
+        if step < self.prelude:
+            return True
         return step >= self.start and (step + 1) % self.every == 0
 
 

@@ -24,7 +24,7 @@ from edgedistill.losses import (
 )
 from edgedistill.networks.heads import Tap, head_for
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings, Setup
-from edgedistill.sampling import ddim_step
+from edgedistill.sampling import SOLVERS, ddim_step
 
 __all__ = ["DMD2"]
 
@@ -39,6 +39,11 @@ class DMD2(Objective):
         """Updates of fake_score to one of the student (two time-scale rule, Sec. 4.2)."""
         warmup: int = Field(0, ge=0)
         """Steps in which only fake_score trains."""
+        regression: int = Field(0, ge=0)
+        """Steps before that in which the student learns the teacher's ODE map from each of its
+        times, as before the paper's one-step SDXL run (Sec. 5.2); it starts with every mode."""
+        regression_steps: int = Field(8, ge=1)
+        """Solver steps of that map."""
         rollout: Literal["simulate", "data"] = "simulate"
         """Inputs of later steps: the student's own samples (Sec. 4.5), or noised data."""
         min_time: float = Field(0.02, ge=0, le=1)
@@ -72,8 +77,15 @@ class DMD2(Objective):
         config = self.config
         follower = nn.ModuleList([self.fake_score, self.head])
         return [
-            Player("fake_score", follower, config.fake_score),
-            Player("student", self.student, self.optim, every=config.turns, start=config.warmup),
+            Player("fake_score", follower, config.fake_score, start=config.regression),
+            Player(
+                "student",
+                self.student,
+                self.optim,
+                every=config.turns,
+                start=config.regression + config.warmup,
+                prelude=config.regression,
+            ),
         ]
 
     def loss(self, player: str, batch: Batch) -> Losses:
@@ -119,8 +131,23 @@ class DMD2(Objective):
         logits: Tensor = self.head(self.tap.take())
         return logits
 
+    def _regression(self, batch: Batch) -> Losses:
+        """Distance to where the teacher's ODE leads from one of the student's times."""
+        index = int(torch.randint(len(self.times) - 1, (), generator=batch.shared))
+        t = self.times[index]
+        x_t = self.student.noised(batch.x0, t.to(batch.x0.device), batch.noise())
+        fractions = torch.linspace(1, 0, self.config.regression_steps + 1, dtype=torch.float64)
+        times = self.student.schedule.snap(t * fractions[:-1])
+        with torch.no_grad():
+            path = torch.cat([times, torch.zeros_like(times[:1])]).to(x_t.device)
+            target = SOLVERS["dpm++2m"](self.teacher, x_t, path, batch.cond)
+        loss = F.mse_loss(self.student(x_t, t.to(x_t.device), batch.cond), target)
+        return Losses(loss, {"regression": loss.detach()})
+
     def _student(self, batch: Batch) -> Losses:
         config = self.config
+        if batch.step < config.regression:
+            return self._regression(batch)
         x0 = self._generate(batch)
         with torch.no_grad():
             x_t, t, _ = self._noised(x0, batch, config.min_time, config.max_time)

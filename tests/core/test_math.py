@@ -294,5 +294,5 @@ def test_bad_names_are_named_with_the_choices(call, name: str) -> None:
 
 
 def test_tables_list_what_the_readme_says() -> None:
-    assert set(SPACINGS) == {"trailing", "leading", "linspace", "quadratic"}
+    assert set(SPACINGS) == {"trailing", "leading", "linspace"}
     assert set(SAMPLERS) == {"renoise", "ddim"}
