@@ -134,7 +134,7 @@ def bench(
 ) -> None:
     """Time teacher, student and bundles: load, first call, percentiles by stage, memory."""
     from edgedistill.files import write_json
-    from edgedistill_export.bench import chart, find_subjects, run_bench, table
+    from edgedistill_export.bench import chart, find_subjects, run_bench, tables
 
     bundles = sorted(path.parent for path in LATEST.glob("bundles/*/manifest.json"))
     plan = find_subjects(subjects or [LATEST / "student", *bundles])
@@ -143,7 +143,8 @@ def bench(
     path = json or (Path("bench.json") if subjects else LATEST / "bench.json")
     write_json(path, results)
     chart(results, path.with_suffix(".png"))
-    console.print(table(results))
+    for table in tables(results):
+        console.print(table)
     console.print(f"{path}  {path.with_suffix('.png')}")
 
 

@@ -28,7 +28,7 @@ __all__ = [
     "find_subjects",
     "run_bench",
     "subjects_of",
-    "table",
+    "tables",
 ]
 
 SCHEMA_VERSION = 1
@@ -212,27 +212,35 @@ def _machine(threads: int, runs: int) -> dict[str, Any]:
     }
 
 
-def table(results: Mapping[str, Any]) -> Table:
-    """The results for a terminal, times in milliseconds."""
+def tables(results: Mapping[str, Any]) -> list[Table]:
+    """The results for a terminal of 80 columns, times in milliseconds: totals, then stages."""
     from rich.table import Table
 
-    shown = Table(title="One picture a call, milliseconds")
-    shown.add_column("subject")
-    stages = [label for label, _ in _STAGES.values()]
-    for head in ("load", "first", "p50", "p90", "p99", *stages, "peak MiB", "speed-up"):
-        shown.add_column(head, justify="right")
-    for name, r in subjects_of(results).items():
-        times = [r[key] for key in ("load_s", "first_s", "p50_s", "p90_s", "p99_s")]
-        times += [r["stages"].get(stage) for stage in _STAGES]
-        peak = r["peak_rss_mb"]
-        speedup = results["speedup_over_teacher"].get(name)
-        shown.add_row(
+    subjects = subjects_of(results)
+    whole = Table(title="One picture a call, ms", box=None, title_justify="left")
+    whole.add_column("subject", no_wrap=True)
+    for head in ("load", "first", "p50", "p90", "p99", "peak MiB", "speed-up"):
+        whole.add_column(head, justify="right")
+    for name, r in subjects.items():
+        times = (r[key] for key in ("load_s", "first_s", "p50_s", "p90_s", "p99_s"))
+        peak, speedup = r["peak_rss_mb"], results["speedup_over_teacher"].get(name)
+        whole.add_row(
             name,
-            *("-" if t is None else _milliseconds(t) for t in times),
+            *map(_milliseconds, times),
             "-" if peak is None else f"{peak:.0f}",
             "-" if speedup is None else f"{speedup:.1f}x",
         )
-    return shown
+    stages = Table(title="By stage, ms p50 / p90 / p99", box=None, title_justify="left")
+    stages.add_column("subject", no_wrap=True)
+    for label, _ in _STAGES.values():
+        stages.add_column(label, justify="right")
+    for name, r in subjects.items():
+        stages.add_row(name, *(_spread(r["stages"].get(stage)) for stage in _STAGES))
+    return [whole, stages]
+
+
+def _spread(figures: Mapping[str, float] | None) -> str:
+    return " / ".join(map(_milliseconds, figures.values())) if figures else "-"
 
 
 def _milliseconds(seconds: float) -> str:
@@ -274,11 +282,12 @@ def _draw_totals(axes: Axes, results: Mapping[str, Any]) -> None:
 
 def _draw_shares(axes: Axes, results: Mapping[str, Any]) -> None:
     subjects = list(subjects_of(results).values())
-    whole = [sum(r["stages"].values()) for r in subjects]
+    whole = [sum(stage["p50_s"] for stage in r["stages"].values()) for r in subjects]
     left = [0.0] * len(subjects)
     for stage, (label, colour) in _STAGES.items():
         parts = [
-            100 * r["stages"].get(stage, 0.0) / w for r, w in zip(subjects, whole, strict=True)
+            100 * r["stages"].get(stage, {"p50_s": 0.0})["p50_s"] / w
+            for r, w in zip(subjects, whole, strict=True)
         ]
         axes.barh(range(len(parts)), parts, left=left, color=colour, label=label, height=0.6)
         left = [a + b for a, b in zip(left, parts, strict=True)]

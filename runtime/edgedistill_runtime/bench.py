@@ -28,25 +28,19 @@ def summary(draw: Callable[[int], Mapping[str, float]], runs: int) -> dict[str, 
         runs: Calls measured, after the first and a few to warm up.
 
     Returns:
-        `first_s`, `p50_s`, `p90_s`, `p99_s`, and `stages`: median seconds by stage.
+        `first_s`, `p50_s`, `p90_s`, `p99_s`, and `stages`: the same percentiles by stage.
     """
     first = draw(0)["total"]
     for i in range(_WARM_UP):
         draw(i)
     timings = [draw(i) for i in range(runs)]
-    p50, p90, p99 = np.percentile([timing["total"] for timing in timings], [50, 90, 99])
-    stages = {
-        stage: float(np.median([timing[stage] for timing in timings]))
-        for stage in timings[0]
-        if stage != "total"
-    }
-    return {
-        "first_s": first,
-        "p50_s": float(p50),
-        "p90_s": float(p90),
-        "p99_s": float(p99),
-        "stages": stages,
-    }
+    stages = {stage: _percentiles([timing[stage] for timing in timings]) for stage in timings[0]}
+    return {"first_s": first, **stages.pop("total"), "stages": stages}
+
+
+def _percentiles(seconds: list[float]) -> dict[str, float]:
+    p50, p90, p99 = np.percentile(seconds, [50, 90, 99])
+    return {"p50_s": float(p50), "p90_s": float(p90), "p99_s": float(p99)}
 
 
 def peak_rss_mb() -> float | None:

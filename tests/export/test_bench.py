@@ -5,14 +5,15 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from edgedistill_export.bench import Subject, chart, find_subjects, run_bench, subjects_of, table
+from edgedistill_export.bench import Subject, chart, find_subjects, run_bench, subjects_of, tables
 
 KEYS = {"load_s", "first_s", "p50_s", "p90_s", "p99_s", "stages", "peak_rss_mb"}
 
 
 def figures(p50, **stages):
     times = dict.fromkeys(("load_s", "first_s", "p90_s", "p99_s"), 2 * p50)
-    return {**times, "p50_s": p50, "stages": stages, "peak_rss_mb": 100.0}
+    spread = {stage: {"p50_s": t, "p90_s": 2 * t, "p99_s": 3 * t} for stage, t in stages.items()}
+    return {**times, "p50_s": p50, "stages": spread, "peak_rss_mb": 100.0}
 
 
 RESULTS = {
@@ -55,7 +56,7 @@ def test_student_and_bundle_run_in_processes_of_their_own(student_dir, bundle):
     for result in subjects_of(results).values():
         assert set(result) >= KEYS
         assert set(result["stages"]) == {"text_encoder", "denoiser", "decoder", "other"}
-        assert result["stages"]["denoiser"] > 0
+        assert result["stages"]["denoiser"]["p50_s"] > 0
     assert results["teacher"]["steps"] == 2
     assert results["speedup_over_teacher"]["bundle:ort-fp32"] > 1
     json.dumps(results, allow_nan=False)
@@ -67,14 +68,15 @@ def test_a_broken_subject_is_reported_in_its_own_words(tmp_path):
         run_bench([broken], runs=1)
 
 
-def test_table_shows_milliseconds_and_speed_up():
+def test_tables_show_milliseconds_and_speed_up_in_80_columns():
     out = StringIO()
-    Console(file=out, width=200).print(table(RESULTS))
-    row = next(line for line in out.getvalue().splitlines() if "bundle:ort-fp32" in line)
-    cells = [cell.strip() for cell in row.split("│")[1:-1]]
-    assert cells == [
-        *["bundle:ort-fp32", "50", "50", "25", "50", "50", "1", "20", "4", "-", "100", "20.0x"]
-    ]
+    console = Console(file=out, width=80)
+    for table in tables(RESULTS):
+        console.print(table)
+    lines = out.getvalue().splitlines()
+    rows = [line.split() for line in lines if line.strip().startswith("bundle:ort-fp32")]
+    assert rows[0] == ["bundle:ort-fp32", "50", "50", "25", "50", "50", "100", "20.0x"]
+    assert " ".join(rows[1]) == "bundle:ort-fp32 1 / 2 / 3 20 / 40 / 60 4 / 8 / 12 -"
 
 
 def test_chart_is_a_picture(tmp_path):
