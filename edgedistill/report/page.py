@@ -88,7 +88,13 @@ def _subjects(run: Path, recipe: Recipe) -> tuple[list[Subject], list[str]]:
     ]
     for manifest in sorted(run.glob("bundles/*/manifest.json")):
         subjects.append(open_subject(manifest.parent)[0])
-    return subjects, preview_prompts(teacher)[:PICTURES]
+    return subjects, _spread(preview_prompts(teacher))
+
+
+def _spread(prompts: list[str]) -> list[str]:
+    """At most `PICTURES` of them, evenly spaced."""
+    count = min(PICTURES, len(prompts))
+    return [prompts[i * len(prompts) // count] for i in range(count)]
 
 
 def _data_uri(image: Image.Image) -> str:
