@@ -22,6 +22,7 @@ import concepts
 import data
 import teacher
 from pictures import to_float
+from storage import load_tensor
 from tokenizer import load as load_tokenizer
 
 PAIRS = 32
@@ -79,7 +80,7 @@ def run(work: Path, destination: Path) -> None:
         "open": open_captions([pictures[row] for row in trained]),
     }
     (partial / "prompts.json").write_text(json.dumps(prompts, indent=1) + "\n")
-    latents = torch.load(work / "latents.pt", weights_only=True)
+    latents = load_tensor(work / "latents.safetensors")
     save_file({"latents": latents[trained].contiguous()}, partial / "data.safetensors")
     scorer = CLIPModel.from_pretrained(work / "clip", dtype=torch.float32)
     real = images[data.chosen(pictures)]
@@ -90,6 +91,10 @@ def run(work: Path, destination: Path) -> None:
         "count": torch.tensor(len(real)),
     }
     save_file(statistics, partial / "reference.safetensors")
+    for file in partial.rglob("config.json"):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)  # where it lay on this machine
+        file.write_text(json.dumps(config, indent=2) + "\n")
     for file in partial.rglob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes private files
     destination.mkdir(parents=True, exist_ok=True)

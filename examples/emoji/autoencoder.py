@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL
 
 import data
 from pictures import save_grid, to_float, to_uint8
+from storage import save_tensor
 from training import Plan, Trainer
 
 
@@ -84,11 +85,11 @@ def run(work: Path, config: Config) -> None:
         total = picture_loss(error, config.gradient_weight) + kl_weight * kl
         return total, {"kl": kl.item(), "psnr": psnr(error)}
 
-    Trainer(vae, config, work / "autoencoder.pt").run(loss)
+    Trainer(vae, config, work / "autoencoder-state.safetensors").run(loss)
     vae.to(memory_format=torch.contiguous_format)
     whiten(vae, encode(vae, images[chosen]))
     latents = encode(vae, images)
-    torch.save(latents.half(), work / "latents.pt")
+    save_tensor(latents.half(), work / "latents.safetensors")
     vae.save_pretrained(work / "vae")
     report(vae, images[chosen], latents[chosen], work / "autoencoder.png")
 

@@ -21,6 +21,7 @@ import autoencoder
 import data
 from captions import Captions
 from pictures import to_float, to_uint8
+from storage import load_tensor
 from tokenizer import POSITIONS, encode
 from tokenizer import load as load_tokenizer
 from training import Plan, Trainer
@@ -158,7 +159,7 @@ def run(work: Path, config: Config) -> None:
         )
         return (by_picture + by_caption) / 2, {"scale": scale.item()}
 
-    Trainer(model, config, work / "clip.pt").run(loss)
+    Trainer(model, config, work / "clip-state.safetensors").run(loss)
     model.logit_scale.data.clamp_(max=largest)
     _report(model, tokenizer, to_float(images[chosen]), [pictures[i].caption for i in chosen])
     folder = work / "clip"
@@ -184,7 +185,7 @@ _PREPROCESSOR = {
 def _rebuilt(work: Path, config: Config) -> torch.Tensor:
     """Every picture through the autoencoder, with more or less noise; (N, 64, 64, 3) uint8."""
     vae = AutoencoderKL.from_pretrained(work / "vae")
-    latents = torch.load(work / "latents.pt", weights_only=True).float()
+    latents = load_tensor(work / "latents.safetensors").float()
     deviation = config.latent_noise * torch.rand(len(latents), 1, 1, 1)
     noisy = latents + deviation * torch.randn_like(latents)
     return to_uint8(autoencoder.decode(vae, noisy))

@@ -56,7 +56,7 @@ def run(work: Path, config: Config) -> None:
         total = autoencoder.picture_loss(error, config.gradient_weight)
         return total, {"psnr": autoencoder.psnr(error)}
 
-    Trainer(trained, config, work / "decoder.pt").run(loss)
+    Trainer(trained, config, work / "decoder-state.safetensors").run(loss)
     vae.to(memory_format=torch.contiguous_format)
     vae.save_pretrained(work / "vae")
     autoencoder.report(vae, images[chosen], latents[chosen], work / "decoder.png")

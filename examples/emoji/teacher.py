@@ -18,6 +18,7 @@ import autoencoder
 import data
 from captions import Captions
 from pictures import save_grid, to_uint8
+from storage import load_tensor
 from tokenizer import POSITIONS, encode
 from tokenizer import load as load_tokenizer
 from training import Plan, Trainer
@@ -107,10 +108,12 @@ def run(work: Path, config: Config) -> None:
     tokenizer = load_tokenizer(work)
     unet = build_unet(config)
     text_encoder = build_text_encoder(config, tokenizer)
-    trainer = Trainer(torch.nn.ModuleList([unet, text_encoder]), config, work / "teacher.pt")
+    trainer = Trainer(
+        torch.nn.ModuleList([unet, text_encoder]), config, work / "teacher-state.safetensors"
+    )
     _, pictures = data.load(work)
     rows = data.chosen(pictures, held_out=False)
-    latents = torch.load(work / "latents.pt", weights_only=True)[rows].float()
+    latents = load_tensor(work / "latents.safetensors")[rows].float()
     captions = Captions(tokenizer, [pictures[i] for i in rows])
     vae = AutoencoderKL.from_pretrained(work / "vae")
     alpha_bars = build_schedule().alphas_cumprod

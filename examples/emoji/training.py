@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from muon import Muon, split
+from storage import load_state, save_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +141,7 @@ class Trainer:
             "budget": self.budget,
         }
         if checkpoint.exists():
-            state = torch.load(checkpoint, weights_only=True)
+            state = load_state(checkpoint)
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
             print(f"{checkpoint.stem}: resumed at {self.budget.spent:.0f} s", flush=True)
@@ -186,10 +187,9 @@ class Trainer:
         return {"loss": total.item(), **figures}
 
     def save(self) -> None:
-        """Write the state of every part beside the checkpoint and rename it into place."""
-        partial = self.checkpoint.with_suffix(".partial")
-        torch.save({name: part.state_dict() for name, part in self.parts.items()}, partial)
-        partial.replace(self.checkpoint)
+        """Write the state of every part."""
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        save_state(state, self.checkpoint)
 
     def _log(self, figures: dict[str, list[float]]) -> None:
         budget = self.budget
