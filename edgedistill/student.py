@@ -109,7 +109,7 @@ def load_student(path: str | Path) -> Student:
     folder = Path(path)
     file = folder / "student.json"
     if not folder.is_dir():
-        raise ValueError(f"no student folder at {str(folder)!r}")
+        raise ValueError(f"no student or bundle folder at {str(folder)!r}")
     if not file.is_file():
         raise ValueError(f"{folder}: no student.json, so not a student folder")
     data = read_json(file)

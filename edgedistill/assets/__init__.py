@@ -23,5 +23,5 @@ def find(kind: str, name: str) -> Path:
     if name in shipped:
         return shipped[name]
     if "/" in name or name.endswith(".json"):
-        raise ValueError(f"no file at {name!r}")
+        raise ValueError(f"no file at {name!r}; shipped {kind}: {', '.join(shipped)}")
     raise unknown(kind.rstrip("s"), name, shipped)

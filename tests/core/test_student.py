@@ -84,7 +84,7 @@ def test_a_folder_without_student_json_is_no_student(edit, tmp_path):
     (copy / "student.json").unlink()
     with pytest.raises(ValueError, match=r"copy: no student\.json"):
         load_student(copy)
-    with pytest.raises(ValueError, match=r"no student folder at .*nowhere"):
+    with pytest.raises(ValueError, match=r"no student or bundle folder at .*nowhere"):
         load_student(tmp_path / "nowhere")
 
 
