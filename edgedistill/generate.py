@@ -55,7 +55,11 @@ def generate(source: str, prompt: str | None, *, seed: int, count: int, out: Pat
     if not takes_prompts and prompt is not None:
         raise ValueError(f"{source} takes no prompt, got {prompt!r}")
     given = count if prompt is None else [prompt] * count
-    _write(out, subject.draw(given, seed, lambda done: None))
+    drawn = subject.draw(given, seed, lambda done: None)
+    try:
+        _write(out, drawn)
+    except OSError as error:
+        raise ValueError(f"--out {out}: cannot write there: {error.strerror}") from None
 
 
 def _write(out: Path, drawn: NDArray[Any]) -> None:
