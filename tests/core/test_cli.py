@@ -103,6 +103,7 @@ WRONG = [
     ("generate {nowhere}", "{nowhere}"),
     ("generate {student} prompt", "takes no prompt"),
     ("generate {student} --out x.txt", "x.txt"),
+    ("generate {student} --out {student}/student.json/x.npy", "cannot write there"),
     ("evaluate {folder}", "{folder}: no student.json"),
     ("evaluate", "runs/latest/student"),
     ("bench {folder}", "{folder}: neither a bundle"),
