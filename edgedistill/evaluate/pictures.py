@@ -73,13 +73,40 @@ class Features:
         """Projected image features (N, D) of pictures (N, H, W, 3) bytes, not normalised."""
         features = []
         for piece in torch.split(torch.from_numpy(pictures), batch):
-            x = (piece.float() / 255 - self.mean) / self.std
-            x = x.permute(0, 3, 1, 2)
-            if x.shape[-2:] != (self.size, self.size):
-                x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
-            pooled = self.model.vision_model(pixel_values=x).pooler_output
+            pooled = self.model.vision_model(pixel_values=self._pixels(piece)).pooler_output
             features.append(self.model.visual_projection(pooled))
         return torch.cat(features)
+
+    @torch.no_grad()
+    def distance(self, a: NDArray[np.uint8], b: NDArray[np.uint8], batch: int = 128) -> float:
+        """Mean perceptual distance of picture pairs (N, H, W, 3) bytes, 0 when equal.
+
+        As LPIPS (Zhang et al. 2018, Eq. 1) with unit weights: at every layer each token's features
+        are scaled to unit length; squared differences are averaged over tokens and layers.
+        """
+        found = []
+        for pieces in zip(
+            *(np.split(p, range(batch, len(p), batch)) for p in (a, b)), strict=True
+        ):
+            layers = [
+                self.model.vision_model(
+                    pixel_values=self._pixels(torch.from_numpy(piece)), output_hidden_states=True
+                ).hidden_states
+                for piece in pieces
+            ]
+            gaps = [
+                (F.normalize(x, dim=-1) - F.normalize(y, dim=-1)).square().sum(-1).mean(-1)
+                for x, y in zip(*layers, strict=True)
+            ]
+            found.append(torch.stack(gaps).mean(0))
+        return torch.cat(found).mean().item()
+
+    def _pixels(self, pictures: Tensor) -> Tensor:
+        x = (pictures.float() / 255 - self.mean) / self.std
+        x = x.permute(0, 3, 1, 2)
+        if x.shape[-2:] != (self.size, self.size):
+            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+        return x
 
     @torch.no_grad()
     def texts(self, captions: Sequence[str], batch: int = 256) -> Tensor:

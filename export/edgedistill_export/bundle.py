@@ -2,92 +2,259 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from importlib.metadata import version
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from edgedistill.files import atomic_folder
 from edgedistill.student import Student, load_student
-from edgedistill_export.parity import PROMPTS, ParityError, compare, shortfall
-from edgedistill_export.targets import Target, find_target
+from edgedistill_export.parity import (
+    TIERS,
+    ParityError,
+    compare,
+    find_features,
+    save_worst,
+    shortfall,
+)
+from edgedistill_export.prompts import calibration_prompts, parity_prompts
+from edgedistill_export.targets import Built, Call, Job, Options, Target, find_target
 from edgedistill_export.trace import ports
+from edgedistill_export.walk import calls_of
 from edgedistill_runtime import manifest as schema
+from edgedistill_runtime.backends import open_graph
 from edgedistill_runtime.pipeline import Pipeline
 from edgedistill_runtime.steps import Row, StepTable
+from edgedistill_runtime.tokenizer import Tokenizer
 
-__all__ = ["export_student"]
+__all__ = ["Settings", "default_place", "export_student"]
 
 Progress = Callable[[int, int, str], None]
 """Called as progress(done, total, what) when `what` begins, and at the end with done == total."""
 
+_CALIBRATION_SEED = 1
 _UNPROVEN = schema.Parity(
+    tier="",
+    backend="",
     samples=0,
     floor_db=0.0,
     final_floor_db=0.0,
+    text_image_floor=0.0,
     passed=False,
     graphs={},
     final=schema.Figures(mean=0.0, worst=0.0),
+    worst_prompt="",
+    perceptual=None,
+    text_image=None,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Choices of an export besides target and precision.
+
+    Attributes:
+        options: The target's own options, as text.
+        prompts: What to compare on; by default the recipe's, the teacher's or those built in.
+        calibration: What quantization is calibrated on, likewise.
+        calibration_count: How many prompts that is.
+        keep: By network, paths of the layers that quantization leaves in floating point.
+        strict: Fail under the parity floor; else write the bundle with `passed` false.
+    """
+
+    options: Mapping[str, str] = field(default_factory=dict)
+    prompts: Sequence[str] | None = None
+    calibration: Sequence[str] | None = None
+    calibration_count: int = 32
+    keep: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    strict: bool = True
+
+    def sha256(self, student: Student, target: Target, precision: str, options: Options) -> str:
+        """Hash over everything a bundle is made from, but for the versions of the SDKs."""
+        named = {
+            "student": student.sha256,
+            "target": [target.name, precision, options.model_dump(mode="json")],
+            "prompts": self.prompts and list(self.prompts),
+            "calibration": [self.calibration and list(self.calibration), self.calibration_count],
+            "keep": {name: sorted(paths) for name, paths in sorted(self.keep.items())},
+        }
+        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+
+
+def default_place(student: str | Path, target: str, precision: str) -> Path:
+    """Where a bundle goes unless told otherwise: bundles/TARGET-PRECISION beside the student."""
+    return Path(student).parent / "bundles" / f"{target}-{precision}"
 
 
 def export_student(
     student_dir: str | Path,
     target: str = "ort",
-    precision: str = "fp32",
+    precision: str | None = None,
     out: str | Path | None = None,
     *,
-    strict: bool = True,
-    prompts: Sequence[str] | None = None,
+    settings: Settings | None = None,
+    rebuild: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Compile a student and compare the result with it.
 
+    A bundle at `out` that was made from the same student with the same choices is left as it is.
+
     Args:
         student_dir: A folder with student.json.
         target: A name in `targets.TARGETS`, or one that is installed.
-        precision: One of the target's.
-        out: The bundle dir; an older bundle there is replaced. By default bundles/TARGET-PRECISION
-            beside the student.
-        strict: Fail under the parity floor; else write the bundle with `passed` false.
-        prompts: What to compare on; by default the recipe's first 8, or 8 built in.
+        precision: One of the target's, by default its first.
+        out: The bundle dir; an older bundle there is replaced. By default `default_place`.
+        settings: Further choices.
+        rebuild: Build also what is up to date.
         progress: Called as each part begins.
 
     Returns:
         The bundle dir.
 
     Raises:
-        ValueError: For an unknown target or precision, a missing SDK, a folder that is no student,
-            or an `out` that holds something else.
+        ValueError: For an unknown target, precision or option, a missing SDK, a folder that is no
+            student, or an `out` that holds something else.
         ParityError: If the bundle is not equal to its student; nothing is left behind.
     """
+    settings = settings or Settings()
     goal = find_target(target)
+    precision = precision or next(iter(goal.precisions))
     goal.check(precision)
+    options = goal.options(settings.options)
     student = load_student(student_dir)
-    place = Path(out) if out else student.path.parent / "bundles" / f"{target}-{precision}"
+    place = Path(out) if out else default_place(student.path, target, precision)
     if place.exists() and not (place / schema.FILE_NAME).is_file() and any(place.iterdir()):
         raise ValueError(f"{place}: exists and is no bundle; choose another place")
-    graphs = student.teacher.graphs()
-    report = _Report(progress, total=len(graphs) + 1)
+    made_from = settings.sha256(student, goal, precision, options)
+    if not rebuild and _up_to_date(place, made_from):
+        if progress:
+            progress(1, 1, "up to date")
+        return place
     with atomic_folder(place) as work:
-        compiled = {}
+        export = _Export(student, goal, precision, options, settings, work)
+        manifest = replace(export.build(progress), made_from=made_from)
+        manifest.write(work)
+    return place
+
+
+def _up_to_date(place: Path, made_from: str) -> bool:
+    try:
+        manifest = schema.Manifest.read(place)
+        manifest.verify(place)
+    except schema.BundleError:
+        return False
+    return manifest.made_from == made_from
+
+
+class _Export:
+    """One bundle in the making."""
+
+    def __init__(
+        self,
+        student: Student,
+        target: Target,
+        precision: str,
+        options: Options,
+        settings: Settings,
+        work: Path,
+    ) -> None:
+        self.student, self.target, self.precision = student, target, precision
+        self.options, self.settings, self.work = options, settings, work
+
+    def build(self, progress: Progress | None) -> schema.Manifest:
+        """Compile every network, one after the other, and prove the whole."""
+        graphs = self.student.teacher.graphs()
+        report = _Report(progress, total=len(graphs) + 1)
+        compiled, proofs = {}, {}
         for name, graph in graphs.items():
             report(name)
-            files = goal.builder().build(graph, name, precision, work)
-            inputs, outputs = ports(graph)
-            compiled[name] = schema.Graph(
-                file=files[0].relative_to(work).as_posix(),
-                sha256=_hashes(files, work),
-                precision=precision,
-                inputs=inputs,
-                outputs=outputs,
+            job = Job(
+                name=name,
+                graph=graph,
+                precision=self.precision,
+                folder=self.work,
+                options=self.options,
+                calls=lambda name=name: self._calls[name],
+                keep=self.settings.keep.get(name, frozenset()),
             )
+            built = self.target.builder().build(job)
+            compiled[name] = self._entry(job, built)
+            if built.proof:
+                proofs[name] = built.proof.relative_to(self.work).as_posix()
         report("parity")
-        manifest = _manifest(student, goal, precision, compiled, _tokenizer(student, work))
-        _prove(student, manifest, work, _prompts(student, prompts), strict=strict)
-    report("done")
-    return place
+        manifest = _manifest(
+            self.student, self.target, self.precision, compiled, self._tokenizer()
+        )
+        parity = self._prove(manifest, proofs)
+        report("done")
+        return replace(manifest, parity=parity)
+
+    @cached_property
+    def _calls(self) -> dict[str, list[Call]]:
+        settings = self.settings
+        lines = settings.calibration
+        if lines is None:
+            lines = calibration_prompts(self.student, settings.calibration_count)
+        return calls_of(self.student, lines, _CALIBRATION_SEED)
+
+    def _entry(self, job: Job, built: Built) -> schema.Graph:
+        inputs, outputs = ports(job.graph, built.batch)
+        return schema.Graph(
+            file=built.files[0].relative_to(self.work).as_posix(),
+            sha256=_hashes(built.files, self.work),
+            precision=job.precision,
+            inputs=inputs,
+            outputs=outputs,
+            notes=dict(built.notes),
+        )
+
+    def _prove(self, manifest: schema.Manifest, proofs: Mapping[str, str]) -> schema.Parity:
+        """Compare what lies in `work` with the student."""
+        tier, settings = self.target.precisions[self.precision], self.settings
+        pipe = _proof(manifest, self.work, self.target.proof or self.target.backend, proofs)
+        prompts = settings.prompts
+        if prompts is None:
+            prompts = parity_prompts(self.student, TIERS[tier].samples)
+        comparison = compare(self.student, pipe, prompts, tier, find_features(self.student))
+        if settings.strict and not comparison.parity.passed:
+            raise ParityError(shortfall(comparison.parity))
+        save_worst(comparison, self.work / "worst.png")
+        return replace(comparison.parity, backend=self.target.proof or self.target.backend)
+
+    def _tokenizer(self) -> schema.TokenizerFile | None:
+        """Write tokenizer.json from whatever form the student has it in."""
+        if not (self.student.path / "tokenizer").is_dir():
+            return None
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.student.path / "tokenizer")
+        path = self.work / "tokenizer.json"
+        tokenizer.backend_tokenizer.save(str(path))
+        return schema.TokenizerFile(
+            file=path.name,
+            sha256=_hashes([path], self.work),
+            length=tokenizer.model_max_length,
+            pad_id=tokenizer.pad_token_id,
+        )
+
+
+def _proof(
+    manifest: schema.Manifest, work: Path, backend: str, proofs: Mapping[str, str]
+) -> Pipeline:
+    """The bundle as `backend` runs it."""
+    graphs = {
+        name: open_graph(backend, work, replace(graph, file=proofs.get(name, graph.file)))
+        for name, graph in manifest.graphs.items()
+    }
+    tokenizer = None
+    if entry := manifest.tokenizer:
+        tokenizer = Tokenizer(work / entry.file, entry.length, entry.pad_id)
+    return Pipeline(manifest, graphs, tokenizer)
 
 
 class _Report:
@@ -100,22 +267,6 @@ class _Report:
         if self.progress:
             self.progress(self.done, self.total, what)
         self.done += 1
-
-
-def _prove(
-    student: Student,
-    manifest: schema.Manifest,
-    work: Path,
-    prompts: Sequence[str],
-    *,
-    strict: bool,
-) -> None:
-    """Compare what lies in `work` with the student and complete its manifest."""
-    manifest.write(work)
-    parity = compare(student, Pipeline.load(work), prompts, manifest.precision)
-    if strict and not parity.passed:
-        raise ParityError(shortfall(parity))
-    replace(manifest, parity=parity).write(work)
 
 
 def _manifest(
@@ -151,8 +302,19 @@ def _manifest(
             teacher=str(info.teacher.get("name", "")),
             licences=tuple(info.teacher.get("licences") or ()),
         ),
-        versions={name: version(name) for name in ("torch", "onnx", "onnxruntime", "numpy")},
+        versions=_versions(("torch", "numpy", *target.requires)),
+        made_from="",
     )
+
+
+def _versions(modules: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for module in modules:
+        try:
+            found[module] = version(module)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _latent(latent: dict[str, Any]) -> dict[str, Any]:
@@ -163,32 +325,12 @@ def _latent(latent: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tokenizer(student: Student, work: Path) -> schema.TokenizerFile | None:
-    """Write tokenizer.json from whatever form the student has it in."""
-    if not (student.path / "tokenizer").is_dir():
-        return None
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(student.path / "tokenizer")
-    path = work / "tokenizer.json"
-    tokenizer.backend_tokenizer.save(str(path))
-    return schema.TokenizerFile(
-        file=path.name,
-        sha256=_hashes([path], work),
-        length=tokenizer.model_max_length,
-        pad_id=tokenizer.pad_token_id,
-    )
-
-
-def _prompts(student: Student, prompts: Sequence[str] | None) -> Sequence[str]:
-    if prompts is not None:
-        return prompts
-    named = (student.info.recipe.get("data") or {}).get("prompts")
-    if named and Path(named).is_file():
-        lines = Path(named).read_text("utf-8").splitlines()
-        return [line.strip() for line in lines if line.strip()][: len(PROMPTS)] or PROMPTS
-    return PROMPTS
-
-
 def _hashes(files: Sequence[Path], work: Path) -> dict[str, str]:
-    return {file.relative_to(work).as_posix(): schema.sha256(file) for file in files}
+    every = [
+        file
+        for path in files
+        for file in (
+            [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+        )
+    ]
+    return {file.relative_to(work).as_posix(): schema.sha256(file) for file in every}

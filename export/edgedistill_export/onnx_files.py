@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 
-__all__ = ["INLINE_LIMIT", "data_file", "infer_values", "read", "write"]
+__all__ = ["INLINE_LIMIT", "data_file", "files_of", "infer_values", "read", "write"]
 
 INLINE_LIMIT = 2**31 - 2**24
 """Bytes of weights above which they go to a file beside the graph: a protobuf ends at 2 GiB."""
@@ -15,6 +15,11 @@ INLINE_LIMIT = 2**31 - 2**24
 def data_file(path: Path) -> Path:
     """Where the weights of `path` lie when they are not inside."""
     return path.with_name(path.name + ".data")
+
+
+def files_of(path: Path) -> list[Path]:
+    """A model's files, the graph first."""
+    return [file for file in (path, data_file(path)) if file.exists()]
 
 
 def read(path: Path) -> onnx.ModelProto:

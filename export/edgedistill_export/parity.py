@@ -4,58 +4,90 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, cast
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgedistill.student import Student
+from edgedistill_export.prompts import home_of_teacher
+from edgedistill_export.walk import Recorded, Walk, walk
 from edgedistill_runtime.manifest import Figures, Parity
 from edgedistill_runtime.noise import noise as draw_noise
 from edgedistill_runtime.pipeline import Pipeline, to_uint8
 
+if TYPE_CHECKING:
+    from edgedistill.evaluate.pictures import Features
+
 __all__ = [
     "EQUAL_DB",
-    "FINAL_FLOORS_DB",
-    "FLOORS_DB",
-    "PROMPTS",
+    "TIERS",
+    "Comparison",
     "ParityError",
+    "Tier",
     "compare",
+    "find_features",
     "psnr",
+    "save_worst",
     "shortfall",
 ]
 
 Array: TypeAlias = NDArray[Any]
 
-FLOORS_DB = {"fp32": 60.0, "fp16": 40.0}
-"""The least PSNR of any graph on any sample, by precision: neither loses anything visible."""
-
-FINAL_FLOORS_DB = {"fp32": 40.0, "fp16": 30.0}
-"""The same for the sample at the end. Rounding grows from step to step, so less than one graph's,
-but a wrong step table or tokenizer lands far below."""
-
 EQUAL_DB = 200.0
 """What equal tensors count as: JSON has no infinity."""
-
-PROMPTS = (
-    "red apple",
-    "a cat with heart eyes",
-    "rocket",
-    "birthday cake",
-    "blue car",
-    "green tree in the rain",
-    "smiling face with sunglasses",
-    "yellow star",
-)
 
 _SEED = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tier:
+    """What a precision must keep.
+
+    Attributes:
+        graph_db: The least PSNR of any graph on any sample.
+        final_db: The least PSNR of the sample at the end. Rounding grows from step to step, so
+            less than one graph's, but a wrong step table or tokenizer lands far below.
+        text_image: The least ratio of text-image scores.
+        samples: Samples compared.
+    """
+
+    graph_db: float = 0.0
+    final_db: float
+    text_image: float = 0.0
+    samples: int = 8
+
+
+TIERS = {
+    "fp32": Tier(graph_db=60.0, final_db=40.0),
+    "fp16": Tier(graph_db=40.0, final_db=30.0),
+    "bf16": Tier(graph_db=25.0, final_db=25.0),
+    "int8": Tier(final_db=25.0, text_image=0.98, samples=32),
+    "int4": Tier(final_db=15.0, text_image=0.95, samples=32),
+}
+"""fp32 and fp16 lose nothing visible, so each graph is held to its tensors; bf16 has three digits;
+below, what counts is the picture."""
+
+
 class ParityError(RuntimeError):
     """An export that is not its student; one line with the figures and the floor."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Figures, and the two samples that are farthest apart.
+
+    Attributes:
+        parity: The figures.
+        worst: (student's, bundle's) picture (H, W, 3) bytes, or None without pictures.
+    """
+
+    parity: Parity
+    worst: tuple[Array, Array] | None
 
 
 def psnr(reference: Array, found: Array, peak: float | None = None) -> list[float]:
@@ -77,59 +109,37 @@ def _decibel(ratio: float) -> float:
     return EQUAL_DB if ratio == 0 else min(EQUAL_DB, max(0.0, -20 * math.log10(ratio)))
 
 
-@dataclass
-class _Call:
-    """One call of a network by the student."""
+def find_features(student: Student) -> Features | None:
+    """The CLIP model of the recipe's evaluation, or the one that ships with the teacher."""
+    from edgedistill.evaluate.pictures import Features
 
-    inputs: dict[str, Tensor]
-    output: Tensor
-
-
-@dataclass
-class _Way:
-    """What the student did: every call of every graph, and the sample it arrived at."""
-
-    calls: dict[str, list[_Call]] = field(default_factory=dict)
-    samples: Tensor = field(default_factory=lambda: torch.empty(0))
-    images: Tensor | None = None
+    named = (student.info.recipe.get("evaluate") or {}).get("features")
+    home = home_of_teacher(student)
+    if named:
+        return Features(str(named))
+    if home and (home / "clip").is_dir():
+        return Features(str(home / "clip"))
+    return None
 
 
-class _Recorder(nn.Module):
-    """A network that remembers its calls."""
-
-    def __init__(self, net: nn.Module, calls: list[_Call]) -> None:
-        super().__init__()
-        self.net, self.calls = net, calls
-
-    def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        f: Tensor = self.net(x, t, **cond)
-        self.calls.append(_Call({"x": x, "t": t, **cond}, f))
-        return f
-
-
-@torch.no_grad()
-def _walk(student: Student, ids: Tensor | None, noise: Sequence[Tensor]) -> _Way:
-    """Run the student in torch through the modules that were compiled."""
-    way = _Way()
-    graphs = student.teacher.graphs()
-    cond: dict[str, Tensor] = {}
-    if ids is not None:
-        encoder = graphs["text_encoder"]
-        cond = {encoder.outputs[0]: encoder.module(ids)}
-        way.calls["text_encoder"] = [_Call({"input_ids": ids}, *cond.values())]
-    calls = way.calls["denoiser"] = []
-    way.samples = student.table.sample(_Recorder(student.net, calls), noise, cond)
-    if "decoder" in graphs:
-        way.images = graphs["decoder"].module(way.samples)
-        way.calls["decoder"] = [_Call({"x0": way.samples}, way.images)]
-    return way
-
-
-def compare(student: Student, pipe: Pipeline, prompts: Sequence[str], precision: str) -> Parity:
+def compare(
+    student: Student,
+    pipe: Pipeline,
+    prompts: Sequence[str],
+    tier: str,
+    features: Features | None = None,
+) -> Comparison:
     """Compare a loaded bundle with its student.
 
     Each graph runs on exactly the tensors the student's module saw; `final` compares the runtime's
     own way from prompts and noise to the picture (uint8) or the sample.
+
+    Args:
+        student: The student.
+        pipe: The bundle, or what proves it.
+        prompts: What to draw; for a student without text only their number counts.
+        tier: A key of `TIERS`.
+        features: Judges the pictures; None leaves those figures out.
 
     Raises:
         ParityError: If the bundle's tokenizer gives other ids.
@@ -140,19 +150,32 @@ def compare(student: Student, pipe: Pipeline, prompts: Sequence[str], precision:
     ids = None
     if pipe.tokenizer is not None:
         ids = _ids(student, pipe, prompts)
-    manifest = pipe.manifest
+    manifest, floors = pipe.manifest, TIERS[tier]
     draws = draw_noise(_SEED, 0, len(prompts), manifest.latent.shape, manifest.steps.draws)
-    way = _walk(student, ids, [torch.from_numpy(draw.copy()) for draw in draws])
+    way = walk(student, ids, [torch.from_numpy(draw.copy()) for draw in draws])
     graphs = {name: _graph_figures(pipe, name, calls) for name, calls in way.calls.items()}
+    ours, theirs, peak = _finals(pipe, prompts, list(draws), way)
+    final = psnr(ours, theirs, peak)
+    worst = int(np.argmin(final))
+    perceptual, ratio = None, None
+    if features is not None and peak is not None:
+        perceptual, ratio = _judge(features, prompts, ours, theirs)
     parity = Parity(
+        tier=tier,
+        backend=manifest.backend,
         samples=len(prompts),
-        floor_db=FLOORS_DB[precision],
-        final_floor_db=FINAL_FLOORS_DB[precision],
+        floor_db=floors.graph_db,
+        final_floor_db=floors.final_db,
+        text_image_floor=floors.text_image,
         passed=True,
         graphs=graphs,
-        final=_final_figures(pipe, prompts, list(draws), way),
+        final=_figures(final),
+        worst_prompt=prompts[worst] if ids is not None else "",
+        perceptual=perceptual,
+        text_image=ratio,
     )
-    return replace(parity, passed=not _low(parity))
+    parity = replace(parity, passed=not _low(parity))
+    return Comparison(parity, None if peak is None else (ours[worst], theirs[worst]))
 
 
 def shortfall(parity: Parity) -> str:
@@ -163,24 +186,26 @@ def shortfall(parity: Parity) -> str:
 def _low(parity: Parity) -> list[str]:
     parts = [(name, figures, parity.floor_db) for name, figures in parity.graphs.items()]
     parts.append(("final", parity.final, parity.final_floor_db))
-    return [
+    low = [
         f"{name} {figures.worst:.1f} dB (floor {floor:g})"
         for name, figures, floor in parts
         if figures.worst < floor
     ]
+    if parity.text_image is not None and parity.text_image < parity.text_image_floor:
+        low.append(f"text-image score {parity.text_image:.3f} (floor {parity.text_image_floor:g})")
+    return low
 
 
 def _ids(student: Student, pipe: Pipeline, prompts: Sequence[str]) -> Tensor:
     assert pipe.tokenizer is not None
-    # Every family with a text encoder has it.
-    ids: Tensor = cast("Any", student.teacher).tokenize(list(prompts))
+    ids = student.teacher.tokenize(list(prompts))
     differs = (pipe.tokenizer(prompts) != ids.numpy()).any(axis=1)
     if differs.any():
         raise ParityError(f"the tokenizer reads {prompts[int(differs.argmax())]!r} otherwise")
     return ids
 
 
-def _graph_figures(pipe: Pipeline, name: str, calls: Sequence[_Call]) -> Figures:
+def _graph_figures(pipe: Pipeline, name: str, calls: Sequence[Recorded]) -> Figures:
     output = pipe.manifest.graphs[name].outputs[0].name
     values: list[float] = []
     for call in calls:
@@ -189,17 +214,37 @@ def _graph_figures(pipe: Pipeline, name: str, calls: Sequence[_Call]) -> Figures
     return _figures(values)
 
 
-def _final_figures(
-    pipe: Pipeline, prompts: Sequence[str], noise: list[NDArray[np.float32]], way: _Way
-) -> Figures:
+def _finals(
+    pipe: Pipeline, prompts: Sequence[str], noise: list[NDArray[np.float32]], way: Walk
+) -> tuple[Array, Array, float | None]:
+    """(student's, bundle's) samples, and 255 if they are pictures."""
     if pipe.tokenizer is None:
         result = pipe.samples(len(prompts), noise=noise)
     else:
         result = pipe(prompts, noise=noise)
     if way.images is None or result.images is None:
-        return _figures(psnr(way.samples.numpy(), result.samples))
-    return _figures(psnr(to_uint8(way.images.numpy()), result.images, peak=255.0))
+        return way.samples.numpy(), result.samples, None
+    return to_uint8(way.images.numpy()), result.images, 255.0
+
+
+def _judge(
+    features: Features, prompts: Sequence[str], ours: Array, theirs: Array
+) -> tuple[float, float]:
+    texts = features.texts(prompts)
+    scores = [features.score(features.images(pictures), texts) for pictures in (ours, theirs)]
+    return features.distance(ours, theirs), scores[1] / scores[0]
 
 
 def _figures(values: Sequence[float]) -> Figures:
     return Figures(mean=float(np.mean(values)), worst=min(values))
+
+
+def save_worst(comparison: Comparison, path: Path) -> None:
+    """Write the worst pair side by side, the student's on the left, at least 256 pixels high."""
+    if comparison.worst is None:
+        return
+    from PIL import Image
+
+    pair = np.concatenate(comparison.worst, axis=1)
+    factor = max(1, 256 // len(pair))
+    Image.fromarray(pair.repeat(factor, 0).repeat(factor, 1)).save(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from edgedistill.teachers.base import Graph
 from edgedistill_export import onnx_files
 from edgedistill_runtime.manifest import Port
 
-__all__ = ["BATCH", "OPSET", "ports", "trace"]
+__all__ = ["BATCH", "OPSET", "layer_of", "ports", "trace"]
 
 BATCH = "batch"
 """Name of the free first axis of every input and output."""
@@ -53,6 +54,7 @@ def trace(graph: Graph, path: Path) -> None:
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is None or isinstance(value.shape[0], int):
             raise ValueError(f"{path.stem}: {value.name} is fixed to the batch it was traced with")
+    _name_layers(model)
     _strip(model)
     size = sum(
         value.const_value.nbytes
@@ -63,9 +65,12 @@ def trace(graph: Graph, path: Path) -> None:
     onnx_ir.save(model, path, external_data=external)
 
 
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
 @torch.no_grad()
-def ports(graph: Graph) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    """Inputs and outputs as the manifest describes them."""
+def ports(graph: Graph, batch: int | None = None) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Inputs and outputs as the manifest describes them, of any batch or a fixed one."""
     result = graph.module(*graph.inputs.values())
     results = result if isinstance(result, tuple) else (result,)
     outputs = dict(zip(graph.outputs, results, strict=True))
@@ -74,13 +79,38 @@ def ports(graph: Graph) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
         return tuple(
             Port(
                 name=name,
-                shape=(BATCH, *tensor.shape[1:]),
+                shape=(batch or BATCH, *tensor.shape[1:]),
                 dtype=str(tensor.dtype).removeprefix("torch."),
             )
             for name, tensor in tensors.items()
         )
 
     return describe(graph.inputs), describe(outputs)
+
+
+def layer_of(node: str) -> str:
+    """Path of the module that a node of a traced graph came from, by the node's name."""
+    return node.rpartition("/")[0]
+
+
+def _name_layers(model: onnx_ir.Model) -> None:
+    """Nodes are called MODULE.PATH/OPERATOR_N, the weights of layers MODULE.PATH.weight.
+
+    The tracer folds the transposition of a linear layer's weight into a nameless constant.
+    """
+    weights = model.graph.initializers
+    for node in model.graph.all_nodes():
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        path = scopes[-2] if len(scopes) > 1 else ""
+        node.name = f"{path}/{(node.name or node.op_type).removeprefix('node_')}"
+        if node.op_type != "MatMul" or not path:
+            continue
+        weight = node.inputs[1]
+        wanted = f"{path}.weight"
+        if weight and weight.is_initializer() and weight.name and wanted not in weights:
+            del weights[weight.name]
+            weight.name = wanted
+            model.graph.register_initializer(weight)
 
 
 def _strip(model: onnx_ir.Model) -> None:

@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 FILE_NAME = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 GRAPHS = ("text_encoder", "denoiser", "decoder")
 
 
@@ -57,13 +57,23 @@ class Port:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """One compiled graph: the file a backend opens and the sha256 of all its files."""
+    """One compiled graph: the file or folder a backend opens, and the sha256 of all its files.
+
+    `notes` holds what else its backend needs to know (compute units, capabilities).
+    """
 
     file: str
     sha256: dict[str, str]
     precision: str
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    notes: dict[str, str]
+
+    @property
+    def batch(self) -> int | None:
+        """The batch it is fixed to; None if it takes any."""
+        size = self.inputs[0].shape[0]
+        return size if isinstance(size, int) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,16 +116,27 @@ class Parity:
     """How the bundle was compared with its student, and what came out.
 
     `graphs` holds each graph against the same module on the same inputs, `final` the whole way
-    from prompt and noise to the sample. `passed` means that no graph's worst is under `floor_db`
-    and that of `final` not under `final_floor_db`.
+    from prompt and noise to the sample, and `worst_prompt` the prompt it is farthest at. `passed`
+    means that no graph's worst is under `floor_db`, that of `final` not under `final_floor_db`,
+    and `text_image` not under `text_image_floor`.
+
+    `backend` ran the graphs. `perceptual` is the mean distance of the pictures in the features of
+    the evaluation's CLIP model (0 when equal), `text_image` the ratio of the bundle's text-image
+    score to the student's; both are null where there are no pictures or no such model.
     """
 
+    tier: str
+    backend: str
     samples: int
     floor_db: float
     final_floor_db: float
+    text_image_floor: float
     passed: bool
     graphs: dict[str, Figures]
     final: Figures
+    worst_prompt: str
+    perceptual: float | None
+    text_image: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +152,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything a runtime needs to know."""
+    """Everything a runtime needs to know; `made_from` is a hash over student and choices."""
 
     schema_version: int
     target: str
@@ -145,6 +166,7 @@ class Manifest:
     parity: Parity
     student: Source
     versions: dict[str, str]
+    made_from: str
 
     @classmethod
     def read(cls, directory: str | Path) -> Manifest:

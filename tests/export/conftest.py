@@ -10,7 +10,7 @@ from tiny import save
 from edgedistill.student import load_student
 from edgedistill.teachers.mixture import Mixture
 from edgedistill.teachers.stable_diffusion import StableDiffusion
-from edgedistill_export.targets import ort as ort_target
+from edgedistill_export import onnx_build
 from edgedistill_export.trace import trace
 
 
@@ -27,7 +27,7 @@ def _trace_once():
         path.write_bytes(kept[key])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ort_target, "trace", trace_once)
+        patch.setattr(onnx_build, "trace", trace_once)
         yield
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -7,8 +8,11 @@ import torch
 
 from edgedistill.student import load_student
 from edgedistill_export import ParityError, export_student
+from edgedistill_export.bundle import Settings
 from edgedistill_export.targets import ort as ort_target
 from edgedistill_runtime import Manifest, Pipeline
+
+RED = Settings(prompts=["red"])
 
 
 def test_the_bundle_draws_what_the_student_draws(student, bundle):
@@ -42,6 +46,7 @@ def test_the_manifest_says_where_it_comes_from(student, bundle):
         "text_encoder.onnx",
         "denoiser.onnx",
         "decoder.onnx",
+        "worst.png",
     }
 
 
@@ -74,15 +79,15 @@ def corrupt(monkeypatch):
     """From now on the denoiser's last bias is off by a tenth."""
     build = ort_target.build
 
-    def build_wrong(graph, name, precision, folder):
-        files = build(graph, name, precision, folder)
-        if name == "denoiser":
-            model = onnx.load(str(files[0]))
+    def build_wrong(job):
+        built = build(job)
+        if job.name == "denoiser":
+            model = onnx.load(str(built.files[0]))
             bias = next(w for w in model.graph.initializer if w.name.endswith("conv_out.bias"))
             array = onnx.numpy_helper.to_array(bias) + np.float32(0.1)
             bias.CopyFrom(onnx.numpy_helper.from_array(array, bias.name))
-            onnx.save(model, str(files[0]))
-        return files
+            onnx.save(model, str(built.files[0]))
+        return built
 
     monkeypatch.setattr(ort_target, "build", build_wrong)
 
@@ -90,7 +95,7 @@ def corrupt(monkeypatch):
 def test_a_wrong_weight_fails_and_leaves_nothing(student_dir, tmp_path, monkeypatch):
     corrupt(monkeypatch)
     with pytest.raises(ParityError, match=r"student: denoiser \d+\.\d dB \(floor 60\)"):
-        export_student(student_dir, out=tmp_path / "wrong", prompts=["red"])
+        export_student(student_dir, out=tmp_path / "wrong", settings=RED)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -98,14 +103,14 @@ def test_a_failed_export_keeps_the_bundle_before_it(student_dir, bundle, monkeyp
     corrupt(monkeypatch)
     before = (bundle / "manifest.json").read_bytes()
     with pytest.raises(ParityError):
-        export_student(student_dir, out=bundle, prompts=["red"])
+        export_student(student_dir, out=bundle, settings=RED, rebuild=True)
     assert (bundle / "manifest.json").read_bytes() == before
     assert len(list(bundle.parent.iterdir())) == 1
 
 
 def test_not_strict_writes_it_and_says_so(student_dir, tmp_path, monkeypatch):
     corrupt(monkeypatch)
-    out = export_student(student_dir, out=tmp_path / "wrong", prompts=["red"], strict=False)
+    out = export_student(student_dir, out=tmp_path / "wrong", settings=replace(RED, strict=False))
     parity = Manifest.read(out).parity
     assert not parity.passed
     assert parity.samples == 1

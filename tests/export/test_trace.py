@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from edgedistill.teachers.base import Graph
-from edgedistill_export import onnx_files
+from edgedistill_export import onnx_build, onnx_files
 from edgedistill_export.passes.static_reshapes import static_reshapes
-from edgedistill_export.targets import ort as ort_target
 from edgedistill_export.trace import ports, trace
 
 
@@ -15,7 +14,7 @@ from edgedistill_export.trace import ports, trace
 def traced(student, tmp_path_factory):
     folder = tmp_path_factory.mktemp("traced")
     graph = student.teacher.graphs()["denoiser"]
-    ort_target.trace(graph, folder / "denoiser.onnx")
+    onnx_build.trace(graph, folder / "denoiser.onnx")
     return graph, folder / "denoiser.onnx"
 
 

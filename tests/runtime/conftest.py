@@ -52,6 +52,7 @@ def write_graph(path: Path, nodes, inputs, outputs, weights) -> schema.Graph:
         precision="fp32",
         inputs=describe(inputs),
         outputs=describe(outputs),
+        notes={},
     )
 
 
@@ -77,7 +78,7 @@ def planar_graph(folder: Path) -> schema.Graph:
 def make_manifest(graphs, shape, image=None, tokenizer=None) -> schema.Manifest:
     equal = schema.Figures(mean=200.0, worst=200.0)
     return schema.Manifest(
-        schema_version=1,
+        schema_version=schema.SCHEMA_VERSION,
         target="ort",
         backend="ort",
         precision="fp32",
@@ -87,6 +88,12 @@ def make_manifest(graphs, shape, image=None, tokenizer=None) -> schema.Manifest:
         tokenizer=tokenizer,
         graphs=graphs,
         parity=schema.Parity(
+            tier="fp32",
+            backend="ort",
+            text_image_floor=0.0,
+            worst_prompt="",
+            perceptual=None,
+            text_image=None,
             samples=8,
             floor_db=60.0,
             final_floor_db=40.0,
@@ -98,6 +105,7 @@ def make_manifest(graphs, shape, image=None, tokenizer=None) -> schema.Manifest:
             sha256="0" * 64, method="lcm", family="mixture", teacher="tiny", licences=()
         ),
         versions={},
+        made_from="",
     )
 
 

@@ -36,7 +36,7 @@ def put(*keys, value):
         (remove("steps"), "steps: missing"),
         (remove("graphs", "denoiser", "inputs"), r"graphs\.denoiser\.inputs: missing"),
         (remove("graphs", "denoiser"), r"graphs\.denoiser: missing"),
-        (put("schema_version", value=2), "schema_version: 2 is unknown; this runtime reads 1"),
+        (put("schema_version", value=99), "schema_version: 99 is unknown; this runtime reads 2"),
         (put("graphs", "denoiser", "sha", value=1), r"graphs\.denoiser\.sha: unknown key; choose"),
         (
             put("steps", "rows", 0, "c", value="0"),

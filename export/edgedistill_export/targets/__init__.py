@@ -3,37 +3,94 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
+
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgedistill.plugins import unknown
 from edgedistill.teachers.base import Graph
 
-__all__ = ["ENTRY_POINTS", "TARGETS", "Builder", "Target", "find_target", "target_names"]
+__all__ = [
+    "ENTRY_POINTS",
+    "TARGETS",
+    "Builder",
+    "Built",
+    "Call",
+    "Job",
+    "Options",
+    "Target",
+    "find_target",
+    "target_names",
+]
 
 ENTRY_POINTS = "edgedistill.targets"
 """Entry-point group whose objects are `Target`s of other distributions."""
 
+Call: TypeAlias = dict[str, NDArray[Any]]
+"""Inputs of one call of a network, a batch of one, by name."""
+
+
+class Options(BaseModel):
+    """A target's own options (`export --option key=value`); a target without any uses this."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One network to compile.
+
+    Attributes:
+        name: text_encoder, denoiser or decoder; names the files.
+        graph: The network with example inputs, a batch of two.
+        precision: One of the target's.
+        folder: The bundle being written.
+        options: The target's options.
+        calls: Records the calls that the student itself makes of this network, on its own steps
+            and the calibration prompts.
+        keep: Paths inside `graph.module` of the layers (Linear, Conv2d) that quantization leaves
+            in floating point.
+    """
+
+    name: str
+    graph: Graph
+    precision: str
+    folder: Path
+    options: Options = field(default_factory=Options)
+    calls: Callable[[], Sequence[Call]] = list
+    keep: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What became of a job.
+
+    Attributes:
+        files: Files or folders written, the one that the runtime's backend opens first.
+        batch: The batch the result is fixed to; None if it takes any.
+        proof: What the target's `proof` backend opens in place of the first file.
+        notes: What else is worth knowing on the device, for the manifest.
+    """
+
+    files: Sequence[Path]
+    batch: int | None = None
+    proof: Path | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+
 
 class Builder(Protocol):
-    """What a target's module provides."""
+    """What a target's module provides. It may also have an `Options` class."""
 
-    def build(self, graph: Graph, name: str, precision: str, folder: Path) -> list[Path]:
-        """Compile one network into `folder`.
-
-        Args:
-            graph: The network with example inputs.
-            name: text_encoder, denoiser or decoder; names the files.
-            precision: One of the target's.
-            folder: The bundle being written.
-
-        Returns:
-            The files written; the first is the one the runtime's backend opens.
-        """
+    def build(self, job: Job) -> Built:
+        """Compile one network into `job.folder`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +101,12 @@ class Target:
         name: As on the command line.
         module: Module with the `Builder` functions, imported on use.
         backend: The runtime's backend that opens the graphs.
-        precisions: What `build` accepts, the default first.
+        precisions: What `build` accepts, the default first, each with its parity tier
+            (`parity.TIERS`).
+        proof: Backend that parity uses, where it is not the bundle's own.
         extra: Extra of the edgedistill distribution that brings the SDK, "" if none is needed.
         requires: Modules of the SDK.
+        programs: Programs it calls.
         builds_on: Systems (`platform.system()`) on which it compiles.
         runs_on: Where the result runs, in words.
     """
@@ -54,11 +114,18 @@ class Target:
     name: str
     module: str
     backend: str
-    precisions: tuple[str, ...]
+    precisions: Mapping[str, str]
+    proof: str = ""
     extra: str = ""
     requires: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
     builds_on: tuple[str, ...] = ("Linux", "Darwin", "Windows")
     runs_on: tuple[str, ...] = ()
+
+    @property
+    def file(self) -> str:
+        """Its module's file name, for people."""
+        return f"{self.module.rpartition('.')[2]}.py"
 
     def problem(self) -> str | None:
         """Why it cannot compile here, in one line; None if it can."""
@@ -70,6 +137,9 @@ class Target:
                 f"target {self.name!r} needs {', '.join(missing)}: "
                 f"pip install 'edgedistill[{self.extra}]'"
             )
+        absent = [program for program in self.programs if shutil.which(program) is None]
+        if absent:
+            return f"target {self.name!r} needs the program {absent[0]!r}"
         return None
 
     def check(self, precision: str) -> None:
@@ -83,16 +153,34 @@ class Target:
         """Import the target's module."""
         return cast("Builder", import_module(self.module))
 
+    def options(self, given: Mapping[str, str]) -> Options:
+        """Read options; ValueError names the key or value and the choices."""
+        kind: type[Options] = getattr(self.builder(), "Options", Options)
+        try:
+            return kind.model_validate(dict(given), strict=False)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            if first["type"] == "extra_forbidden":
+                raise unknown(f"option of target {self.name!r}", key, kind.model_fields) from None
+            reason = str(first["msg"]).removeprefix("Value error, ")
+            raise ValueError(f"option {key}={first['input']!r}: {reason}") from None
+
+
+FLOATS = {"fp32": "fp32", "fp16": "fp16"}
 
 TARGETS = {
-    "ort": Target(
-        name="ort",
-        module="edgedistill_export.targets.ort",
-        backend="ort",
-        precisions=("fp32", "fp16"),
-        requires=("onnx", "onnxruntime"),
-        runs_on=("any CPU", "CUDA with onnxruntime-gpu"),
-    ),
+    target.name: target
+    for target in (
+        Target(
+            name="ort",
+            module="edgedistill_export.targets.ort",
+            backend="ort",
+            precisions=FLOATS,
+            requires=("onnx", "onnxruntime"),
+            runs_on=("any CPU", "CUDA with onnxruntime-gpu"),
+        ),
+    )
 }
 
 

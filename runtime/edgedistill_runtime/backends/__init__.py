@@ -54,4 +54,24 @@ def open_graph(
     session: Session = getattr(import_module(module), name)(
         directory / graph.file, graph, threads=threads, providers=providers
     )
-    return session
+    return session if graph.batch is None else _Rows(session, graph.batch)
+
+
+class _Rows:
+    """A graph fixed to a batch, called with any: in pieces, the last one filled up."""
+
+    def __init__(self, session: Session, batch: int) -> None:
+        self._session, self._batch = session, batch
+
+    def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        count, batch = len(next(iter(inputs.values()))), self._batch
+        pieces = []
+        for start in range(0, count, batch):
+            piece = {name: value[start : start + batch] for name, value in inputs.items()}
+            lack = batch - min(batch, count - start)
+            if lack:
+                piece = {k: np.concatenate([v, v[-1:].repeat(lack, 0)]) for k, v in piece.items()}
+            pieces.append(self._session(**piece))
+        if len(pieces) == 1 and count == batch:
+            return pieces[0]
+        return {name: np.concatenate([p[name] for p in pieces])[:count] for name in pieces[0]}

@@ -1,0 +1,28 @@
+"""One network -> one ONNX file of standard operators, where ONNX-reading targets start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from edgedistill.teachers.base import Graph
+from edgedistill_export import onnx_files
+from edgedistill_export.passes.fp16 import fp16
+from edgedistill_export.passes.static_reshapes import static_reshapes
+from edgedistill_export.trace import trace
+
+__all__ = ["build_onnx"]
+
+
+def build_onnx(graph: Graph, path: Path, *, half: bool = False) -> None:
+    """Trace a network and simplify it.
+
+    Args:
+        graph: The network.
+        path: The .onnx file; weights over 2 GiB go beside it (`onnx_files.files_of`).
+        half: Convert to float16 inside; inputs and outputs stay float32.
+    """
+    with TemporaryDirectory(dir=path.parent) as scratch:
+        trace(graph, Path(scratch) / path.name)
+        model = static_reshapes(onnx_files.read(Path(scratch) / path.name))
+    onnx_files.write(fp16(model) if half else model, path)

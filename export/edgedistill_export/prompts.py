@@ -1,0 +1,67 @@
+"""What to draw when a bundle is compared with its student, or quantization is calibrated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgedistill import assets
+from edgedistill.data import read_prompts
+from edgedistill.student import Student
+
+__all__ = ["PROMPTS", "calibration_prompts", "home_of_teacher", "parity_prompts"]
+
+PROMPTS = (
+    "red apple",
+    "a cat with heart eyes",
+    "rocket",
+    "birthday cake",
+    "blue car",
+    "green tree in the rain",
+    "smiling face with sunglasses",
+    "yellow star",
+)
+
+
+def home_of_teacher(student: Student) -> Path | None:
+    """Folder of the teacher a student came from, if it is on this machine."""
+    named = str(student.info.teacher.get("path") or "")
+    found = [path for path in (assets.ROOT / named, Path(named)) if named and path.is_dir()]
+    return found[0] if found else None
+
+
+def parity_prompts(student: Student, count: int) -> list[str]:
+    """The recipe's first prompts, the teacher's preview prompts, or those built in, cycled."""
+    return _cycled(_recipe(student) or _shipped(student, "grid") or PROMPTS, count)
+
+
+def calibration_prompts(student: Student, count: int) -> list[str]:
+    """Prompts from all over the recipe's, the teacher's training captions, or those built in.
+
+    Raises:
+        ValueError: If `count` is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"calibration needs at least one prompt, got {count}")
+    lines = _recipe(student) or _shipped(student, "train") or PROMPTS
+    if len(lines) < count:
+        return _cycled(lines, count)
+    return [lines[i * len(lines) // count] for i in range(count)]
+
+
+def _cycled(lines: Sequence[str], count: int) -> list[str]:
+    return [lines[i % len(lines)] for i in range(count)]
+
+
+def _recipe(student: Student) -> Sequence[str]:
+    named = (student.info.recipe.get("data") or {}).get("prompts")
+    return read_prompts(named) if named and Path(named).is_file() else ()
+
+
+def _shipped(student: Student, kind: str) -> Sequence[str]:
+    home = home_of_teacher(student)
+    file = home / "prompts.json" if home else None
+    if file is None or not file.is_file():
+        return ()
+    return list(json.loads(file.read_text(encoding="utf-8")).get(kind) or ())

@@ -1,0 +1,96 @@
+"""The student's own way from noise to picture, with every call of every network on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from edgedistill.student import Student
+from edgedistill_export.targets import Call
+from edgedistill_runtime.noise import noise as draw_noise
+
+__all__ = ["Recorded", "Walk", "calls_of", "walk"]
+
+
+@dataclass
+class Recorded:
+    """One call of a network: inputs (N, ...) by name, and its output (N, ...)."""
+
+    inputs: dict[str, Tensor]
+    output: Tensor
+
+
+@dataclass
+class Walk:
+    """What the student did: every call by network, and the sample it arrived at."""
+
+    calls: dict[str, list[Recorded]] = field(default_factory=dict)
+    samples: Tensor = field(default_factory=lambda: torch.empty(0))
+    images: Tensor | None = None
+
+
+class _Recorder(nn.Module):
+    """A network that remembers its calls."""
+
+    def __init__(self, net: nn.Module, calls: list[Recorded]) -> None:
+        super().__init__()
+        self.net, self.calls = net, calls
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        f: Tensor = self.net(x, t, **cond)
+        self.calls.append(Recorded({"x": x, "t": t, **cond}, f))
+        return f
+
+
+@torch.no_grad()
+def walk(student: Student, ids: Tensor | None, noise: Sequence[Tensor]) -> Walk:
+    """Run the student in torch through the modules that are compiled.
+
+    Args:
+        student: The student.
+        ids: Token ids (N, L), or None for a student without text.
+        noise: `student.table.draws` tensors (N, ...).
+    """
+    way = Walk()
+    graphs = student.teacher.graphs()
+    cond: dict[str, Tensor] = {}
+    if ids is not None:
+        encoder = graphs["text_encoder"]
+        cond = {encoder.outputs[0]: encoder.module(ids)}
+        way.calls["text_encoder"] = [Recorded({"input_ids": ids}, *cond.values())]
+    calls = way.calls["denoiser"] = []
+    way.samples = student.table.sample(_Recorder(student.net, calls), noise, cond)
+    if "decoder" in graphs:
+        way.images = graphs["decoder"].module(way.samples)
+        way.calls["decoder"] = [Recorded({"x0": way.samples}, way.images)]
+    return way
+
+
+def calls_of(
+    student: Student, prompts: Sequence[str], seed: int, batch: int = 8
+) -> dict[str, list[Call]]:
+    """Every call of every network while the student draws these prompts, one sample a call.
+
+    Args:
+        student: The student.
+        prompts: One a sample; for a student without text only their number counts.
+        seed: Of the noise.
+        batch: Samples drawn at a time.
+    """
+    table, teacher = student.table, student.teacher
+    found: dict[str, list[Call]] = {}
+    for start in range(0, len(prompts), batch):
+        piece = list(prompts[start : start + batch])
+        ids = teacher.tokenize(piece) if "text_encoder" in teacher.graphs() else None
+        drawn = draw_noise(seed, start, len(piece), teacher.sample_shape, table.draws)
+        way = walk(student, ids, [torch.from_numpy(noise) for noise in drawn])
+        for name, calls in way.calls.items():
+            found.setdefault(name, []).extend(
+                {key: value[row : row + 1].numpy() for key, value in call.inputs.items()}
+                for call in calls
+                for row in range(len(piece))
+            )
+    return found
