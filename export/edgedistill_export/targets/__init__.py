@@ -167,8 +167,6 @@ class Target:
             raise ValueError(f"option {key}={first['input']!r}: {reason}") from None
 
 
-FLOATS = {"fp32": "fp32", "fp16": "fp16"}
-
 TARGETS = {
     target.name: target
     for target in (
@@ -176,9 +174,73 @@ TARGETS = {
             name="ort",
             module="edgedistill_export.targets.ort",
             backend="ort",
-            precisions=FLOATS,
+            precisions={
+                "fp32": "fp32",
+                "fp16": "fp16",
+                "int8": "int8",
+                "int8-dynamic": "int8",
+                "int8-weights": "int8",
+                "int4-weights": "int4",
+            },
             requires=("onnx", "onnxruntime"),
-            runs_on=("any CPU", "CUDA with onnxruntime-gpu"),
+            runs_on=("any CPU", "CUDA with onnxruntime-gpu", "DirectML, CoreML by provider"),
+        ),
+        Target(
+            name="openvino",
+            module="edgedistill_export.targets.openvino",
+            backend="openvino",
+            precisions={
+                "fp32": "fp32",
+                "fp16": "fp16",
+                "bf16": "bf16",
+                "int8": "int8",
+                "int8-hybrid": "int8",
+                "int8-weights": "int8",
+                "int4-weights": "int4",
+            },
+            extra="openvino",
+            requires=("onnx", "openvino", "nncf"),
+            runs_on=("Intel and ARM CPUs", "Intel GPU and NPU"),
+        ),
+        Target(
+            name="trt",
+            module="edgedistill_export.targets.trt",
+            backend="trt",
+            proof="ort",
+            precisions={"fp16": "fp16", "fp32": "fp32", "bf16": "bf16", "int8": "int8"},
+            extra="trt",
+            requires=("onnx", "tensorrt_rtx"),
+            builds_on=("Linux", "Windows"),
+            runs_on=("NVIDIA GPUs of the capabilities built for",),
+        ),
+        Target(
+            name="coreml",
+            module="edgedistill_export.targets.coreml",
+            backend="coreml",
+            precisions={"fp16": "fp16", "fp32": "fp32"},
+            extra="coreml",
+            requires=("coremltools",),
+            builds_on=("Linux", "Darwin"),
+            runs_on=("macOS 14, iOS 17 and later; interpreted elsewhere",),
+        ),
+        Target(
+            name="executorch",
+            module="edgedistill_export.targets.executorch",
+            backend="executorch",
+            precisions={"fp32": "fp32", "int8": "int8"},
+            extra="executorch",
+            requires=("executorch",),
+            runs_on=("ARM and x86 CPUs by XNNPACK: Android, iOS, Linux",),
+        ),
+        Target(
+            name="web",
+            module="edgedistill_export.targets.web",
+            backend="ort",
+            proof="web",
+            precisions={"fp32": "fp32", "fp16": "fp16", "int8": "int8"},
+            requires=("onnx", "onnxruntime"),
+            programs=("node",),
+            runs_on=("browsers with WebAssembly", "node"),
         ),
     )
 }

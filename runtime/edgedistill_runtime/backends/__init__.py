@@ -15,7 +15,11 @@ from edgedistill_runtime.manifest import FILE_NAME, BundleError, Graph
 
 __all__ = ["BACKENDS", "ENTRY_POINTS", "Session", "open_graph"]
 
-BACKENDS = {"ort": "edgedistill_runtime.backends.ort:OrtSession"}
+BACKENDS = {
+    "ort": "edgedistill_runtime.backends.ort:OrtSession",
+    "openvino": "edgedistill_runtime.backends.openvino:OpenVINOSession",
+    "trt": "edgedistill_runtime.backends.trt:TensorRTSession",
+}
 """Name in the manifest -> "module:class", called as class(path, graph, threads=, providers=)."""
 
 ENTRY_POINTS = "edgedistill_runtime.backends"
