@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -98,26 +99,71 @@ def distill(
 def export(
     student: StudentArgument = None,
     target: Annotated[
-        str, typer.Option(help="Where it will run; see edgedistill doctor.")
-    ] = "ort",
-    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+        list[str] | None,
+        typer.Option(help="Where it will run, several times for several; see edgedistill doctor."),
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="As the target offers, its first when left out; several times, or 'all'."
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="An option of the target, e.g. static=true."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The bundle; by default beside the student.")
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Prompts of the parity check.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Prompts that quantization is calibrated on.")
+    ] = None,
+    min_psnr: Annotated[
+        float | None,
+        typer.Option(help="Keep costly layers in floating point until pictures are so near (dB)."),
+    ] = None,
+    max_size: Annotated[
+        float | None,
+        typer.Option(help="Keep as many costly layers in floating point as fit (MiB of weights)."),
+    ] = None,
     strict: Annotated[bool, typer.Option(help="Refuse a bundle below the parity floor.")] = True,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Also what is up to date.")] = False,
 ) -> None:
-    """Compile a student for a device and prove that the bundle is still the student."""
+    """Compile a student for a device and prove that the bundle is still the student.
+
+    Example: edgedistill export --target ort --target openvino --precision int8 --min-psnr 35
+    """
     from edgedistill.data import read_prompts
-    from edgedistill_export import export_student
+    from edgedistill_export.bundle import Settings
+    from edgedistill_export.many import export_many, pairs, table
 
     folder = Path(student) if student else LATEST / "student"
-    lines = read_prompts(prompts) if prompts else None
+    settings = Settings(
+        options=dict(_pair(word) for word in option or ()),
+        prompts=read_prompts(prompts) if prompts else None,
+        calibration=read_prompts(calibration) if calibration else None,
+        min_psnr=min_psnr,
+        max_size=max_size,
+        strict=strict,
+    )
+    wanted = pairs(target or ["ort"], precision or [])
+    if out and len(wanted) > 1:
+        raise ValueError(f"--out names one bundle, but {len(wanted)} were asked for")
     with bar("export", 1) as meter:
-        bundle = export_student(
-            folder, target, precision, out, strict=strict, prompts=lines, progress=meter.step
-        )
-    console.print(f"bundle {bundle}")
+        rows = export_many(folder, wanted, out, settings, rebuild=rebuild, progress=meter.step)
+    console.print(table(rows))
+    for row in rows:
+        console.print(f"bundle {row.place}" if row.place else f"failed {row.name}: {row.error}")
+    if any(row.error for row in rows):
+        raise typer.Exit(1)
+
+
+def _pair(word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not equals:
+        raise ValueError(f"--option {word!r} is not KEY=VALUE")
+    return key, value
 
 
 @app.command()
@@ -235,11 +281,19 @@ def doctor() -> None:
         console.print(line)
 
 
+# Of the click that typer stands on, whichever that is.
+_UsageError: Any = typer.BadParameter.__base__
+
+
 def _quiet() -> None:
     """Silence what libraries say at import: nothing there is for our users."""
     warnings.filterwarnings("ignore")
+    # Some set the root logger up for themselves unless somebody has.
+    logging.basicConfig(level=logging.ERROR)
     for library in ("TRANSFORMERS", "DIFFUSERS", "HF_HUB"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    for name in ("torchao", "torch.utils._pytree", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def main() -> None:
@@ -247,19 +301,35 @@ def main() -> None:
     _quiet()
     debug = "--debug" in sys.argv
     try:
-        app()
-    except KeyboardInterrupt:
+        sys.exit(app(standalone_mode=False) or 0)
+    except (KeyboardInterrupt, typer.Abort):
         console.print("interrupted")
         sys.exit(130)
+    except _UsageError as error:
+        sys.exit(_misused(error))
     except Exception as error:
         if debug:
             raise
         wrong = isinstance(error, ValueError)
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        console.print(f"edgedistill: {lines[0]}", markup=False, soft_wrap=True)
+        _complain(lines[0])
         if not wrong:
             console.print("run again with --debug before the verb for the traceback")
         sys.exit(2 if wrong else 1)
+
+
+def _misused(error: Any) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return 2
+    message = " ".join(error.format_message().split()).rstrip(".")
+    where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
+    _complain(message + where)
+    return 2
+
+
+def _complain(line: str) -> None:
+    console.print(f"edgedistill: {line[0].lower()}{line[1:]}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

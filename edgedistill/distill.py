@@ -95,6 +95,7 @@ class Run:
             optim=recipe.train.optim,
             tap=teacher.tap,
             example=(x0.to(device), {k: v.to(device) for k, v in cond.items()}),
+            init=self.init.table if self.init else None,
         )
         self.student = student
         with torch.random.fork_rng(devices=[]):
@@ -105,7 +106,8 @@ class Run:
     @property
     def table(self) -> StepTable:
         """The step table of the student."""
-        return few_step_table(
+        own = self.objective.table()
+        return own or few_step_table(
             self.student.schedule,
             self.student.prediction,
             self.times,

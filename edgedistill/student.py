@@ -100,7 +100,7 @@ class Student:
 
 
 def load_student(path: str | Path) -> Student:
-    """Open a student folder.
+    """Open a student folder, or the one in a run dir.
 
     Raises:
         ValueError: If there is no student.json or something in the folder is wrong; names the
@@ -110,7 +110,11 @@ def load_student(path: str | Path) -> Student:
     file = folder / "student.json"
     if not folder.is_dir():
         raise ValueError(f"no student or bundle folder at {str(folder)!r}")
+    if not file.is_file() and (folder / "student" / "student.json").is_file():
+        return load_student(folder / "student")
     if not file.is_file():
+        if (folder / "recipe.yaml").is_file():
+            raise ValueError(f"{folder}: a run without a student; finish it with --resume")
         raise ValueError(f"{folder}: no student.json, so not a student folder")
     data = read_json(file)
     if data.get("schema_version") != SCHEMA:

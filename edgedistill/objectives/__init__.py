@@ -28,6 +28,7 @@ __all__ = [
 OBJECTIVES = {
     "dmd2": "edgedistill.objectives.dmd2:DMD2",
     "lcm": "edgedistill.objectives.lcm:LCM",
+    "qat": "edgedistill.objectives.qat:QAT",
 }
 """Imported when asked for. Others join by the entry-point group `edgedistill.objectives`."""
 

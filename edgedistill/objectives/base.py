@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from edgedistill.denoiser import Condition, Denoiser, Guided
-from edgedistill.sampling import Boundary
+from edgedistill.sampling import Boundary, StepTable
 
 __all__ = ["Batch", "Losses", "Objective", "Optim", "Player", "Settings", "Setup"]
 
@@ -49,6 +49,8 @@ class Setup:
         optim: The student's optimizer settings.
         tap: Module path of features inside a net.
         example: One x0 batch (2, ...) and its condition, for shapes.
+        init: Step table of the student that `student` starts from, None if it starts as the
+            teacher.
     """
 
     teacher: Denoiser | Guided
@@ -59,6 +61,7 @@ class Setup:
     optim: Optim
     tap: str
     example: tuple[Tensor, Condition]
+    init: StepTable | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,10 @@ class Objective(ABC):
     def followers(self) -> dict[str, nn.Module]:
         """Networks with state that no player trains, such as EMA targets; checkpointed."""
         return {}
+
+    def table(self) -> StepTable | None:
+        """The student's step table, where it is not that of its times."""
+        return None
 
     def boundary(self) -> Boundary | None:
         """The consistency boundary the student was trained with, for its step table."""

@@ -44,6 +44,9 @@ class DMD2(Objective):
         times, as before the paper's one-step SDXL run (Sec. 5.2); it starts with every mode."""
         regression_steps: int = Field(8, ge=1)
         """Solver steps of that map."""
+        regression_weight: float = Field(0, ge=0)
+        """Weight of the same loss afterwards, beside the matching, as in DMD (Yin et al. 2023,
+        arXiv 2311.18828, Eq. 9): it holds the share of every mode."""
         rollout: Literal["simulate", "data"] = "simulate"
         """Inputs of later steps: the student's own samples (Sec. 4.5), or noised data."""
         min_time: float = Field(0.02, ge=0, le=1)
@@ -131,7 +134,7 @@ class DMD2(Objective):
         logits: Tensor = self.head(self.tap.take())
         return logits
 
-    def _regression(self, batch: Batch) -> Losses:
+    def _regression(self, batch: Batch) -> Tensor:
         """Distance to where the teacher's ODE leads from one of the student's times."""
         index = int(torch.randint(len(self.times) - 1, (), generator=batch.shared))
         t = self.times[index]
@@ -141,13 +144,13 @@ class DMD2(Objective):
         with torch.no_grad():
             path = torch.cat([times, torch.zeros_like(times[:1])]).to(x_t.device)
             target = SOLVERS["dpm++2m"](self.teacher, x_t, path, batch.cond)
-        loss = F.mse_loss(self.student(x_t, t.to(x_t.device), batch.cond), target)
-        return Losses(loss, {"regression": loss.detach()})
+        return F.mse_loss(self.student(x_t, t.to(x_t.device), batch.cond), target)
 
     def _student(self, batch: Batch) -> Losses:
         config = self.config
         if batch.step < config.regression:
-            return self._regression(batch)
+            loss = self._regression(batch)
+            return Losses(loss, {"regression": loss.detach()})
         x0 = self._generate(batch)
         with torch.no_grad():
             x_t, t, _ = self._noised(x0, batch, config.min_time, config.max_time)
@@ -156,6 +159,10 @@ class DMD2(Objective):
             gradient = torch.nan_to_num(matching_gradient(x0, real, fake))
         loss = toward(x0, gradient)
         logs = {"matching": gradient.square().mean().sqrt(), "x0_std": x0.detach().std()}
+        if config.regression_weight > 0:
+            regression = self._regression(batch)
+            loss = loss + config.regression_weight * regression
+            logs["regression"] = regression.detach()
         if config.gan_weight > 0:
             gan = gan_generator(self._logits(x0, batch, batch.cond))
             loss = loss + config.gan_weight * gan

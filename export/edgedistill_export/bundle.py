@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from edgedistill_export.parity import (
     shortfall,
 )
 from edgedistill_export.prompts import calibration_prompts, parity_prompts
+from edgedistill_export.quantize.budget import Budget
 from edgedistill_export.targets import Built, Call, Job, Options, Target, find_target
 from edgedistill_export.trace import ports
 from edgedistill_export.walk import calls_of
@@ -63,6 +65,9 @@ class Settings:
         calibration: What quantization is calibrated on, likewise.
         calibration_count: How many prompts that is.
         keep: By network, paths of the layers that quantization leaves in floating point.
+        min_psnr: Leave further ones there, the costliest first by a sensitivity scan, until the
+            mean PSNR of the sample is at least this, in dB.
+        max_size: Leave as many there as fit into so many MiB of weights.
         strict: Fail under the parity floor; else write the bundle with `passed` false.
     """
 
@@ -71,6 +76,8 @@ class Settings:
     calibration: Sequence[str] | None = None
     calibration_count: int = 32
     keep: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    min_psnr: float | None = None
+    max_size: float | None = None
     strict: bool = True
 
     def sha256(self, student: Student, target: Target, precision: str, options: Options) -> str:
@@ -81,6 +88,7 @@ class Settings:
             "prompts": self.prompts and list(self.prompts),
             "calibration": [self.calibration and list(self.calibration), self.calibration_count],
             "keep": {name: sorted(paths) for name, paths in sorted(self.keep.items())},
+            "budget": [self.min_psnr, self.max_size],
         }
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
@@ -135,11 +143,30 @@ def export_student(
         if progress:
             progress(1, 1, "up to date")
         return place
+    budget = Budget(student, precision, settings.min_psnr, settings.max_size, progress)
     with atomic_folder(place) as work:
-        export = _Export(student, goal, precision, options, settings, work)
-        manifest = replace(export.build(progress), made_from=made_from)
-        manifest.write(work)
+        for keep in budget.proposals(settings.keep):
+            _empty(work)
+            chosen = replace(settings, keep=keep)
+            manifest = _Export(student, goal, precision, options, chosen, work).build(progress)
+            budget.reached = manifest.parity.final.mean
+        _check_budget(manifest, settings)
+        replace(manifest, made_from=made_from).write(work)
     return place
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _check_budget(manifest: schema.Manifest, settings: Settings) -> None:
+    reached, wanted = manifest.parity.final.mean, settings.min_psnr or 0.0
+    if settings.strict and reached < wanted:
+        raise ParityError(
+            f"mean PSNR {reached:.1f} dB with the costliest layers kept; {wanted:g} asked",
+            manifest.parity,
+        )
 
 
 def _up_to_date(place: Path, made_from: str) -> bool:
@@ -179,7 +206,7 @@ class _Export:
                 precision=self.precision,
                 folder=self.work,
                 options=self.options,
-                calls=lambda name=name: self._calls[name],
+                calls=partial(self._recorded, name),
                 keep=self.settings.keep.get(name, frozenset()),
             )
             built = self.target.builder().build(job)
@@ -193,6 +220,9 @@ class _Export:
         parity = self._prove(manifest, proofs)
         report("done")
         return replace(manifest, parity=parity)
+
+    def _recorded(self, name: str) -> list[Call]:
+        return self._calls[name]
 
     @cached_property
     def _calls(self) -> dict[str, list[Call]]:
@@ -210,7 +240,7 @@ class _Export:
             precision=job.precision,
             inputs=inputs,
             outputs=outputs,
-            notes=dict(built.notes),
+            notes={**built.notes, **_kept(job)},
         )
 
     def _prove(self, manifest: schema.Manifest, proofs: Mapping[str, str]) -> schema.Parity:
@@ -222,7 +252,7 @@ class _Export:
             prompts = parity_prompts(self.student, TIERS[tier].samples)
         comparison = compare(self.student, pipe, prompts, tier, find_features(self.student))
         if settings.strict and not comparison.parity.passed:
-            raise ParityError(shortfall(comparison.parity))
+            raise ParityError(shortfall(comparison.parity), comparison.parity)
         save_worst(comparison, self.work / "worst.png")
         return replace(comparison.parity, backend=self.target.proof or self.target.backend)
 
@@ -255,6 +285,10 @@ def _proof(
     if entry := manifest.tokenizer:
         tokenizer = Tokenizer(work / entry.file, entry.length, entry.pad_id)
     return Pipeline(manifest, graphs, tokenizer)
+
+
+def _kept(job: Job) -> dict[str, str]:
+    return {"float_layers": " ".join(sorted(job.keep))} if job.keep else {}
 
 
 class _Report:

@@ -74,7 +74,15 @@ below, what counts is the picture."""
 
 
 class ParityError(RuntimeError):
-    """An export that is not its student; one line with the figures and the floor."""
+    """An export that is not its student; one line with the figures and the floor.
+
+    Attributes:
+        parity: The figures, as far as there are any.
+    """
+
+    def __init__(self, message: str, parity: Parity | None = None) -> None:
+        super().__init__(message)
+        self.parity = parity
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""What runs or proves bundles and needs more than the runtime brings; the runtime finds it by entry point."""
+"""What runs or proves bundles with more than the runtime brings, found by entry point."""

@@ -1,4 +1,4 @@
-"""float32 -> float16 inside a graph; its inputs and outputs stay float32."""
+"""float32 -> float16 or bfloat16 inside a graph; its inputs and outputs stay float32."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edgedistill_export import onnx_files
+from edgedistill_export.passes.opset import raise_opset
 
-__all__ = ["fp16"]
+__all__ = ["bf16", "fp16"]
 
-FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+FLOAT = TensorProto.FLOAT
+
+NAMES = {FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+
+LIMITS = {TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 255 * 2.0**120}
+"""The largest number of each."""
+
+BF16_OPSET = 22
+"""The first whose convolutions take bfloat16."""
 
 ANGLES = {"Sin", "Cos"}
-"""Kept in float32 with all that leads to them: half an angle of 999 rad has steps of 0.5."""
+"""Kept in float32 with all that leads to them: a float16 of 999 rad has steps of 0.5."""
 
 FLOAT_INPUTS = {("Resize", 1), ("Resize", 2)}
 """(operator, input) that the standard fixes to float32."""
@@ -26,15 +35,23 @@ def fp16(model: ModelProto) -> ModelProto:
     Raises:
         ValueError: If a node holds a subgraph.
     """
-    _Converter(model).run()
+    _Converter(model, TensorProto.FLOAT16).run()
+    return model
+
+
+def bf16(model: ModelProto) -> ModelProto:
+    """Convert a float32 model to bfloat16, in place; as `fp16`."""
+    _Converter(model, TensorProto.BFLOAT16).run()
+    raise_opset(model, BF16_OPSET)
     return model
 
 
 class _Converter:
     """Puts every float tensor where its producer leaves it and casts where a consumer differs."""
 
-    def __init__(self, model: ModelProto) -> None:
+    def __init__(self, model: ModelProto, half: int) -> None:
         graph = self.graph = model.graph
+        self.half = half
         self.floats = _float_tensors(model)
         self.weights = {w.name: w for w in graph.initializer if w.data_type == FLOAT}
         self.home = dict.fromkeys((value.name for value in graph.input), FLOAT)
@@ -46,7 +63,7 @@ class _Converter:
         kept = _ancestors(self.graph, ANGLES)
         results = _rename_outputs(self.graph, self.floats)
         for index, node in enumerate(self.graph.node):
-            self._convert(node, FLOAT if index in kept else HALF)
+            self._convert(node, FLOAT if index in kept else self.half)
         for inner, outer in results.items():
             self.nodes.append(
                 helper.make_node("Cast", [inner], [outer], f"{outer}_cast", to=FLOAT)
@@ -60,8 +77,8 @@ class _Converter:
             if name in self.floats:
                 fixed = (node.op_type, i) in FLOAT_INPUTS
                 node.input[i] = self._view(name, FLOAT if fixed else kind)
-        if kind == HALF:
-            _convert_attributes(node)
+        if kind != FLOAT:
+            _convert_attributes(node, kind)
         self.home.update(dict.fromkeys(node.output, kind))
         self.nodes.append(node)
 
@@ -76,12 +93,12 @@ class _Converter:
     def _make_view(self, name: str, kind: int) -> str:
         if name in self.weights:
             weight = self.weights[name]
-            if kind == HALF:
-                weight = _half(weight)
-                weight.name = f"{name}_fp16"
+            if kind != FLOAT:
+                weight = _rounded(weight, kind)
+                weight.name = f"{name}_{NAMES[kind]}"
             self.initializers.append(weight)
             return str(weight.name)
-        view = f"{name}_{'fp16' if kind == HALF else 'fp32'}"
+        view = f"{name}_{NAMES[kind]}"
         self.nodes.append(helper.make_node("Cast", [name], [view], f"{view}_cast", to=kind))
         return view
 
@@ -116,17 +133,18 @@ def _rename_outputs(graph: GraphProto, floats: set[str]) -> dict[str, str]:
     return {inner: outer for outer, inner in names.items()}
 
 
-def _convert_attributes(node: NodeProto) -> None:
+def _convert_attributes(node: NodeProto, kind: int) -> None:
     for attribute in node.attribute:
         if attribute.HasField("g") or attribute.graphs:
-            raise ValueError(f"{node.name}: subgraphs ({node.op_type}) are not converted to fp16")
+            raise ValueError(f"{node.name}: subgraphs ({node.op_type}) are not converted")
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == FLOAT:
-            attribute.i = HALF
+            attribute.i = kind
         if attribute.HasField("t") and attribute.t.data_type == FLOAT:
-            attribute.t.CopyFrom(_half(attribute.t))
+            attribute.t.CopyFrom(_rounded(attribute.t, kind))
 
 
-def _half(weight: TensorProto) -> TensorProto:
-    limit = float(np.finfo(np.float16).max)
-    array = np.clip(numpy_helper.to_array(weight), -limit, limit).astype(np.float16)
-    return numpy_helper.from_array(array, weight.name)
+def _rounded(weight: TensorProto, kind: int) -> TensorProto:
+    array = np.clip(numpy_helper.to_array(weight), -LIMITS[kind], LIMITS[kind])
+    return numpy_helper.from_array(
+        array.astype(helper.tensor_dtype_to_np_dtype(kind)), weight.name
+    )

@@ -161,6 +161,8 @@ class Target:
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
+            if not kind.model_fields:
+                raise ValueError(f"target {self.name!r} takes no options, got {key!r}") from None
             if first["type"] == "extra_forbidden":
                 raise unknown(f"option of target {self.name!r}", key, kind.model_fields) from None
             reason = str(first["msg"]).removeprefix("Value error, ")

@@ -1,0 +1,140 @@
+"""Several exports of one student in one call, and a table of what came out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from edgedistill_export.bundle import Settings, export_student
+from edgedistill_export.parity import ParityError
+from edgedistill_export.targets import find_target, target_names
+from edgedistill_runtime.manifest import Manifest, Parity
+
+__all__ = ["Row", "export_many", "pairs", "table"]
+
+ALL = "all"
+"""As a target: all that build here. As a precision: all that the target has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One export.
+
+    Attributes:
+        name: TARGET-PRECISION.
+        place: The bundle dir, None if there is none.
+        seconds: The whole export, proof included.
+        size_mb: All files, MiB.
+        parity: The figures, of a bundle that failed its floor too.
+        error: Why there is no bundle, "" if there is.
+    """
+
+    name: str
+    place: Path | None
+    seconds: float
+    size_mb: float
+    parity: Parity | None
+    error: str
+
+
+def pairs(targets: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
+    """(target, precision) of every export asked for.
+
+    Args:
+        targets: Names, or "all" for those that build here.
+        precisions: Each for every target; "all" for all that it has; none for its first.
+
+    Raises:
+        ValueError: For a name that is unknown, or a target that cannot build here.
+    """
+    names = list(targets)
+    if ALL in names:
+        names = [name for name in target_names() if find_target(name).problem() is None]
+    found = []
+    for name in names:
+        target = find_target(name)
+        wanted = list(precisions) or [next(iter(target.precisions))]
+        if ALL in wanted:
+            wanted = list(target.precisions)
+        for precision in wanted:
+            target.check(precision)
+            found.append((name, precision))
+    return list(dict.fromkeys(found))
+
+
+def export_many(
+    student: Path,
+    wanted: Sequence[tuple[str, str]],
+    out: Path | None,
+    settings: Settings,
+    *,
+    rebuild: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[Row]:
+    """Export to each (target, precision) in turn; one that fails its parity stops no other."""
+    rows = []
+    for index, (target, precision) in enumerate(wanted):
+        name = f"{target}-{precision}"
+
+        def tell(done: int, total: int, what: str, index: int = index, name: str = name) -> None:
+            if progress:
+                progress(index * total + done, len(wanted) * total, f"{name} {what}")
+
+        start = time.perf_counter()
+        place, parity, error = None, None, ""
+        try:
+            place = export_student(
+                student, target, precision, out, settings=settings, rebuild=rebuild, progress=tell
+            )
+            parity = Manifest.read(place).parity
+        except ParityError as problem:
+            parity, error = problem.parity, str(problem)
+        seconds = time.perf_counter() - start
+        rows.append(
+            Row(
+                name=name,
+                place=place,
+                seconds=seconds,
+                size_mb=_size_mb(place) if place else 0.0,
+                parity=parity,
+                error=error,
+            )
+        )
+    return rows
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """For the terminal."""
+    made = Table(box=None)
+    made.add_column("bundle", no_wrap=True)
+    for heading in ("MiB", "s", "graphs dB", "picture dB", "worst", "LPIPS-like", "text-image"):
+        made.add_column(heading, justify="right")
+    for row in rows:
+        made.add_row(
+            row.name,
+            f"{row.size_mb:.1f}" if row.place else "-",
+            f"{row.seconds:.0f}",
+            *_figures(row.parity),
+        )
+    return made
+
+
+def _figures(parity: Parity | None) -> list[str]:
+    if parity is None:
+        return ["-"] * 5
+    worst = min(figures.worst for figures in parity.graphs.values())
+    return [
+        f"{worst:.1f}",
+        f"{parity.final.mean:.1f}",
+        f"{parity.final.worst:.1f}",
+        "-" if parity.perceptual is None else f"{parity.perceptual:.4f}",
+        "-" if parity.text_image is None else f"{parity.text_image:.3f}",
+    ]
+
+
+def _size_mb(folder: Path) -> float:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20

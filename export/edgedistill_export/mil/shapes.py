@@ -1,0 +1,146 @@
+"""Operators that move numbers about or change their type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["SHAPES"]
+
+_PADDING = {"constant": "constant", "reflect": "reflect", "replicate": "replicate"}
+
+
+def _cast(*, x: Tensor, dtype: str) -> Tensor:
+    # What the interpreter does with every result, to the type the program declares.
+    return x
+
+
+def _concat(
+    *, values: Sequence[Tensor], axis: Tensor, interleave: Tensor | bool = False
+) -> Tensor:
+    if interleave:
+        raise ValueError("concat: interleave is not run here")
+    return torch.cat(list(values), int(axis))
+
+
+def _expand_dims(*, x: Tensor, axes: Tensor) -> Tensor:
+    rank = x.ndim + axes.numel()
+    for axis in sorted(axis % rank for axis in axes.tolist()):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def _gather(
+    *,
+    x: Tensor,
+    indices: Tensor,
+    axis: Tensor | int = 0,
+    batch_dims: Tensor | int = 0,
+    validate_indices: Tensor | bool = False,
+) -> Tensor:
+    if batch_dims:
+        raise ValueError(f"gather: batch_dims {int(batch_dims)} is not run here")
+    along = int(axis) % x.ndim
+    taken = x.index_select(along, indices.reshape(-1))
+    return taken.reshape(*x.shape[:along], *indices.shape, *x.shape[along + 1 :])
+
+
+def _pad(
+    *, x: Tensor, pad: Tensor, mode: str = "constant", constant_val: Tensor | float = 0.0
+) -> Tensor:
+    sides = pad.reshape(-1, 2).flip(0).reshape(-1).tolist()
+    if mode == "constant":
+        return F.pad(x, sides, value=float(constant_val))
+    # torch pads by copies only up to the last three of four or more axes.
+    while sides[-2:] == [0, 0]:
+        sides = sides[:-2]
+    return F.pad(x, sides, mode=_PADDING[mode])
+
+
+def _reshape(*, x: Tensor, shape: Tensor) -> Tensor:
+    # Zero copies the size of its axis.
+    return x.reshape([size or x.shape[axis] for axis, size in enumerate(shape.tolist())])
+
+
+def _slice_by_index(
+    *,
+    x: Tensor,
+    begin: Tensor,
+    end: Tensor,
+    stride: Tensor | None = None,
+    begin_mask: Tensor | None = None,
+    end_mask: Tensor | None = None,
+    squeeze_mask: Tensor | None = None,
+) -> Tensor:
+    def flags(mask: Tensor | None) -> list[bool]:
+        return [False] * x.ndim if mask is None else mask.tolist()
+
+    steps = [1] * x.ndim if stride is None else stride.tolist()
+    open_begin, open_end, squeezed = flags(begin_mask), flags(end_mask), flags(squeeze_mask)
+    index: list[int | slice] = []
+    for axis, (first, last, step) in enumerate(
+        zip(begin.tolist(), end.tolist(), steps, strict=True)
+    ):
+        span = slice(None if open_begin[axis] else first, None if open_end[axis] else last, step)
+        index.append(first if squeezed[axis] else span)
+    # torch takes no negative step.
+    return torch.from_numpy(x.numpy()[tuple(index)].copy())
+
+
+def _slice_by_size(*, x: Tensor, begin: Tensor, size: Tensor) -> Tensor:
+    for axis, (first, count) in enumerate(zip(begin.tolist(), size.tolist(), strict=True)):
+        x = x.narrow(axis, first, x.shape[axis] - first if count == -1 else count)
+    return x
+
+
+def _split(
+    *,
+    x: Tensor,
+    axis: Tensor,
+    num_splits: Tensor | None = None,
+    split_sizes: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    along = int(axis)
+    if split_sizes is not None:
+        return x.split(split_sizes.tolist(), along)
+    assert num_splits is not None
+    return x.split(x.shape[along] // int(num_splits), along)
+
+
+def _squeeze(*, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    return x.squeeze() if axes is None else x.squeeze(axes.tolist())
+
+
+def _stack(*, values: Sequence[Tensor], axis: Tensor) -> Tensor:
+    return torch.stack(list(values), int(axis))
+
+
+def _tile(*, x: Tensor, reps: Tensor) -> Tensor:
+    return x.tile(reps.tolist())
+
+
+def _transpose(*, x: Tensor, perm: Tensor) -> Tensor:
+    return x.permute(perm.tolist())
+
+
+SHAPES: Mapping[str, Callable[..., Any]] = {
+    "cast": _cast,
+    "concat": _concat,
+    "expand_dims": _expand_dims,
+    "gather": _gather,
+    "identity": lambda *, x: x,
+    "pad": _pad,
+    "reshape": _reshape,
+    "slice_by_index": _slice_by_index,
+    "slice_by_size": _slice_by_size,
+    "split": _split,
+    "squeeze": _squeeze,
+    "stack": _stack,
+    "tile": _tile,
+    "transpose": _transpose,
+}
+"""By operator; called with its parameters by name, floats in float32 and integers in int64."""

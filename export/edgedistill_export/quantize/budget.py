@@ -1,0 +1,95 @@
+"""From a budget to the layers that stay in floating point: scan, choose, build, look, correct."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from edgedistill.networks.fake_quant import SCHEMES
+from edgedistill.plugins import unknown
+from edgedistill.student import Student
+from edgedistill_export.prompts import calibration_prompts
+from edgedistill_export.quantize.scan import Scan, keep_for_psnr, keep_for_size, scan
+
+__all__ = ["Budget", "scan_file", "scheme_of"]
+
+Keep = Mapping[str, frozenset[str]]
+
+_PROMPTS = 8
+_ATTEMPTS = 4
+_MARGIN_DB = 0.5
+
+
+def scheme_of(precision: str) -> str:
+    """The fake-quantization scheme that stands for a target's precision; ValueError if none."""
+    scheme = {"int8-dynamic": "int8", "int8-hybrid": "int8"}.get(precision, precision)
+    if scheme not in SCHEMES:
+        raise unknown("precision for a budget:", precision, SCHEMES)
+    return scheme
+
+
+def scan_file(student: Student, scheme: str) -> Path:
+    """Where a student's scan is kept: beside it."""
+    return student.path.parent / f"sensitivity-{scheme}.json"
+
+
+class Budget:
+    """Proposes layers to keep until what is built meets the budget.
+
+    Args:
+        student: The student.
+        precision: The target's precision.
+        min_psnr: Mean PSNR of the sample to reach, in dB.
+        max_size: MiB that all weights may take.
+        progress: Of the scan, where one has to be made.
+
+    Raises:
+        ValueError: For two budgets at once, or a precision without a scan.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        precision: str,
+        min_psnr: float | None,
+        max_size: float | None,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        if min_psnr is not None and max_size is not None:
+            raise ValueError("name one budget, --min-psnr or --max-size, not both")
+        self.min_psnr, self.max_size = min_psnr, max_size
+        self.reached: float | None = None
+        if min_psnr is not None or max_size is not None:
+            self.scan = _scanned(student, scheme_of(precision), progress)
+
+    def proposals(self, fixed: Keep) -> Iterator[Keep]:
+        """Layers to keep, `fixed` among them; the next once `reached` is set and falls short."""
+        if self.max_size is not None:
+            yield _joined(fixed, keep_for_size(self.scan, self.max_size))
+        elif self.min_psnr is None:
+            yield fixed
+        else:
+            aim = self.min_psnr
+            for _ in range(_ATTEMPTS):
+                yield _joined(fixed, keep_for_psnr(self.scan, aim))
+                if self.reached is None or self.reached >= self.min_psnr:
+                    return
+                aim += self.min_psnr - self.reached + _MARGIN_DB
+
+
+def _scanned(
+    student: Student, scheme: str, progress: Callable[[int, int, str], None] | None
+) -> Scan:
+    """The scan beside the student, made anew if it is another student's."""
+    file = scan_file(student, scheme)
+    if file.is_file():
+        found = Scan.read(file)
+        if found.student == student.sha256:
+            return found
+    made = scan(student, scheme, calibration_prompts(student, _PROMPTS), progress)
+    made.write(file)
+    return made
+
+
+def _joined(a: Keep, b: Keep) -> Keep:
+    return {g: a.get(g, frozenset()) | b.get(g, frozenset()) for g in sorted({*a, *b})}

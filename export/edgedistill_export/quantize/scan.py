@@ -1,0 +1,249 @@
+"""Which layers do not bear quantization: each one's cost in the picture, measured.
+
+One layer at a time is computed in low precision while the student draws, and its pictures are
+compared with the float student's. Errors of single layers add up well in the mean square, so a
+budget is met by taking the costliest layers out until the sum of the rest fits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgedistill.files import read_json, write_json
+from edgedistill.networks.fake_quant import SCHEMES, FakeQuantize, Scheme, layers
+from edgedistill.student import Student
+from edgedistill_export.walk import walk
+from edgedistill_runtime.noise import noise as draw_noise
+from edgedistill_runtime.pipeline import to_uint8
+
+__all__ = ["Cost", "Scan", "keep_for_psnr", "keep_for_size", "scan"]
+
+SCHEMA_VERSION = 1
+_SEED = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one layer costs.
+
+    Attributes:
+        graph: text_encoder, denoiser or decoder.
+        layer: Its path in that graph's module.
+        weights: Numbers in its weight.
+        mse: Mean squared error of the sample, with the samples' peak as 1.
+    """
+
+    graph: str
+    layer: str
+    weights: int
+    mse: float
+
+    @property
+    def psnr(self) -> float:
+        """The same in dB."""
+        return _decibel(self.mse)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """A student's layers, the costliest first.
+
+    Attributes:
+        student: The student's sha256.
+        scheme: A key of `fake_quant.SCHEMES`.
+        prompts: How many samples were drawn.
+        together: Mean squared error with every layer quantized.
+        layers: The costs.
+        other: Numbers in the networks that no layer holds (norms, embeddings, biases).
+    """
+
+    student: str
+    scheme: str
+    prompts: int
+    together: float
+    layers: tuple[Cost, ...]
+    other: int
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, with each cost also in dB."""
+        data = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        data["layers"] = [{**asdict(cost), "psnr": cost.psnr} for cost in self.layers]
+        write_json(path, {**data, "together_psnr": _decibel(self.together)})
+
+    @classmethod
+    def read(cls, path: Path) -> Scan:
+        """Read `write`; ValueError names the file and the key."""
+        data = read_json(path)
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(f"{path}: schema_version {data.get('schema_version')!r} is unknown")
+        try:
+            costs = tuple(
+                Cost(**{k: row[k] for k in ("graph", "layer", "weights", "mse")})
+                for row in data["layers"]
+            )
+            named = ("student", "scheme", "prompts", "together", "other")
+            return cls(layers=costs, **{key: data[key] for key in named})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}: no sensitivity scan: {error}") from None
+
+
+def scan(
+    student: Student,
+    scheme: str,
+    prompts: Sequence[str],
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Scan:
+    """Measure every Linear and Conv2d that the student uses.
+
+    Args:
+        student: The student.
+        scheme: A key of `SCHEMES`.
+        prompts: What to draw; for a student without text only their number counts.
+        progress: Called as progress(done, total, layer).
+
+    Raises:
+        ValueError: For an unknown scheme, or without prompts.
+    """
+    if not prompts:
+        raise ValueError("a sensitivity scan needs at least one prompt")
+    chosen = SCHEMES[scheme]
+    draw = _drawer(student, prompts)
+    used = _used(student, draw)
+    truth = draw()
+
+    def cost(modules: Sequence[nn.Module]) -> float:
+        return _error(truth, _quantized(draw, modules, chosen))
+
+    costs = []
+    for done, ((graph, path), module) in enumerate(used.items()):
+        if progress:
+            progress(done, len(used), path)
+        size = sum(p.numel() for n, p in module.named_parameters() if n == "weight")
+        costs.append(Cost(graph=graph, layer=path, weights=size, mse=cost([module])))
+    graphs = student.teacher.graphs().values()
+    total = sum({id(p): p.numel() for g in graphs for p in g.module.parameters()}.values())
+    if progress:
+        progress(len(used), len(used), "done")
+    return Scan(
+        student=student.sha256,
+        scheme=scheme,
+        prompts=len(prompts),
+        together=cost(list(used.values())),
+        layers=tuple(sorted(costs, key=lambda c: -c.mse)),
+        other=total - sum(c.weights for c in costs),
+    )
+
+
+def keep_for_psnr(found: Scan, decibel: float) -> dict[str, frozenset[str]]:
+    """Layers to leave in floating point, by graph, for a picture at least so near.
+
+    Raises:
+        ValueError: If a budget of 0 or less is asked for.
+    """
+    if decibel <= 0:
+        raise ValueError(f"a PSNR of {decibel:g} dB is no budget; name a positive one")
+    allowed = 10 ** (-decibel / 10)
+    # What single layers cost does not quite add up; the measured whole says by how much.
+    total = sum(cost.mse for cost in found.layers)
+    factor = found.together / total if total else 1.0
+    left, kept = found.together, []
+    for cost in found.layers:
+        if left <= allowed:
+            break
+        kept.append(cost)
+        left -= factor * cost.mse
+    return _by_graph(kept)
+
+
+def keep_for_size(found: Scan, megabytes: float) -> dict[str, frozenset[str]]:
+    """Layers to leave in float32, by graph, with all weights within so many MiB.
+
+    The most error a byte goes first.
+
+    Raises:
+        ValueError: If even with every layer quantized the weights are larger.
+    """
+    bits = SCHEMES[found.scheme].weight_bits
+    layers_ = sum(cost.weights for cost in found.layers)
+    least = (4 * found.other + layers_ * bits / 8) / 2**20
+    room = (megabytes - least) * 2**20
+    if room < 0:
+        raise ValueError(
+            f"{megabytes:g} MiB is too small: all layers at {bits} bits take {least:.1f} MiB"
+        )
+    kept = []
+    for cost in sorted(found.layers, key=lambda c: -c.mse / max(c.weights, 1)):
+        extra = cost.weights * (4 - bits / 8)
+        if extra <= room:
+            kept.append(cost)
+            room -= extra
+    return _by_graph(kept)
+
+
+Draw = Callable[[], NDArray[Any]]
+
+
+def _drawer(student: Student, prompts: Sequence[str], batch: int = 8) -> Draw:
+    teacher = student.teacher
+    pieces: list[tuple[Tensor | None, list[Tensor]]] = []
+    for start in range(0, len(prompts), batch):
+        lines = list(prompts[start : start + batch])
+        ids = teacher.tokenize(lines) if "text_encoder" in teacher.graphs() else None
+        drawn = draw_noise(_SEED, start, len(lines), teacher.sample_shape, student.table.draws)
+        pieces.append((ids, [torch.from_numpy(noise.copy()) for noise in drawn]))
+
+    def draw() -> NDArray[Any]:
+        ways = [walk(student, ids, noise) for ids, noise in pieces]
+        drawn = [
+            to_uint8(way.images.numpy()).astype(np.float32) / 255
+            if way.images is not None
+            else way.samples.numpy()
+            for way in ways
+        ]
+        return np.concatenate(drawn)
+
+    return draw
+
+
+def _quantized(draw: Draw, modules: Sequence[nn.Module], scheme: Scheme) -> NDArray[Any]:
+    with FakeQuantize(modules, scheme):
+        return draw()
+
+
+def _used(student: Student, draw: Draw) -> dict[tuple[str, str], nn.Module]:
+    """Layers that a draw calls, by graph and path."""
+    found = {
+        (name, path): module
+        for name, graph in student.teacher.graphs().items()
+        for path, module in layers(graph.module).items()
+    }
+    called: set[int] = set()
+    with contextlib.ExitStack() as stack:
+        for module in found.values():
+            hook = module.register_forward_pre_hook(lambda m, _: called.add(id(m)))
+            stack.callback(hook.remove)
+        draw()
+    return {key: module for key, module in found.items() if id(module) in called}
+
+
+def _error(truth: NDArray[Any], drawn: NDArray[Any]) -> float:
+    peak = float(np.abs(truth).max()) or 1.0
+    return float(np.mean(((drawn - truth) / peak).astype(np.float64) ** 2))
+
+
+def _decibel(mse: float) -> float:
+    return min(200.0, -10 * float(np.log10(mse))) if mse > 0 else 200.0
+
+
+def _by_graph(costs: Sequence[Cost]) -> dict[str, frozenset[str]]:
+    graphs = {cost.graph for cost in costs}
+    return {g: frozenset(c.layer for c in costs if c.graph == g) for g in sorted(graphs)}

@@ -1,0 +1,144 @@
+// Draws with an edgedistill bundle in a page or in node.
+
+import * as ort from "onnxruntime-web";
+
+import { BundleError, readBundle } from "./bundle.mjs";
+import { normals } from "./noise.mjs";
+import { draws, sample } from "./steps.mjs";
+import { Tokenizer } from "./tokenizer.mjs";
+
+export { BundleError, Tokenizer, normals };
+
+/** What `timings` counts: the graphs, and all else. */
+export const STAGES = ["text_encoder", "denoiser", "decoder", "other"];
+
+/** A loaded bundle. */
+export class Pipeline {
+  #sessions;
+  #tokenizer;
+
+  /** Called by `load`. */
+  constructor(manifest, sessions, tokenizer) {
+    this.manifest = manifest;
+    this.#sessions = sessions;
+    this.#tokenizer = tokenizer;
+  }
+
+  /**
+   * Load a bundle after checking its manifest and the hash of every file.
+   *
+   * @param {string | URL} place its folder: in node a path or URL, in a page a URL
+   * @param {object} [options]
+   * @param {number} [options.threads] threads inside an operator, for every bundle of the page and
+   *   only before the first is loaded; more than one needs a cross-origin isolated page
+   * @param {string[]} [options.providers] onnxruntime-web's execution providers by preference
+   * @throws {BundleError} if the bundle is not what its manifest says
+   */
+  static async load(place, { threads, providers = ["wasm"] } = {}) {
+    if (threads) ort.env.wasm.numThreads = threads;
+    const { manifest, files } = await readBundle(place);
+    const sessions = {};
+    for (const [name, graph] of Object.entries(manifest.graphs)) {
+      sessions[name] = await open(graph, files, providers);
+    }
+    return new Pipeline(manifest, sessions, openTokenizer(manifest.tokenizer, files));
+  }
+
+  /** Whether `draw` wants a prompt. */
+  get takesPrompt() {
+    return this.#tokenizer !== null;
+  }
+
+  /**
+   * Draw one sample, the same that the Python runtime draws.
+   *
+   * @param {string | null} prompt null for a bundle that takes none
+   * @param {object} [options]
+   * @param {number | bigint} [options.seed] with index decides the noise
+   * @param {number | bigint} [options.index] the picture's place among those of one call in Python
+   * @returns {Promise<{sample: Float32Array, picture: {data: Uint8ClampedArray, width: number,
+   *   height: number} | null, timings: Object<string, number>}>} x0, RGBA bytes as ImageData takes
+   *   them (null without a decoder), and seconds by stage with their "total"
+   */
+  async draw(prompt, { seed = 0, index = 0 } = {}) {
+    if (this.takesPrompt !== (typeof prompt === "string")) {
+      throw new TypeError(`this bundle takes ${this.takesPrompt ? "a" : "no"} prompt`);
+    }
+    const clock = new Clock();
+    const { latent, steps, image } = this.manifest;
+    const dims = [1, ...latent.shape];
+    const noise = normals(seed, index, draws(steps) * latent.shape.reduce((a, b) => a * b));
+    const cond = this.takesPrompt ? await this.#encode(prompt, clock) : {};
+    const net = async (x, t) => {
+      const time = new ort.Tensor("float32", [t], [1]);
+      const feeds = { x: new ort.Tensor("float32", x, dims), t: time, ...cond };
+      return (await clock.run("denoiser", this.#sessions.denoiser, feeds)).f.data;
+    };
+    const x0 = await sample(net, steps, noise);
+    const picture = image && toPicture(await this.#decode(x0, dims, clock), image);
+    return { sample: x0, picture, timings: clock.read() };
+  }
+
+  /** Free the memory of the graphs. */
+  async release() {
+    await Promise.all(Object.values(this.#sessions).map((session) => session.release()));
+  }
+
+  async #encode(prompt, clock) {
+    const ids = this.#tokenizer.encode(prompt);
+    const feeds = { input_ids: new ort.Tensor("int64", ids, [1, ids.length]) };
+    return clock.run("text_encoder", this.#sessions.text_encoder, feeds);
+  }
+
+  async #decode(x0, dims, clock) {
+    const feeds = { x0: new ort.Tensor("float32", x0, dims) };
+    return (await clock.run("decoder", this.#sessions.decoder, feeds)).image.data;
+  }
+}
+
+async function open(graph, files, providers) {
+  const beside = Object.keys(graph.sha256).filter((name) => name !== graph.file);
+  return ort.InferenceSession.create(files.get(graph.file), {
+    executionProviders: providers,
+    externalData: beside.map((name) => ({ path: name, data: files.get(name) })),
+    logSeverityLevel: 3,
+  });
+}
+
+function openTokenizer(entry, files) {
+  if (!entry) return null;
+  const rules = JSON.parse(new TextDecoder().decode(files.get(entry.file)));
+  return new Tokenizer(rules, entry.length, entry.pad_id);
+}
+
+/** (3, H, W) in [-1, 1] -> RGBA bytes; the clamped array rounds as the Python runtime does. */
+function toPicture(image, { height, width }) {
+  const size = height * width;
+  const data = new Uint8ClampedArray(4 * size).fill(255);
+  for (let pixel = 0; pixel < size; pixel++) {
+    for (let channel = 0; channel < 3; channel++) {
+      const value = Math.fround(image[channel * size + pixel] * 127.5);
+      data[4 * pixel + channel] = Math.fround(value + 127.5);
+    }
+  }
+  return { data, width, height };
+}
+
+/** Seconds by stage. */
+class Clock {
+  #start = performance.now();
+  #seconds = Object.fromEntries(STAGES.map((stage) => [stage, 0]));
+
+  async run(stage, session, feeds) {
+    const start = performance.now();
+    const outputs = await session.run(feeds);
+    this.#seconds[stage] += (performance.now() - start) / 1000;
+    return outputs;
+  }
+
+  read() {
+    const total = (performance.now() - this.#start) / 1000;
+    const graphs = Object.values(this.#seconds).reduce((a, b) => a + b);
+    return { ...this.#seconds, other: total - graphs, total };
+  }
+}
