@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["SCHEMES", "FakeQuantize", "Scheme", "layers"]
+__all__ = ["SCHEMES", "FakeQuantize", "Observe", "Scheme", "layers"]
 
 
 @dataclass(frozen=True)
@@ -48,23 +48,24 @@ def layers(net: nn.Module) -> dict[str, nn.Module]:
     return {path: module for path, module in net.named_modules() if isinstance(module, kinds)}
 
 
-class FakeQuantize(TorchFunctionMode):
-    """Inside this context the given layers compute in low precision.
+Range: TypeAlias = tuple[Tensor, Tensor]
+"""The least and the greatest value of a tensor."""
 
-    The layers themselves stay as they are: they are recognised by their weights. The range of an
-    activation is the one it takes in the call at hand.
+
+class _Watch(TorchFunctionMode):
+    """Takes over the calls of given layers, which it knows by their weights.
+
+    The layers themselves stay as they are.
 
     Args:
         modules: Linear and Conv2d layers.
-        scheme: Their precision.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], scheme: Scheme) -> None:
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.scheme = scheme
         # The modules are kept so that no other tensor can take over an id.
         self._modules = list(modules)
-        self._ids = {id(module.weight) for module in self._modules}
+        self._places = {id(module.weight): i for i, module in enumerate(self._modules)}
 
     def __torch_function__(
         self,
@@ -73,24 +74,87 @@ class FakeQuantize(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func in _LAYERS and id(args[1]) in self._ids:
-            x, weight, *rest = args
-            bits = self.scheme.activation_bits
-            weight = quantized_weight(weight, self.scheme)
-            if bits is None:
-                return func(x, weight, *rest, **(kwargs or {}))
-            y = func(quantized(x, bits), weight, *rest, **(kwargs or {}))
-            return quantized(y, bits)
-        return func(*args, **(kwargs or {}))
+        place = self._places.get(id(args[1])) if func in _LAYERS else None
+        if place is None:
+            return func(*args, **(kwargs or {}))
+        x, weight, *rest = args
+
+        def layer(x: Tensor, weight: Tensor) -> Tensor:
+            result: Tensor = func(x, weight, *rest, **(kwargs or {}))
+            return result
+
+        return self._call(place, layer, x, weight)
+
+    def _call(
+        self, place: int, layer: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor
+    ) -> Tensor:
+        raise NotImplementedError
+
+
+class Observe(_Watch):
+    """Inside this context the ranges of the layers' inputs and outputs are noted in `ranges`."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        super().__init__(modules)
+        self.ranges: dict[int, tuple[Range, Range]] = {}
+
+    def _call(
+        self, place: int, layer: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor
+    ) -> Tensor:
+        y = layer(x, weight)
+        seen = (range_of(x), range_of(y))
+        before = self.ranges.get(place, seen)
+        self.ranges[place] = (_union(before[0], seen[0]), _union(before[1], seen[1]))
+        return y
+
+
+class FakeQuantize(_Watch):
+    """Inside this context the given layers compute in low precision.
+
+    Args:
+        modules: Linear and Conv2d layers.
+        scheme: Their precision.
+        ranges: Of activations, from an `Observe` of the same layers (or of a copy's, in the same
+            order); without them, each call's own.
+    """
+
+    def __init__(
+        self,
+        modules: Iterable[nn.Module],
+        scheme: Scheme,
+        ranges: Mapping[int, tuple[Range, Range]] | None = None,
+    ) -> None:
+        super().__init__(modules)
+        self.scheme, self.ranges = scheme, ranges or {}
+
+    def _call(
+        self, place: int, layer: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor
+    ) -> Tensor:
+        bits = self.scheme.activation_bits
+        weight = quantized_weight(weight, self.scheme)
+        if bits is None:
+            return layer(x, weight)
+        given = self.ranges.get(place)
+        y = layer(quantized(x, bits, given and given[0]), weight)
+        return quantized(y, bits, given and given[1])
+
+
+def range_of(x: Tensor) -> Range:
+    """Least and greatest value, 0 among them."""
+    low, high = x.detach().aminmax()
+    return low.clamp(max=0), high.clamp(min=0)
+
+
+def _union(a: Range, b: Range) -> Range:
+    return torch.minimum(a[0], b[0]), torch.maximum(a[1], b[1])
 
 
 _LAYERS = (F.linear, F.conv2d)
 
 
-def quantized(x: Tensor, bits: int) -> Tensor:
-    """Round x (any shape) to 2^bits values between its least and its greatest, 0 among them."""
-    low, high = x.detach().aminmax()
-    low, high = low.clamp(max=0), high.clamp(min=0)
+def quantized(x: Tensor, bits: int, given: Range | None = None) -> Tensor:
+    """Round x (any shape) to 2^bits values of its range, or of one given, which clips it."""
+    low, high = given or range_of(x)
     top = 2**bits - 1
     scale = ((high - low) / top).clamp(min=1e-12).float()
     zero = (-low / scale).round().clamp(0, top).int()

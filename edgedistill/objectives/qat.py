@@ -7,12 +7,15 @@ Jacob et al. 2018 (arXiv 1712.05877), Sec. 3, with the float network's outputs a
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgedistill.networks.fake_quant import SCHEMES, FakeQuantize, layers
+from edgedistill.denoiser import Condition
+from edgedistill.networks.fake_quant import SCHEMES, FakeQuantize, Observe, layers
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
 from edgedistill.sampling import StepTable
 
@@ -35,7 +38,7 @@ class QAT(Objective):
             raise ValueError("method 'qat' starts from a student: set student.init=FOLDER")
         self.student, self.optim, self._table = setup.student, setup.optim, setup.init
         self.float_net = copy.deepcopy(setup.student.net).requires_grad_(False)
-        self.quantize = FakeQuantize(layers(self.student).values(), SCHEMES[config.scheme])
+        self.scheme = SCHEMES[config.scheme]
 
     def players(self) -> list[Player]:
         return [Player("student", self.student, self.optim)]
@@ -44,25 +47,33 @@ class QAT(Objective):
         return self._table
 
     def loss(self, player: str, batch: Batch) -> Losses:
-        """Distance of the two students after one of the steps, both from the same noise.
+        """Distance of the two students after each step, both from the same noise.
 
-        The quantized one arrives at that step by its own earlier steps, errors included; gradients
-        flow through the last step alone. Divided by b, so that every step weighs as the error of
-        the network's output there.
+        The float one's way shows the ranges of the activations over all steps, which the quantized
+        one is held to, as on the device. It arrives at each step by its own earlier steps, errors
+        included; gradients flow through one step at a time. Divided by b, so that every step
+        weighs as the error of the network's output there.
         """
-        rows = self._table.rows
-        last = int(torch.randint(len(rows), (), generator=batch.shared))
-        row, way = rows[last], StepTable(rows[: last + 1], self._table.init_scale)
-        noise = [batch.noise() for _ in range(way.draws)]
-        with torch.no_grad():
-            target = way.sample(self.float_net, noise, batch.cond)
-            x = self._table.init_scale * noise[0]
-            if last:
-                before = StepTable(rows[:last], self._table.init_scale)
-                with self.quantize:
-                    x = before.sample(self.student.net, noise[: before.draws], batch.cond)
-        after = StepTable((row,))
-        with self.quantize:
-            found = after.sample(self.student.net, [x, *noise[-1:]][: after.draws], batch.cond)
-        loss = F.mse_loss(found, target) / row.b**2
-        return Losses(loss, {"error": loss.detach().sqrt()})
+        net, table = self.student.net, self._table
+        noise = [batch.noise() for _ in range(table.draws)]
+        observe = Observe(layers(self.float_net).values())
+        with torch.no_grad(), observe:
+            truth = list(_steps(self.float_net, table, noise, batch.cond))
+        with FakeQuantize(layers(net).values(), self.scheme, observe.ranges):
+            found = list(_steps(net, table, noise, batch.cond))
+        errors = [
+            F.mse_loss(x, y) / row.b**2 for x, y, row in zip(found, truth, table.rows, strict=True)
+        ]
+        return Losses(torch.stack(errors).mean(), {"last_error": errors[-1].detach().sqrt()})
+
+
+def _steps(
+    net: nn.Module, table: StepTable, noise: list[Tensor], cond: Condition
+) -> Iterator[Tensor]:
+    """Yield x after each row of the table, cut off from the rows before it."""
+    fresh = iter(noise)
+    x = table.init_scale * next(fresh)
+    for row in table.rows:
+        some = [x.detach(), *([next(fresh)] if row.c else [])]
+        x = StepTable((row,)).sample(net, some, cond)
+        yield x

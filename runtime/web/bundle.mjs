@@ -3,6 +3,7 @@
 const SCHEMA_VERSION = 2;
 const BACKEND = "ort";
 const GRAPHS = ["text_encoder", "denoiser", "decoder"];
+const NEEDED = ["steps", "latent", "graphs"];
 
 /** A bundle that cannot be trusted; one line naming the file and the key. */
 export class BundleError extends Error {
@@ -89,6 +90,8 @@ function findProblem(manifest) {
   if (manifest.backend !== BACKEND) {
     return `backend: unknown ${manifest.backend}; this runtime runs ${BACKEND}`;
   }
+  const missing = NEEDED.find((key) => typeof manifest[key] !== "object");
+  if (missing) return `${missing}: missing`;
   const { graphs, tokenizer, image } = manifest;
   const stranger = Object.keys(graphs).find((name) => !GRAPHS.includes(name));
   if (stranger) return `graphs: unknown ${stranger}; choose from ${GRAPHS.join(", ")}`;

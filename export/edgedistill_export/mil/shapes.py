@@ -62,8 +62,12 @@ def _pad(
 
 
 def _reshape(*, x: Tensor, shape: Tensor) -> Tensor:
-    # Zero copies the size of its axis.
-    return x.reshape([size or x.shape[axis] for axis, size in enumerate(shape.tolist())])
+    sizes = shape.tolist()
+    for axis, size in enumerate(sizes):
+        if size == 0:  # the size of that axis of x, counted from the last
+            back = len(sizes) - axis
+            sizes[axis] = x.shape[-back] if back <= x.ndim else 1
+    return x.reshape(sizes)
 
 
 def _slice_by_index(

@@ -1,0 +1,173 @@
+"""onnxruntime-web in a node process: what a page will run, run here for the proof."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgedistill_export.onnx_files import files_of
+from edgedistill_runtime.manifest import Graph
+
+__all__ = ["HOME", "PROVIDER", "WebSession", "find_home", "package_version"]
+
+HOME = "EDGEDISTILL_WEB"
+"""Environment variable with a folder whose node_modules holds onnxruntime-web."""
+
+PROVIDER = "wasm"
+"""The only execution provider that onnxruntime-web has in node."""
+
+_PACKAGE = Path("node_modules", "onnxruntime-web", "package.json")
+_CHECKOUT = Path(__file__).resolve().parents[3] / "runtime" / "web"
+_SCRIPT = Path(__file__).with_name("web_session.mjs")
+
+
+def find_home() -> Path:
+    """The folder where node finds onnxruntime-web.
+
+    `EDGEDISTILL_WEB` decides if it is set; else it is runtime/web of a checkout, or the working
+    directory.
+
+    Raises:
+        ValueError: If the package is in none of them.
+    """
+    named = os.environ.get(HOME)
+    places = [Path(named)] if named else [_CHECKOUT, Path.cwd()]
+    for place in places:
+        if (place / _PACKAGE).is_file():
+            return place
+    raise ValueError(
+        f"no npm package onnxruntime-web in {' or '.join(map(str, places))}: "
+        f"npm install --prefix runtime/web, or name a folder that has it in {HOME}"
+    )
+
+
+def package_version() -> str:
+    """Version of the onnxruntime-web that is found; ValueError without one."""
+    package = json.loads((find_home() / _PACKAGE).read_text("utf-8"))
+    return str(package["version"])
+
+
+class WebSession:
+    """One ONNX graph in a process of its own, which ends with the session.
+
+    Args:
+        path: The .onnx file.
+        graph: Its entry in the manifest.
+        threads: Threads inside an operator; by default as many as onnxruntime-web chooses.
+        providers: `PROVIDER`, if anything.
+
+    Raises:
+        ValueError: Without node or the npm package, for an unknown provider, or if onnxruntime-web
+            does not run the graph.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        graph: Graph,
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+    ) -> None:
+        for name in providers or ():
+            if name != PROVIDER:
+                raise ValueError(f"unknown provider {name!r}; choose from {PROVIDER}")
+        node = shutil.which("node")
+        if node is None:
+            raise ValueError("onnxruntime-web needs the program 'node'")
+        command: list[str | Path] = [
+            node,
+            _SCRIPT,
+            find_home(),
+            str(threads or 0),
+            *files_of(path),
+        ]
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
+        )
+        self._end = weakref.finalize(self, _end, self._process, self._errors)
+        try:
+            self._receive()
+        except RuntimeError as error:
+            self.close()
+            raise ValueError(f"{path.name}: {error}") from None
+        self._outputs = [port.name for port in graph.outputs]
+
+    def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """Run on named inputs into named outputs; RuntimeError says what failed."""
+        self._send(inputs)
+        outputs = self._receive()
+        return {name: outputs[name] for name in self._outputs}
+
+    def close(self) -> None:
+        """End the process; so does the end of this object or of the interpreter."""
+        self._end()
+
+    def _send(self, tensors: dict[str, NDArray[Any]]) -> None:
+        described = [
+            {"name": name, "dtype": str(value.dtype), "shape": value.shape}
+            for name, value in tensors.items()
+        ]
+        header = json.dumps({"tensors": described}).encode()
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(struct.pack("<I", len(header)) + header)
+            for value in tensors.values():
+                self._process.stdin.write(np.ascontiguousarray(value).data)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._death() from None
+
+    def _receive(self) -> dict[str, NDArray[np.float32]]:
+        (length,) = struct.unpack("<I", self._read(4))
+        header = json.loads(self._read(length))
+        if "error" in header:
+            raise RuntimeError(f"onnxruntime-web: {header['error']}")
+        return {entry["name"]: self._tensor(**entry) for entry in header["tensors"]}
+
+    def _tensor(self, name: str, dtype: str, shape: list[int]) -> NDArray[np.float32]:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        # A copy, because bytes cannot be written, and the caller's arrays are its own.
+        return np.frombuffer(self._read(size), dtype).reshape(shape).copy()
+
+    def _read(self, count: int) -> bytes:
+        assert self._process.stdout is not None
+        data = self._process.stdout.read(count)
+        if len(data) < count:
+            raise self._death()
+        return data
+
+    def _death(self) -> RuntimeError:
+        status = self._process.wait()
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").strip().splitlines() or ["silently"]
+        return RuntimeError(f"node ended with status {status}: {said[-1]}")
+
+
+def _end(process: subprocess.Popen[bytes], errors: IO[bytes], patience: float = 5.0) -> None:
+    """Close a child's input, which ends it; kill it if that does not help."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with suppress(BrokenPipeError):
+        process.stdin.close()
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdout.close()
+    errors.close()
