@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from edgedistill.teachers.base import Graph
 from edgedistill_export import onnx_files
@@ -19,10 +18,10 @@ def build_onnx(graph: Graph, path: Path, *, half: bool = False) -> None:
 
     Args:
         graph: The network.
-        path: The .onnx file; weights over 2 GiB go beside it (`onnx_files.files_of`).
+        path: The .onnx file; large weights go beside it (`onnx_files.files_of`).
         half: Convert to float16 inside; inputs and outputs stay float32.
     """
-    with TemporaryDirectory(dir=path.parent) as scratch:
-        trace(graph, Path(scratch) / path.name)
-        model = static_reshapes(onnx_files.read(Path(scratch) / path.name))
-    onnx_files.write(fp16(model) if half else model, path)
+    trace(graph, path)
+    onnx_files.edit(path, static_reshapes)
+    if half:
+        onnx_files.write(fp16(onnx_files.read(path)), path)

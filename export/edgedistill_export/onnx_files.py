@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 
-__all__ = ["INLINE_LIMIT", "data_file", "files_of", "infer_values", "read", "write"]
+__all__ = ["INLINE_LIMIT", "data_file", "edit", "files_of", "infer_values", "read", "write"]
 
-INLINE_LIMIT = 2**31 - 2**24
-"""Bytes of weights above which they go to a file beside the graph: a protobuf ends at 2 GiB."""
+INLINE_LIMIT = 2**28
+"""Bytes of weights above which they go to a file beside the graph. A protobuf ends at 2 GiB, and
+is held in memory twice while it is written."""
 
 
 def data_file(path: Path) -> Path:
@@ -27,8 +29,14 @@ def read(path: Path) -> onnx.ModelProto:
     return onnx.load(str(path))
 
 
+def edit(path: Path, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
+    """Rewrite a graph without reading the weights beside it, which `change` must leave alone."""
+    onnx.save(change(onnx.load(str(path), load_external_data=False)), str(path))
+
+
 def write(model: onnx.ModelProto, path: Path) -> None:
     """Save a model, its weights in `data_file(path)` when they do not fit inside."""
+    data_file(path).unlink(missing_ok=True)
     size = sum(len(weight.raw_data) for weight in model.graph.initializer)
     onnx.save(
         model,

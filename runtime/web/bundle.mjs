@@ -100,7 +100,9 @@ function findProblem(manifest) {
     return "tokenizer: must be there exactly when graphs.text_encoder is";
   }
   if (!graphs.decoder !== !image) return "image: must be there exactly when graphs.decoder is";
-  return parts(manifest).map(([key, part]) => findFileProblem(key, part)).find(Boolean);
+  return parts(manifest)
+    .map(([key, part]) => findFileProblem(key, part))
+    .find(Boolean);
 }
 
 function findFileProblem(key, part) {

@@ -21,13 +21,16 @@ from numpy.typing import NDArray
 from edgedistill_export.onnx_files import files_of
 from edgedistill_runtime.manifest import Graph
 
-__all__ = ["HOME", "PROVIDER", "WebSession", "find_home", "package_version"]
+__all__ = ["DTYPES", "HOME", "PROVIDER", "WebSession", "find_home", "package_version"]
 
 HOME = "EDGEDISTILL_WEB"
 """Environment variable with a folder whose node_modules holds onnxruntime-web."""
 
 PROVIDER = "wasm"
 """The only execution provider that onnxruntime-web has in node."""
+
+DTYPES = ("float32", "int64")
+"""What may go into a graph."""
 
 _PACKAGE = Path("node_modules", "onnxruntime-web", "package.json")
 _CHECKOUT = Path(__file__).resolve().parents[3] / "runtime" / "web"
@@ -108,7 +111,15 @@ class WebSession:
         self._outputs = [port.name for port in graph.outputs]
 
     def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-        """Run on named inputs into named outputs; RuntimeError says what failed."""
+        """Run on named inputs into named outputs.
+
+        Raises:
+            ValueError: For an input of a type that is not in `DTYPES`.
+            RuntimeError: If the engine fails, with what it says.
+        """
+        for name, value in inputs.items():
+            if str(value.dtype) not in DTYPES:
+                raise ValueError(f"{name} is {value.dtype}; choose from {', '.join(DTYPES)}")
         self._send(inputs)
         outputs = self._receive()
         return {name: outputs[name] for name in self._outputs}

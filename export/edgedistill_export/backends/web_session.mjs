@@ -22,7 +22,7 @@ const ort = createRequire(join(home, "package.json"))("onnxruntime-web");
 /** Read `count` bytes; null at the end of the input. */
 function read(count) {
   const bytes = Buffer.from(new ArrayBuffer(count));
-  for (let at = 0; at < count; ) {
+  for (let at = 0; at < count;) {
     const got = readSync(IN, bytes, at, count - at, null);
     if (got === 0) return null;
     at += got;
@@ -31,7 +31,7 @@ function read(count) {
 }
 
 function write(bytes) {
-  for (let at = 0; at < bytes.length; ) at += writeSync(OUT, bytes, at);
+  for (let at = 0; at < bytes.length;) at += writeSync(OUT, bytes, at);
 }
 
 /** The next message's tensors by name; null at the end of the input. */
@@ -60,7 +60,10 @@ async function answer(work) {
   try {
     const tensors = Object.entries(await work());
     const header = tensors.map(([name, { type, dims }]) => ({ name, dtype: type, shape: dims }));
-    send({ tensors: header }, tensors.map(([, tensor]) => tensor.data));
+    send(
+      { tensors: header },
+      tensors.map(([, tensor]) => tensor.data),
+    );
   } catch (error) {
     send({ error: String(error.message ?? error).split("\n")[0] });
   }

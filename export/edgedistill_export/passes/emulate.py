@@ -73,8 +73,7 @@ class _Emulator:
     def _rounded(self, node: NodeProto) -> Iterator[NodeProto]:
         """Casts that round what a node computes where it was half a float."""
         for i, name in enumerate(node.output):
-            kind = self.kinds.get(name)
-            if kind in HALVES:
+            if (kind := self.kinds.get(name, FLOAT)) in HALVES:
                 node.output[i] = f"{name}_exact"
                 yield _cast(f"{name}_exact", f"{name}_rounded", kind)
                 yield _cast(f"{name}_rounded", name, FLOAT)

@@ -81,7 +81,9 @@ def _system(precision: str, wanted: str | None) -> str:
     system = wanted or oldest
     order = list(dict.fromkeys(SYSTEMS.values()))
     if order.index(SYSTEMS[system]) < order.index(oldest):
-        fit = [name for name, opset in SYSTEMS.items() if order.index(opset) >= order.index(oldest)]
+        fit = [
+            name for name, opset in SYSTEMS.items() if order.index(opset) >= order.index(oldest)
+        ]
         raise ValueError(
             f"deployment_target={system} is too old for precision {precision!r}; "
             f"choose from {', '.join(fit)}"

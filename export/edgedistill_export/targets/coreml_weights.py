@@ -47,9 +47,7 @@ def _linear(**setting: Any) -> _Compress:
         quantizer = coremltools.optimize.coreml.OpLinearQuantizerConfig(
             mode="linear_symmetric", **setting
         )
-        return coremltools.optimize.coreml.linear_quantize_weights(
-            model, _config(quantizer, kept)
-        )
+        return coremltools.optimize.coreml.linear_quantize_weights(model, _config(quantizer, kept))
 
     return compress
 

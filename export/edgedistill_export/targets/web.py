@@ -11,6 +11,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from edgedistill_export import onnx_files
 from edgedistill_export.backends.web import package_version
 from edgedistill_export.onnx_build import build_onnx
+from edgedistill_export.quantize.qdq import quantize_static
 from edgedistill_export.targets import Built, Job
 
 __all__ = ["build", "half_weights"]
@@ -19,10 +20,12 @@ __all__ = ["build", "half_weights"]
 def build(job: Job) -> Built:
     """Trace one network, simplify it and convert it as asked (see `targets.Builder`).
 
-    fp16 stores weights in float16 and computes in float32. The engine has no float16 kernels on a
-    CPU: it would put casts around every operator, three times the time to load and no faster after
-    that; and on a GPU float16 needs an adapter that has it. Casts of weights alone are folded as
-    the graph is loaded, so that half the download is all that changes, everywhere.
+    fp16 stores weights in float16 and computes in float32, as int8 does with what it leaves in
+    floating point. The engine has no float16 kernels on a CPU: it would put casts around every
+    operator, for three times the time to load and no gain afterwards; and on a GPU float16 needs
+    an adapter that has it. Casts of weights alone are folded as the graph is loaded: everywhere,
+    half the download is all that changes. (Bundles of target ort compute in float16, and the same
+    runtime opens them.)
 
     Raises:
         ValueError: Without the npm package onnxruntime-web.
@@ -41,9 +44,8 @@ def _fp16(path: Path, job: Job) -> None:
 
 
 def _int8(path: Path, job: Job) -> None:
-    from edgedistill_export.quantize.qdq import quantize_static
-
     quantize_static(path, job.calls(), job.keep)
+    _fp16(path, job)
 
 
 _CONVERT: dict[str, Callable[[Path, Job], None]] = {"fp16": _fp16, "int8": _int8}

@@ -1,0 +1,119 @@
+"""Several exports in one call."""
+
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from edgedistill_export import targets
+from edgedistill_export.bundle import Settings, default_place, export_student
+from edgedistill_export.many import export_many, pairs, table
+from edgedistill_export.targets import Built, Options, Target
+from edgedistill_runtime import Manifest
+
+RED = Settings(prompts=["red"], calibration=["red", "blue"])
+
+
+def test_each_precision_for_each_target():
+    assert pairs(["ort"], []) == [("ort", "fp32")]
+    assert pairs(["ort"], ["int8", "fp16", "int8"]) == [("ort", "int8"), ("ort", "fp16")]
+    assert {p for t, p in pairs(["all"], ["all"]) if t == "ort"} == set(
+        targets.TARGETS["ort"].precisions
+    )
+    with pytest.raises(ValueError, match="unknown precision for target 'ort': 'int3'"):
+        pairs(["ort"], ["int3"])
+    with pytest.raises(ValueError, match="unknown target 'frob'"):
+        pairs(["frob"], [])
+
+
+def test_all_leaves_out_what_does_not_build_here(monkeypatch):
+    broken = replace(targets.TARGETS["ort"], requires=("no_such_sdk",), extra="frob")
+    monkeypatch.setitem(targets.TARGETS, "ort", broken)
+    assert "ort" not in dict(pairs(["all"], []))
+    with pytest.raises(ValueError, match=r"needs no_such_sdk: pip install 'edgedistill\[frob\]'"):
+        pairs(["ort"], [])
+
+
+def test_one_that_fails_stops_no_other(planar_dir, tmp_path, monkeypatch):
+    from edgedistill_export.parity import TIERS
+
+    monkeypatch.setitem(TIERS, "int4", replace(TIERS["int4"], final_db=201.0))
+    seen = []
+    rows = export_many(
+        planar_dir,
+        [("ort", "int4-weights"), ("ort", "fp32")],
+        None,
+        RED,
+        progress=lambda done, total, what: seen.append((done, total, what)),
+    )
+    assert [row.name for row in rows] == ["ort-int4-weights", "ort-fp32"]
+    assert "(floor 201)" in rows[0].error
+    assert rows[0].place is None
+    assert rows[0].parity.final.mean == 200
+    assert rows[1].place == default_place(planar_dir, "ort", "fp32")
+    assert rows[1].size_mb > 0.1
+    assert seen[0] == (0, 4, "ort-int4-weights denoiser")
+    assert seen[-1] == (4, 4, "ort-fp32 done")
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console.print(table(rows))
+    assert "200.0" in console.export_text()
+
+
+def test_what_is_up_to_date_stays(planar_dir, tmp_path):
+    def build(settings=RED, **more):
+        place = export_student(
+            planar_dir, "ort", "int8", tmp_path / "b", settings=settings, **more
+        )
+        return (place / "manifest.json").stat().st_mtime_ns
+
+    first = build()
+    assert build() == first
+    assert build(rebuild=True) != first
+    second = build(replace(RED, calibration=["green"]))
+    assert second != first
+    assert build(replace(RED, calibration=["green"])) == second
+    (tmp_path / "b" / "denoiser.onnx").write_bytes(b"broken")
+    assert build(replace(RED, calibration=["green"])) != second
+    Manifest.read(tmp_path / "b").verify(tmp_path / "b")
+
+
+class _Options(Options):
+    static: bool = False
+    batch: int = 1
+
+
+class _Module:
+    Options = _Options
+
+    def __init__(self):
+        self.jobs = []
+
+    def build(self, job):
+        self.jobs.append(job)
+        file = job.folder / f"{job.name}.bin"
+        file.write_bytes(b"x")
+        return Built(files=[file], batch=1, notes={"units": "all"})
+
+
+@pytest.fixture
+def target(monkeypatch):
+    module = _Module()
+    made = Target(name="mine", module="m", backend="none", precisions={"fp32": "fp32"})
+    monkeypatch.setitem(targets.TARGETS, "mine", made)
+    monkeypatch.setattr(Target, "builder", lambda self: module)
+    return made
+
+
+def test_options_are_read_and_named(target):
+    assert target.options({"static": "true", "batch": "4"}) == _Options(static=True, batch=4)
+    with pytest.raises(
+        ValueError, match=r"unknown option of target 'mine' 'statik' \(did you mean"
+    ):
+        target.options({"statik": "true"})
+    with pytest.raises(ValueError, match=r"option batch='x': .*valid integer"):
+        target.options({"batch": "x"})
+
+
+def test_a_target_without_options_says_so():
+    with pytest.raises(ValueError, match="target 'ort' takes no options, got 'fuse'"):
+        targets.TARGETS["ort"].options({"fuse": "1"})
