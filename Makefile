@@ -1,19 +1,23 @@
+comma := ,
 # The two commands of the README are `make demo` and `make test`; each sets up what it needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # A range would pull gigabytes of CUDA on a machine without a GPU.
 TORCH ?= torch==2.13.0
-STUDENT ?= runs/latest/student
+STUDENT ?= runs/emoji-4step/student
+# TensorRT-RTX has no wheels for Macs.
+TRT := $(if $(filter Darwin,$(shell uname)),,$(comma)trt)
 
-.PHONY: setup demo test lint fix bench clean
+.PHONY: setup demo targets test lint fix bench clean
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml runtime/pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -e runtime -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -e runtime -e ".[dev,openvino,coreml,executorch$(TRT)]"
+	! command -v npm >/dev/null || npm install --prefix runtime/web --omit=optional --ignore-scripts --no-audit --no-fund --silent
 	touch $@
 
 demo: setup
@@ -22,6 +26,12 @@ demo: setup
 	$(BIN)/edgedistill bench
 	$(BIN)/edgedistill evaluate
 	$(BIN)/edgedistill report
+
+# Every target and precision of one student: sizes, parity, latencies, and int8 with and without training.
+targets: setup
+	test -d $(STUDENT) || $(BIN)/edgedistill distill recipe=emoji-4step out=$(patsubst %/student,%,$(STUDENT))
+	test -d runs/emoji-4step-qat || $(BIN)/edgedistill distill recipe=emoji-4step-qat student.init=$(STUDENT) out=runs/emoji-4step-qat
+	$(BIN)/python benchmarks/targets.py $(STUDENT) --qat runs/emoji-4step-qat/student --out runs/targets
 
 test: setup
 	$(BIN)/python -m pytest

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from edgedistill.teachers.base import Graph
-from edgedistill_export.passes.fp16 import fp16
+from edgedistill_export.passes.fp16 import bf16, fp16
 from edgedistill_export.trace import trace
 
 FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
@@ -71,6 +71,16 @@ def test_only_angles_are_computed_in_float32(pair):
     for node in pair[1].graph.node:
         if node.op_type in ("Sin", "Cos", "Mul"):
             assert not halves & set(node.input)
+
+
+def test_bfloat16_keeps_borders_and_cuts_to_its_own_range(pair):
+    model = bf16(onnx.load_from_string(pair[0]))
+    onnx.checker.check_model(model, full_check=True)
+    ports = [*model.graph.input, *model.graph.output]
+    assert {port.type.tensor_type.elem_type for port in ports} == {FLOAT}
+    weights = {w.name: onnx.numpy_helper.to_array(w) for w in model.graph.initializer}
+    mask = weights["mask_bf16"].astype(np.float32)
+    assert mask.min() == -(2.0**128 - 2.0**120)
 
 
 def test_a_subgraph_is_refused():

@@ -1,4 +1,4 @@
-"""Core ML: the framework itself on a Mac, the interpreter of `edgedistill_export.mil` elsewhere."""
+"""Core ML: the framework itself on a Mac, `edgedistill_export.mil` elsewhere."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Operators that unpack compressed weights, on numpy arrays as they are stored.
 
-One name has a form of iOS 16, whose indices are packed bytes, and one of iOS 18, whose indices have
-the shape of the weight and whose tables and scales may be many, one a block.
+In its form of iOS 16 a palette has one table and its indices are packed bytes; in that of iOS 18
+the indices have the shape of the weight, and there may be a table, or a scale, for every block.
 """
 
 from __future__ import annotations
@@ -46,12 +46,14 @@ def _lut_to_dense(
     if shape is not None:
         bits = Stored("packed", np.uint8, int(lut.size - 1).bit_length())
         full = tuple(int(size) for size in shape)
-        return lut[unpack(indices.tobytes(), bits, full)]
+        dense: Array = lut[unpack(indices.tobytes(), bits, full)]
+        return dense
     if lut.shape[-1] != 1:
         raise ValueError(f"constexpr_lut_to_dense: tables of {lut.shape[-1]}-vectors")
     tables = lut.reshape(-1, lut.shape[-2])
     which = np.arange(len(tables)).reshape(lut.shape[:-2])
-    return tables[_spread(which, indices.shape), indices]
+    weight: Array = tables[_spread(which, indices.shape), indices]
+    return weight
 
 
 def _cast(*, source_val: Array, output_dtype: str) -> Array:

@@ -96,7 +96,7 @@ def _model_file(package: Path) -> Path:
         root = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
     except (OSError, ValueError, KeyError):
         raise ValueError(f"{package}: not an .mlpackage") from None
-    return package / "Data" / root
+    return package / "Data" / str(root)
 
 
 class _Reading:

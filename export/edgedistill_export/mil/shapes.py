@@ -110,9 +110,9 @@ def _split(
 ) -> tuple[Tensor, ...]:
     along = int(axis)
     if split_sizes is not None:
-        return x.split(split_sizes.tolist(), along)
+        return torch.split(x, split_sizes.tolist(), along)
     assert num_splits is not None
-    return x.split(x.shape[along] // int(num_splits), along)
+    return torch.split(x, x.shape[along] // int(num_splits), along)
 
 
 def _squeeze(*, x: Tensor, axes: Tensor | None = None) -> Tensor:

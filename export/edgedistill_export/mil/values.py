@@ -80,15 +80,17 @@ def unpack(data: bytes | memoryview, stored: Stored, shape: Sequence[int]) -> ND
     """Numbers packed without gaps, the lowest bit of the first byte first."""
     raw = np.frombuffer(data, np.uint8)
     if stored.bits >= 8:
-        return raw.view(stored.numpy).reshape(shape)
+        whole: NDArray[Any] = raw.view(stored.numpy).reshape(shape)
+        return whole
     count = prod(shape)
     bits = np.unpackbits(raw, count=count * stored.bits, bitorder="little")
     digits = bits.reshape(count, stored.bits)
     numbers = (digits << np.arange(stored.bits, dtype=np.uint8)).sum(axis=1, dtype=np.uint8)
     if np.issubdtype(stored.numpy, np.signedinteger):
-        sign = 1 << (stored.bits - 1)
-        return ((numbers ^ sign).astype(np.int8) - sign).astype(np.int8).reshape(shape)
-    return numbers.reshape(shape)
+        sign = np.uint8(1 << (stored.bits - 1))
+        numbers = (numbers ^ sign).view(np.int8) - sign.astype(np.int8)
+    result: NDArray[Any] = numbers.reshape(shape)
+    return result
 
 
 def read_immediate(tensor: Any, stored: Stored, shape: Sequence[int]) -> NDArray[Any]:

@@ -92,7 +92,7 @@ class _Emulator:
         yield _cast(value, ratio, FLOAT)
         axes = self._other_axes(node)
         if axes:
-            spread, name = f"{result}_scale", f"{result}_axes"
+            spread, name = f"{result}_spread", f"{result}_axes"
             self.graph.initializer.append(numpy_helper.from_array(np.array(axes), name))
             yield helper.make_node("Unsqueeze", [scale, name], [spread], spread)
             scale = spread

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from edgedistill.plugins import unknown
+from edgedistill.teachers.base import Graph
 from edgedistill_export import targets
 from edgedistill_export.backends.coreml import PACKAGE
 from edgedistill_export.mil.sdk import coremltools, quiet
@@ -21,34 +21,30 @@ __all__ = ["SYSTEMS", "Options", "build"]
 
 SYSTEMS: Mapping[str, str] = {
     "iOS17": "iOS17",
-    "iOS18": "iOS18",
-    "iOS26": "iOS26",
     "macOS14": "iOS17",
+    "iOS18": "iOS18",
     "macOS15": "iOS18",
+    "iOS26": "iOS26",
     "macOS26": "iOS26",
 }
-"""Oldest system that a program runs on, and the operator set it is written in, oldest first."""
+"""The oldest system that is to run a program, and the operator set it gets; oldest first."""
 
 ANGLES = {"sin", "cos"}
 """Kept in float32 with all that leads to them: a float16 of 999 rad has steps of 0.5."""
-
-HALF_SUFFIX = "_to_fp16"
-"""What a weight's name ends in once it is float16."""
 
 
 class Options(targets.Options):
     """Options of the target.
 
     Attributes:
-        deployment_target: A key of `SYSTEMS`; by default iOS17, or iOS18 where the precision needs
-            it.
+        deployment_target: A key of `SYSTEMS`; by default the oldest that the precision allows.
         compute_units: What a Mac runs the programs on.
-        chunk: Split the denoiser into two programs of half the weights each, for devices that
-            cannot load it whole.
+        chunk: Split the denoiser into two programs with half the weights each, run one after the
+            other, for devices that cannot load it whole.
     """
 
     deployment_target: (
-        Literal["iOS17", "iOS18", "iOS26", "macOS14", "macOS15", "macOS26"] | None
+        Literal["iOS17", "macOS14", "iOS18", "macOS15", "iOS26", "macOS26"] | None
     ) = None
     compute_units: Literal["all", "cpu_and_ne", "cpu_and_gpu", "cpu_only"] = "all"
     chunk: bool = False
@@ -59,31 +55,39 @@ def build(job: Job) -> Built:
 
     Raises:
         ValueError: If the deployment target is too old for the precision, or `keep` names a layer
-            that the program lacks.
+            that the network lacks.
     """
     options = job.options
     assert isinstance(options, Options)
-    system = _system(job.precision, options.deployment_target)
-    network = _Network(job)
+    scheme = SCHEMES[job.precision]
+    system = _system(job.precision, scheme.opset, options.deployment_target)
+    program = _export(job.graph)
+    kept = _weights_of(program, job.keep)
+    chunked = options.chunk and job.name == "denoiser"
+    path = job.folder / (job.name if chunked else f"{job.name}{PACKAGE}")
+    precision = coremltools.precision.FLOAT32
+    if scheme.half:
+        precision = coremltools.transform.FP16ComputePrecision(op_selector=_Selector())
     with quiet():
-        model = network.convert(SYSTEMS[system])
-        model = SCHEMES[job.precision].compress(model, network.kept)
-        chunked = options.chunk and job.name == "denoiser"
-        path = job.folder / (job.name if chunked else f"{job.name}{PACKAGE}")
+        model = coremltools.convert(
+            program,
+            convert_to="mlprogram",
+            outputs=[coremltools.TensorType(name=name) for name in job.graph.outputs],
+            minimum_deployment_target=coremltools.target[SYSTEMS[system]],
+            compute_precision=precision,
+            pass_pipeline=scheme.pipeline(kept),
+            skip_model_load=True,
+        )
         (_save_halves if chunked else _save)(model, path)
     notes = {"deployment_target": system, "compute_units": options.compute_units}
     return Built(files=[path], batch=1, notes=notes | ({"chunks": "2"} if chunked else {}))
 
 
-def _system(precision: str, wanted: str | None) -> str:
-    """The deployment target; a precision's first system is the oldest that can read it."""
-    oldest = SCHEMES[precision].opset
+def _system(precision: str, oldest: str, wanted: str | None) -> str:
     system = wanted or oldest
-    order = list(dict.fromkeys(SYSTEMS.values()))
-    if order.index(SYSTEMS[system]) < order.index(oldest):
-        fit = [
-            name for name, opset in SYSTEMS.items() if order.index(opset) >= order.index(oldest)
-        ]
+    order = list(SYSTEMS.values())
+    fit = [name for name, opset in SYSTEMS.items() if order.index(opset) >= order.index(oldest)]
+    if system not in fit:
         raise ValueError(
             f"deployment_target={system} is too old for precision {precision!r}; "
             f"choose from {', '.join(fit)}"
@@ -91,73 +95,58 @@ def _system(precision: str, wanted: str | None) -> str:
     return system
 
 
-class _Network:
-    """A job's network as torch exports it, a batch of one."""
+def _export(graph: Graph) -> Any:
+    """A network as torch exports it, a batch of one.
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    Core ML has torch's large operators (group norm, attention), so nothing is decomposed but what
+    its converter does not know.
+    """
+    inputs = {name: tensor[:1].clone() for name, tensor in graph.inputs.items()}
+    with torch.no_grad(), quiet():
+        program = torch.export.export(graph.module.eval(), (), kwargs=inputs)
+        return program.run_decompositions({torch.ops.aten.alias.default: lambda x: x})
 
-    @cached_property
-    def program(self) -> Any:
-        graph = self.job.graph
-        inputs = {name: tensor[:1].clone() for name, tensor in graph.inputs.items()}
-        with torch.no_grad(), quiet():
-            program = torch.export.export(graph.module.eval(), (), kwargs=inputs)
-            # Core ML's operators match torch's whole ones (group norm, attention), so nothing is
-            # decomposed but what its converter does not know.
-            return program.run_decompositions({torch.ops.aten.alias.default: lambda x: x})
 
-    def convert(self, opset: str) -> Any:
-        """As an ML program, float16 inside unless the precision is fp32."""
-        precision = coremltools.precision.FLOAT32
-        if self.job.precision != "fp32":
-            precision = coremltools.transform.FP16ComputePrecision(op_selector=_Selector())
-        return coremltools.convert(
-            self.program,
-            convert_to="mlprogram",
-            outputs=[coremltools.TensorType(name=name) for name in self.job.graph.outputs],
-            minimum_deployment_target=coremltools.target[opset],
-            compute_precision=precision,
-            skip_model_load=True,
-        )
+def _weights_of(program: Any, layers: Iterable[str]) -> list[str]:
+    """Names that the weights of layers have once they are float16.
 
-    @property
-    def kept(self) -> list[str]:
-        """Names in the program of the weights that `keep` asks for."""
-        signature = self.program.graph_signature.inputs_to_parameters
-        names = {path: name for name, path in signature.items()}
-        layers = [path.removesuffix(".weight") for path in names if path.endswith(".weight")]
-        for path in self.job.keep:
-            if path not in layers:
-                raise unknown("layer to keep", path, layers)
-        return [f"{names[f'{path}.weight']}{HALF_SUFFIX}" for path in sorted(self.job.keep)]
+    Raises:
+        ValueError: If there is no such layer.
+    """
+    signature = program.graph_signature.inputs_to_parameters
+    names = {path.removesuffix(".weight"): f"{name}_to_fp16" for name, path in signature.items()}
+    for layer in layers:
+        if layer not in names:
+            raise unknown("layer to keep", layer, names)
+    return [names[layer] for layer in sorted(layers)]
 
 
 class _Selector:
     """Whether an operator becomes float16: all but angles and what leads to them."""
 
     def __init__(self) -> None:
-        self.kept: set[str] | None = None
+        self.kept: frozenset[str] | None = None
 
     def __call__(self, operation: Any) -> bool:
         if self.kept is None:
-            self.kept = set(_ancestors(operation.enclosing_block.operations))
+            self.kept = frozenset(_leading_to(ANGLES, operation.enclosing_block.operations))
         return operation.name not in self.kept
 
 
-def _ancestors(operations: Iterable[Any]) -> Iterable[str]:
-    todo = [operation for operation in operations if operation.op_type in ANGLES]
+def _leading_to(kinds: set[str], operations: Iterable[Any]) -> Iterator[str]:
+    """Names of the operators of these kinds and of all before them."""
+    todo = [operation for operation in operations if operation.op_type in kinds]
     while todo:
         operation = todo.pop()
         yield operation.name
-        for value in operation.inputs.values():
-            values = value if isinstance(value, (list, tuple)) else [value]
-            todo += [v.op for v in values if v.op is not None]
+        for value in operation.get_flattened_inputs():
+            if value.op is not None:
+                todo.append(value.op)
 
 
 def _save(model: Any, path: Path) -> None:
     model.save(str(path))
-    # A map of torch's nodes for another runtime's debugger, larger than the program.
+    # For another runtime's debugger, and larger than the program itself.
     (path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
 
 

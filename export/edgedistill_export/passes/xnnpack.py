@@ -1,0 +1,118 @@
+"""What XNNPACK has no operator for, in terms of those it has.
+
+Left alone, these operators fall to ExecuTorch's portable kernels, which use one thread and no
+vector instructions, and cut the graph into pieces between which tensors change their layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.nn import functional as F
+
+__all__ = ["for_xnnpack"]
+
+_MASKED = -1e9
+"""Added to what attention must not see; finite, or a row that sees nothing would be NaN."""
+
+
+def for_xnnpack(program: ExportedProgram) -> ExportedProgram:
+    """Rewrite norms, attention and splits; every other operator stays as it is."""
+    with torch.no_grad():
+        return program.run_decompositions(_TABLE)
+
+
+def _group_norm(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    """Means over pixels are poolings, means over a group's channels 1x1 convolutions.
+
+    So everything stays in the layout of the convolutions around, channels last.
+    """
+    pixels = x if x.dim() == 4 else x.reshape(*x.shape[:2], -1, 1)
+    channels = x.shape[1]
+    size = channels // groups
+    average = torch.full((channels, size, 1, 1), 1 / size)
+
+    def mean(value: Tensor) -> Tensor:
+        return F.conv2d(value.mean((2, 3), keepdim=True), average, groups=groups)
+
+    centred = pixels - mean(pixels)
+    scale = torch.rsqrt(mean(centred * centred) + eps)
+    if weight is not None:
+        scale = scale * weight.view(1, -1, 1, 1)
+    result = centred * scale
+    if bias is not None:
+        result = result + bias.view(1, -1, 1, 1)
+    return result.view(x.shape)
+
+
+def _layer_norm(
+    x: Tensor,
+    shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    """Means are matrix products: XNNPACK averages pictures only."""
+    rows = x.flatten(-len(shape))
+    average = torch.full((1, rows.shape[-1]), 1 / rows.shape[-1])
+    centred = rows - F.linear(rows, average)
+    result = (centred * torch.rsqrt(F.linear(centred * centred, average) + eps)).view(x.shape)
+    if weight is not None:
+        result = result * weight
+    return result if bias is None else result + bias
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Softmax of products, without torch's search for rows that see nothing."""
+    if enable_gqa:
+        return NotImplemented
+    lead, length = q.shape[:-2], k.shape[-2]
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    if is_causal:
+        mask = torch.ones(q.shape[-2], length, dtype=torch.bool).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.where(mask, 0.0, _MASKED)
+    scores = torch.bmm(_matrices(q * scale), _matrices(k).transpose(1, 2))
+    if mask is not None:
+        scores = _matrices(scores.view(*lead, -1, length) + mask)
+    return torch.bmm(scores.softmax(-1), _matrices(v)).view(*lead, -1, v.shape[-1])
+
+
+def _matrices(x: Tensor) -> Tensor:
+    return x.reshape(-1, *x.shape[-2:])
+
+
+def _split(x: Tensor, size: int, dim: int = 0) -> list[Tensor]:
+    length = x.shape[dim]
+    return [x.narrow(dim, i, min(size, length - i)) for i in range(0, length, size)]
+
+
+_TABLE: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.group_norm.default: _group_norm,
+    torch.ops.aten.layer_norm.default: _layer_norm,
+    torch.ops.aten.scaled_dot_product_attention.default: _attention,
+    torch.ops.aten.split.Tensor: _split,
+}
