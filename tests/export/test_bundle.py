@@ -120,8 +120,14 @@ def test_not_strict_writes_it_and_says_so(student_dir, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"target": "orb"}, r"unknown target 'orb' \(did you mean 'ort'\?\); choose from coreml, exec"),
-        ({"precision": "int4"}, "unknown precision .*'int4'.*choose from fp16, fp32, int4-weights"),
+        (
+            {"target": "orb"},
+            r"unknown target 'orb' \(did you mean 'ort'\?\); choose from coreml, exec",
+        ),
+        (
+            {"precision": "int4"},
+            "unknown precision .*'int4'.*choose from fp16, fp32, int4-weights",
+        ),
     ],
 )
 def test_an_unknown_choice_names_the_others(student_dir, tmp_path, choice, message):

@@ -123,7 +123,7 @@ def test_weights_alone(file, traced, bits, least, most):
     model = onnx.load(str(file))
     packed = next(node for node in model.graph.node if node.op_type == "MatMulNBits")
     assert {a.name: a.i for a in packed.attribute}["bits"] == bits
-    assert weights(file)["conv.weight"].dtype == np.int8
+    assert weights(file)["conv.weight_int8"].dtype == np.int8
     assert weights(file)["time.weight"].dtype == np.float32
     assert least < error(file, traced) < most
 
@@ -132,5 +132,5 @@ def test_a_channel_of_a_convolution_is_off_by_half_its_step(file, traced):
     quantize_weights(file, 8, frozenset({"time", "inner.linear"}))
     found, truth = weights(file), traced[1].conv.weight.detach().numpy()
     scale = found["conv.weight_scale"].reshape(-1, 1, 1, 1)
-    assert (np.abs(found["conv.weight"] * scale - truth) <= 0.5 * scale + 1e-7).all()
+    assert (np.abs(found["conv.weight_int8"] * scale - truth) <= 0.5 * scale + 1e-7).all()
     np.testing.assert_allclose(scale.ravel(), np.abs(truth).max((1, 2, 3)) / 127, rtol=1e-6)

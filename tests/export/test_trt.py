@@ -217,6 +217,7 @@ def test_one_batch_fixes_the_graph(job):
         ({"min_batch": "4"}, r"opt_batch=1: must not be under min_batch=4"),
         ({"max_batch": "0"}, r"max_batch='0'"),
         ({"opt_batch": "9"}, r"max_batch=8: must not be under opt_batch=9"),
+        ({"library": "trt", "capabilities": "8.9"}, r"library=trt builds for the GPU at hand"),
         ({"library": "tensorrt"}, r"library='tensorrt'.*'rtx' or 'trt'"),
         ({"capability": "8.9"}, r"unknown option.*did you mean 'capabilities'"),
     ],

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,10 +18,11 @@ from onnxruntime.quantization import quantize_dynamic as ort_quantize_dynamic
 from onnxruntime.quantization import quantize_static as ort_quantize_static
 
 from edgedistill_export import onnx_files
+from edgedistill_export.quiet import quiet
 from edgedistill_export.targets import Call
 from edgedistill_export.trace import layer_of
 
-__all__ = ["layer_nodes", "quantize_dynamic", "quantize_static", "quiet"]
+__all__ = ["layer_nodes", "quantize_dynamic", "quantize_static"]
 
 LAYERS = {"Conv", "Gemm", "MatMul"}
 """Operators that a Linear or Conv2d becomes."""
@@ -117,15 +116,3 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is un
 
     def get_next(self) -> dict[str, Any] | None:
         return next(self._calls, None)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the advice to preprocess: what it would do is done."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)

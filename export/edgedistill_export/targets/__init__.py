@@ -241,7 +241,7 @@ TARGETS = {
                 "joint": "int4",
             },
             extra="coreml",
-            requires=("coremltools", "sklearn"),
+            requires=("coremltools",),
             builds_on=("Linux", "Darwin"),
             runs_on=("macOS 14, iOS 17 and later; interpreted elsewhere",),
         ),

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from edgedistill.plugins import unknown
 from edgedistill.teachers.base import Graph
@@ -15,7 +16,7 @@ from edgedistill_export import targets
 from edgedistill_export.backends.coreml import PACKAGE
 from edgedistill_export.mil.sdk import coremltools, quiet
 from edgedistill_export.targets import Built, Job
-from edgedistill_export.targets.coreml_weights import SCHEMES
+from edgedistill_export.targets.coreml_weights import LAYERS, SCHEMES
 
 __all__ = ["SYSTEMS", "Options", "build"]
 
@@ -62,7 +63,7 @@ def build(job: Job) -> Built:
     scheme = SCHEMES[job.precision]
     system = _system(job.precision, scheme.opset, options.deployment_target)
     program = _export(job.graph)
-    kept = _weights_of(program, job.keep)
+    weights = _weights(program, job.graph.module, job.keep)
     chunked = options.chunk and job.name == "denoiser"
     path = job.folder / (job.name if chunked else f"{job.name}{PACKAGE}")
     precision = coremltools.precision.FLOAT32
@@ -75,7 +76,7 @@ def build(job: Job) -> Built:
             outputs=[coremltools.TensorType(name=name) for name in job.graph.outputs],
             minimum_deployment_target=coremltools.target[SYSTEMS[system]],
             compute_precision=precision,
-            pass_pipeline=scheme.pipeline(kept),
+            pass_pipeline=scheme.pipeline(weights),
             skip_model_load=True,
         )
         (_save_halves if chunked else _save)(model, path)
@@ -107,18 +108,22 @@ def _export(graph: Graph) -> Any:
         return program.run_decompositions({torch.ops.aten.alias.default: lambda x: x})
 
 
-def _weights_of(program: Any, layers: Iterable[str]) -> list[str]:
-    """Names that the weights of layers have once they are float16.
+def _weights(program: Any, module: nn.Module, keep: frozenset[str]) -> dict[str, nn.Module]:
+    """The layers to compress, by the name that a layer's weight has once it is float16.
 
     Raises:
-        ValueError: If there is no such layer.
+        ValueError: If `keep` names no such layer.
     """
-    signature = program.graph_signature.inputs_to_parameters
-    names = {path.removesuffix(".weight"): f"{name}_to_fp16" for name, path in signature.items()}
-    for layer in layers:
-        if layer not in names:
-            raise unknown("layer to keep", layer, names)
-    return [names[layer] for layer in sorted(layers)]
+    names = {path: name for name, path in program.graph_signature.inputs_to_parameters.items()}
+    layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, LAYERS)}
+    for path in sorted(keep):
+        if path not in layers:
+            raise unknown("layer to keep", path, layers)
+    return {
+        f"{names[f'{path}.weight']}_to_fp16": layer
+        for path, layer in layers.items()
+        if path not in keep and f"{path}.weight" in names
+    }
 
 
 class _Selector:

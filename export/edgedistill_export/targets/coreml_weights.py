@@ -4,28 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from math import gcd
 from typing import Any
 
-from edgedistill_export.mil.sdk import coremltools
+from torch import Tensor, nn
 
-__all__ = ["SCHEMES", "Scheme"]
+from edgedistill_export.mil.sdk import coremltools
+from edgedistill_export.targets.coreml_palette import find_palette
+
+__all__ = ["LAYERS", "SCHEMES", "Scheme"]
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+"""What has a weight to compress; Core ML leaves those up to 2048 numbers alone."""
+
+_MIN_BLOCK = 8
+"""Smaller blocks take more for their scales than int4 saves; a whole channel shares one instead."""
 
 
 @dataclass(frozen=True)
 class _Palette:
-    """Weights as indices into a table that k-means finds."""
+    """Weights as indices into tables of numbers."""
 
     bits: int
     group: int = 0
-    """Output channels that share a table; all of them if 0."""
+    """Most output channels that share a table; 0 for one table a weight."""
 
     name = "compression::palettize_weights"
     joint = False
 
-    def setting(self) -> Any:
-        groups = {"granularity": "per_grouped_channel", "group_size": self.group}
+    def setting(self, layer: nn.Module) -> Any:
+        groups: dict[str, Any] = {}
+        if self.group and not isinstance(layer, nn.Embedding):
+            size = gcd(_shape(layer)[0], self.group)
+            groups = {"granularity": "per_grouped_channel", "group_size": size}
         return coremltools.optimize.coreml.OpPalettizerConfig(
-            mode="kmeans", nbits=self.bits, **(groups if self.group else {})
+            mode="custom", lut_function=partial(find_palette, bits=self.bits), **groups
         )
 
 
@@ -35,20 +49,25 @@ class _Linear:
 
     dtype: str
     block: int = 0
-    """Input channels that share a scale; all those of an output channel if 0."""
+    """Most input channels that share a scale; 0 for one scale an output channel."""
     joint: bool = False
 
     name = "compression::linear_quantize_weights"
 
-    def setting(self) -> Any:
-        blocks: dict[str, Any] = {}
-        if self.block:
-            blocks = {"granularity": "per_block", "block_size": self.block}
-        if self.joint:
-            blocks = {"granularity": "per_tensor"}
+    def setting(self, layer: nn.Module) -> Any:
+        blocks = {"granularity": "per_tensor"} if self.joint else {}
+        size = gcd(_shape(layer)[1], self.block)
+        if self.block and size >= _MIN_BLOCK:
+            blocks = {"granularity": "per_block", "block_size": size}
         return coremltools.optimize.coreml.OpLinearQuantizerConfig(
             mode="linear_symmetric", dtype=self.dtype, **blocks
         )
+
+
+def _shape(layer: nn.Module) -> tuple[int, ...]:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return tuple(weight.shape)
 
 
 @dataclass(frozen=True)
@@ -65,16 +84,16 @@ class Scheme:
     half: bool = True
     steps: Sequence[_Palette | _Linear] = field(default=())
 
-    def pipeline(self, kept: Sequence[str]) -> Any:
+    def pipeline(self, weights: Mapping[str, nn.Module]) -> Any:
         """The converter's passes, and at their end those that compress weights.
 
         Args:
-            kept: Names of the weights that stay as they are.
+            weights: The layers to compress, by their weights' names in the program.
         """
         passes = coremltools.PassPipeline.DEFAULT
         for step in self.steps:
             config = coremltools.optimize.coreml.OptimizationConfig(
-                global_config=step.setting(), op_name_configs=dict.fromkeys(kept)
+                op_name_configs={name: step.setting(layer) for name, layer in weights.items()}
             )
             passes.append_pass(step.name)
             passes.set_options(step.name, {"config": config, "joint_compression": step.joint})

@@ -18,6 +18,7 @@ from edgedistill_export.passes.emulate import emulate
 from edgedistill_export.passes.fp8 import fp8
 from edgedistill_export.passes.fp16 import bf16, fp16
 from edgedistill_export.passes.weight_only import weight_only
+from edgedistill_export.quantize.qdq import layer_nodes, quantize_static
 from edgedistill_export.targets import Built, Job
 from edgedistill_runtime.backends.trt import (
     MODEL,
@@ -43,7 +44,7 @@ CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities that TensorRT for RTX compiles for: Turing, Ampere, Ada, Blackwell."""
 
 TURING = "7.5"
-"""An engine that also serves it is slower on all others, so it gets one of its own."""
+"""An engine that serves it too is slower on the others, so it gets one of its own."""
 
 DEFAULT = ("8.6", "8.9", "12.0")
 """The GPUs of the RTX 30, 40 and 50 series."""
@@ -58,10 +59,10 @@ class Options(targets.Options):
 
     Attributes:
         library: rtx, TensorRT for RTX, which builds for any capability on any machine; or trt,
-            TensorRT (not part of the extra), which builds for and on the GPU at hand, also those
-            of data centres.
+            TensorRT (not part of the extra), which builds on the GPU at hand and for it alone,
+            also those of data centres. Both run the same code; the tests cover rtx.
         capabilities: Compute capabilities, with commas between; by default `DEFAULT` as far as
-            they have the precision. Library trt knows no choice.
+            they have the precision.
         min_batch: Least batch the engine runs; fewer rows are filled up.
         opt_batch: Batch it is tuned for.
         max_batch: Largest batch; more rows run in pieces.
@@ -75,7 +76,9 @@ class Options(targets.Options):
 
     @field_validator("capabilities")
     @classmethod
-    def _known(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def _known(cls, value: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        if value and info.data.get("library") == "trt":
+            raise ValueError("library=trt builds for the GPU at hand alone")
         for capability in value or ():
             if capability not in CAPABILITIES:
                 raise unknown("compute capability", capability, CAPABILITIES)
@@ -117,23 +120,17 @@ class Precision:
 
 
 def _int8(job: Job, path: Path) -> onnx.ModelProto:
-    from edgedistill_export.quantize.qdq import quantize_static
-
     quantize_static(path, job.calls(), job.keep, symmetric=True)
     return fp16(onnx_files.read(path))
 
 
 def _fp8(job: Job, path: Path) -> onnx.ModelProto:
-    from edgedistill_export.quantize.qdq import quantize_static
-
     weights = {weight.name: weight for weight in onnx_files.read(path).graph.initializer}
     quantize_static(path, job.calls(), job.keep, symmetric=True)
     return fp16(fp8(onnx_files.read(path), weights))
 
 
 def _weights(job: Job, path: Path, bits: int) -> onnx.ModelProto:
-    from edgedistill_export.quantize.qdq import layer_nodes
-
     model = fp16(onnx_files.read(path))
     layers = layer_nodes(model).items()
     nodes = {node for layer, names in layers if layer not in job.keep for node in names}
@@ -158,7 +155,7 @@ def build(job: Job) -> Built:
 
     The folder holds the exact model that the engines are built from and, but in fp32, what proves
     it on a CPU: the same graph with each rounding to float16, bfloat16 or float8 written out. One
-    engine serves several capabilities and is no larger than one for each.
+    engine serves several capabilities and is as large as an engine for one.
 
     Raises:
         ValueError: For a capability that lacks the precision; with library trt, without a GPU.

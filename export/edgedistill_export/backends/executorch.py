@@ -1,0 +1,78 @@
+"""ExecuTorch's own runtime, with the kernels that a device runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgedistill_export.quiet import quiet
+from edgedistill_runtime.manifest import Graph
+
+with quiet():
+    from executorch.extension.pybindings import portable_lib
+    from executorch.runtime import Runtime
+
+__all__ = ["ExecuTorchSession"]
+
+
+class ExecuTorchSession:
+    """One .pte file.
+
+    Args:
+        path: The file.
+        graph: Its entry in the manifest.
+        threads: Threads of the pool that all sessions of the process share; by default it is left
+            as it is.
+        providers: None, for what runs an operator is fixed in the file.
+
+    Raises:
+        ValueError: For providers, or another number of threads while other sessions are open.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        graph: Graph,
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+    ) -> None:
+        if providers:
+            raise ValueError(
+                f"unknown provider {providers[0]!r}; executorch has none, a bundle runs on the "
+                "backend it was compiled for"
+            )
+        if threads:
+            _resize_pool(threads)
+        program = Runtime.get().load_program(path)
+        self._method = program.load_method("forward")
+        self._inputs = [port.name for port in graph.inputs]
+        self._outputs = [port.name for port in graph.outputs]
+        _open.add(self)
+
+    def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """Run on named inputs into named outputs, a batch of one."""
+        results = self._method.execute([torch.tensor(inputs[name]) for name in self._inputs])
+        return {name: result.numpy() for name, result in zip(self._outputs, results, strict=True)}
+
+
+_open: WeakSet[ExecuTorchSession] = WeakSet()
+
+
+def _resize_pool(threads: int) -> None:
+    """Loaded programs hold on to the pool's threads and hang once these are gone."""
+    current = portable_lib._threadpool_get_thread_count()
+    if threads == current:
+        return
+    if _open:
+        raise ValueError(
+            f"threads={threads}: {len(_open)} executorch graphs are open, which share a pool of "
+            f"{current} threads; close them first"
+        )
+    portable_lib._unsafe_reset_threadpool(threads)
