@@ -136,7 +136,7 @@ def export(
     """
     from edgedistill.data import read_prompts
     from edgedistill_export.bundle import Settings
-    from edgedistill_export.many import export_many, pairs, table
+    from edgedistill_export.many import export_many, memory_lines, pairs, table
 
     folder = Path(student) if student else LATEST / "student"
     settings = Settings(
@@ -154,6 +154,8 @@ def export(
         rows = export_many(folder, wanted, out, settings, rebuild=rebuild, progress=meter.step)
     console.print(table(rows))
     for row in rows:
+        for line in memory_lines(row):
+            console.print(line)
         console.print(f"bundle {row.place}" if row.place else f"failed {row.name}: {row.error}")
     if any(row.error for row in rows):
         raise typer.Exit(1)

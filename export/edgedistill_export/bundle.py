@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from edgedistill.files import atomic_folder
 from edgedistill.student import Student, load_student
+from edgedistill_export.memory import watch_peak, weights_mb
 from edgedistill_export.parity import (
     TIERS,
     ParityError,
@@ -33,10 +34,13 @@ from edgedistill_runtime.pipeline import Pipeline
 from edgedistill_runtime.steps import Row, StepTable
 from edgedistill_runtime.tokenizer import Tokenizer
 
-__all__ = ["Settings", "default_place", "export_student"]
+__all__ = ["Peaks", "Settings", "default_place", "export_student"]
 
 Progress = Callable[[int, int, str], None]
 """Called as progress(done, total, what) when `what` begins, and at the end with done == total."""
+
+Peaks: TypeAlias = dict[str, tuple[float | None, float]]
+"""By network: (peak resident memory, its weights in float32), MiB."""
 
 _CALIBRATION_SEED = 1
 _UNPROVEN = schema.Parity(
@@ -107,6 +111,7 @@ def export_student(
     settings: Settings | None = None,
     rebuild: bool = False,
     progress: Progress | None = None,
+    peaks: Peaks | None = None,
 ) -> Path:
     """Compile a student and compare the result with it.
 
@@ -120,6 +125,7 @@ def export_student(
         settings: Further choices.
         rebuild: Build also what is up to date.
         progress: Called as each part begins.
+        peaks: Filled with the memory that compiling each network took.
 
     Returns:
         The bundle dir.
@@ -148,7 +154,10 @@ def export_student(
         for keep in budget.proposals(settings.keep):
             _empty(work)
             chosen = replace(settings, keep=keep)
-            manifest = _Export(student, goal, precision, options, chosen, work).build(progress)
+            export = _Export(student, goal, precision, options, chosen, work)
+            manifest = export.build(progress)
+            if peaks is not None:
+                peaks.update(export.peaks)
             budget.reached = manifest.parity.final.mean
         _check_budget(manifest, settings)
         replace(manifest, made_from=made_from).write(work)
@@ -192,6 +201,7 @@ class _Export:
     ) -> None:
         self.student, self.target, self.precision = student, target, precision
         self.options, self.settings, self.work = options, settings, work
+        self.peaks: Peaks = {}
 
     def build(self, progress: Progress | None) -> schema.Manifest:
         """Compile every network, one after the other, and prove the whole."""
@@ -209,7 +219,9 @@ class _Export:
                 calls=partial(self._recorded, name),
                 keep=self.settings.keep.get(name, frozenset()),
             )
-            built = self.target.builder().build(job)
+            with watch_peak() as peak:
+                built = self.target.builder().build(job)
+            self.peaks[name] = peak.mb, weights_mb(graph.module)
             compiled[name] = self._entry(job, built)
             if built.proof:
                 proofs[name] = built.proof.relative_to(self.work).as_posix()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.table import Table
 
-from edgedistill_export.bundle import Settings, export_student
+from edgedistill_export.bundle import Peaks, Settings, export_student
 from edgedistill_export.parity import ParityError
 from edgedistill_export.targets import find_target, target_names
 from edgedistill_runtime.manifest import Manifest, Parity
 
-__all__ = ["Row", "export_many", "pairs", "table"]
+__all__ = ["Row", "export_many", "memory_lines", "pairs", "table"]
 
 ALL = "all"
 """As a target: all that build here. As a precision: all that the target has."""
@@ -31,6 +31,7 @@ class Row:
         size_mb: All files, MiB.
         parity: The figures, of a bundle that failed its floor too.
         error: Why there is no bundle, "" if there is.
+        peaks: Memory that compiling each network took; empty if nothing had to be built.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Row:
     size_mb: float
     parity: Parity | None
     error: str
+    peaks: Peaks = field(default_factory=dict)
 
 
 def pairs(targets: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
@@ -86,9 +88,17 @@ def export_many(
 
         start = time.perf_counter()
         place, parity, error = None, None, ""
+        peaks: Peaks = {}
         try:
             place = export_student(
-                student, target, precision, out, settings=settings, rebuild=rebuild, progress=tell
+                student,
+                target,
+                precision,
+                out,
+                settings=settings,
+                rebuild=rebuild,
+                progress=tell,
+                peaks=peaks,
             )
             parity = Manifest.read(place).parity
         except ParityError as problem:
@@ -102,6 +112,7 @@ def export_many(
                 size_mb=_size_mb(place) if place else 0.0,
                 parity=parity,
                 error=error,
+                peaks=peaks,
             )
         )
     return rows
@@ -121,6 +132,15 @@ def table(rows: Sequence[Row]) -> Table:
             *_figures(row.parity),
         )
     return made
+
+
+def memory_lines(row: Row) -> list[str]:
+    """What compiling each network took, a line each."""
+    return [
+        f"{row.name} {name}: peak memory {peak:.0f} MiB, float32 weights {weights:.0f} MiB"
+        for name, (peak, weights) in row.peaks.items()
+        if peak is not None
+    ]
 
 
 def _figures(parity: Parity | None) -> list[str]:

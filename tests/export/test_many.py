@@ -7,7 +7,7 @@ from rich.console import Console
 
 from edgedistill_export import targets
 from edgedistill_export.bundle import Settings, default_place, export_student
-from edgedistill_export.many import export_many, pairs, table
+from edgedistill_export.many import export_many, memory_lines, pairs, table
 from edgedistill_export.targets import Built, Options, Target
 from edgedistill_runtime import Manifest
 
@@ -52,6 +52,11 @@ def test_one_that_fails_stops_no_other(planar_dir, tmp_path, monkeypatch):
     assert rows[0].parity.final.mean == 200
     assert rows[1].place == default_place(planar_dir, "ort", "fp32")
     assert rows[1].size_mb > 0.1
+    [(name, (peak, weights))] = rows[1].peaks.items()
+    assert name == "denoiser"
+    assert peak is None or peak > 50
+    assert 0.1 < weights < 1
+    assert len(memory_lines(rows[1])) == (peak is not None)
     assert seen[0] == (0, 4, "ort-int4-weights denoiser")
     assert seen[-1] == (4, 4, "ort-fp32 done")
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
