@@ -25,7 +25,7 @@ from edgedistill_export.parity import (
 )
 from edgedistill_export.prompts import calibration_prompts, parity_prompts
 from edgedistill_export.quantize.budget import Budget
-from edgedistill_export.targets import Built, Call, Job, Options, Target, find_target
+from edgedistill_export.targets import PROOFS, Built, Call, Job, Options, Target, find_target
 from edgedistill_export.trace import ports
 from edgedistill_export.walk import calls_of
 from edgedistill_runtime import manifest as schema
@@ -230,6 +230,7 @@ class _Export:
             self.student, self.target, self.precision, compiled, self._tokenizer()
         )
         parity = self._prove(manifest, proofs)
+        shutil.rmtree(self.work / PROOFS, ignore_errors=True)
         report("done")
         return replace(manifest, parity=parity)
 

@@ -118,7 +118,7 @@ def test_a_student_becomes_engines_proven_by_their_onnx(bundle):
     assert set(manifest.graphs) == {"text_encoder", "denoiser", "decoder"}
     for name, part in manifest.graphs.items():
         assert part.file == name
-        assert set(part.sha256) == {f"{name}/{f}" for f in ("model.onnx", "proof.onnx", ALL)}
+        assert set(part.sha256) == {f"{name}/{f}" for f in ("model.onnx", ALL)}
         assert part.notes["capabilities"] == "8.6,8.9,12.0"
         size = (bundle / name / ALL).stat().st_size
         assert part.notes["engines"] == f"{ALL} {size / 1e6:.1f} MB"
@@ -255,14 +255,14 @@ def without(monkeypatch, module):
 def test_without_the_library_the_runtime_says_what_to_do(bundle, monkeypatch):
     without(monkeypatch, "tensorrt_rtx")
     with pytest.raises(
-        ValueError, match=r"text_encoder: needs tensorrt_rtx .*; proof\.onnx in it runs with ort"
+        ValueError, match=r"text_encoder: needs tensorrt_rtx .*; model\.onnx in it is for other engines"
     ):
         Pipeline.load(bundle)
 
 
 def test_without_cuda_the_runtime_says_what_to_do(bundle, monkeypatch):
     without(monkeypatch, "cuda.bindings.runtime")
-    with pytest.raises(ValueError, match=r"needs cuda\.bindings .*; proof\.onnx in it runs"):
+    with pytest.raises(ValueError, match=r"needs cuda\.bindings .*; model\.onnx in it is"):
         Pipeline.load(bundle)
 
 
@@ -284,7 +284,7 @@ def gpu() -> str:
 def test_without_a_gpu_the_runtime_says_what_to_do(bundle):
     pytest.importorskip("cuda.bindings.runtime")
     with pytest.raises(
-        ValueError, match=r"needs an NVIDIA GPU.*; proof\.onnx in it runs with ort"
+        ValueError, match=r"needs an NVIDIA GPU.*; model\.onnx in it is for other engines"
     ):
         Pipeline.load(bundle)
 

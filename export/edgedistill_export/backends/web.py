@@ -165,8 +165,9 @@ class WebSession:
     def _death(self) -> RuntimeError:
         status = self._process.wait()
         self._errors.seek(0)
-        said = self._errors.read().decode(errors="replace").strip().splitlines() or ["silently"]
-        return RuntimeError(f"node ended with status {status}: {said[-1]}")
+        lines = self._errors.read().decode(errors="replace").splitlines()
+        said = [line for line in lines if "error:" in line.lower()]
+        return RuntimeError(": ".join([f"node ended with status {status}", *said[-1:]]))
 
 
 def _end(process: subprocess.Popen[bytes], errors: IO[bytes], patience: float = 5.0) -> None:

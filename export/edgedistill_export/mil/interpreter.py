@@ -65,7 +65,7 @@ class Interpreter:
         self._steps = [op for op in program.operations if op.kind in OPERATORS]
         used = {n for op in self._steps for names in op.inputs.values() for n in names}
         used.update(program.outputs)
-        self._constants = {name: _working(stored[name]) for name in stored.keys() & used}
+        self.constants = {name: _working(stored[name]) for name in stored.keys() & used}
         self._dead = _last_uses(self._steps, program.outputs)
 
     @torch.inference_mode()
@@ -82,7 +82,7 @@ class Interpreter:
             ValueError: If an input is missing or has another shape, or if an operator makes
                 another shape than the program says.
         """
-        values: dict[str, Working] = dict(self._constants)
+        values: dict[str, Working] = dict(self.constants)
         for slot in self.program.inputs:
             if slot.name not in inputs:
                 raise ValueError(f"{self.program.path.name}: input {slot.name!r} is missing")

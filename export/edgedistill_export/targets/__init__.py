@@ -20,6 +20,7 @@ from edgedistill.teachers.base import Graph
 
 __all__ = [
     "ENTRY_POINTS",
+    "PROOFS",
     "TARGETS",
     "Builder",
     "Built",
@@ -33,6 +34,9 @@ __all__ = [
 
 ENTRY_POINTS = "edgedistill.targets"
 """Entry-point group whose objects are `Target`s of other distributions."""
+
+PROOFS = ".proof"
+"""Folder in a bundle being written."""
 
 Call: TypeAlias = dict[str, NDArray[Any]]
 """Inputs of one call of a network, a batch of one, by name."""
@@ -67,6 +71,12 @@ class Job:
     options: Options = field(default_factory=Options)
     calls: Callable[[], Sequence[Call]] = list
     keep: frozenset[str] = frozenset()
+
+    def proof_file(self) -> Path:
+        """Where to write what only the proof needs; gone once the bundle is proven."""
+        file = self.folder / PROOFS / f"{self.name}.onnx"
+        file.parent.mkdir(exist_ok=True)
+        return file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,13 @@ from edgedistill_export.onnx_build import build_onnx
 from edgedistill_export.quiet import quiet
 from edgedistill_export.targets import Built, Job
 from edgedistill_export.trace import layer_of
-from edgedistill_runtime.backends.openvino import ov, without_telemetry
+from edgedistill_runtime.backends.openvino import load_openvino, without_telemetry
 
 with without_telemetry():
     import nncf
     from nncf.common.logging.track_progress import track
+
+ov = load_openvino()
 
 __all__ = ["PRECISIONS", "Options", "Precision", "build"]
 

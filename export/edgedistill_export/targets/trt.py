@@ -22,7 +22,6 @@ from edgedistill_export.quantize.qdq import layer_nodes, quantize_static
 from edgedistill_export.targets import Built, Job
 from edgedistill_runtime.backends.trt import (
     MODEL,
-    PROOF,
     engine_file,
     error_log,
     gpu_capability,
@@ -173,7 +172,7 @@ def build(job: Job) -> Built:
     onnx_files.write(model, folder / MODEL)
     proof = folder / MODEL
     if job.precision != "fp32":
-        proof = folder / PROOF
+        proof = job.proof_file()
         onnx_files.write(emulate(model), proof)
     sizes = []
     for group in groups:

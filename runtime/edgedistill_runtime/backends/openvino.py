@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgedistill_runtime.manifest import Graph
 
-__all__ = ["OpenVINOSession", "without_telemetry"]
+__all__ = ["OpenVINOSession", "load_openvino", "without_telemetry"]
 
 _AUTO = "AUTO"
 
@@ -36,8 +37,13 @@ def without_telemetry() -> Iterator[None]:
         modules.update(before)
 
 
-with without_telemetry():
-    import openvino as ov
+def load_openvino() -> Any:
+    """The module `openvino`; ValueError if it is not installed."""
+    with without_telemetry():
+        try:
+            return import_module("openvino")
+        except ImportError:
+            raise ValueError("this bundle needs openvino (pip install openvino)") from None
 
 
 class OpenVINOSession:
@@ -53,7 +59,7 @@ class OpenVINOSession:
             which leaves the choice to OpenVINO. By default the CPU.
 
     Raises:
-        ValueError: for a device that is not there.
+        ValueError: for a device that is not there, or without OpenVINO.
     """
 
     def __init__(
@@ -64,7 +70,7 @@ class OpenVINOSession:
         threads: int | None = None,
         providers: Sequence[str] | None = None,
     ) -> None:
-        core = ov.Core()
+        core = load_openvino().Core()
         devices = core.available_devices
         wanted = list(providers or ["CPU"])
         # Several devices of a kind are GPU.0, GPU.1; GPU is the first of them.

@@ -16,7 +16,6 @@ from edgedistill_runtime.manifest import Graph
 __all__ = [
     "LIBRARIES",
     "MODEL",
-    "PROOF",
     "TensorRTSession",
     "engine_file",
     "error_log",
@@ -31,9 +30,6 @@ LIBRARIES = {"rtx": "tensorrt_rtx", "trt": "tensorrt"}
 
 MODEL = "model.onnx"
 """What the engines of a folder were built from."""
-
-PROOF = "proof.onnx"
-"""The same for CPUs, where the model is not for them; it holds no float16 and no float8."""
 
 
 def engine_file(capabilities: Sequence[str]) -> str:
@@ -125,8 +121,7 @@ class TensorRTSession:
             file = find_engine(path, gpu_capability(self._cuda))
             self._engine = _load(trt, file)
         except ValueError as problem:
-            proof = PROOF if (path / PROOF).is_file() else MODEL
-            raise ValueError(f"{path}: {problem}; {proof} in it runs with ort") from None
+            raise ValueError(f"{path}: {problem}; {MODEL} in it is for other engines") from None
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self._dtypes = {n: np.dtype(trt.nptype(self._engine.get_tensor_dtype(n))) for n in names}
         self._inputs = [port.name for port in graph.inputs]

@@ -1,0 +1,180 @@
+"""OpenVINO at the size of Stable Diffusion 1.5: time and memory of exports, int8 against float16.
+
+    python benchmarks/openvino_sd15.py [--runs 5] [--width 320]
+
+A U-Net with SD 1.5's configuration and random weights (0.86 billion; about 16 GB of memory and
+8 GB of disk) stands for a student's denoiser. Each export runs in a process of its own and reports
+its peak resident memory against the bytes of the float32 weights, which it holds to begin with.
+int8 and float16 are then timed alternately in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+
+from edgedistill.teachers.base import Graph
+from edgedistill.teachers.stable_diffusion import UNet
+from edgedistill_export.quiet import quiet
+from edgedistill_export.targets import Call, Job, find_target
+from edgedistill_export.trace import ports
+from edgedistill_runtime import manifest as schema
+from edgedistill_runtime.backends import Session, open_graph
+from edgedistill_runtime.bench import peak_rss_mb
+
+EXPORTS = (("ort", "fp32"), ("openvino", "fp16"), ("openvino", "int8"))
+CALLS = 4
+MIB = 2**20
+
+
+def network(width: int) -> Graph:
+    """The U-Net as a graph; 320 channels are SD 1.5's."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=(width, 2 * width, 4 * width, 4 * width),
+        cross_attention_dim=768,
+    )
+    inputs = {
+        "x": torch.randn(2, 4, 64, 64),
+        "t": torch.tensor([999.0, 499.0]),
+        "encoder_hidden_states": torch.randn(2, 77, 768),
+    }
+    return Graph(UNet(unet.eval().requires_grad_(False)), inputs, ("f",))
+
+
+def random_calls(count: int) -> list[Call]:
+    """Inputs of the network, a batch of one."""
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "x": rng.standard_normal((1, 4, 64, 64), np.float32),
+            "t": rng.uniform(0, 999, 1).astype(np.float32),
+            "encoder_hidden_states": rng.standard_normal((1, 77, 768), np.float32),
+        }
+        for _ in range(count)
+    ]
+
+
+def export(target: str, precision: str, folder: Path, width: int) -> dict[str, object]:
+    """Export in this process; figures, and the manifest's entry for what became of it."""
+    goal = find_target(target)
+    builder, options = goal.builder(), goal.options({})
+    graph = network(width)
+    job = Job(
+        name="denoiser",
+        graph=graph,
+        precision=precision,
+        folder=folder,
+        options=options,
+        calls=lambda: random_calls(CALLS),
+    )
+    before = peak_rss_mb()
+    start = time.perf_counter()
+    built = builder.build(job)
+    seconds = time.perf_counter() - start
+    inputs, outputs = ports(graph, built.batch)
+    return {
+        "seconds": seconds,
+        "before_mb": before,
+        "peak_mb": peak_rss_mb(),
+        "weights_mb": sum(p.nbytes for p in graph.module.parameters()) / MIB,
+        "files_mb": sum(file.stat().st_size for file in built.files) / MIB,
+        "file": built.files[0].name,
+        "notes": dict(built.notes),
+        "inputs": [[port.name, list(port.shape), port.dtype] for port in inputs],
+        "outputs": [[port.name, list(port.shape), port.dtype] for port in outputs],
+    }
+
+
+def export_apart(target: str, precision: str, folder: Path, width: int) -> dict[str, object]:
+    """The same in a process of its own."""
+    folder.mkdir()
+    command = [sys.executable, __file__, "--width", str(width)]
+    command += ["--export", target, precision, str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    figures: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def session(folder: Path, figures: dict[str, object], threads: int) -> Session:
+    """Open what `export` made."""
+
+    def read(key: str) -> tuple[schema.Port, ...]:
+        rows = figures[key]
+        assert isinstance(rows, list)
+        return tuple(schema.Port(name=n, shape=tuple(s), dtype=d) for n, s, d in rows)
+
+    notes = figures["notes"]
+    assert isinstance(notes, dict)
+    graph = schema.Graph(
+        file=str(figures["file"]),
+        sha256={},
+        precision="",
+        inputs=read("inputs"),
+        outputs=read("outputs"),
+        notes=notes,
+    )
+    return open_graph("openvino", folder, graph, threads=threads)
+
+
+def race(sessions: dict[str, Session], runs: int) -> dict[str, float]:
+    """Median seconds of a call of each, called in turns."""
+    (call,) = random_calls(1)
+    taken: dict[str, list[float]] = {name: [] for name in sessions}
+    for graph in sessions.values():
+        graph(**call)
+    for _ in range(runs):
+        for name, graph in sessions.items():
+            start = time.perf_counter()
+            graph(**call)
+            taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def main() -> None:
+    """Print a line for each export, and the ratio of the latencies."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--width", type=int, default=320, help="channels; 320 are SD 1.5's")
+    parser.add_argument("--export", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.export:
+        target, precision, folder = args.export
+        with quiet():
+            figures = export(target, precision, Path(folder), args.width)
+        print(json.dumps(figures))
+        return
+    with TemporaryDirectory() as scratch:
+        sessions = {}
+        for target, precision in EXPORTS:
+            folder = Path(scratch) / f"{target}-{precision}"
+            figures = export_apart(target, precision, folder, args.width)
+            ratio = figures["peak_mb"] / figures["weights_mb"]
+            print(
+                f"{folder.name:14} {figures['seconds']:6.0f} s  peak {figures['peak_mb']:6.0f} MiB "
+                f"= {ratio:.2f} x the weights' {figures['weights_mb']:.0f} MiB "
+                f"({figures['before_mb']:.0f} before)  files {figures['files_mb']:.0f} MiB",
+                flush=True,
+            )
+            if target == "openvino":
+                sessions[precision] = session(folder, figures, args.threads)
+        medians = race(sessions, args.runs)
+    for name, seconds in medians.items():
+        print(f"{name:14} {seconds:8.3f} s a call")
+    print(f"fp16 / int8    {medians['fp16'] / medians['int8']:8.2f}")
+
+
+if __name__ == "__main__":
+    main()
