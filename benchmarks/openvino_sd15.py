@@ -163,7 +163,7 @@ def main() -> None:
             figures = export_apart(target, precision, folder, args.width)
             ratio = figures["peak_mb"] / figures["weights_mb"]
             print(
-                f"{folder.name:14} {figures['seconds']:6.0f} s  peak {figures['peak_mb']:6.0f} MiB "
+                f"{folder.name:14} {figures['seconds']:6.0f} s  peak {figures['peak_mb']:.0f} MiB "
                 f"= {ratio:.2f} x the weights' {figures['weights_mb']:.0f} MiB "
                 f"({figures['before_mb']:.0f} before)  files {figures['files_mb']:.0f} MiB",
                 flush=True,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["quiet"]
+__all__ = ["no_stderr", "quiet"]
 
 
 @contextmanager
@@ -23,3 +24,16 @@ def quiet() -> Iterator[None]:
     finally:
         logging.disable(level)
         root.handlers[:] = handlers
+
+
+@contextmanager
+def no_stderr() -> Iterator[None]:
+    """Without what the process writes to its standard error, libraries in C++ included."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -1,4 +1,4 @@
-"""The interpreter: operators against numpy, programs against torch, weights against coremltools."""
+"""The interpreter against numpy, torch and coremltools."""
 
 import json
 from dataclasses import replace
@@ -17,6 +17,7 @@ from edgedistill_export.mil.reader import Operation, Program, Slot
 from edgedistill_export.mil.sdk import coremltools as ct
 from edgedistill_export.mil.sdk import quiet
 from edgedistill_export.mil.values import BY_NAME, read_blob, unpack
+from edgedistill_export.targets.coreml import DECOMPOSITIONS
 from edgedistill_export.targets.coreml_weights import LAYERS, SCHEMES
 
 X = np.array([[-1.5, 0.25, 0.0], [2.0, -0.5, 3.0]], np.float32)
@@ -207,7 +208,7 @@ def convert(module, x, folder: Path, precision="fp32", opset="iOS17") -> Path:
     scheme = SCHEMES[precision]
     layers = {p.replace(".", "_"): m for p, m in module.named_modules() if isinstance(m, LAYERS)}
     with torch.no_grad(), quiet():
-        program = torch.export.export(module.eval(), (x,)).run_decompositions({})
+        program = torch.export.export(module.eval(), (x,)).run_decompositions(dict(DECOMPOSITIONS))
         model = ct.convert(
             program,
             minimum_deployment_target=ct.target[opset],
@@ -262,17 +263,17 @@ class Weights(nn.Module):
 
 @pytest.fixture(scope="module", params=[name for name in SCHEMES if SCHEMES[name].steps])
 def compressed(request, tmp_path_factory):
-    """(precision, module, its package)."""
+    """(precision, a package)."""
     torch.manual_seed(1)
     module, scheme = Weights(), SCHEMES[request.param]
     folder = tmp_path_factory.mktemp("weights")
-    return request.param, module, convert(module, PICTURE, folder, request.param, scheme.opset)
+    return request.param, convert(module, PICTURE, folder, request.param, scheme.opset)
 
 
 def test_weights_unpack_as_coremltools_unpacks_them(compressed):
     from coremltools.converters.mil.frontend.milproto.load import load
 
-    precision, module, package = compressed
+    precision, package = compressed
     spec = ct.utils.load_spec(str(package))
     weights = package / "Data/com.apple.CoreML/weights"
     block = load(spec, spec.specificationVersion, str(weights)).functions["main"]
@@ -363,7 +364,7 @@ def test_results_are_rounded_to_the_declared_type():
 
 
 def test_integers_wrap_as_they_are_stored():
-    result = Interpreter(single("cast", "int16"))(x=np.int64([40000, 5]))["y"]
+    result = Interpreter(single("identity", "int16"))(x=np.int64([40000, 5]))["y"]
     assert result.tolist() == [40000 - 65536, 5]
 
 

@@ -255,7 +255,7 @@ def without(monkeypatch, module):
 def test_without_the_library_the_runtime_says_what_to_do(bundle, monkeypatch):
     without(monkeypatch, "tensorrt_rtx")
     with pytest.raises(
-        ValueError, match=r"text_encoder: needs tensorrt_rtx .*; model\.onnx in it is for other engines"
+        ValueError, match=r"text_encoder: needs tensorrt_rtx .*; model\.onnx in it is for other"
     ):
         Pipeline.load(bundle)
 

@@ -303,14 +303,15 @@ def test_token_ids_are_the_python_runtimes(bundles):
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_pictures_are_the_python_runtimes(bundles, precision):
+# In int8, engines that differ in the last bit of a float soon differ by whole steps of the scale.
+@pytest.mark.parametrize(("precision", "levels"), [("fp32", 1), ("fp16", 1), ("int8", 16)])
+def test_pictures_are_the_python_runtimes(bundles, precision, levels):
     folder = bundles(precision)
     pipe = Pipeline.load(folder, threads=1)
     drawn = draw(folder, *((prompt, 2**63, i) for i, prompt in enumerate(PROMPTS)))
     expected = pipe(PROMPTS, seed=2**63)
     found = np.array([each["picture"] for each in drawn]).reshape(-1, 8, 8, 4)
-    assert np.abs(found[..., :3] - expected.images.astype(int)).max() <= 1
+    assert np.abs(found[..., :3] - expected.images.astype(int)).max() <= levels
     assert (found[..., 3] == 255).all()
     assert set(drawn[0]["timings"]) == set(expected.timings)
 

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgedistill_export.quiet import quiet
+from edgedistill_export.quiet import no_stderr, quiet
 from edgedistill_runtime.manifest import Graph
 
-with quiet():
+with quiet(), no_stderr():
     from executorch.extension.pybindings import portable_lib
     from executorch.runtime import Runtime
+
+    portable_lib._threadpool_get_thread_count()  # starts the pool, looking for files of Android
 
 __all__ = ["ExecuTorchSession"]
 
@@ -75,4 +77,5 @@ def _resize_pool(threads: int) -> None:
             f"threads={threads}: {len(_open)} executorch graphs are open, which share a pool of "
             f"{current} threads; close them first"
         )
-    portable_lib._unsafe_reset_threadpool(threads)
+    with no_stderr():
+        portable_lib._unsafe_reset_threadpool(threads)

@@ -47,12 +47,12 @@ def find_home() -> Path:
         ValueError: If the package is in none of them.
     """
     named = os.environ.get(HOME)
-    places = [Path(named)] if named else [_CHECKOUT, Path.cwd()]
+    places = [Path(named)] if named else [_CHECKOUT, Path()]
     for place in places:
         if (place / _PACKAGE).is_file():
-            return place
+            return place.resolve()
     raise ValueError(
-        f"no npm package onnxruntime-web in {' or '.join(map(str, places))}: "
+        f"no npm package onnxruntime-web in {named or 'runtime/web or the working directory'}: "
         f"npm install --prefix runtime/web, or name a folder that has it in {HOME}"
     )
 

@@ -23,7 +23,8 @@ _MASKED = -1e9
 def for_xnnpack(program: ExportedProgram) -> ExportedProgram:
     """Rewrite norms, attention and splits; every other operator stays as it is."""
     with torch.no_grad():
-        return program.run_decompositions(_TABLE)
+        decomposed: ExportedProgram = program.run_decompositions(_TABLE)
+    return decomposed
 
 
 def _group_norm(
@@ -84,10 +85,10 @@ def _attention(
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Tensor:
+) -> Any:  # a tensor, or what tells torch to leave it
     """Softmax of products, without torch's search for rows that see nothing."""
     if enable_gqa:
-        return NotImplemented
+        k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
     lead, length = q.shape[:-2], k.shape[-2]
     if scale is None:
         scale = q.shape[-1] ** -0.5
@@ -98,7 +99,8 @@ def _attention(
     scores = torch.bmm(_matrices(q * scale), _matrices(k).transpose(1, 2))
     if mask is not None:
         scores = _matrices(scores.view(*lead, -1, length) + mask)
-    return torch.bmm(scores.softmax(-1), _matrices(v)).view(*lead, -1, v.shape[-1])
+    result: Tensor = torch.bmm(scores.softmax(-1), _matrices(v))
+    return result.view(*lead, -1, v.shape[-1])
 
 
 def _matrices(x: Tensor) -> Tensor:

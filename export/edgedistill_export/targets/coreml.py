@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgedistill.plugins import unknown
 from edgedistill.teachers.base import Graph
@@ -18,7 +19,7 @@ from edgedistill_export.mil.sdk import coremltools, quiet
 from edgedistill_export.targets import Built, Job
 from edgedistill_export.targets.coreml_weights import LAYERS, SCHEMES
 
-__all__ = ["SYSTEMS", "Options", "build"]
+__all__ = ["DECOMPOSITIONS", "SYSTEMS", "Options", "build"]
 
 SYSTEMS: Mapping[str, str] = {
     "iOS17": "iOS17",
@@ -32,6 +33,21 @@ SYSTEMS: Mapping[str, str] = {
 
 ANGLES = {"sin", "cos"}
 """Kept in float32 with all that leads to them: a float16 of 999 rad has steps of 0.5."""
+
+
+def _gelu(x: Tensor, *, approximate: str = "none") -> Any:
+    if approximate == "none":
+        return NotImplemented
+    # The converter reads no keyword and would make it exact; it knows this form, and fuses it.
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
+    torch.ops.aten.alias.default: lambda x: x,
+    torch.ops.aten.gelu.default: _gelu,
+}
+"""What the converter does not know or gets wrong, in torch operators that it gets right. It has
+torch's large operators (group norm, attention), so nothing else is decomposed."""
 
 
 class Options(targets.Options):
@@ -97,15 +113,11 @@ def _system(precision: str, oldest: str, wanted: str | None) -> str:
 
 
 def _export(graph: Graph) -> Any:
-    """A network as torch exports it, a batch of one.
-
-    Core ML has torch's large operators (group norm, attention), so nothing is decomposed but what
-    its converter does not know.
-    """
+    """A network as torch exports it, a batch of one."""
     inputs = {name: tensor[:1].clone() for name, tensor in graph.inputs.items()}
     with torch.no_grad(), quiet():
         program = torch.export.export(graph.module.eval(), (), kwargs=inputs)
-        return program.run_decompositions({torch.ops.aten.alias.default: lambda x: x})
+        return program.run_decompositions(dict(DECOMPOSITIONS))
 
 
 def _weights(program: Any, module: nn.Module, keep: frozenset[str]) -> dict[str, nn.Module]:

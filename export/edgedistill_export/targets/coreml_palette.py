@@ -1,8 +1,8 @@
 """K-means on the line, which finds the palette of a weight.
 
-What ships with coremltools is exact and takes seconds a weight at 8 bits, or is scikit-learn's from
-one start for weights under 10 000 numbers. This one is within a few per cent of exact, in hundredths
-of a second.
+What ships with coremltools is exact and takes seconds a weight at 8 bits, or is scikit-learn's
+from one start for weights under 10 000 numbers. This one is within a few per cent of exact, in
+hundredths of a second.
 """
 
 from __future__ import annotations

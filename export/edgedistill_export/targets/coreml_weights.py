@@ -19,7 +19,7 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 """What has a weight to compress; Core ML leaves those up to 2048 numbers alone."""
 
 _MIN_BLOCK = 8
-"""Smaller blocks take more for their scales than int4 saves; a whole channel shares one instead."""
+"""Smaller blocks take more for their scales than int4 saves; there a channel shares one."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class _Linear:
     name = "compression::linear_quantize_weights"
 
     def setting(self, layer: nn.Module) -> Any:
-        blocks = {"granularity": "per_tensor"} if self.joint else {}
+        blocks: dict[str, Any] = {"granularity": "per_tensor"} if self.joint else {}
         size = gcd(_shape(layer)[1], self.block)
         if self.block and size >= _MIN_BLOCK:
             blocks = {"granularity": "per_block", "block_size": size}

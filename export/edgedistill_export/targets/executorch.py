@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Sequence
 
 import torch
 from torch import fx, nn
@@ -13,7 +12,7 @@ from torch.export import ExportedProgram
 from edgedistill.plugins import unknown
 from edgedistill_export.passes.xnnpack import for_xnnpack
 from edgedistill_export.quiet import quiet
-from edgedistill_export.targets import Built, Call, Job
+from edgedistill_export.targets import Built, Job
 
 with quiet():  # torchao reports every library of its own that does not load on this machine
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -30,12 +29,6 @@ MIN_SHARE = 0.75
 """Share of a network's operators that XNNPACK must take. What it leaves runs on one thread without
 vector instructions."""
 
-_CALIBRATION: dict[str, Callable[[Job], Sequence[Call] | None]] = {
-    "int8": lambda job: job.calls(),
-    "int8-dynamic": lambda job: None,
-}
-"""What `quantize` is calibrated on, for the precisions that are quantized."""
-
 
 def build(job: Job) -> Built:
     """Export one network to a .pte file (see `targets.Builder`).
@@ -48,8 +41,8 @@ def build(job: Job) -> Built:
     path = job.folder / f"{job.name}.pte"
     with quiet(), torch.no_grad():
         program = _export(job)
-        if job.precision in _CALIBRATION:
-            program = quantize(program, _quantized(job), _CALIBRATION[job.precision](job))
+        if job.precision == "int8":
+            program = quantize(program, _quantized(job), job.calls())
         manager = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         share = _share(job.name, manager)
         with path.open("wb") as file:
@@ -61,7 +54,8 @@ def _export(job: Job) -> ExportedProgram:
     inputs = tuple(tensor[:1].clone() for tensor in job.graph.inputs.values())
     program = torch.export.export(job.graph.module.eval(), inputs)
     # Only constants can be weights, and some are the results of arithmetic on constants.
-    return constant_prop_pass(for_xnnpack(program))
+    folded: ExportedProgram = constant_prop_pass(for_xnnpack(program))
+    return folded
 
 
 def _quantized(job: Job) -> set[str]:
@@ -100,10 +94,11 @@ def _share(name: str, manager: EdgeProgramManager) -> str:
 
 
 def _operators(module: fx.GraphModule) -> Counter[str]:
-    """How often each operator occurs in a graph."""
-    no_operators = {executorch_call_delegate, operator.getitem}
-    return Counter(
+    """How often each operator occurs in a graph, but for those that only carry scales."""
+    passive = {executorch_call_delegate, operator.getitem}
+    names = (
         str(node.target.name())
         for node in module.graph.nodes
-        if node.op == "call_function" and node.target not in no_operators
+        if node.op == "call_function" and node.target not in passive
     )
+    return Counter(name for name in names if not name.startswith("quantized_decomposed::"))

@@ -160,6 +160,7 @@ def _int4_weights(model: Model, job: Job, options: Options) -> Model:
         mode=nncf.CompressWeightsMode.INT4_SYM,
         group_size=options.group_size,
         ratio=options.ratio,
+        backup_mode=nncf.BackupMode.INT8_SYM,
         advanced_parameters=nncf.AdvancedCompressionParameters(
             group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST,
             min_adjusted_group_size=LEAST_GROUP,
@@ -176,7 +177,8 @@ def _quantize(model: Model, job: Job, options: Options, ignored: Iterable[str]) 
     """Weights and activations, by NNCF; likewise.
 
     What NNCF takes for a transformer keeps additions and norms in float: in a U-Net, int8 in the
-    sums of its residual branches costs 13 dB.
+    sums of its residual branches costs 13 dB. Its bias correction takes half the time of the whole
+    and moves the pictures by less than 0.2 dB.
     """
     calls = job.calls()
     if not calls:
@@ -190,7 +192,8 @@ def _quantize(model: Model, job: Job, options: Options, ignored: Iterable[str]) 
         model_type=nncf.ModelType.TRANSFORMER,
         ignored_scope=nncf.IgnoredScope(names=_nodes_of(model, job.keep), types=sorted(ignored)),
         advanced_parameters=nncf.AdvancedQuantizationParameters(
-            smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=alpha)
+            disable_bias_correction=True,
+            smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=alpha),
         ),
     )
 

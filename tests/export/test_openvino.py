@@ -1,0 +1,307 @@
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from edgedistill_export import export_student
+from edgedistill_export.bundle import Settings
+from edgedistill_export.parity import psnr
+from edgedistill_export.targets import Job, find_target
+from edgedistill_export.targets.openvino import ov
+from edgedistill_export.trace import layer_of, ports
+from edgedistill_export.walk import calls_of
+from edgedistill_runtime import Manifest, Pipeline
+from edgedistill_runtime import manifest as schema
+from edgedistill_runtime.backends import open_graph
+
+TARGET = find_target("openvino")
+CONV = "unet.down_blocks.0.resnets.0.conv1"
+LINEAR = "unet.mid_block.attentions.0.transformer_blocks.0.ff.net.2"
+
+
+@pytest.fixture(scope="module")
+def calls(student):
+    return calls_of(student, ["red", "blue", "green"], seed=1)
+
+
+@pytest.fixture
+def make(student, calls, tmp_path):
+    """A function that builds a graph into tmp_path and returns its manifest entry."""
+
+    def build(precision, name="denoiser", keep=(), **options) -> schema.Graph:
+        graph = student.teacher.graphs()[name]
+        job = Job(
+            name=name,
+            graph=graph,
+            precision=precision,
+            folder=tmp_path,
+            options=TARGET.options({key: str(value) for key, value in options.items()}),
+            calls=lambda: calls[name],
+            keep=frozenset(keep),
+        )
+        built = TARGET.builder().build(job)
+        inputs, outputs = ports(graph, built.batch)
+        return schema.Graph(
+            file=built.files[0].name,
+            sha256={file.name: schema.sha256(file) for file in built.files},
+            precision=precision,
+            inputs=inputs,
+            outputs=outputs,
+            notes=dict(built.notes),
+        )
+
+    return build
+
+
+def read(folder, graph):
+    return ov.Core().read_model(str(folder / graph.file))
+
+
+def stored_types(model) -> dict[str, str]:
+    """Layer -> type of the constant that its weight starts from."""
+    found = {}
+    for op in model.get_ops():
+        if op.get_type_name() in {"MatMul", "Convolution"}:
+            name = op.get_friendly_name()
+            weight = op.input_value(1).get_node()
+            while weight.get_type_name() != "Constant" and weight.inputs():
+                weight = weight.input_value(0).get_node()
+            if weight.get_type_name() == "Constant":
+                kind = weight.get_element_type().get_type_name()
+                found[layer_of(name.removesuffix("/WithoutBiases"))] = kind
+    return found
+
+
+def fake_quantized(model) -> set[str]:
+    """Layers whose input is quantized."""
+    found = set()
+    for op in model.get_ops():
+        if op.get_type_name() in {"MatMul", "Convolution"}:
+            before = op.input_value(0).get_node()
+            while before.get_type_name() in {"Reshape", "Transpose"}:
+                before = before.input_value(0).get_node()
+            if before.get_type_name() == "FakeQuantize":
+                found.add(layer_of(op.get_friendly_name().removesuffix("/WithoutBiases")))
+    return found
+
+
+def worst(student, folder, graph, name="denoiser") -> float:
+    """PSNR against the module on inputs that the graph was not calibrated on, in dB."""
+    call = calls_of(student, ["red apple"], seed=2)[name][0]
+    module = student.teacher.graphs()[name].module
+    with torch.no_grad():
+        expected = module(*(torch.from_numpy(value) for value in call.values())).numpy()
+    result = open_graph("openvino", folder, graph, threads=1)(**call)
+    return psnr(expected, result[graph.outputs[0].name])[0]
+
+
+def test_the_bundle_draws_what_the_student_draws(student, student_dir, tmp_path):
+    out = export_student(student_dir, "openvino", "fp32", tmp_path / "b")
+    manifest = Manifest.read(out)
+    assert manifest.parity.passed
+    assert {file.suffix for file in out.glob("denoiser.*")} == {".xml", ".bin"}
+    prompts = ["red", "a longer prompt than fits", ""]
+    noise = student.table.draw((3, 4, 4, 4), torch.Generator().manual_seed(3))
+    x0 = student.sample(student.teacher.encode(prompts), noise)
+    result = Pipeline.load(out, threads=1)(prompts, noise=[tensor.numpy() for tensor in noise])
+    np.testing.assert_allclose(result.samples, x0.numpy(), atol=1e-4)
+
+
+def test_fp32_computes_in_float32_whatever_the_device_prefers(student, make, tmp_path):
+    graph = make("fp32")
+    assert graph.notes == {
+        "CPU.INFERENCE_PRECISION_HINT": "f32",
+        "GPU.INFERENCE_PRECISION_HINT": "f32",
+    }
+    assert worst(student, tmp_path, graph) > 100
+    assert set(stored_types(read(tmp_path, graph)).values()) == {"f32"}
+
+
+@pytest.mark.parametrize(("precision", "least"), [("fp16", 50), ("bf16", 25)])
+def test_half_precision_halves_the_weights(student, make, tmp_path, precision, least):
+    make("fp32")
+    full = (tmp_path / "denoiser.bin").stat().st_size
+    graph = make(precision)
+    assert (tmp_path / "denoiser.bin").stat().st_size < 0.55 * full
+    assert worst(student, tmp_path, graph) > least
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "denoiser", "decoder"])
+def test_int8_quantizes_layers_and_their_inputs(student, make, tmp_path, capfd, name):
+    graph = make("int8", name)
+    assert capfd.readouterr() == ("", "")
+    model = read(tmp_path, graph)
+    assert set(stored_types(model).values()) == {"i8"}
+    assert stored_types(model).keys() <= fake_quantized(model)
+    assert worst(student, tmp_path, graph, name) > 20
+
+
+def test_kept_layers_stay_in_floating_point_and_layers_that_are_gone_are_no_matter(make, tmp_path):
+    keep = {CONV, LINEAR, "unet.no_longer.there"}
+    model = read(tmp_path, make("int8", keep=keep))
+    types = stored_types(model)
+    assert {layer for layer, kind in types.items() if kind == "f16"} == {CONV, LINEAR}
+    assert not fake_quantized(model) & keep
+
+
+def test_hybrid_quantizes_the_inputs_of_convolutions_only(student, make, tmp_path):
+    graph = make("int8-hybrid", keep={CONV, LINEAR})
+    model = read(tmp_path, graph)
+    types = stored_types(model)
+    assert {layer for layer, kind in types.items() if kind != "i8"} == {CONV, LINEAR}
+    quantized = fake_quantized(model)
+    assert "unet.conv_out" in quantized
+    assert not {layer for layer in quantized if "transformer_blocks" in layer}
+    assert worst(student, tmp_path, graph) > 20
+
+
+def test_hybrid_of_a_network_without_convolutions_is_weights_only(make, tmp_path):
+    model = read(tmp_path, make("int8-hybrid", "text_encoder"))
+    assert set(stored_types(model).values()) == {"i8"}
+    assert fake_quantized(model) == set()
+
+
+def test_int8_weights_leave_activations_alone(student, make, tmp_path):
+    graph = make("int8-weights", keep={LINEAR})
+    model = read(tmp_path, graph)
+    assert fake_quantized(model) == set()
+    assert {layer for layer, kind in stored_types(model).items() if kind != "i8"} == {LINEAR}
+    assert worst(student, tmp_path, graph) > 35
+
+
+def test_int4_takes_the_group_that_divides_a_layer(student, make, tmp_path):
+    graph = make("int4-weights", keep={LINEAR})
+    model = read(tmp_path, graph)
+    types = stored_types(model)
+    assert types[CONV] == "i8"
+    assert types[LINEAR] == "f16"
+    # 32 inputs in groups of 32, 16 in groups of 16; the option asks for 64.
+    groups = {
+        tuple(op.shape)[-1]
+        for op in model.get_ops()
+        if op.get_type_name() == "Constant" and op.get_element_type() == ov.Type.i4
+    }
+    assert groups == {16, 32}
+    assert worst(student, tmp_path, graph) > 20
+
+
+def test_the_ratio_of_4_bit_layers_is_an_option(make, tmp_path):
+    types = stored_types(read(tmp_path, make("int4-weights", ratio=0)))
+    assert set(types.values()) == {"i8"}
+
+
+def test_smooth_quant_moves_ranges_into_the_weights(student, make, tmp_path):
+    plain = make("int8").sha256["denoiser.bin"]
+    graph = make("int8", smooth_quant=0.5)
+    assert graph.sha256["denoiser.bin"] != plain
+    assert worst(student, tmp_path, graph) > 20
+
+
+def test_a_fixed_batch_runs_calls_of_any_size(student, make, tmp_path):
+    x, t = torch.randn(3, 4, 4, 4), torch.tensor([9.0, 500.0, 990.0])
+    states = torch.randn(3, 8, 16)
+    with torch.no_grad():
+        expected = student.net(x, t, encoder_hidden_states=states).numpy()
+    call = {"x": x.numpy(), "t": t.numpy(), "encoder_hidden_states": states.numpy()}
+    for options, batch in (({}, 1), ({"batch": 2}, 2), ({"static": False}, None)):
+        graph = make("fp32", **options)
+        assert graph.batch == batch
+        shape = read(tmp_path, graph).input("x").partial_shape
+        assert shape.is_dynamic == (batch is None)
+        found = open_graph("openvino", tmp_path, graph, threads=1)(**call)["f"]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_planar_student_quantizes_too(planar_dir, tmp_path):
+    settings = Settings(strict=False)
+    out = export_student(planar_dir, "openvino", "int8", tmp_path / "b", settings=settings)
+    assert Manifest.read(out).parity.final.worst > 15
+
+
+def test_without_calls_there_is_no_calibration(student, tmp_path):
+    job = Job(
+        name="decoder",
+        graph=student.teacher.graphs()["decoder"],
+        precision="int8",
+        folder=tmp_path,
+        options=TARGET.options({}),
+    )
+    with pytest.raises(ValueError, match="calibration needs at least one call"):
+        TARGET.builder().build(job)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"static": "false", "batch": "2"}, "batch='2': only where static=true"),
+        ({"batch": "0"}, "batch='0'"),
+        ({"group_size": "24"}, "group_size='24': not a power of two"),
+        ({"ratio": "2"}, "ratio='2'"),
+        ({"hint": "f16"}, "'hint'.*choose from batch, group_size, ratio, smooth_quant, static"),
+    ],
+)
+def test_a_wrong_option_is_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        TARGET.options(given)
+
+
+def test_a_device_that_is_not_there_is_named(make, tmp_path):
+    graph = make("fp32")
+    with pytest.raises(ValueError, match=r"unknown device 'TPU'; choose from CPU.*AUTO"):
+        open_graph("openvino", tmp_path, graph, providers=["CPU", "TPU"])
+
+
+@pytest.mark.parametrize("providers", [["CPU"], ["AUTO"], ["AUTO", "CPU"]])
+def test_devices_get_threads_and_precision(make, tmp_path, providers):
+    graph = make("fp32", static=False)
+    session = open_graph("openvino", tmp_path, graph, threads=1, providers=providers)
+    compiled = session._request.get_compiled_model()
+    assert compiled.get_property("EXECUTION_DEVICES") == ["CPU"]
+    if providers == ["CPU"]:
+        assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+        assert compiled.get_property("INFERENCE_PRECISION_HINT") == ov.Type.f32
+
+
+def test_a_session_leaves_inputs_alone_and_serves_threads_in_turn(make, calls, tmp_path):
+    session = open_graph("openvino", tmp_path, make("fp32"), threads=1)
+    given = calls["denoiser"]
+    before = [{key: value.copy() for key, value in call.items()} for call in given]
+    one_by_one = [session(**call)["f"] for call in given]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda call: session(**call)["f"], given))
+    for a, b in zip(one_by_one, together, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for call, copy in zip(given, before, strict=True):
+        for key, value in call.items():
+            np.testing.assert_array_equal(value, copy[key])
+
+
+def test_without_openvino_the_package_is_named(make, tmp_path, monkeypatch):
+    graph = make("fp32")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ValueError, match="pip install openvino"):
+        open_graph("openvino", tmp_path, graph)
+
+
+def test_nothing_is_reported_over_the_network(tmp_path):
+    program = """
+import socket, sys
+def refuse(*args): raise SystemExit(f"connects to {args}")
+socket.socket.connect = socket.getaddrinfo = refuse
+import edgedistill_export.targets.openvino
+assert "openvino_telemetry" not in sys.modules
+import openvino_telemetry
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "intel").exists()
