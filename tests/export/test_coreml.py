@@ -46,9 +46,10 @@ class Net(nn.Module):
         self.out = nn.Linear(96, 32)
 
     def forward(self, x, t, ids):
+        words = self.words(ids)
         scale = self.time(torch.sin(t[:, None] * torch.arange(64.0) / 8))
         h = nn.functional.silu(self.conv(x)) * scale[:, :, None, None]
-        return self.out(h.flatten(2).transpose(1, 2)) + self.words(ids)
+        return self.out(h.flatten(2).transpose(1, 2)) + words
 
 
 X = torch.linspace(-3, 3, 512).sin().reshape(2, 4, 8, 8)
@@ -96,19 +97,19 @@ def size(path) -> int:
 
 
 LEAST = {
-    "fp32": 110,
-    "fp16": 60,
-    "pal8": 45,
-    "pal6": 35,
-    "pal4": 24,
-    "pal3": 18,
-    "pal2": 12,
-    "pal1": 6,
-    "int8": 40,
-    "int4": 20,
-    "joint": 24,
+    "fp32": 140,
+    "fp16": 70,
+    "pal8": 50,
+    "pal6": 39,
+    "pal4": 26,
+    "pal3": 19,
+    "pal2": 14,
+    "pal1": 10,
+    "int8": 50,
+    "int4": 25,
+    "joint": 26,
 }
-"""PSNR that a precision keeps on NET; each takes fewer bits than the one before it."""
+"""PSNR that a precision keeps on NET."""
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +122,7 @@ def test_each_precision_means_what_the_network_means(precision, fp16, tmp_path):
     built, session = build(tmp_path, precision)
     assert built.batch == 1
     assert built.notes["deployment_target"] == SCHEMES[precision].opset
-    found = agreement(session)
-    assert LEAST[precision] <= found < LEAST[precision] + 12 or precision == "fp32", found
+    assert agreement(session) > LEAST[precision]
     if SCHEMES[precision].steps:
         assert size(built.files[0]) < 0.8 * size(fp16[0].files[0])
 

@@ -139,7 +139,7 @@ def draw(seed):
 CALLS = [draw(seed) for seed in range(1, 9)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def block():
     torch.manual_seed(0)
     inputs = {"x": torch.zeros(2, 8, 6, 6), "t": torch.zeros(2, 8)}
@@ -157,6 +157,17 @@ def compiled(graph, folder, precision, calls=CALLS, keep=()):
             keep=frozenset(keep),
         )
     )
+
+
+@pytest.fixture(scope="module")
+def built(block, tmp_path_factory):
+    """By precision."""
+    folder = tmp_path_factory.mktemp("block")
+    made = {}
+    for precision in ("fp32", "int8"):
+        (folder / precision).mkdir()
+        made[precision] = compiled(block, folder / precision, precision)
+    return made
 
 
 def opened(built, graph, **choices):
@@ -183,18 +194,14 @@ def ratio_of_error(session, graph, call):
     return np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
 
 
-def test_int8_is_smaller_and_close(block, tmp_path):
-    files = {}
-    for precision in ("fp32", "int8"):
-        (tmp_path / precision).mkdir()
-        files[precision] = compiled(block, tmp_path / precision, precision)
+def test_int8_is_smaller_and_close(block, built):
     errors = {
-        precision: ratio_of_error(opened(built, block), block, draw(9))
-        for precision, built in files.items()
+        precision: ratio_of_error(opened(made, block), block, draw(9))
+        for precision, made in built.items()
     }
     assert errors["fp32"] < 1e-5
     assert 1e-3 < errors["int8"] < 0.03
-    sizes = {precision: built.files[0].stat().st_size for precision, built in files.items()}
+    sizes = {precision: made.files[0].stat().st_size for precision, made in built.items()}
     weights = sum(weight.numel() for weight in block.module.parameters())
     assert sizes["fp32"] - sizes["int8"] > 2 * weights
 
@@ -205,13 +212,11 @@ def quantized_layers(program):
     return {layer_of(n) for n in layers if "dequantize" in str(n.args[1].target)}
 
 
-def test_layers_that_are_kept_stay_in_floating_point(block, tmp_path):
+def test_layers_that_are_kept_stay_in_floating_point(block):
     program = export(block.module, *(tensor[:1] for tensor in block.inputs.values()))
     with quiet():
         found = quantize(for_xnnpack(program), {"first", "gain"}, CALLS)
     assert quantized_layers(found) == {"first", "gain"}
-    everything = compiled(block, tmp_path, "int8", keep={"first", "last", "gain"})
-    assert ratio_of_error(opened(everything, block), block, draw(9)) < 1e-5
 
 
 def test_a_layer_to_keep_that_is_none_names_the_others(block, tmp_path):
@@ -242,23 +247,22 @@ def test_an_unknown_precision_names_the_choices():
         find_target("executorch").check("fp16")
 
 
-def test_the_pool_keeps_its_size_while_a_graph_is_open(block, tmp_path):
-    built = compiled(block, tmp_path, "fp32")
+def test_the_pool_keeps_its_size_while_a_graph_is_open(block, built):
     gc.collect()
-    session = opened(built, block, threads=1)
+    session = opened(built["fp32"], block, threads=1)
     assert portable_lib._threadpool_get_thread_count() == 1
-    opened(built, block, threads=1)
+    opened(built["fp32"], block, threads=1)
     with pytest.raises(ValueError, match=r"threads=2: 1 executorch graphs are open.* 1 threads"):
-        opened(built, block, threads=2)
+        opened(built["fp32"], block, threads=2)
     del session
-    session = opened(built, block, threads=2)
+    session = opened(built["fp32"], block, threads=2)
     assert portable_lib._threadpool_get_thread_count() == 2
     assert ratio_of_error(session, block, draw(9)) < 1e-5
 
 
-def test_providers_are_refused(block, tmp_path):
+def test_providers_are_refused(block, built):
     with pytest.raises(ValueError, match="unknown provider 'CUDA'"):
-        opened(compiled(block, tmp_path, "fp32"), block, providers=["CUDA"])
+        opened(built["fp32"], block, providers=["CUDA"])
 
 
 def test_quiet_leaves_logging_as_it_was(capfd):

@@ -58,7 +58,7 @@ class Options(targets.Options):
     batch: int = Field(1, ge=1)
     smooth_quant: float | None = Field(None, ge=0, le=1)
     group_size: int = Field(64, ge=LEAST_GROUP)
-    ratio: float = Field(1.0, ge=0, le=1)
+    ratio: float = Field(1.0, gt=0, le=1)
 
     @field_validator("batch")
     @classmethod
@@ -214,12 +214,12 @@ class Precision:
 
     Attributes:
         change: What is done to the converted model.
-        half: Whether weights that are still float are stored as float16.
+        half: Whether weights are stored as float16. OpenVINO does not do that beside int8 ones.
         notes: Properties of devices, for the runtime's backend.
     """
 
     change: Callable[[Model, Job, Options], Model] = _unchanged
-    half: bool = True
+    half: bool = False
     # Left alone, a CPU with bfloat16 uses it unasked: 48 dB where float32 is at 70. Float16 is no
     # faster there than float32, and with int8 around it some graphs do not compile. GPUs and NPUs
     # compute in float16 by default.
@@ -227,9 +227,9 @@ class Precision:
 
 
 PRECISIONS = {
-    "fp32": Precision(half=False, notes=_compute(CPU="f32", GPU="f32")),
-    "fp16": Precision(),
-    "bf16": Precision(notes=_compute(CPU="bf16")),
+    "fp32": Precision(notes=_compute(CPU="f32", GPU="f32")),
+    "fp16": Precision(half=True),
+    "bf16": Precision(half=True, notes=_compute(CPU="bf16")),
     "int8": Precision(change=_int8),
     "int8-hybrid": Precision(change=_int8_hybrid),
     "int8-weights": Precision(change=_int8_weights),
