@@ -26,6 +26,7 @@ ct = pytest.importorskip("coremltools")
 
 from edgedistill_export.backends.coreml import CoreMLSession  # noqa: E402
 from edgedistill_export.mil import Interpreter, read_package  # noqa: E402
+from edgedistill_export.mil.constexpr import CONSTEXPR  # noqa: E402
 from edgedistill_export.targets import coreml as target  # noqa: E402
 from edgedistill_export.targets.coreml_palette import find_palette  # noqa: E402
 from edgedistill_export.targets.coreml_weights import SCHEMES  # noqa: E402
@@ -111,6 +112,14 @@ LEAST = {
 }
 """PSNR that a precision keeps on NET."""
 
+PALETTE, LINEAR = "constexpr_lut_to_dense", "constexpr_blockwise_shift_scale"
+UNPACKED_BY = {
+    **{f"pal{bits}": {PALETTE} for bits in (8, 6, 4, 3, 2, 1)},
+    "int8": {"constexpr_affine_dequantize"},
+    "int4": {LINEAR},
+    "joint": {PALETTE, LINEAR},
+}
+
 
 @pytest.fixture(scope="module")
 def fp16(tmp_path_factory):
@@ -123,6 +132,8 @@ def test_each_precision_means_what_the_network_means(precision, fp16, tmp_path):
     assert built.batch == 1
     assert built.notes["deployment_target"] == SCHEMES[precision].opset
     assert agreement(session) > LEAST[precision]
+    kinds = {operation.kind for operation in read_package(built.files[0]).operations}
+    assert kinds & CONSTEXPR.keys() == UNPACKED_BY.get(precision, set())
     if SCHEMES[precision].steps:
         assert size(built.files[0]) < 0.8 * size(fp16[0].files[0])
 
@@ -214,6 +225,13 @@ def test_a_student_becomes_programs_that_draw_what_it_draws(student, bundle):
     x0 = student.sample(student.teacher.encode(prompts), noise)
     result = pipe(prompts, noise=[tensor.numpy() for tensor in noise])
     np.testing.assert_allclose(result.samples, x0.numpy(), atol=0.02)
+
+
+def test_a_planar_student_needs_no_text(planar_dir, tmp_path):
+    out = export_student(planar_dir, "coreml", "fp32", tmp_path / "planar")
+    parity = Manifest.read(out).parity
+    assert parity.passed
+    assert parity.graphs["denoiser"].worst > 100
 
 
 def test_a_package_holds_nothing_but_the_program(bundle):

@@ -1,6 +1,7 @@
 """The interpreter against numpy, torch and coremltools."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,15 +11,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from edgedistill_export.mil import Interpreter, read_package
-from edgedistill_export.mil.constexpr import CONSTEXPR
-from edgedistill_export.mil.interpreter import OPERATORS
-from edgedistill_export.mil.reader import Operation, Program, Slot
-from edgedistill_export.mil.sdk import coremltools as ct
-from edgedistill_export.mil.sdk import quiet
-from edgedistill_export.mil.values import BY_NAME, read_blob, unpack
-from edgedistill_export.targets.coreml import DECOMPOSITIONS
-from edgedistill_export.targets.coreml_weights import LAYERS, SCHEMES
+ct = pytest.importorskip("coremltools")
+
+from edgedistill_export.mil import Interpreter, read_package  # noqa: E402
+from edgedistill_export.mil.constexpr import CONSTEXPR  # noqa: E402
+from edgedistill_export.mil.interpreter import OPERATORS  # noqa: E402
+from edgedistill_export.mil.reader import Operation, Program, Slot  # noqa: E402
+from edgedistill_export.mil.sdk import quiet  # noqa: E402
+from edgedistill_export.mil.values import BY_NAME, read_blob, unpack  # noqa: E402
+from edgedistill_export.targets.coreml import DECOMPOSITIONS  # noqa: E402
+from edgedistill_export.targets.coreml_weights import LAYERS, SCHEMES  # noqa: E402
 
 X = np.array([[-1.5, 0.25, 0.0], [2.0, -0.5, 3.0]], np.float32)
 Y = np.array([[2.0, 0.25, -1.0]], np.float32)
@@ -270,6 +272,13 @@ def compressed(request, tmp_path_factory):
     return request.param, convert(module, PICTURE, folder, request.param, scheme.opset)
 
 
+def dense(op):
+    """A weight as coremltools unpacks it, which does not look into a packed table."""
+    if "lut" in op.inputs and op.lut.val is None:
+        return op.decompress(op.indices.val, dense(op.lut.op), None)
+    return op.materialized_val_inference()
+
+
 def test_weights_unpack_as_coremltools_unpacks_them(compressed):
     from coremltools.converters.mil.frontend.milproto.load import load
 
@@ -278,7 +287,7 @@ def test_weights_unpack_as_coremltools_unpacks_them(compressed):
     weights = package / "Data/com.apple.CoreML/weights"
     block = load(spec, spec.specificationVersion, str(weights)).functions["main"]
     theirs = {
-        op.outputs[0].name: op.materialized_val_inference()
+        op.outputs[0].name: dense(op)
         for op in block.operations
         if op.op_type in CONSTEXPR
         and not any(child.op_type in CONSTEXPR for child in op.outputs[0].child_ops)
@@ -339,16 +348,46 @@ def test_a_folder_that_is_no_package_is_refused(tmp_path):
         read_package(tmp_path)
 
 
-def test_another_kind_of_model_is_refused(converted, tmp_path):
-    package = converted["norms"][1]
+def operations(spec):
+    main = spec.mlProgram.functions["main"]
+    return main.block_specializations[main.opset].operations
+
+
+def constant(spec):
+    return next(op for op in operations(spec) if op.type == "const")
+
+
+FLOAT64 = ct.proto.MIL_pb2.DataType.Value("FLOAT64")
+EDITS = {
+    "a pipeline, not an mlProgram": lambda spec: spec.pipeline.SetInParent(),
+    "functions main, other; only main is run": lambda spec: spec.mlProgram.functions["other"],
+    "operator 'const' holds blocks": lambda spec: constant(spec).blocks.add(),
+    "type 'listType': only tensors": lambda spec: (
+        operations(spec)[-1].outputs[0].type.listType.SetInParent()
+    ),
+    "numbers of type FLOAT64 are not in": lambda spec: setattr(
+        operations(spec)[-1].outputs[0].type.tensorType, "dataType", FLOAT64
+    ),
+    "value 'list': only tensors": lambda spec: (
+        constant(spec).attributes["val"].immediateValue.list.SetInParent()
+    ),
+}
+
+
+@pytest.mark.parametrize("message", EDITS)
+def test_what_is_not_read_here_is_named(message, converted, tmp_path):
+    package = shutil.copytree(converted["norms"][1], tmp_path / "edited.mlpackage")
     spec = ct.utils.load_spec(str(package))
-    spec.pipeline.SetInParent()
-    manifest = {"rootModelIdentifier": "a", "itemInfoEntries": {"a": {"path": "model.mlmodel"}}}
-    (tmp_path / "Manifest.json").write_text(json.dumps(manifest))
-    (tmp_path / "Data").mkdir()
-    (tmp_path / "Data" / "model.mlmodel").write_bytes(spec.SerializeToString())
-    with pytest.raises(ValueError, match="a pipeline, not an mlProgram"):
-        read_package(tmp_path)
+    EDITS[message](spec)
+    (package / "Data/com.apple.CoreML/model.mlmodel").write_bytes(spec.SerializeToString())
+    with pytest.raises(ValueError, match=message):
+        read_package(package)
+
+
+def test_palettes_of_vectors_are_refused():
+    indices, lut = np.zeros((4, 4), np.uint8), np.zeros((1, 1, 16, 2), np.float16)
+    with pytest.raises(ValueError, match="tables of 2-vectors"):
+        CONSTEXPR["constexpr_lut_to_dense"](indices=indices, lut=lut, vector_axis=np.int32(0))
 
 
 def single(kind, dtype="fp16", shape=(2,)) -> Program:

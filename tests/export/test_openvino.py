@@ -10,7 +10,7 @@ from edgedistill_export import export_student
 from edgedistill_export.bundle import Settings
 from edgedistill_export.parity import psnr
 from edgedistill_export.targets import Job, find_target
-from edgedistill_export.targets.openvino import ov
+from edgedistill_export.targets.openvino import PRECISIONS, ov
 from edgedistill_export.trace import layer_of, ports
 from edgedistill_export.walk import calls_of
 from edgedistill_runtime import Manifest, Pipeline
@@ -96,6 +96,10 @@ def worst(student, folder, graph, name="denoiser") -> float:
         expected = module(*(torch.from_numpy(value) for value in call.values())).numpy()
     result = open_graph("openvino", folder, graph, threads=1)(**call)
     return psnr(expected, result[graph.outputs[0].name])[0]
+
+
+def test_the_table_of_targets_names_what_it_can_do():
+    assert PRECISIONS.keys() == TARGET.precisions.keys()
 
 
 def test_the_bundle_draws_what_the_student_draws(student, student_dir, tmp_path):

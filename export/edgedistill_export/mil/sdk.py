@@ -13,16 +13,15 @@ __all__ = ["coremltools", "quiet"]
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing below an error from coremltools."""
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Nothing below an error, of coremltools or what it imports."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)
 
 
 with quiet():

@@ -87,6 +87,7 @@ def build(job: Job) -> Built:
     with TemporaryDirectory(dir=job.folder) as scratch:
         source = Path(scratch) / f"{job.name}.onnx"
         build_onnx(job.graph, source)
+        # A function of its own, which lets go of the file before the folder is removed.
         _convert(source, path, job, options)
     return Built(
         files=[path, path.with_suffix(".bin")],
@@ -96,7 +97,7 @@ def build(job: Job) -> Built:
 
 
 def _convert(source: Path, path: Path, job: Job, options: Options) -> None:
-    """From an ONNX file, whose weights are mapped and not read, to IR."""
+    """From an ONNX file to IR."""
     precision = PRECISIONS[job.precision]
     with _silent():
         model = precision.change(ov.convert_model(source), job, options)
@@ -190,7 +191,7 @@ def _quantize(model: Model, job: Job, options: Options, ignored: Iterable[str]) 
         subset_size=len(calls),
         preset=nncf.QuantizationPreset.PERFORMANCE,
         model_type=nncf.ModelType.TRANSFORMER,
-        ignored_scope=nncf.IgnoredScope(names=_nodes_of(model, job.keep), types=sorted(ignored)),
+        ignored_scope=_scope(model, job, ignored),
         advanced_parameters=nncf.AdvancedQuantizationParameters(
             disable_bias_correction=True,
             smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=alpha),
