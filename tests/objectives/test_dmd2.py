@@ -264,3 +264,16 @@ def test_the_regression_comes_before_the_warm_up_and_the_warm_up_before_the_matc
     assert [step for step in range(12) if fake_score.plays(step)] == list(range(4, 12))
     late = replace(batch(64), step=4)
     assert "matching" in objective.loss("student", late).logs
+
+
+def test_the_regression_term_adds_to_the_matching_at_its_weight():
+    def total(weight: float) -> dict[str, float]:
+        student = Denoiser(Affine(DATA.consistency, 1.3), Trig(), Prediction.X0)
+        objective = method(student, DATA.denoiser(), regression_weight=weight)
+        losses = objective.loss("student", batch(256))
+        return {"total": losses.total.item(), **{k: v.item() for k, v in losses.logs.items()}}
+
+    plain, kept = total(0.0), total(0.5)
+    assert "regression" not in plain
+    assert kept["regression"] > 1e-3
+    assert kept["total"] == pytest.approx(plain["total"] + 0.5 * kept["regression"], rel=1e-5)

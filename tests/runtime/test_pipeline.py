@@ -84,3 +84,29 @@ def test_an_unknown_provider_names_the_choices(planar_bundle):
 def test_uint8_rounds_and_clips():
     image = np.array([-2, -1, 0, 0.5, 1, 3], np.float32).reshape(1, 3, 1, 2)
     assert to_uint8(image).reshape(2, 3).T.ravel().tolist() == [0, 0, 128, 191, 255, 255]
+
+
+def test_a_graph_of_a_fixed_batch_takes_any(planar_bundle):
+    from dataclasses import replace
+
+    from edgedistill_runtime.backends import open_graph
+    from edgedistill_runtime.manifest import Manifest
+
+    graph = Manifest.read(planar_bundle).graphs["denoiser"]
+    ports = tuple(replace(port, shape=(2, *port.shape[1:])) for port in graph.inputs)
+    free = open_graph("ort", planar_bundle, graph)
+    fixed = open_graph("ort", planar_bundle, replace(graph, inputs=ports))
+    for count in (1, 2, 5):
+        given = {
+            "x": np.arange(2 * count, dtype=np.float32).reshape(count, 2),
+            "t": np.linspace(0, 1, count, dtype=np.float32),
+        }
+        np.testing.assert_array_equal(fixed(**given)["f"], free(**given)["f"])
+
+
+def test_a_provider_that_takes_too_little_is_refused():
+    from edgedistill_runtime.backends.ort import check_coverage
+
+    check_coverage("g.onnx", "GPU", {"GPU": 75, "CPU": 25})
+    with pytest.raises(ValueError, match=r"g\.onnx: GPU takes 74 of 100 nodes, under 75%"):
+        check_coverage("g.onnx", "GPU", {"GPU": 74, "CPU": 26})
