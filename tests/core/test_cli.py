@@ -117,7 +117,6 @@ WRONG = [
     ("export {student} --option static=1", "target 'ort' takes no options, got 'static'"),
     ("export {student} --min-psnr 30 --max-size 2 --precision int8", "not both"),
     ("export {student} --min-psnr 30", "'fp32'"),
-    ("export {student} --max-size 0.0001 --precision int8", "0.0001 MiB is too small"),
     ("export {student} --precision fp32 --precision fp16 --out x", "--out names one bundle"),
     ("generate {student} --count none", "invalid value for '--count'"),
 ]
