@@ -127,6 +127,9 @@ def export(
         float | None,
         typer.Option(help="Keep as many costly layers in floating point as fit (MiB of weights)."),
     ] = None,
+    fused: Annotated[
+        bool, typer.Option("--fused", help="One graph from prompt and noise to the picture.")
+    ] = False,
     strict: Annotated[bool, typer.Option(help="Refuse a bundle below the parity floor.")] = True,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Also what is up to date.")] = False,
 ) -> None:
@@ -145,6 +148,7 @@ def export(
         calibration=read_prompts(calibration) if calibration else None,
         min_psnr=min_psnr,
         max_size=max_size,
+        fused=fused,
         strict=strict,
     )
     wanted = pairs(target or ["ort"], precision or [])

@@ -228,7 +228,7 @@ class StepTable:
         fresh = iter(noise)
         x = self.init_scale * next(fresh)
         for row in self.rows:
-            time = torch.full((len(x),), row.t, device=x.device)
+            time = torch.full((x.shape[0],), row.t, device=x.device)
             f = net(row.scale * x, time, **cond).to(x.dtype)
             x = row.a * x + row.b * f
             if row.c:

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +37,7 @@ _STAGES = {
     "text_encoder": ("text encoder", "#4c78a8"),
     "denoiser": ("denoiser", "#f58518"),
     "decoder": ("decoder", "#54a24b"),
+    "pipeline": ("fused", "#72b7b2"),
     "other": ("other", "#9d9da1"),
 }
 
@@ -232,11 +233,16 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
         )
     stages = Table(title="By stage, ms p50 / p90 / p99", box=None, title_justify="left")
     stages.add_column("subject", no_wrap=True)
-    for label, _ in _STAGES.values():
+    shown = {s: label for s, (label, _) in _STAGES.items() if _timed(subjects.values(), s)}
+    for label in shown.values():
         stages.add_column(label, justify="right")
     for name, r in subjects.items():
-        stages.add_row(name, *(_spread(r["stages"].get(stage)) for stage in _STAGES))
+        stages.add_row(name, *(_spread(r["stages"].get(stage)) for stage in shown))
     return [whole, stages]
+
+
+def _timed(subjects: Iterable[Mapping[str, Any]], stage: str) -> bool:
+    return any(stage in subject["stages"] for subject in subjects)
 
 
 def _spread(figures: Mapping[str, float] | None) -> str:
@@ -285,6 +291,8 @@ def _draw_shares(axes: Axes, results: Mapping[str, Any]) -> None:
     whole = [sum(stage["p50_s"] for stage in r["stages"].values()) for r in subjects]
     left = [0.0] * len(subjects)
     for stage, (label, colour) in _STAGES.items():
+        if not _timed(subjects, stage):
+            continue
         parts = [
             100 * r["stages"].get(stage, {"p50_s": 0.0})["p50_s"] / w
             for r, w in zip(subjects, whole, strict=True)

@@ -14,7 +14,9 @@ from typing import Any, TypeAlias
 
 from edgedistill.files import atomic_folder
 from edgedistill.student import Student, load_student
-from edgedistill_export.memory import watch_peak, weights_mb
+from edgedistill.teachers.base import Graph
+from edgedistill_export.fuse import fuse, inside
+from edgedistill_export.memory import WeightsOnDisk, watch_peak, weights_mb
 from edgedistill_export.parity import (
     TIERS,
     ParityError,
@@ -72,6 +74,7 @@ class Settings:
         min_psnr: Leave further ones there, the costliest first by a sensitivity scan, until the
             mean PSNR of the sample is at least this, in dB.
         max_size: Leave as many there as fit into so many MiB of weights.
+        fused: Compile the whole student, its steps unrolled, as one graph.
         strict: Fail under the parity floor; else write the bundle with `passed` false.
     """
 
@@ -82,6 +85,7 @@ class Settings:
     keep: Mapping[str, frozenset[str]] = field(default_factory=dict)
     min_psnr: float | None = None
     max_size: float | None = None
+    fused: bool = False
     strict: bool = True
 
     def sha256(self, student: Student, target: Target, precision: str, options: Options) -> str:
@@ -93,13 +97,16 @@ class Settings:
             "calibration": [self.calibration and list(self.calibration), self.calibration_count],
             "keep": {name: sorted(paths) for name, paths in sorted(self.keep.items())},
             "budget": [self.min_psnr, self.max_size],
+            "fused": self.fused,
         }
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
-def default_place(student: str | Path, target: str, precision: str) -> Path:
+def default_place(
+    student: str | Path, target: str, precision: str, *, fused: bool = False
+) -> Path:
     """Where a bundle goes unless told otherwise: bundles/TARGET-PRECISION beside the student."""
-    return Path(student).parent / "bundles" / f"{target}-{precision}"
+    return Path(student).parent / "bundles" / f"{target}-{precision}{'-fused' if fused else ''}"
 
 
 def export_student(
@@ -141,7 +148,8 @@ def export_student(
     goal.check(precision)
     options = goal.options(settings.options)
     student = load_student(student_dir)
-    place = Path(out) if out else default_place(student.path, target, precision)
+    place = default_place(student.path, target, precision, fused=settings.fused)
+    place = Path(out) if out else place
     if place.exists() and not (place / schema.FILE_NAME).is_file() and any(place.iterdir()):
         raise ValueError(f"{place}: exists and is no bundle; choose another place")
     made_from = settings.sha256(student, goal, precision, options)
@@ -206,8 +214,13 @@ class _Export:
     def build(self, progress: Progress | None) -> schema.Manifest:
         """Compile every network, one after the other, and prove the whole."""
         graphs = self.student.teacher.graphs()
+        keep = self.settings.keep
+        if self.settings.fused:
+            graphs = {schema.FUSED: fuse(self.student)}
+            keep = {schema.FUSED: inside(keep)}
         report = _Report(progress, total=len(graphs) + 1)
         compiled, proofs = {}, {}
+        stored = self._store(graphs)
         for name, graph in graphs.items():
             report(name)
             job = Job(
@@ -217,11 +230,13 @@ class _Export:
                 folder=self.work,
                 options=self.options,
                 calls=partial(self._recorded, name),
-                keep=self.settings.keep.get(name, frozenset()),
+                keep=keep.get(name, frozenset()),
+                traced=stored[name].forget,
             )
             with watch_peak() as peak:
                 built = self.target.builder().build(job)
             self.peaks[name] = peak.mb, weights_mb(graph.module)
+            stored[name].forget()
             compiled[name] = self._entry(job, built)
             if built.proof:
                 proofs[name] = built.proof.relative_to(self.work).as_posix()
@@ -234,6 +249,16 @@ class _Export:
         report("done")
         return replace(manifest, parity=parity)
 
+    def _store(self, graphs: Mapping[str, Graph]) -> dict[str, WeightsOnDisk]:
+        """Move all weights out of memory, so that no network's export holds another's."""
+        folder = self.work / ".weights"
+        folder.mkdir()
+        stored = {
+            name: WeightsOnDisk(graph.module, folder / name) for name, graph in graphs.items()
+        }
+        shutil.rmtree(folder)
+        return stored
+
     def _recorded(self, name: str) -> list[Call]:
         return self._calls[name]
 
@@ -243,7 +268,7 @@ class _Export:
         lines = settings.calibration
         if lines is None:
             lines = calibration_prompts(self.student, settings.calibration_count)
-        return calls_of(self.student, lines, _CALIBRATION_SEED)
+        return calls_of(self.student, lines, _CALIBRATION_SEED, fused=settings.fused)
 
     def _entry(self, job: Job, built: Built) -> schema.Graph:
         inputs, outputs = ports(job.graph, built.batch)
@@ -325,8 +350,11 @@ def _manifest(
 ) -> schema.Manifest:
     info = student.info
     image = None
-    if "decoder" in graphs:
-        height, width = graphs["decoder"].outputs[0].shape[2:]
+    pictures = [
+        port for graph in graphs.values() for port in graph.outputs if port.name == "image"
+    ]
+    if pictures:
+        height, width = pictures[0].shape[2:]
         image = schema.Image(height=int(height), width=int(width))
     return schema.Manifest(
         schema_version=schema.SCHEMA_VERSION,

@@ -16,7 +16,7 @@ from torch import Tensor
 from edgedistill.student import Student
 from edgedistill_export.prompts import home_of_teacher
 from edgedistill_export.walk import Recorded, Walk, walk
-from edgedistill_runtime.manifest import Figures, Parity
+from edgedistill_runtime.manifest import FUSED, Figures, Parity
 from edgedistill_runtime.noise import noise as draw_noise
 from edgedistill_runtime.pipeline import Pipeline, to_uint8
 
@@ -160,7 +160,8 @@ def compare(
         ids = _ids(student, pipe, prompts)
     manifest, floors = pipe.manifest, TIERS[tier]
     draws = draw_noise(_SEED, 0, len(prompts), manifest.latent.shape, manifest.steps.draws)
-    way = walk(student, ids, [torch.from_numpy(draw.copy()) for draw in draws])
+    noise = [torch.from_numpy(draw.copy()) for draw in draws]
+    way = walk(student, ids, noise, fused=FUSED in pipe.graphs)
     graphs = {name: _graph_figures(pipe, name, calls) for name, calls in way.calls.items()}
     ours, theirs, peak = _finals(pipe, prompts, list(draws), way)
     final = psnr(ours, theirs, peak)
@@ -214,11 +215,11 @@ def _ids(student: Student, pipe: Pipeline, prompts: Sequence[str]) -> Tensor:
 
 
 def _graph_figures(pipe: Pipeline, name: str, calls: Sequence[Recorded]) -> Figures:
-    output = pipe.manifest.graphs[name].outputs[0].name
     values: list[float] = []
     for call in calls:
-        inputs = {key: value.numpy() for key, value in call.inputs.items()}
-        values += psnr(call.output.numpy(), pipe.graphs[name](**inputs)[output])
+        found = pipe.graphs[name](**{key: value.numpy() for key, value in call.inputs.items()})
+        for port, wanted in zip(pipe.manifest.graphs[name].outputs, call.outputs, strict=True):
+            values += psnr(wanted.numpy(), found[port.name])
     return _figures(values)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edgedistill.student import Student
 from edgedistill_export.targets import Call
+from edgedistill_runtime.manifest import FUSED
 from edgedistill_runtime.noise import noise as draw_noise
 
 __all__ = ["Recorded", "Walk", "calls_of", "walk"]
@@ -17,10 +18,10 @@ __all__ = ["Recorded", "Walk", "calls_of", "walk"]
 
 @dataclass
 class Recorded:
-    """One call of a network: inputs (N, ...) by name, and its output (N, ...)."""
+    """One call of a network: inputs (N, ...) by name, and its outputs (N, ...) in order."""
 
     inputs: dict[str, Tensor]
-    output: Tensor
+    outputs: tuple[Tensor, ...]
 
 
 @dataclass
@@ -41,18 +42,21 @@ class _Recorder(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         f: Tensor = self.net(x, t, **cond)
-        self.calls.append(Recorded({"x": x, "t": t, **cond}, f))
+        self.calls.append(Recorded({"x": x, "t": t, **cond}, (f,)))
         return f
 
 
 @torch.no_grad()
-def walk(student: Student, ids: Tensor | None, noise: Sequence[Tensor]) -> Walk:
+def walk(
+    student: Student, ids: Tensor | None, noise: Sequence[Tensor], *, fused: bool = False
+) -> Walk:
     """Run the student in torch through the modules that are compiled.
 
     Args:
         student: The student.
         ids: Token ids (N, L), or None for a student without text.
         noise: `student.table.draws` tensors (N, ...).
+        fused: Record the one call of the whole instead (see `fuse`).
     """
     way = Walk()
     graphs = student.teacher.graphs()
@@ -60,17 +64,27 @@ def walk(student: Student, ids: Tensor | None, noise: Sequence[Tensor]) -> Walk:
     if ids is not None:
         encoder = graphs["text_encoder"]
         cond = {encoder.outputs[0]: encoder.module(ids)}
-        way.calls["text_encoder"] = [Recorded({"input_ids": ids}, *cond.values())]
+        way.calls["text_encoder"] = [Recorded({"input_ids": ids}, tuple(cond.values()))]
     calls = way.calls["denoiser"] = []
     way.samples = student.table.sample(_Recorder(student.net, calls), noise, cond)
     if "decoder" in graphs:
         way.images = graphs["decoder"].module(way.samples)
-        way.calls["decoder"] = [Recorded({"x0": way.samples}, way.images)]
+        way.calls["decoder"] = [Recorded({"x0": way.samples}, (way.images,))]
+    if fused:
+        way.calls = {FUSED: [_whole(ids, noise, way)]}
     return way
 
 
+def _whole(ids: Tensor | None, noise: Sequence[Tensor], way: Walk) -> Recorded:
+    inputs = {"noise": torch.stack(list(noise), 1)}
+    if ids is not None:
+        inputs["input_ids"] = ids
+    outputs = (way.samples,) if way.images is None else (way.samples, way.images)
+    return Recorded(inputs, outputs)
+
+
 def calls_of(
-    student: Student, prompts: Sequence[str], seed: int, batch: int = 8
+    student: Student, prompts: Sequence[str], seed: int, *, fused: bool = False, batch: int = 8
 ) -> dict[str, list[Call]]:
     """Every call of every network while the student draws these prompts, one sample a call.
 
@@ -78,6 +92,7 @@ def calls_of(
         student: The student.
         prompts: One a sample; for a student without text only their number counts.
         seed: Of the noise.
+        fused: The calls of the one network that `fuse` makes.
         batch: Samples drawn at a time.
     """
     table, teacher = student.table, student.teacher
@@ -86,7 +101,7 @@ def calls_of(
         piece = list(prompts[start : start + batch])
         ids = teacher.tokenize(piece) if "text_encoder" in teacher.graphs() else None
         drawn = draw_noise(seed, start, len(piece), teacher.sample_shape, table.draws)
-        way = walk(student, ids, [torch.from_numpy(noise) for noise in drawn])
+        way = walk(student, ids, [torch.from_numpy(noise) for noise in drawn], fused=fused)
         for name, calls in way.calls.items():
             found.setdefault(name, []).extend(
                 {key: value[row : row + 1].numpy() for key, value in call.inputs.items()}

@@ -6,6 +6,10 @@ A bundle directory holds the manifest, the graphs and, for text-conditioned samp
 - `denoiser`: x (N, ...), t (N,), condition -> f, as `steps.StepTable` combines it;
 - `decoder`: x0 (N, ...) -> image (N, 3, H, W) in [-1, 1], latent scaling folded in.
 
+or, in a fused bundle, all of it as one:
+
+- `pipeline`: noise (N, draws, ...), input_ids where there is a tokenizer -> x0, and image.
+
 Tensors at a graph's border are float32 (token ids int64) whatever the precision inside.
 """
 
@@ -22,6 +26,7 @@ from edgedistill_runtime.steps import StepTable
 
 __all__ = [
     "FILE_NAME",
+    "FUSED",
     "GRAPHS",
     "SCHEMA_VERSION",
     "BundleError",
@@ -40,6 +45,7 @@ __all__ = [
 FILE_NAME = "manifest.json"
 SCHEMA_VERSION = 2
 GRAPHS = ("text_encoder", "denoiser", "decoder")
+FUSED = "pipeline"
 
 
 class BundleError(ValueError):
@@ -235,19 +241,35 @@ def _check(data: Any) -> Manifest:
             f"schema_version: {version!r} is unknown; this runtime reads {SCHEMA_VERSION}"
         )
     manifest: Manifest = _read(Manifest, data, "")
-    if unknown := manifest.graphs.keys() - set(GRAPHS):
-        raise _KeyError(f"graphs: unknown {min(unknown)!r}; choose from {', '.join(GRAPHS)}")
-    if "denoiser" not in manifest.graphs:
-        raise _KeyError("graphs.denoiser: missing")
-    if ("text_encoder" in manifest.graphs) != (manifest.tokenizer is not None):
-        raise _KeyError("tokenizer: must be there exactly when graphs.text_encoder is")
-    if ("decoder" in manifest.graphs) != (manifest.image is not None):
-        raise _KeyError("image: must be there exactly when graphs.decoder is")
+    _check_graphs(manifest)
     for name, graph in manifest.graphs.items():
         _check_files(graph, f"graphs.{name}")
     if manifest.tokenizer:
         _check_files(manifest.tokenizer, "tokenizer")
     return manifest
+
+
+def _check_graphs(manifest: Manifest) -> None:
+    """The networks that a picture needs, or the one that is all of them."""
+    graphs = manifest.graphs
+    if unknown := graphs.keys() - {*GRAPHS, FUSED}:
+        choices = ", ".join((*GRAPHS, FUSED))
+        raise _KeyError(f"graphs: unknown {min(unknown)!r}; choose from {choices}")
+    if FUSED in graphs:
+        if len(graphs) > 1:
+            raise _KeyError(f"graphs: {FUSED} stands alone, found {', '.join(graphs)}")
+        text = any(port.name == "input_ids" for port in graphs[FUSED].inputs)
+        picture = any(port.name == "image" for port in graphs[FUSED].outputs)
+        places = f"the input input_ids of graphs.{FUSED}", f"the output image of graphs.{FUSED}"
+    else:
+        if "denoiser" not in graphs:
+            raise _KeyError("graphs.denoiser: missing")
+        text, picture = "text_encoder" in graphs, "decoder" in graphs
+        places = "graphs.text_encoder", "graphs.decoder"
+    if text != (manifest.tokenizer is not None):
+        raise _KeyError(f"tokenizer: must be there exactly when {places[0]} is")
+    if picture != (manifest.image is not None):
+        raise _KeyError(f"image: must be there exactly when {places[1]} is")
 
 
 def _check_files(part: Graph | TokenizerFile, key: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,15 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedistill_runtime.backends import Session, open_graph
-from edgedistill_runtime.manifest import Manifest
+from edgedistill_runtime.manifest import FUSED, Manifest
 from edgedistill_runtime.noise import noise as draw_noise
 from edgedistill_runtime.steps import sample
 from edgedistill_runtime.tokenizer import Tokenizer
 
-__all__ = ["STAGES", "Pipeline", "Result", "to_uint8"]
+__all__ = ["Pipeline", "Result", "to_uint8"]
 
 Array: TypeAlias = NDArray[np.float32]
-STAGES = ("text_encoder", "denoiser", "decoder", "other")
 
 # Latent values in one call: larger batches fall out of the cache and are no faster a picture.
 _BATCH_VALUES = 8192
@@ -34,7 +33,7 @@ class Result:
     Attributes:
         samples: x0, (N, *latent shape) float32.
         images: (N, H, W, 3) uint8, or None for a bundle without a decoder.
-        timings: Seconds by stage (`STAGES`), and "total".
+        timings: Seconds by stage, which is a graph's name or "other", and "total".
     """
 
     samples: Array
@@ -45,9 +44,9 @@ class Result:
 class _Clock:
     """Seconds by stage."""
 
-    def __init__(self) -> None:
+    def __init__(self, graphs: Iterable[str]) -> None:
         self.start = time.perf_counter()
-        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.seconds = dict.fromkeys(graphs, 0.0)
 
     def run(self, stage: str, session: Session, **inputs: NDArray[Any]) -> dict[str, Array]:
         """Run a graph on the stage's account."""
@@ -146,26 +145,49 @@ class Pipeline:
     ) -> Result:
         if count < 1:
             raise ValueError("nothing to draw: no prompts, or a count below 1")
-        clock = _Clock()
+        clock = _Clock(self.graphs)
         shape, draws = self.manifest.latent.shape, self.manifest.steps.draws
         batch = max(1, _BATCH_VALUES // math.prod(shape))
         samples, images = [], []
         for start in range(0, count, batch):
             stop = min(start + batch, count)
-            cond = self._encode(texts[start:stop], clock) if texts else {}
             if noise is None:
                 given: Sequence[Array] = list(draw_noise(seed, start, stop - start, shape, draws))
             else:
                 given = [tensor[start:stop] for tensor in noise]
-            samples.append(self._denoise(given, cond, clock))
-            if "decoder" in self.graphs:
-                images.append(self._decode(samples[-1], clock))
+            draw = self._fused if FUSED in self.graphs else self._stepwise
+            x0, image = draw(given, texts[start:stop] if texts else None, clock)
+            samples.append(x0)
+            if image is not None:
+                images.append(to_uint8(image))
         return Result(_join(samples), _join(images) if images else None, clock.read())
 
-    def _encode(self, texts: list[str], clock: _Clock) -> dict[str, Array]:
+    def _fused(
+        self, noise: Sequence[Array], texts: list[str] | None, clock: _Clock
+    ) -> tuple[Array, Array | None]:
+        """x0 and image by the one graph."""
+        inputs: dict[str, NDArray[Any]] = {"noise": np.stack(noise, 1)}
+        if texts:
+            inputs["input_ids"] = self._ids(texts)
+        outputs = clock.run(FUSED, self.graphs[FUSED], **inputs)
+        return outputs["x0"], outputs.get("image")
+
+    def _stepwise(
+        self, noise: Sequence[Array], texts: list[str] | None, clock: _Clock
+    ) -> tuple[Array, Array | None]:
+        """x0 and image by one graph after the other."""
+        cond: dict[str, Array] = {}
+        if texts:
+            encoder = self.graphs["text_encoder"]
+            cond = clock.run("text_encoder", encoder, input_ids=self._ids(texts))
+        x0 = self._denoise(noise, cond, clock)
+        if "decoder" not in self.graphs:
+            return x0, None
+        return x0, clock.run("decoder", self.graphs["decoder"], x0=x0)["image"]
+
+    def _ids(self, texts: list[str]) -> NDArray[np.int64]:
         assert self.tokenizer is not None
-        ids = self.tokenizer(texts)
-        return clock.run("text_encoder", self.graphs["text_encoder"], input_ids=ids)
+        return self.tokenizer(texts)
 
     def _denoise(self, noise: Sequence[Array], cond: dict[str, Array], clock: _Clock) -> Array:
         denoiser = self.graphs["denoiser"]
@@ -174,10 +196,6 @@ class Pipeline:
             return clock.run("denoiser", denoiser, x=x, t=t, **cond)["f"]
 
         return sample(net, self.manifest.steps, noise)
-
-    def _decode(self, x0: Array, clock: _Clock) -> NDArray[np.uint8]:
-        image = clock.run("decoder", self.graphs["decoder"], x0=x0)["image"]
-        return to_uint8(image)
 
 
 def to_uint8(image: Array) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 const SCHEMA_VERSION = 2;
 const BACKEND = "ort";
 const GRAPHS = ["text_encoder", "denoiser", "decoder"];
+const FUSED = "pipeline";
 const NEEDED = ["steps", "latent", "graphs"];
 
 /** A bundle that cannot be trusted; one line naming the file and the key. */
@@ -92,17 +93,33 @@ function findProblem(manifest) {
   }
   const missing = NEEDED.find((key) => typeof manifest[key] !== "object");
   if (missing) return `${missing}: missing`;
-  const { graphs, tokenizer, image } = manifest;
-  const stranger = Object.keys(graphs).find((name) => !GRAPHS.includes(name));
-  if (stranger) return `graphs: unknown ${stranger}; choose from ${GRAPHS.join(", ")}`;
-  if (!graphs.denoiser) return "graphs.denoiser: missing";
-  if (!graphs.text_encoder !== !tokenizer) {
-    return "tokenizer: must be there exactly when graphs.text_encoder is";
-  }
-  if (!graphs.decoder !== !image) return "image: must be there exactly when graphs.decoder is";
+  const problem = findGraphProblem(manifest);
+  if (problem) return problem;
   return parts(manifest)
     .map(([key, part]) => findFileProblem(key, part))
     .find(Boolean);
+}
+
+/** The networks that a picture needs, or the one that is all of them. */
+function findGraphProblem({ graphs, tokenizer, image }) {
+  const names = Object.keys(graphs);
+  const known = [...GRAPHS, FUSED];
+  const stranger = names.find((name) => !known.includes(name));
+  if (stranger) return `graphs: unknown ${stranger}; choose from ${known.join(", ")}`;
+  const fused = graphs[FUSED];
+  if (fused && names.length > 1) return `graphs: ${FUSED} stands alone, found ${names.join(", ")}`;
+  if (!fused && !graphs.denoiser) return "graphs.denoiser: missing";
+  const has = (ports, name) => ports.some((port) => port.name === name);
+  const text = fused ? has(fused.inputs, "input_ids") : Boolean(graphs.text_encoder);
+  const picture = fused ? has(fused.outputs, "image") : Boolean(graphs.decoder);
+  if (text !== Boolean(tokenizer)) {
+    const where = fused ? `the input input_ids of graphs.${FUSED}` : "graphs.text_encoder";
+    return `tokenizer: must be there exactly when ${where} is`;
+  }
+  if (picture !== Boolean(image)) {
+    const where = fused ? `the output image of graphs.${FUSED}` : "graphs.decoder";
+    return `image: must be there exactly when ${where} is`;
+  }
 }
 
 function findFileProblem(key, part) {

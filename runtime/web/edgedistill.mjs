@@ -9,9 +9,6 @@ import { Tokenizer } from "./tokenizer.mjs";
 
 export { BundleError, Tokenizer, normals };
 
-/** What `timings` counts: the graphs, and all else. */
-export const STAGES = ["text_encoder", "denoiser", "decoder", "other"];
-
 /** A loaded bundle. */
 export class Pipeline {
   #sessions;
@@ -58,25 +55,21 @@ export class Pipeline {
    * @param {number | bigint} [options.index] the picture's place among those of one call in Python
    * @returns {Promise<{sample: Float32Array, picture: {data: Uint8ClampedArray, width: number,
    *   height: number} | null, timings: Object<string, number>}>} x0, RGBA bytes as ImageData takes
-   *   them (null without a decoder), and seconds by stage with their "total"
+   *   them (null without a decoder), and seconds by stage, which is a graph's name or "other",
+   *   with their "total"
    */
   async draw(prompt, { seed = 0, index = 0 } = {}) {
     if (this.takesPrompt !== (typeof prompt === "string")) {
       throw new TypeError(`this bundle takes ${this.takesPrompt ? "a" : "no"} prompt`);
     }
-    const clock = new Clock();
+    const clock = new Clock(Object.keys(this.#sessions));
     const { latent, steps, image } = this.manifest;
-    const dims = [1, ...latent.shape];
     const noise = normals(seed, index, draws(steps) * latent.shape.reduce((a, b) => a * b));
-    const cond = this.takesPrompt ? await this.#encode(prompt, clock) : {};
-    const net = async (x, t) => {
-      const time = new ort.Tensor("float32", [t], [1]);
-      const feeds = { x: new ort.Tensor("float32", x, dims), t: time, ...cond };
-      return (await clock.run("denoiser", this.#sessions.denoiser, feeds)).f.data;
-    };
-    const x0 = await sample(net, steps, noise);
-    const picture = image && toPicture(await this.#decode(x0, dims, clock), image);
-    return { sample: x0, picture, timings: clock.read() };
+    const drawn = this.#sessions.pipeline
+      ? await this.#fused(prompt, noise, clock)
+      : await this.#stepwise(prompt, noise, clock);
+    const picture = image && toPicture(drawn.image, image);
+    return { sample: drawn.x0, picture, timings: clock.read() };
   }
 
   /** Free the memory of the graphs. */
@@ -84,9 +77,36 @@ export class Pipeline {
     await Promise.all(Object.values(this.#sessions).map((session) => session.release()));
   }
 
-  async #encode(prompt, clock) {
+  /** x0 and image by the one graph. */
+  async #fused(prompt, noise, clock) {
+    const { latent, steps } = this.manifest;
+    const feeds = { noise: new ort.Tensor("float32", noise, [1, draws(steps), ...latent.shape]) };
+    if (this.takesPrompt) feeds.input_ids = this.#ids(prompt);
+    const outputs = await clock.run("pipeline", this.#sessions.pipeline, feeds);
+    return { x0: outputs.x0.data, image: outputs.image?.data };
+  }
+
+  /** x0 and image by one graph after the other. */
+  async #stepwise(prompt, noise, clock) {
+    const { latent, steps, image } = this.manifest;
+    const dims = [1, ...latent.shape];
+    const cond = this.takesPrompt ? await this.#encode(prompt, clock) : {};
+    const net = async (x, t) => {
+      const time = new ort.Tensor("float32", [t], [1]);
+      const feeds = { x: new ort.Tensor("float32", x, dims), t: time, ...cond };
+      return (await clock.run("denoiser", this.#sessions.denoiser, feeds)).f.data;
+    };
+    const x0 = await sample(net, steps, noise);
+    return { x0, image: image && (await this.#decode(x0, dims, clock)) };
+  }
+
+  #ids(prompt) {
     const ids = this.#tokenizer.encode(prompt);
-    const feeds = { input_ids: new ort.Tensor("int64", ids, [1, ids.length]) };
+    return new ort.Tensor("int64", ids, [1, ids.length]);
+  }
+
+  async #encode(prompt, clock) {
+    const feeds = { input_ids: this.#ids(prompt) };
     return clock.run("text_encoder", this.#sessions.text_encoder, feeds);
   }
 
@@ -127,7 +147,11 @@ function toPicture(image, { height, width }) {
 /** Seconds by stage. */
 class Clock {
   #start = performance.now();
-  #seconds = Object.fromEntries(STAGES.map((stage) => [stage, 0]));
+  #seconds;
+
+  constructor(graphs) {
+    this.#seconds = Object.fromEntries(graphs.map((graph) => [graph, 0]));
+  }
 
   async run(stage, session, feeds) {
     const start = performance.now();

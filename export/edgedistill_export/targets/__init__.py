@@ -62,6 +62,7 @@ class Job:
             and the calibration prompts.
         keep: Paths inside `graph.module` of the layers (Linear, Conv2d) that quantization leaves
             in floating point.
+        traced: To be called when the module's weights are no longer needed; gives memory back.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Job:
     options: Options = field(default_factory=Options)
     calls: Callable[[], Sequence[Call]] = list
     keep: frozenset[str] = frozenset()
+    traced: Callable[[], None] = lambda: None
 
     def proof_file(self) -> Path:
         """Where to write what only the proof needs; gone once the bundle is proven."""

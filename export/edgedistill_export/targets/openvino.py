@@ -87,6 +87,7 @@ def build(job: Job) -> Built:
     with TemporaryDirectory(dir=job.folder) as scratch:
         source = Path(scratch) / f"{job.name}.onnx"
         build_onnx(job.graph, source)
+        job.traced()
         # A function of its own, which lets go of the file before the folder is removed.
         _convert(source, path, job, options)
     return Built(
@@ -100,7 +101,8 @@ def _convert(source: Path, path: Path, job: Job, options: Options) -> None:
     """From an ONNX file to IR."""
     precision = PRECISIONS[job.precision]
     with _silent():
-        model = precision.change(ov.convert_model(source), job, options)
+        # Unlike convert_model, this maps the file instead of copying its weights.
+        model = precision.change(ov.Core().read_model(source), job, options)
     if options.static:
         shapes = {port.any_name: port.partial_shape for port in model.inputs}
         model.reshape({name: [options.batch, *list(s)[1:]] for name, s in shapes.items()})

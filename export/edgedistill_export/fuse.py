@@ -1,0 +1,52 @@
+"""A whole student as one network: prompt and noise in, picture out, its steps unrolled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from edgedistill.sampling import StepTable
+from edgedistill.student import Student
+from edgedistill.teachers.base import Graph
+
+__all__ = ["fuse", "inside"]
+
+
+def fuse(student: Student) -> Graph:
+    """The one network, with inputs noise (N, draws, *sample shape) and, with text, input_ids."""
+    graphs = student.teacher.graphs()
+    inputs = {"noise": torch.randn(2, student.table.draws, *student.teacher.sample_shape)}
+    outputs = ["x0"]
+    if "text_encoder" in graphs:
+        inputs |= graphs["text_encoder"].inputs
+    if "decoder" in graphs:
+        outputs += graphs["decoder"].outputs
+    return Graph(_Fused(graphs, student.table), inputs, tuple(outputs))
+
+
+def inside(layers: Mapping[str, frozenset[str]]) -> frozenset[str]:
+    """Paths of layers, given by network, inside the one network."""
+    return frozenset(f"{name}.{path}" for name, paths in layers.items() for path in paths)
+
+
+class _Fused(nn.Module):
+    """The networks under their names, joined by the step table."""
+
+    def __init__(self, graphs: Mapping[str, Graph], table: StepTable) -> None:
+        super().__init__()
+        self.graphs, self.table = graphs, table
+        for name, graph in graphs.items():
+            self.add_module(name, graph.module)
+
+    def forward(self, noise: Tensor, input_ids: Tensor | None = None) -> tuple[Tensor, ...]:
+        cond = {}
+        if input_ids is not None:
+            (name,) = self.graphs["text_encoder"].outputs
+            cond[name] = self.get_submodule("text_encoder")(input_ids)
+        net = self.get_submodule("denoiser")
+        x0 = self.table.sample(net, noise.unbind(1), cond)
+        if "decoder" not in self.graphs:
+            return (x0,)
+        return x0, self.get_submodule("decoder")(x0)
