@@ -101,8 +101,7 @@ def _convert(source: Path, path: Path, job: Job, options: Options) -> None:
     """From an ONNX file to IR."""
     precision = PRECISIONS[job.precision]
     with _silent():
-        # Unlike convert_model, this maps the file instead of copying its weights.
-        model = precision.change(ov.Core().read_model(source), job, options)
+        model = precision.change(ov.convert_model(source), job, options)
     if options.static:
         shapes = {port.any_name: port.partial_shape for port in model.inputs}
         model.reshape({name: [options.batch, *list(s)[1:]] for name, s in shapes.items()})
