@@ -27,12 +27,21 @@ class Scheme:
         weight_bits: Symmetric, a scale an output channel (and block).
         activation_bits: One scale and zero point a tensor, of inputs and outputs; None leaves
             them in floating point.
-        block: Inputs that share a weight scale; None shares one over the whole channel.
+        block: Inputs that share a weight scale; None shares one over the whole channel. Weights
+            that blocks do not divide, convolutions among them, get 8 bits and a scale a channel.
     """
 
     weight_bits: int
     activation_bits: int | None = None
     block: int | None = None
+
+    def blocked(self, weight: Tensor) -> bool:
+        """Whether a weight (out, in, ...) is cut into blocks."""
+        return bool(self.block) and weight.ndim == 2 and weight.shape[1] % self.block == 0
+
+    def bits(self, weight: Tensor) -> int:
+        """How many bits a weight (out, in, ...) gets."""
+        return self.weight_bits if self.block is None or self.blocked(weight) else 8
 
 
 SCHEMES = {
@@ -163,10 +172,23 @@ def quantized(x: Tensor, bits: int, given: Range | None = None) -> Tensor:
 
 def quantized_weight(weight: Tensor, scheme: Scheme) -> Tensor:
     """Round weight (out, in, ...) symmetrically, a scale an output channel or block."""
-    top = 2 ** (scheme.weight_bits - 1) - 1
+    if scheme.blocked(weight):
+        return _quantized_blocks(weight, scheme)
+    top = 2 ** (scheme.bits(weight) - 1) - 1
     rows = weight.flatten(1)
-    if scheme.block and rows.shape[1] % scheme.block == 0:
-        rows = rows.reshape(-1, scheme.block)
     scale = (rows.detach().abs().amax(1) / top).clamp(min=1e-12).float()
     zero = torch.zeros(len(rows), dtype=torch.int32, device=rows.device)
     return torch.fake_quantize_per_channel_affine(rows, scale, zero, 0, -top, top).view_as(weight)
+
+
+def _quantized_blocks(weight: Tensor, scheme: Scheme) -> Tensor:
+    """The largest of each block becomes -2^(bits-1), as in ONNX Runtime's MatMulNBits and NNCF."""
+    low = -(2 ** (scheme.weight_bits - 1))
+    with torch.no_grad():
+        blocks = weight.detach().reshape(-1, scheme.block or 1)
+        largest = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
+        scale = largest / low
+        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+        rounded = (blocks / scale).round().clamp(low, -low - 1) * scale
+    # The value is the rounded one, the gradient goes straight through.
+    return weight + (rounded.view_as(weight) - weight).detach()

@@ -59,7 +59,7 @@ def test_a_planar_student_is_scanned_too(planar_dir):
 def test_it_survives_its_file(found, tmp_path):
     found.write(tmp_path / "scan.json")
     assert Scan.read(tmp_path / "scan.json") == found
-    (tmp_path / "scan.json").write_text('{"schema_version": 1, "layers": [{}]}')
+    (tmp_path / "scan.json").write_text('{"schema_version": 2, "layers": [{}]}')
     with pytest.raises(ValueError, match=r"scan\.json: no sensitivity scan"):
         Scan.read(tmp_path / "scan.json")
 
@@ -70,7 +70,7 @@ def test_without_prompts_there_is_nothing_to_scan(student):
 
 
 def made(*costs: tuple[str, float, int], together: float | None = None, other: int = 0) -> Scan:
-    layers = tuple(Cost(graph=n[0], layer=n, weights=w, mse=m) for n, m, w in costs)
+    layers = tuple(Cost(graph=n[0], layer=n, weights=w, bits=8, mse=m) for n, m, w in costs)
     total = sum(cost.mse for cost in layers)
     return Scan(
         student="",
@@ -115,7 +115,7 @@ def test_a_size_keeps_the_most_error_a_byte():
 
 
 def test_impossible_budgets_are_named():
-    with pytest.raises(ValueError, match=r"0\.001 MiB is too small: all layers at 8 bits take"):
+    with pytest.raises(ValueError, match=r"0\.001 MiB is too small: all layers quantized take"):
         keep_for_size(THREE, 0.001)
     with pytest.raises(ValueError, match="is no budget"):
         keep_for_psnr(THREE, 0)

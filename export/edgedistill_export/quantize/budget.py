@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from edgedistill.networks.fake_quant import SCHEMES
@@ -83,9 +84,10 @@ def _scanned(
     """The scan beside the student, made anew if it is another student's."""
     file = scan_file(student, scheme)
     if file.is_file():
-        found = Scan.read(file)
-        if found.student == student.sha256:
-            return found
+        with suppress(ValueError):  # of an older release
+            found = Scan.read(file)
+            if found.student == student.sha256:
+                return found
     made = scan(student, scheme, calibration_prompts(student, _PROMPTS), progress)
     made.write(file)
     return made

@@ -27,7 +27,7 @@ from edgedistill_runtime.pipeline import to_uint8
 
 __all__ = ["Cost", "Scan", "keep_for_psnr", "keep_for_size", "scan"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SEED = 2
 
 
@@ -39,12 +39,14 @@ class Cost:
         graph: text_encoder, denoiser or decoder.
         layer: Its path in that graph's module.
         weights: Numbers in its weight.
+        bits: What each gets.
         mse: Mean squared error of the sample, with the samples' peak as 1.
     """
 
     graph: str
     layer: str
     weights: int
+    bits: int
     mse: float
 
     @property
@@ -87,7 +89,7 @@ class Scan:
             raise ValueError(f"{path}: schema_version {data.get('schema_version')!r} is unknown")
         try:
             costs = tuple(
-                Cost(**{k: row[k] for k in ("graph", "layer", "weights", "mse")})
+                Cost(**{k: row[k] for k in ("graph", "layer", "weights", "bits", "mse")})
                 for row in data["layers"]
             )
             named = ("student", "scheme", "prompts", "together", "other")
@@ -128,7 +130,8 @@ def scan(
         if progress:
             progress(done, len(used), path)
         size = sum(p.numel() for n, p in module.named_parameters() if n == "weight")
-        costs.append(Cost(graph=graph, layer=path, weights=size, mse=cost([module])))
+        bits = SCHEMES[scheme].bits(module.weight)
+        costs.append(Cost(graph=graph, layer=path, weights=size, bits=bits, mse=cost([module])))
     graphs = student.teacher.graphs().values()
     total = sum({id(p): p.numel() for g in graphs for p in g.module.parameters()}.values())
     if progress:
@@ -172,17 +175,16 @@ def keep_for_size(found: Scan, megabytes: float) -> dict[str, frozenset[str]]:
     Raises:
         ValueError: If even with every layer quantized the weights are larger.
     """
-    bits = SCHEMES[found.scheme].weight_bits
-    layers_ = sum(cost.weights for cost in found.layers)
-    least = (4 * found.other + layers_ * bits / 8) / 2**20
+    layers_ = sum(cost.weights * cost.bits / 8 for cost in found.layers)
+    least = (4 * found.other + layers_) / 2**20
     room = (megabytes - least) * 2**20
     if room < 0:
         raise ValueError(
-            f"{megabytes:g} MiB is too small: all layers at {bits} bits take {least:.1f} MiB"
+            f"{megabytes:g} MiB is too small: all layers quantized take {least:.1f} MiB"
         )
     kept = []
     for cost in sorted(found.layers, key=lambda c: -c.mse / max(c.weights, 1)):
-        extra = cost.weights * (4 - bits / 8)
+        extra = cost.weights * (4 - cost.bits / 8)
         if extra <= room:
             kept.append(cost)
             room -= extra
