@@ -48,7 +48,7 @@ def resident(key: str) -> int:
 def tensor_bytes() -> int:
     """Of every tensor alive, each storage once."""
     gc.collect()
-    tensors = [found for found in gc.get_objects() if isinstance(found, torch.Tensor)]
+    tensors = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
     tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())

@@ -83,7 +83,7 @@ def distill(
         console.print(f"resuming at step {begin}")
     try:
         with bar("distil", recipe.train.steps, begin) as meter:
-            student = run.train(meter.follow)
+            made = run.train(meter.follow)
     except Interrupted as stop:
         again = shlex.join(["edgedistill", "distill", *words, "--resume"])
         console.print(
@@ -92,7 +92,7 @@ def distill(
             soft_wrap=True,
         )
         raise typer.Exit(130) from None
-    console.print(f"student {student}")
+    console.print(f"{run.objective.product} {made}")
 
 
 @app.command()

@@ -10,13 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from diffusers import AutoencoderTiny
+from torch import Tensor, nn
 
 from edgedistill import recipe as recipes
+from edgedistill.compress import Plan
+from edgedistill.compress.smaller import Compress, Smaller, choose, record
 from edgedistill.data import find_captions, open_source
 from edgedistill.denoiser import Denoiser
-from edgedistill.files import write_text
+from edgedistill.files import atomic_folder, read_json, write_json, write_text
+from edgedistill.networks.roles import Role, adapt, find_layers
 from edgedistill.objectives.base import Objective, Setup
+from edgedistill.objectives.shrink import Shrink, SizeFirst
 from edgedistill.recipe import Recipe
 from edgedistill.report.pictures import save_samples
 from edgedistill.sampling import StepTable, few_step_table, student_times
@@ -48,10 +53,12 @@ class Run:
     """
 
     def __init__(self, recipe: Recipe, folder: Path, say: Say) -> None:
-        self.recipe, self.folder = recipe, folder
+        self.recipe, self.folder, self._say = recipe, folder, say
         device = engine(recipe.train.precision).device
         section = recipe.teacher
         self.teacher = load_teacher(section.family, section.path).to(device)
+        if recipe.student.decoder:
+            self.teacher.use_decoder(recipe.student.decoder)
         denoiser, few = self.teacher.denoiser, recipe.student
         self.times = student_times(denoiser.schedule, few.steps, few.spacing, few.sampler)
         # What can be wrong with the request shows before the first line of progress.
@@ -59,6 +66,8 @@ class Run:
         self.teacher.check(
             few_step_table(denoiser.schedule, denoiser.prediction, self.times, few.sampler)
         )
+        if recipe.train.roles == "adapters":
+            check_adapters(recipe, self.teacher)
         self.init = load_student(few.init) if few.init else None
         say(
             f"run {folder}  method {recipe.objective['name']}  "
@@ -74,6 +83,9 @@ class Run:
             lambda made: say(f"teacher samples {made}/{len(captions)}"),
         )
         self.objective = self._objective(device)
+        if isinstance(self.student.net, Role):
+            rank = recipe.train.adapter.rank
+            say(f"adapters of rank {rank}: {parameters(self.student):,} parameters a role")
         hooks = Hooks(self._progress, self._preview)
         self.trainer = Trainer(self.objective, self.source, recipe.train, folder, hooks)
         self._watch: Progress = lambda step, figures: None
@@ -81,10 +93,11 @@ class Run:
     def _objective(self, device: torch.device) -> Objective:
         recipe, teacher = self.recipe, self.teacher
 
-        first = teacher.spawn(torch.Generator().manual_seed(recipe.train.seed)).to(device)
+        first = self._first(device)
         student = copy.deepcopy(first)
         if self.init is not None:
             student.net = self.init.net.to(device).requires_grad_(True)
+        smaller = self._smaller(student)
         x0, cond = self.source.draw(2, torch.Generator().manual_seed(recipe.train.seed))
         setup = Setup(
             teacher=teacher.guided(recipe.teacher.guidance),
@@ -96,12 +109,60 @@ class Run:
             tap=teacher.tap,
             example=(x0.to(device), {k: v.to(device) for k, v in cond.items()}),
             init=self.init.table if self.init else None,
+            core=teacher.core,
+            smaller=smaller,
+            autoencoder=teacher.autoencoder,
         )
         self.student = student
         with torch.random.fork_rng(devices=[]):
             # Networks of the method's own, such as heads, draw their weights from the global one.
             torch.manual_seed(recipe.train.seed)
-            return recipe.method()(recipe.method_config(), setup)
+            method = recipe.method()(recipe.method_config(), setup)
+            return _ordered(method, setup, recipe.compress) if smaller else method
+
+    def _smaller(self, student: Denoiser) -> Smaller | None:
+        """Make the student's network smaller as the recipe says; the same again when resumed."""
+        section, teacher = self.recipe.compress, self.teacher
+        if not section.active:
+            return None
+        if not teacher.core:
+            raise ValueError(f"compress: {teacher.family} teachers have no blocks to remove")
+        if self.recipe.train.roles == "adapters":
+            raise ValueError(
+                "compress: a smaller student has no base to share; choose train.roles=copies"
+            )
+        core, file = student.net.get_submodule(teacher.core), self.folder / "compress.json"
+        if file.is_file():
+            plans = [Plan.from_json(plan) for plan in read_json(file)["plans"]]
+            smaller = Smaller.make(plans, core)
+        else:
+            smaller = choose(section, core, lambda: self._calls(student, core))
+            write_json(file, {"plans": [plan.to_json() for plan in smaller.plans]})
+        student.net.set_submodule(teacher.core, smaller.net.requires_grad_(True))
+        left = parameters(student.net)
+        self._say(f"compressed to {left:,} parameters, {left / parameters(teacher.net):.0%}")
+        return smaller
+
+    def _calls(self, student: Denoiser, core: nn.Module) -> list[dict[str, Tensor]]:
+        """What the network sees at the student's times."""
+        generator = torch.Generator().manual_seed(self.recipe.train.seed)
+        x0, cond = self.source.draw(8, generator)
+        noise, device = torch.randn(x0.shape, generator=generator), self.times.device
+
+        def run() -> None:
+            for t in self.times[:-1]:
+                student(student.noised(x0, t, noise).to(device), t, cond)
+
+        return record(core, run)
+
+    def _first(self, device: torch.device) -> Denoiser:
+        """What every role starts as a copy of."""
+        train, own = self.recipe.train, self.teacher.denoiser
+        shares = train.roles == "adapters"
+        if shares and has_weights(own):
+            return own.with_net(adapt(own.net, train.adapter, train.seed))
+        first = self.teacher.spawn(torch.Generator().manual_seed(train.seed)).to(device)
+        return first.with_net(adapt(first.net, train.adapter, train.seed)) if shares else first
 
     @property
     def table(self) -> StepTable:
@@ -124,16 +185,27 @@ class Run:
         self._watch = progress
         trainer = self.trainer
         net = trainer.fit()
+        made = self.folder / self.objective.product
         if trainer.accelerator.is_main_process:
             self._preview(net, trainer.step)
-            assert isinstance(net, Denoiser)
-            save_student(self.folder / "student", self._info(), self.teacher, net.net)
+            if isinstance(net, Denoiser):
+                save_student(made, self._info(), self.teacher, net.net)
+            else:
+                assert isinstance(net, AutoencoderTiny)
+                with atomic_folder(made) as work:
+                    net.save_pretrained(work)
         trainer.accelerator.wait_for_everyone()
-        return self.folder / "student"
+        return made
 
     def _preview(self, net: nn.Module, step: int) -> None:
-        assert isinstance(net, Denoiser)
-        preview(self, net, step)
+        if isinstance(net, Denoiser):
+            preview(self, net, step)
+            return
+        assert isinstance(net, AutoencoderTiny)
+        x0, _ = self.source.draw(64, torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            pictures = net.decode(x0.to(net.device), return_dict=False)[0]
+        save_samples(self.folder / "samples" / f"step-{step:08d}.png", pictures, None)
 
     def _progress(self, step: int, figures: dict[str, float] | None) -> None:
         self._watch(step, figures)
@@ -160,9 +232,46 @@ class Run:
         )
 
 
+def _ordered(method: Objective, setup: Setup, section: Compress) -> Objective:
+    """Size first, then steps; or size beside steps."""
+    if not (section.first or section.joint):
+        return method
+    config = Shrink.Config(features=section.features, taps=section.taps)
+    beside = None
+    if section.joint:
+        only = Shrink.Config(task=0, output=0, features=section.joint, taps=section.taps)
+        beside = Shrink(only, setup)
+    return SizeFirst(method, Shrink(config, setup), section.first, beside)
+
+
 def parameters(net: nn.Module) -> int:
     """Number of parameters (or of a closed form's numbers)."""
     return sum(p.numel() for p in net.parameters()) or sum(b.numel() for b in net.buffers())
+
+
+def has_weights(denoiser: Denoiser) -> bool:
+    """Whether it is a network, not a closed form."""
+    return any(True for _ in denoiser.parameters())
+
+
+def check_adapters(recipe: Recipe, teacher: Teacher) -> None:
+    """Raise a ValueError if this teacher's roles cannot be adapters as the recipe asks."""
+    if recipe.student.init is not None:
+        raise ValueError(
+            f"student.init={recipe.student.init}: with train.roles=adapters every role starts as "
+            "the teacher; choose train.roles=copies"
+        )
+    if has_weights(teacher.denoiser):
+        find_layers(teacher.denoiser.net, recipe.train.adapter.layers)
+        return
+    try:
+        find_layers(teacher.spawn().net, recipe.train.adapter.layers)
+    except ValueError as error:
+        raise ValueError(
+            f"train.roles=adapters: teacher {teacher.name!r} is a closed form, which has no "
+            "network to share; for adapters on the network fitted to it, name its layers in "
+            f"train.adapter.layers: {error}"
+        ) from None
 
 
 @torch.no_grad()

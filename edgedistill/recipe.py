@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from edgedistill import objectives
+from edgedistill.compress.smaller import Compress
 from edgedistill.objectives.base import Settings
 from edgedistill.plugins import unknown
 from edgedistill.sampling import SAMPLERS, SOLVERS, SPACINGS
@@ -44,6 +45,8 @@ class StudentSection(Settings):
     spacing: str = "trailing"
     init: str | None = None
     """A student folder to start from, in place of the teacher's weights."""
+    decoder: str | None = None
+    """A decoder folder, as method `decoder` makes them, in place of the teacher's."""
 
 
 class DataSection(Settings):
@@ -75,6 +78,7 @@ class Recipe(Settings):
     objective: dict[str, Any]
     """{"name": a key of `objectives.OBJECTIVES`, **that method's Config}."""
     data: DataSection = DataSection()
+    compress: Compress = Compress()
     train: Train
     evaluate: EvaluateSection = EvaluateSection()
 

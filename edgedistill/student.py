@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgedistill.denoiser import Condition
 from edgedistill.files import atomic_folder, read_json, write_json, write_text
+from edgedistill.networks.roles import Role
 from edgedistill.plugins import names, unknown
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
@@ -139,17 +141,43 @@ def load_student(path: str | Path) -> Student:
 def save_student(folder: Path, info: StudentInfo, teacher: Teacher, net: nn.Module) -> None:
     """Write a student dir whole or not at all.
 
+    A role's adapter is fused into the weights. Beside them, where the folder is a diffusers
+    pipeline, lora/ holds the adapter alone for `load_lora_weights` on the teacher's pipeline.
+
     Args:
         folder: Its place; an older student there is replaced.
         info: Goes to student.json.
         teacher: Supplies what surrounds the network.
-        net: The student's network.
+        net: The student's network, or a role that is one.
     """
     table = StepTable.from_json(info.step_table)
     with atomic_folder(folder) as work:
-        teacher.save(work, net, table)
+        teacher.save(work, net.fused() if isinstance(net, Role) else net, table)
+        usage = teacher.usage.format(steps=len(table.rows))
+        index = work / "model_index.json"
+        if isinstance(net, Role) and index.is_file():
+            (work / "lora").mkdir()
+            save_file(net.lora(), work / LORA, {"format": "pt"})
+            info = info.model_copy(update={"lora_scale": 1.0})
+            usage += _LORA_USAGE.format(scheduler=read_json(index)["scheduler"][1])
         write_json(work / "student.json", info.model_dump(mode="json"))
-        write_text(work / "README.md", _card(info, table, teacher.usage))
+        write_text(work / "README.md", _card(info, table, usage))
+
+
+LORA = "lora/pytorch_lora_weights.safetensors"
+
+_LORA_USAGE = """
+
+`lora/` holds the same student as a LoRA for its teacher, with this folder's scheduler:
+
+```python
+import torch
+from diffusers import DiffusionPipeline, {scheduler}
+
+pipe = DiffusionPipeline.from_pretrained(TEACHER).to(torch.float32)
+pipe.load_lora_weights(FOLDER + "/lora")
+pipe.scheduler = {scheduler}.from_pretrained(FOLDER, subfolder="scheduler")
+```"""
 
 
 def _card(info: StudentInfo, table: StepTable, usage: str) -> str:
@@ -163,5 +191,5 @@ tags:
 ---
 A {len(table.rows)}-step student of {info.teacher.get("name")}, distilled with {info.method}.
 
-{usage.format(steps=len(table.rows))}
+{usage}
 """

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from edgedistill import checkpoint
 from edgedistill.ema import EMA
 from edgedistill.metrics import Metrics
+from edgedistill.networks.roles import Adapter
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings
 from edgedistill.teachers.base import Source
 
@@ -52,7 +53,9 @@ class Train(Settings):
     clip: float = Field(1.0, gt=0)
     """Gradient norm above which gradients are scaled down."""
     ema: float = Field(0.999, ge=0, lt=1)
-    roles: Literal["copies"] = "copies"
+    roles: Literal["copies", "adapters"] = "copies"
+    """A network for each role, or one frozen base with a LoRA for each."""
+    adapter: Adapter = Adapter()
     seed: int = Field(0, ge=0)
     log_every: int = Field(50, gt=0)
     sample_every: int = Field(0, ge=0)

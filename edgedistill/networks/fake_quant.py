@@ -37,7 +37,7 @@ class Scheme:
 
     def blocked(self, weight: Tensor) -> bool:
         """Whether a weight (out, in, ...) is cut into blocks."""
-        return bool(self.block) and weight.ndim == 2 and weight.shape[1] % self.block == 0
+        return self.block is not None and weight.ndim == 2 and weight.shape[1] % self.block == 0
 
     def bits(self, weight: Tensor) -> int:
         """How many bits a weight (out, in, ...) gets."""

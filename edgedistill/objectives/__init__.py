@@ -26,9 +26,11 @@ __all__ = [
 ]
 
 OBJECTIVES = {
+    "decoder": "edgedistill.objectives.decoder:TinyDecoder",
     "dmd2": "edgedistill.objectives.dmd2:DMD2",
     "lcm": "edgedistill.objectives.lcm:LCM",
     "qat": "edgedistill.objectives.qat:QAT",
+    "shrink": "edgedistill.objectives.shrink:Shrink",
 }
 """Imported when asked for. Others join by the entry-point group `edgedistill.objectives`."""
 

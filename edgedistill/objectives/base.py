@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from edgedistill.denoiser import Condition, Denoiser, Guided
 from edgedistill.sampling import Boundary, StepTable
+
+if TYPE_CHECKING:
+    from edgedistill.compress.smaller import Smaller
 
 __all__ = ["Batch", "Losses", "Objective", "Optim", "Player", "Settings", "Setup"]
 
@@ -51,6 +54,9 @@ class Setup:
         example: One x0 batch (2, ...) and its condition, for shapes.
         init: Step table of the student that `student` starts from, None if it starts as the
             teacher.
+        core: Module path inside a net of the diffusers model.
+        smaller: How the student's core was made from the teacher's, None if it is as large.
+        autoencoder: The teacher's, between pictures and x0; None where x0 is the data itself.
     """
 
     teacher: Denoiser | Guided
@@ -62,6 +68,9 @@ class Setup:
     tap: str
     example: tuple[Tensor, Condition]
     init: StepTable | None = None
+    core: str = ""
+    smaller: Smaller | None = None
+    autoencoder: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,8 @@ class Objective(ABC):
     """A method. Subclasses sit one to a file with their `Config` inside."""
 
     name: ClassVar[str]
+    product: ClassVar[str] = "student"
+    """What the run makes: a student dir, or a decoder that students may name."""
     Config: ClassVar[type[Settings]]
     """Hyperparameters, with the paper's defaults."""
 

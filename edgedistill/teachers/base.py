@@ -51,10 +51,13 @@ class Teacher(ABC):
         licences: Licences of weights and data, for student.json.
         usage: How a student folder is used, for its card; {steps} is filled in.
         tap: Module path inside the net whose output serves as features, "" if none.
+        core: Module path inside the net of the diffusers model that can be made smaller.
+        autoencoder: Between pictures and x0; None where x0 is the data itself.
     """
 
     family: ClassVar[str]
     tap: ClassVar[str] = ""
+    core: ClassVar[str] = ""
     usage: ClassVar[str] = "Sample it with `edgedistill generate FOLDER`."
     name: str
     path: str
@@ -62,6 +65,7 @@ class Teacher(ABC):
     net: nn.Module
     sample_shape: tuple[int, ...]
     licences: list[str]
+    autoencoder: nn.Module | None = None
 
     @classmethod
     @abstractmethod
@@ -88,6 +92,10 @@ class Teacher(ABC):
     @abstractmethod
     def decode(self, x0: Tensor) -> Tensor:
         """x0 -> pictures (N, 3, H, W) in [-1, 1], or the points themselves in the plane."""
+
+    def use_decoder(self, folder: str) -> None:
+        """Decode with the autoencoder in `folder` from now on; ValueError if it does not fit."""
+        raise ValueError(f"{self.family} teachers have no decoder to replace with {folder!r}")
 
     @abstractmethod
     def source(self) -> Source | None:

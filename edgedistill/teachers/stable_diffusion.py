@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderTiny,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     LCMScheduler,
@@ -84,6 +85,7 @@ class StableDiffusion(Teacher):
 
     family = "stable_diffusion"
     tap = "unet.mid_block"
+    core = "unet"
     usage = """Guidance is in the weights, so guidance_scale is 1:
 
 ```python
@@ -112,8 +114,8 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         size = config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         self.sample_shape = (config.in_channels, height, width)
-        vae = pipeline.vae.config
-        self.decoder = Decoder(pipeline.vae, vae.scaling_factor, vae.shift_factor or 0.0)
+        self.autoencoder = pipeline.vae
+        self.decoder = _decoder(pipeline.vae)
         self.text_encoder = TextEncoder(pipeline.text_encoder)
         self.licences = _licences(Path(path))
         self._cache = PromptCache()
@@ -182,6 +184,22 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
     def decode(self, x0: Tensor) -> Tensor:
         return torch.cat([self.decoder(piece) for piece in torch.split(x0, 32)])
 
+    def use_decoder(self, folder: str) -> None:
+        try:
+            vae = AutoencoderTiny.from_pretrained(folder, use_safetensors=True)
+        except (OSError, ValueError, SafetensorError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise ValueError(f"cannot load decoder {folder!r}: {first}") from error
+        channels = vae.config.latent_channels
+        if channels != self.sample_shape[0]:
+            raise ValueError(
+                f"decoder {folder!r} is for latents of {channels} channels, "
+                f"{self.name} has {self.sample_shape[0]}"
+            )
+        vae.eval().requires_grad_(False).to(self.device)
+        self.pipeline.register_modules(vae=vae)
+        self.decoder = _decoder(vae)
+
     def source(self) -> Source | None:
         folder = Path(self.path)
         latents, prompts = folder / "data.safetensors", folder / "prompts.json"
@@ -235,6 +253,12 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             "scaling_factor": self.decoder.scaling_factor,
             "shift_factor": self.decoder.shift_factor,
         }
+
+
+def _decoder(vae: Any) -> Decoder:
+    """An AutoencoderKL or AutoencoderTiny; the latter's config knows no shift."""
+    config = vae.config
+    return Decoder(vae, config.scaling_factor, getattr(config, "shift_factor", None) or 0.0)
 
 
 def _schedulers(table: StepTable, n: int) -> Iterator[tuple[Any, dict[str, Any]]]:

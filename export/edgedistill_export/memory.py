@@ -51,7 +51,7 @@ class WeightsOnDisk:
                 file.write(bytes(-file.tell() % mmap.ALLOCATIONGRANULARITY))
                 places.append(file.tell())
                 flat = parameter.detach().cpu().contiguous().view(-1).view(torch.uint8)
-                file.write(memoryview(flat.numpy()))
+                file.write(flat.numpy().data)
             file.flush()
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if places else None
         for parameter, place in zip(parameters, places, strict=True):

@@ -130,7 +130,7 @@ def scan(
         if progress:
             progress(done, len(used), path)
         size = sum(p.numel() for n, p in module.named_parameters() if n == "weight")
-        bits = SCHEMES[scheme].bits(module.weight)
+        bits = SCHEMES[scheme].bits(module.get_parameter("weight"))
         costs.append(Cost(graph=graph, layer=path, weights=size, bits=bits, mse=cost([module])))
     graphs = student.teacher.graphs().values()
     total = sum({id(p): p.numel() for g in graphs for p in g.module.parameters()}.values())

@@ -1,0 +1,153 @@
+"""The `compress` section of a recipe, and what becomes of a network by it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from edgedistill.compress.criteria import plan_for_budget, removal_costs
+from edgedistill.compress.plan import Plan, build, source
+from edgedistill.compress.presets import preset
+from edgedistill.compress.units import without
+from edgedistill.compress.width import narrower
+from edgedistill.objectives.base import Settings
+
+__all__ = ["Compress", "Smaller", "choose", "record"]
+
+
+class Compress(Settings):
+    """A smaller student: fewer blocks by preset, list or budget, then narrower ones."""
+
+    preset: str = ""
+    """A key of `presets.PRESETS`."""
+    remove: tuple[str, ...] = ()
+    """Units to remove by name, as `units.units` lists them."""
+    budget: float = Field(1.0, gt=0, le=1)
+    """Share of the parameters that blocks chosen by the criterion (the change of the output on
+    the student's own steps, `criteria.removal_costs`) may keep."""
+    width: float = Field(1.0, gt=0, le=1)
+    """Share of the channels that stay in what is left."""
+    first: int = Field(0, ge=0)
+    """Steps in which the smaller student learns the teacher's outputs and features, before the
+    method begins: size first, then steps."""
+    joint: float = Field(0.0, ge=0)
+    """Weight of the feature term afterwards, beside the method's own loss: with first=0, size and
+    steps are learned jointly."""
+    features: float = Field(1.0, ge=0)
+    """Weight of the feature term in the first steps."""
+    taps: str | tuple[str, ...] = "blocks"
+    """Whose features: a key of `objectives.shrink.TAPS`, or module paths in the student."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Compress:
+        ways = [bool(self.preset), bool(self.remove), self.budget < 1]
+        if sum(ways) > 1:
+            raise ValueError("name one of preset, remove and budget")
+        return self
+
+    @property
+    def active(self) -> bool:
+        """Whether anything goes."""
+        return bool(self.preset or self.remove) or self.budget < 1 or self.width < 1
+
+
+@dataclass(frozen=True)
+class Smaller:
+    """A network made smaller in one or more steps.
+
+    Attributes:
+        net: The result.
+        plans: The steps.
+    """
+
+    net: nn.Module
+    plans: tuple[Plan, ...]
+
+    @classmethod
+    def make(cls, plans: Sequence[Plan], net: nn.Module) -> Smaller:
+        """Take the steps from `net`."""
+        for plan in plans:
+            net = build(plan, net)
+        return cls(net, tuple(plans))
+
+    def origin(self, path: str) -> str:
+        """Where the module at `path` comes from in the old network."""
+        for plan in reversed(self.plans):
+            path = source(plan.sources, path)
+        return path
+
+    def channels(self, path: str) -> list[int] | None:
+        """Which channels of its origin the module at `path` puts out; None if all."""
+        kept: list[int] | None = None
+        for plan in reversed(self.plans):
+            index = _rows(plan, self.net, path)
+            if index is not None:
+                kept = index if kept is None else [index[i] for i in kept]
+            path = source(plan.sources, path)
+        return kept
+
+
+def _rows(plan: Plan, net: nn.Module, path: str) -> list[int] | None:
+    """What the last layer of a module writes: in diffusers' blocks that is what they put out."""
+    layers = [
+        f"{path}.{name}"
+        for name, weight in net.get_submodule(path).named_parameters()
+        if weight.ndim > 1
+    ]
+    names = plan.cuts[layers[-1]][0] if layers and layers[-1] in plan.cuts else []
+    index: list[int] = []
+    offset = 0
+    for name in names:
+        index += [offset + i for i in plan.channels[name].keep]
+        offset += plan.channels[name].size
+    return index or None
+
+
+def choose(
+    section: Compress, net: nn.Module, calls: Callable[[], Sequence[Mapping[str, Any]]]
+) -> Smaller:
+    """What a section makes of a diffusers network.
+
+    Args:
+        section: The choices.
+        net: The network.
+        calls: Gives keyword inputs of `net` for the criterion, where one is needed.
+
+    Raises:
+        ValueError: If it does not fit the network.
+    """
+    plans = []
+    if section.preset:
+        plans.append(preset(section.preset, net))
+    elif section.remove:
+        plans.append(without(net, section.remove))
+    elif section.budget < 1:
+        plans.append(plan_for_budget(net, removal_costs(net, calls()), section.budget))
+    smaller = Smaller.make(plans, net)
+    if section.width < 1:
+        plans.append(narrower(smaller.net, section.width))
+        smaller = Smaller(build(plans[-1], smaller.net), tuple(plans))
+    return smaller
+
+
+@torch.no_grad()
+def record(core: nn.Module, run: Callable[[], Any]) -> list[dict[str, Tensor]]:
+    """The keyword inputs with which `run` calls `core`."""
+    calls: list[dict[str, Tensor]] = []
+    signature = inspect.signature(core.forward)
+
+    def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+        calls.append(dict(signature.bind(*args, **kwargs).arguments))
+
+    hook = core.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        run()
+    finally:
+        hook.remove()
+    return calls

@@ -1,0 +1,186 @@
+"""The smaller network's lessons: features by path, cut channels, and the order of two stages."""
+
+import pytest
+import torch
+from torch import nn
+
+from edgedistill.compress import Plan, build
+from edgedistill.compress.smaller import Compress, Smaller, choose, record
+from edgedistill.networks.taps import Taps
+from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Setup
+from edgedistill.objectives.shrink import Shrink, SizeFirst, feature_loss, tap_paths
+from edgedistill.teachers.stable_diffusion import StableDiffusion
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_sd):
+    return StableDiffusion.load(str(tiny_sd))
+
+
+def setup(teacher, section, guidance=1.0):
+    student = teacher.spawn(torch.Generator())
+    core = student.net.unet
+    smaller = choose(section, core, list) if section.active else None
+    if smaller:
+        student.net.unet = smaller.net
+    return Setup(
+        teacher=teacher.guided(guidance),
+        student=student,
+        spawn=lambda: teacher.spawn(),
+        times=torch.tensor([1.0, 0.0]),
+        sampler="renoise",
+        optim=Optim(),
+        tap="",
+        example=(torch.zeros(2, 4, 4, 4), {}),
+        core="unet",
+        smaller=smaller,
+    )
+
+
+def batch(teacher, n=3):
+    generator = torch.Generator().manual_seed(1)
+    x0 = torch.randn(n, 4, 4, 4, generator=generator)
+    return Batch(x0, teacher.encode(["red"] * n), generator, generator)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.one = nn.Conv2d(1, 1, 1), nn.Conv1d(1, 1, 1)
+
+
+def test_taps_keep_what_modules_put_out_inside_the_context_only():
+    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    taps, x = Taps(net, ["0", "1"]), torch.randn(4, 2)
+    net(x)
+    with pytest.raises(RuntimeError, match="0 was not called"):
+        taps.take()
+    with taps:
+        net(x)
+    first, second = taps.take()
+    assert torch.equal(first, net[0](x))
+    assert torch.equal(second, net(x))
+    with pytest.raises(ValueError, match=r"no module 'conv1' in Net; nearest: conv, "):
+        Taps(Net(), ["conv1"])
+
+
+def test_features_are_held_against_their_own_size():
+    theirs = [torch.full((2, 3), 100.0), torch.full((5,), 0.01)]
+    ours = [torch.full((2, 3), 110.0), torch.full((5,), 0.012)]
+    assert feature_loss(ours, theirs).item() == pytest.approx((0.01 + 0.04) / 2, rel=1e-5)
+
+
+def test_paths_by_kind(teacher):
+    unet = teacher.net.unet
+    blocks = ["down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1"]
+    assert sorted(tap_paths(unet, "blocks")) == sorted(blocks)
+    attention = tap_paths(unet, "attention")
+    assert attention
+    assert all(path.endswith("transformer_blocks.0.attn1") for path in attention)
+    with pytest.raises(ValueError, match=r"unknown taps 'block'.*did you mean 'blocks'"):
+        tap_paths(unet, "block")
+    with pytest.raises(ValueError, match="no modules of the kind 'blocks'"):
+        tap_paths(nn.Linear(2, 2), "blocks")
+
+
+@pytest.mark.parametrize("taps", ["blocks", "attention"])
+def test_the_teacher_itself_has_no_output_or_feature_loss(teacher, taps):
+    losses = Shrink(Shrink.Config(taps=taps, task=0), setup(teacher, Compress())).loss(
+        "student", batch(teacher)
+    )
+    assert losses.total.item() == pytest.approx(0, abs=1e-9)
+    assert losses.logs["task"] > 0.1
+
+
+def test_a_smaller_student_is_taught_by_the_blocks_it_came_from(teacher):
+    section = Compress(remove=("mid_block",))
+    given = setup(teacher, section)
+    shrink = Shrink(Shrink.Config(), given)
+    losses = shrink.loss("student", batch(teacher))
+    losses.total.backward()
+    # Blocks ahead of the removed one still agree with the teacher's, those behind do not.
+    features = losses.logs["features"].item()
+    assert features > 1e-3
+    only = Shrink(Shrink.Config(task=0, output=0, taps=("down_blocks.0", "down_blocks.1")), given)
+    assert only.loss("student", batch(teacher)).total.item() == pytest.approx(0, abs=1e-9)
+    assert all(p.grad is None for p in teacher.net.parameters())
+
+
+def test_channels_of_a_narrower_student_are_compared_with_those_they_came_from(teacher):
+    smaller = choose(Compress(width=0.5), teacher.net.unet, list)
+    wide = teacher.net.unet.down_blocks[1].resnets[0].conv2.weight
+    kept = smaller.channels("down_blocks.1")
+    assert kept is not None
+    assert len(kept) == 16
+    narrow = smaller.net.down_blocks[1].resnets[0].conv2.weight
+    inside = smaller.channels("down_blocks.1.resnets.0.conv1")
+    assert torch.equal(narrow, wide[kept][:, inside])
+    given = setup(teacher, Compress(width=0.5))
+    for taps in ("blocks", "attention"):
+        losses = Shrink(Shrink.Config(taps=taps), given).loss("student", batch(teacher))
+        assert torch.isfinite(losses.total)
+
+
+def test_origins_go_back_through_every_step():
+    smaller = Smaller(nn.Identity(), (Plan({}, {"a.0": "a.2"}), Plan({}, {"b": "a.0"})))
+    assert smaller.origin("b.conv") == "a.2.conv"
+    assert smaller.origin("c") == "c"
+
+
+def test_a_section_names_one_way():
+    with pytest.raises(ValueError, match="one of preset, remove and budget"):
+        Compress(preset="bk-sdm-small", budget=0.5)
+    assert not Compress(first=3).active
+    assert Compress(width=0.9).active
+
+
+def test_a_budget_is_met_on_recorded_calls(teacher):
+    unet, cond = teacher.net.unet, teacher.encode(["red"])
+    x = torch.randn(1, 4, 4, 4)
+
+    def calls():
+        return record(unet, lambda: teacher.denoiser(x, torch.tensor(0.5), cond))
+
+    (call,) = calls()
+    assert set(call) >= {"sample", "timestep", "encoder_hidden_states"}
+    smaller = choose(Compress(budget=0.7), unet, calls)
+    whole = sum(p.numel() for p in unet.parameters())
+    assert sum(p.numel() for p in smaller.net.parameters()) <= 0.7 * whole
+    again = build(smaller.plans[0], unet)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again.parameters(), smaller.net.parameters(), strict=True)
+    )
+
+
+class Counting(Objective):
+    """Notes what it is asked."""
+
+    name = "counting"
+
+    def __init__(self, label):
+        self.label, self.seen = label, []
+
+    def players(self):
+        net = nn.Linear(1, 1)
+        return [Player("fake_score", net, Optim(), start=2), Player("student", net, Optim(), 3)]
+
+    def loss(self, player, batch):
+        self.seen.append((player, batch.step))
+        return Losses(torch.tensor(1.0), {self.label: torch.tensor(2.0)})
+
+
+def test_size_comes_first_and_the_method_counts_from_there(teacher):
+    method, shrink = Counting("steps"), Counting("size")
+    both = SizeFirst(method, shrink, 4, beside=None)
+    turns = {p.name: [s for s in range(12) if p.plays(s)] for p in both.players()}
+    assert turns == {"fake_score": list(range(6, 12)), "student": [0, 1, 2, 3, 5, 8, 11]}
+    for step in (3, 4):
+        both.loss("student", Batch(torch.zeros(1), {}, None, None, step))
+    assert shrink.seen == [("student", 3)]
+    assert method.seen == [("student", 0)]
+    joint = SizeFirst(method, shrink, 0, beside=Counting("beside"))
+    losses = joint.loss("student", Batch(torch.zeros(1), {}, None, None, 0))
+    assert losses.total == 2.0
+    assert set(losses.logs) == {"steps", "beside"}
+    assert joint.loss("fake_score", Batch(torch.zeros(1), {}, None, None, 0)).total == 1.0
