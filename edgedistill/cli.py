@@ -130,6 +130,10 @@ def export(
     fused: Annotated[
         bool, typer.Option("--fused", help="One graph from prompt and noise to the picture.")
     ] = False,
+    depth: Annotated[str, typer.Option(help="Which depth of an elastic student.")] = "",
+    decoder: Annotated[
+        Path | None, typer.Option(help="A decoder folder in place of the student's own.")
+    ] = None,
     strict: Annotated[bool, typer.Option(help="Refuse a bundle below the parity floor.")] = True,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Also what is up to date.")] = False,
 ) -> None:
@@ -149,6 +153,8 @@ def export(
         min_psnr=min_psnr,
         max_size=max_size,
         fused=fused,
+        depth=depth,
+        decoder=decoder,
         strict=strict,
     )
     wanted = pairs(target or ["ort"], precision or [])

@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,13 +14,14 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
 from edgedistill import recipe as recipes
-from edgedistill.compress import Plan
-from edgedistill.compress.smaller import Compress, Smaller, choose, record
+from edgedistill.compress import Plan, count
+from edgedistill.compress.smaller import Compress, Smaller, choose, depths, record
 from edgedistill.data import find_captions, open_source
 from edgedistill.denoiser import Denoiser
 from edgedistill.files import atomic_folder, read_json, write_json, write_text
 from edgedistill.networks.roles import Role, adapt, find_layers
 from edgedistill.objectives.base import Objective, Setup
+from edgedistill.objectives.elastic import Elastic
 from edgedistill.objectives.shrink import Shrink, SizeFirst
 from edgedistill.recipe import Recipe
 from edgedistill.report.pictures import save_samples
@@ -38,6 +39,9 @@ RESUMABLE = {
     "train.checkpoint_every",
 }
 """Keys that may differ when a run is taken up again."""
+
+PLANS = "compress.json"
+"""In a run dir: how the student was made smaller."""
 
 Say = Callable[[str], None]
 Progress = Callable[[int, "dict[str, float] | None"], None]
@@ -98,6 +102,7 @@ class Run:
         if self.init is not None:
             student.net = self.init.net.to(device).requires_grad_(True)
         smaller = self._smaller(student)
+        self.depths = self._depths(student)
         x0, cond = self.source.draw(2, torch.Generator().manual_seed(recipe.train.seed))
         setup = Setup(
             teacher=teacher.guided(recipe.teacher.guidance),
@@ -118,30 +123,59 @@ class Run:
             # Networks of the method's own, such as heads, draw their weights from the global one.
             torch.manual_seed(recipe.train.seed)
             method = recipe.method()(recipe.method_config(), setup)
-            return _ordered(method, setup, recipe.compress) if smaller else method
+            if smaller:
+                return _ordered(method, setup, recipe.compress)
+            return Elastic(method, setup, self.depths) if self.depths else method
 
     def _smaller(self, student: Denoiser) -> Smaller | None:
         """Make the student's network smaller as the recipe says; the same again when resumed."""
         section, teacher = self.recipe.compress, self.teacher
         if not section.active:
             return None
-        if not teacher.core:
-            raise ValueError(f"compress: {teacher.family} teachers have no blocks to remove")
-        if self.recipe.train.roles == "adapters":
-            raise ValueError(
-                "compress: a smaller student has no base to share; choose train.roles=copies"
-            )
-        core, file = student.net.get_submodule(teacher.core), self.folder / "compress.json"
-        if file.is_file():
-            plans = [Plan.from_json(plan) for plan in read_json(file)["plans"]]
-            smaller = Smaller.make(plans, core)
+        core, kept = self._core(student), self._kept_plans()
+        if kept:
+            smaller = Smaller.make(list(kept.values()), core)
         else:
             smaller = choose(section, core, lambda: self._calls(student, core))
-            write_json(file, {"plans": [plan.to_json() for plan in smaller.plans]})
+            self._keep_plans({str(i): plan for i, plan in enumerate(smaller.plans)})
         student.net.set_submodule(teacher.core, smaller.net.requires_grad_(True))
         left = parameters(student.net)
         self._say(f"compressed to {left:,} parameters, {left / parameters(teacher.net):.0%}")
         return smaller
+
+    def _depths(self, student: Denoiser) -> dict[str, Plan]:
+        """The smaller students inside this one; the same again when resumed."""
+        section = self.recipe.compress
+        if not section.elastic:
+            return {}
+        core, plans = self._core(student), self._kept_plans()
+        if not plans:
+            plans = depths(section, core, lambda: self._calls(student, core))
+            self._keep_plans(plans)
+        for name, plan in plans.items():
+            left = count(plan, core)
+            self._say(f"depth {name}: {left:,} parameters, {left / parameters(core):.0%}")
+        return plans
+
+    def _core(self, student: Denoiser) -> nn.Module:
+        """What of the student can be made smaller."""
+        if not self.teacher.core:
+            raise ValueError(f"compress: {self.teacher.family} teachers have no blocks to remove")
+        if self.recipe.train.roles == "adapters":
+            raise ValueError(
+                "compress: a smaller student has no base to share; choose train.roles=copies"
+            )
+        return student.net.get_submodule(self.teacher.core)
+
+    def _kept_plans(self) -> dict[str, Plan]:
+        file = self.folder / PLANS
+        if not file.is_file():
+            return {}
+        return {name: Plan.from_json(plan) for name, plan in read_json(file)["plans"].items()}
+
+    def _keep_plans(self, plans: Mapping[str, Plan]) -> None:
+        data = {name: plan.to_json() for name, plan in plans.items()}
+        write_json(self.folder / PLANS, {"schema_version": 1, "plans": data})
 
     def _calls(self, student: Denoiser, core: nn.Module) -> list[dict[str, Tensor]]:
         """What the network sees at the student's times."""
@@ -229,6 +263,7 @@ class Run:
                 "licences": teacher.licences,
             },
             recipe=self.recipe.model_dump(mode="json"),
+            depths={name: plan.to_json() for name, plan in self.depths.items()},
         )
 
 

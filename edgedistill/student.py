@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from edgedistill.compress.plan import Plan, build
 from edgedistill.denoiser import Condition
 from edgedistill.files import atomic_folder, read_json, write_json, write_text
 from edgedistill.networks.roles import Role
@@ -62,6 +63,8 @@ class StudentInfo(BaseModel):
     schedule: dict[str, Any]
     guidance: Guidance
     lora_scale: float | None = None
+    depths: dict[str, dict[str, Any]] = {}
+    """Plans of the smaller students inside this one, by name."""
     latent: dict[str, Any]
     teacher: dict[str, Any]
     recipe: dict[str, Any]
@@ -86,7 +89,9 @@ class Student:
     @cached_property
     def sha256(self) -> str:
         """Hash over all that decides what the student draws: not its figures or its card."""
-        drawn = self.info.model_dump_json(exclude={"evaluation"})
+        # Depths that are not there do not change the hash of what was made before there were any.
+        left_out = {"evaluation"} | ({"depths"} if not self.info.depths else set())
+        drawn = self.info.model_dump_json(exclude=left_out)
         digest = hashlib.sha256(drawn.encode())
         for file in sorted(self.path.rglob("*")):
             kept = file.suffix in (".json", ".safetensors", ".txt") and file.name != "student.json"
@@ -94,6 +99,15 @@ class Student:
                 digest.update(file.relative_to(self.path).as_posix().encode())
                 digest.update(hashlib.sha256(file.read_bytes()).digest())
         return digest.hexdigest()
+
+    def use_depth(self, name: str) -> None:
+        """Become the smaller student called `name`; ValueError names those there are."""
+        if name not in self.info.depths:
+            raise unknown("depth", name, self.info.depths or ["none: this student has one depth"])
+        core = self.teacher.core
+        plan = Plan.from_json(self.info.depths[name])
+        self.net.set_submodule(core, build(plan, self.net.get_submodule(core)))
+        self.net.requires_grad_(False)
 
     @torch.no_grad()
     def sample(self, cond: Condition, noise: Sequence[Tensor]) -> Tensor:

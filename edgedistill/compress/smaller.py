@@ -18,7 +18,7 @@ from edgedistill.compress.units import without
 from edgedistill.compress.width import narrower
 from edgedistill.objectives.base import Settings
 
-__all__ = ["Compress", "Smaller", "choose", "record"]
+__all__ = ["Compress", "Smaller", "choose", "depths", "record"]
 
 
 class Compress(Settings):
@@ -33,6 +33,9 @@ class Compress(Settings):
     the student's own steps, `criteria.removal_costs`) may keep."""
     width: float = Field(1.0, gt=0, le=1)
     """Share of the channels that stay in what is left."""
+    elastic: dict[str, float] = Field(default_factory=dict)
+    """Further depths of one student by name, each the share of the parameters that blocks chosen
+    by the criterion may keep: trained in turns on one set of weights, chosen at export."""
     first: int = Field(0, ge=0)
     """Steps in which the smaller student learns the teacher's outputs and features, before the
     method begins: size first, then steps."""
@@ -49,6 +52,11 @@ class Compress(Settings):
         ways = [bool(self.preset), bool(self.remove), self.budget < 1]
         if sum(ways) > 1:
             raise ValueError("name one of preset, remove and budget")
+        if self.elastic and (self.active or self.first or self.joint):
+            raise ValueError("elastic depths are those of a whole student; name nothing else")
+        for name in self.elastic:
+            if not name.isidentifier():
+                raise ValueError(f"elastic: {name!r} is no name of letters, digits and _")
         return self
 
     @property
@@ -134,6 +142,16 @@ def choose(
         plans.append(narrower(smaller.net, section.width))
         smaller = Smaller(build(plans[-1], smaller.net), tuple(plans))
     return smaller
+
+
+def depths(
+    section: Compress, net: nn.Module, calls: Callable[[], Sequence[Mapping[str, Any]]]
+) -> dict[str, Plan]:
+    """The elastic depths of a section by name; arguments and errors as `choose`."""
+    if not section.elastic:
+        return {}
+    costs = removal_costs(net, calls())
+    return {name: plan_for_budget(net, costs, budget) for name, budget in section.elastic.items()}
 
 
 @torch.no_grad()

@@ -75,6 +75,8 @@ class Settings:
             mean PSNR of the sample is at least this, in dB.
         max_size: Leave as many there as fit into so many MiB of weights.
         fused: Compile the whole student, its steps unrolled, as one graph.
+        depth: Which of an elastic student's depths; "" is the whole.
+        decoder: A decoder folder, as method `decoder` makes them, in place of the student's own.
         strict: Fail under the parity floor; else write the bundle with `passed` false.
     """
 
@@ -86,7 +88,15 @@ class Settings:
     min_psnr: float | None = None
     max_size: float | None = None
     fused: bool = False
+    depth: str = ""
+    decoder: Path | None = None
     strict: bool = True
+
+    @property
+    def suffix(self) -> str:
+        """What tells such a bundle from the plain one by name."""
+        parts = [self.depth, "fused" if self.fused else "", "decoder" if self.decoder else ""]
+        return "".join(f"-{part}" for part in parts if part)
 
     def sha256(self, student: Student, target: Target, precision: str, options: Options) -> str:
         """Hash over everything a bundle is made from, but for the versions of the SDKs."""
@@ -98,15 +108,15 @@ class Settings:
             "keep": {name: sorted(paths) for name, paths in sorted(self.keep.items())},
             "budget": [self.min_psnr, self.max_size],
             "fused": self.fused,
+            "depth": self.depth,
+            "decoder": self.decoder and [schema.sha256(f) for f in sorted(self.decoder.iterdir())],
         }
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
-def default_place(
-    student: str | Path, target: str, precision: str, *, fused: bool = False
-) -> Path:
+def default_place(student: str | Path, target: str, precision: str, suffix: str = "") -> Path:
     """Where a bundle goes unless told otherwise: bundles/TARGET-PRECISION beside the student."""
-    return Path(student).parent / "bundles" / f"{target}-{precision}{'-fused' if fused else ''}"
+    return Path(student).parent / "bundles" / f"{target}-{precision}{suffix}"
 
 
 def export_student(
@@ -148,7 +158,11 @@ def export_student(
     goal.check(precision)
     options = goal.options(settings.options)
     student = load_student(student_dir)
-    place = default_place(student.path, target, precision, fused=settings.fused)
+    if settings.depth:
+        student.use_depth(settings.depth)
+    if settings.decoder:
+        student.teacher.use_decoder(str(settings.decoder))
+    place = default_place(student.path, target, precision, settings.suffix)
     place = Path(out) if out else place
     if place.exists() and not (place / schema.FILE_NAME).is_file() and any(place.iterdir()):
         raise ValueError(f"{place}: exists and is no bundle; choose another place")

@@ -25,7 +25,7 @@ class Row:
     """One export.
 
     Attributes:
-        name: TARGET-PRECISION, and -fused where it is.
+        name: TARGET-PRECISION, and what tells it from the plain one.
         place: The bundle dir, None if there is none.
         seconds: The whole export, proof included.
         size_mb: All files, MiB.
@@ -80,7 +80,7 @@ def export_many(
     """Export to each (target, precision) in turn; one that fails its parity stops no other."""
     rows = []
     for index, (target, precision) in enumerate(wanted):
-        name = f"{target}-{precision}{'-fused' if settings.fused else ''}"
+        name = f"{target}-{precision}{settings.suffix}"
 
         def tell(done: int, total: int, what: str, index: int = index, name: str = name) -> None:
             if progress:

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from edgedistill.compress import Plan, build
+from edgedistill.compress import Plan, build, without
 from edgedistill.compress.smaller import Compress, Smaller, choose, record
 from edgedistill.networks.taps import Taps
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Setup
+from edgedistill.objectives.elastic import Elastic
 from edgedistill.objectives.shrink import Shrink, SizeFirst, feature_loss, tap_paths
 from edgedistill.teachers.stable_diffusion import StableDiffusion
 
@@ -184,3 +185,56 @@ def test_size_comes_first_and_the_method_counts_from_there(teacher):
     assert losses.total == 2.0
     assert set(losses.logs) == {"steps", "beside"}
     assert joint.loss("fake_score", Batch(torch.zeros(1), {}, None, None, 0)).total == 1.0
+
+
+class Calling(Objective):
+    """A loss that is the student's mean output."""
+
+    name = "calling"
+
+    def __init__(self, setup):
+        self.setup = setup
+
+    def players(self):
+        return [Player("student", self.setup.student, Optim())]
+
+    def loss(self, player, batch):
+        out = self.setup.student.output(batch.x0, torch.tensor(0.5), batch.cond)
+        return Losses(out.square().mean())
+
+
+def test_depths_take_turns_on_one_set_of_weights(teacher):
+    given = setup(teacher, Compress())
+    whole = given.student.net.unet
+    plan = without(whole, ["mid_block"])
+    elastic = Elastic(Calling(given), given, {"small": plan})
+    shared = batch(teacher)
+    losses = {}
+    for seed in range(8):
+        drawn = Batch(shared.x0, shared.cond, None, torch.Generator().manual_seed(seed))
+        found = elastic.loss("student", drawn)
+        losses |= {name: value.item() for name, value in found.logs.items()}
+        assert given.student.net.unet is whole
+    assert set(losses) == {"loss_whole", "loss_small"}
+    given.student.net.unet = build(plan, whole)
+    alone = Calling(given).loss("student", shared).total.item()
+    assert losses["loss_small"] == pytest.approx(alone, rel=1e-5)
+    # Training the small one trains the whole one's weights, but for the block that it lacks.
+    given.student.net.unet = whole
+    depth = elastic.depths["small"]
+    assert depth.conv_in.weight is whole.conv_in.weight
+    drawn = next(s for s in range(8) if torch.randint(2, (), generator=_seeded(s)) == 1)
+    elastic.loss("student", Batch(shared.x0, shared.cond, None, _seeded(drawn))).total.backward()
+    assert whole.conv_in.weight.grad is not None
+    assert whole.mid_block.resnets[0].conv1.weight.grad is None
+
+
+def _seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_elastic_depths_stand_alone():
+    with pytest.raises(ValueError, match="name nothing else"):
+        Compress(elastic={"small": 0.5}, width=0.5)
+    with pytest.raises(ValueError, match=r"'\.\./x' is no name"):
+        Compress(elastic={"../x": 0.5})

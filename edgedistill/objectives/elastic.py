@@ -1,0 +1,65 @@
+"""One student of several depths: one set of weights, trained as each, chosen at export.
+
+Yu et al. 2019, "Slimmable Neural Networks" (arXiv 1812.08928), in depth instead of width: networks
+that are parts of one another share their weights and take turns. The target of methods that have
+one stays the whole network, which so teaches its parts (Yu & Huang 2019, "Universally Slimmable
+Networks", arXiv 1903.05134, Sec. 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from edgedistill.compress.plan import Plan, share
+from edgedistill.objectives.base import Batch, Losses, Objective, Player, Setup
+from edgedistill.sampling import Boundary, StepTable
+
+__all__ = ["Elastic"]
+
+
+class Elastic(Objective):
+    """A method whose student is another of its depths in each turn, the same on all ranks.
+
+    Args:
+        method: The method, on the whole student.
+        setup: What it was made from.
+        plans: The further depths by name.
+    """
+
+    name = "elastic"
+
+    def __init__(self, method: Objective, setup: Setup, plans: Mapping[str, Plan]) -> None:
+        self.method, self.net, self.core = method, setup.student.net, setup.core
+        whole = self.net.get_submodule(self.core)
+        self.depths = {"": whole, **{name: share(plan, whole) for name, plan in plans.items()}}
+
+    def players(self) -> list[Player]:
+        return self.method.players()
+
+    def loss(self, player: str, batch: Batch) -> Losses:
+        if player != "student":
+            return self.method.loss(player, batch)
+        index = int(torch.randint(len(self.depths), (), generator=batch.shared))
+        name = list(self.depths)[index]
+        self.net.set_submodule(self.core, self.depths[name])
+        try:
+            losses = self.method.loss(player, batch)
+        finally:
+            self.net.set_submodule(self.core, self.depths[""])
+        label = f"loss_{name}" if name else "loss_whole"
+        return Losses(losses.total, {**losses.logs, label: losses.total.detach()})
+
+    def updated(self, player: str) -> None:
+        self.method.updated(player)
+
+    def followers(self) -> dict[str, nn.Module]:
+        return self.method.followers()
+
+    def table(self) -> StepTable | None:
+        return self.method.table()
+
+    def boundary(self) -> Boundary | None:
+        return self.method.boundary()

@@ -1,0 +1,110 @@
+"""Runs that make the student smaller: whole ones, on a tiny teacher."""
+
+import json
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from edgedistill.compress import units
+from edgedistill.distill import open_run
+from edgedistill.recipe import resolve
+from edgedistill.student import load_student
+from edgedistill.teachers.stable_diffusion import StableDiffusion
+
+SMALL = {"remove": ["mid_block"], "width": 0.5}
+
+
+@pytest.fixture
+def distil(tiny_sd, tmp_path):
+    """A function that runs a recipe of a few steps and returns its run dir."""
+    (tmp_path / "prompts.txt").write_text("red\nblue\n")
+
+    def run(name="a", family="stable_diffusion", path=None, resume=False, steps=3, **sections):
+        recipe = {
+            "name": "tiny",
+            "teacher": {"family": family, "path": str(path or tiny_sd), "steps": 2},
+            "student": {"steps": 2},
+            "objective": {"name": "lcm"},
+            "data": {"prompts": str(tmp_path / "prompts.txt"), "samples": 4},
+            "train": {"steps": steps, "batch_size": 2, "checkpoint_every": 2},
+        }
+        for key, value in sections.items():
+            recipe[key] = {**recipe.get(key, {}), **value}
+        lines = []
+        folder = tmp_path / "runs" / name
+        made = open_run(resolve(recipe), str(folder), resume, lines.append, tmp_path / "runs")
+        if resume:
+            made.restore()
+        made.train(lambda step, figures: None)
+        return folder, lines
+
+    return run
+
+
+def parameters(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+def test_a_smaller_student_opens_in_plain_diffusers(distil, tiny_sd):
+    folder, lines = distil(compress={**SMALL, "first": 2})
+    unet = DiffusionPipeline.from_pretrained(folder / "student").unet
+    assert unet.mid_block is None
+    assert tuple(unet.config.block_out_channels) == (8, 16)
+    whole = parameters(StableDiffusion.load(str(tiny_sd)).net)
+    share = f"{parameters(unet) / whole:.0%}"
+    assert f"compressed to {parameters(unet):,} parameters, {share}" in lines
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert "student/features" in logged[-1]
+
+
+def test_resuming_takes_the_same_blocks(distil):
+    whole, _ = distil("a", steps=4, compress={"budget": 0.75, "first": 3})
+    distil("b", steps=2, compress={"budget": 0.75, "first": 3})
+    distil("b", steps=4, compress={"budget": 0.75, "first": 3}, resume=True)
+    first, second = (load_student(whole.parent / name / "student").net for name in "ab")
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_elastic_student_holds_its_depths(distil):
+    folder, lines = distil(compress={"elastic": {"small": 0.8}})
+    student = load_student(folder / "student")
+    whole = parameters(student.net)
+    assert any(line.startswith("depth small: ") for line in lines)
+    student.use_depth("small")
+    assert parameters(student.net) <= 0.8 * whole
+    assert student.teacher.graphs()["denoiser"].module is student.net
+    with pytest.raises(ValueError, match=r"unknown depth 'tiny'.*small"):
+        load_student(folder / "student").use_depth("tiny")
+
+
+def test_a_student_may_name_a_decoder(distil):
+    made, _ = distil("d", objective={"name": "decoder", "channels": 8, "blocks": [1, 0]})
+    assert (made / "decoder" / "config.json").is_file()
+    assert list((made / "samples").glob("*.png"))
+    folder, _ = distil("s", student={"decoder": str(made / "decoder")})
+    pipe = DiffusionPipeline.from_pretrained(folder / "student")
+    assert type(pipe.vae).__name__ == "AutoencoderTiny"
+    images = pipe("red", num_inference_steps=2, guidance_scale=1.0, output_type="np").images
+    assert images.shape == (1, 8, 8, 3)
+    student = load_student(folder / "student")
+    x0 = torch.randn(1, 4, 4, 4)
+    with torch.no_grad():
+        expected = pipe.vae.decode(x0).sample
+    torch.testing.assert_close(student.teacher.decode(x0), expected)
+
+
+def test_what_cannot_be_made_smaller_is_refused(distil, two_modes, tiny_sd):
+    planar = {"family": "mixture", "path": two_modes, "data": {"prompts": None}}
+    with pytest.raises(ValueError, match="mixture teachers have no blocks to remove"):
+        distil(compress={"width": 0.5}, **planar)
+    with pytest.raises(ValueError, match=r"choose train\.roles=copies"):
+        distil(compress=SMALL, train={"roles": "adapters"})
+    name = next(iter(units(StableDiffusion.load(str(tiny_sd)).net.unet)))
+    with pytest.raises(ValueError, match="unknown unit"):
+        distil(compress={"remove": [name, "down_blocks.7"]})
+    with pytest.raises(ValueError, match="below the smallest share"):
+        distil(compress={"budget": 0.01})
+    with pytest.raises(ValueError, match="cannot load decoder"):
+        distil(student={"decoder": "/nowhere"})
