@@ -78,6 +78,7 @@ def distill(
         raise ValueError(f"name a recipe: edgedistill distill recipe=NAME, one of {names}")
     recipe = recipes.load(given["recipe"], rest)
     run = open_run(recipe, given.get("out"), resume, lambda line: console.print(line))
+    console.quiet = not run.trainer.accelerator.is_main_process
     begin = run.restore() if resume else 0
     if resume:
         console.print(f"resuming at step {begin}")

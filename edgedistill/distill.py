@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
@@ -58,7 +59,8 @@ class Run:
 
     def __init__(self, recipe: Recipe, folder: Path, say: Say) -> None:
         self.recipe, self.folder, self._say = recipe, folder, say
-        device = engine(recipe.train.precision).device
+        accelerator = engine(recipe.train.precision)
+        device = accelerator.device
         section = recipe.teacher
         self.teacher = load_teacher(section.family, section.path).to(device)
         if recipe.student.decoder:
@@ -77,16 +79,17 @@ class Run:
             f"run {folder}  method {recipe.objective['name']}  "
             f"teacher {self.teacher.name}: {parameters(denoiser):,} parameters"
         )
-        self.source = open_source(
-            self.teacher,
-            captions,
-            section.guidance,
-            section.steps,
-            recipe.train.seed,
-            folder,
-            lambda made: say(f"teacher samples {made}/{len(captions)}"),
-        )
-        self.objective = self._objective(device)
+        with accelerator.main_process_first():  # which writes files that the others read
+            self.source = open_source(
+                self.teacher,
+                captions,
+                section.guidance,
+                section.steps,
+                recipe.train.seed,
+                folder,
+                lambda made: say(f"teacher samples {made}/{len(captions)}"),
+            )
+            self.objective = self._objective(device)
         if isinstance(self.student.net, Role):
             rank = recipe.train.adapter.rank
             say(f"adapters of rank {rank}: {parameters(self.student):,} parameters a role")
@@ -341,15 +344,19 @@ def open_run(
 ) -> Run:
     """A new or resumed run in its run dir, with its recipe.yaml, and runs/latest pointing at it.
 
-    A new run never writes into an older one: runs/NAME, then runs/NAME-2, ...
+    A new run never writes into an older one: runs/NAME, then runs/NAME-2, ... Of several processes
+    the main one chooses and writes; the others read what it has made.
 
     Raises:
         ValueError: If there is nothing to resume, the recipe differs from the run's, `out` holds a
             run already, or the recipe names what cannot be loaded. Nothing is left behind then.
     """
+    if not engine(recipe.train.precision).is_main_process:
+        return Run(recipe, Path(_from_main("")), lambda line: None)
     folder = _choose(recipe, out, resume, runs)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     write_text(folder / "recipe.yaml", recipes.dump(recipe))
+    _from_main(str(folder))
     try:
         run = Run(recipe, folder, say)
     except ValueError:
@@ -363,6 +370,13 @@ def open_run(
     fresh.symlink_to(os.path.relpath(folder, runs))
     fresh.rename(runs / "latest")
     return run
+
+
+def _from_main(word: str) -> str:
+    """What the main process says, once it says it."""
+    words = [word]
+    broadcast_object_list(words)
+    return words[0]
 
 
 def _choose(recipe: Recipe, out: str | None, resume: bool, runs: Path) -> Path:
