@@ -226,20 +226,23 @@ def generate(
 
 @app.command()
 def evaluate(
-    subject: Annotated[
-        str | None,
-        typer.Argument(metavar="STUDENT|BUNDLE", help="The newest run's student when left out."),
+    subjects: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="STUDENT|BUNDLE...",
+            help="A student and its bundles; the newest run's student when left out.",
+        ),
     ] = None,
     samples: Annotated[int | None, typer.Option(min=2, help="Pictures a subject draws.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Captions, a line each.")] = None,
     json: JSON = None,
 ) -> None:
     """Measure quality against the teacher on the same captions and noise: FD, text-image score."""
-    from edgedistill.evaluate.run import evaluate_subject, tables
+    from edgedistill.evaluate.run import evaluate_subjects, tables
 
     with bar("evaluate", 1) as meter:
-        results, path = evaluate_subject(
-            subject or str(LATEST / "student"), samples, prompts, json, meter
+        results, path = evaluate_subjects(
+            subjects or [str(LATEST / "student")], samples, prompts, json, meter
         )
     for table in tables(results):
         console.print(table)

@@ -33,9 +33,9 @@ def open_subject(path: str | Path) -> tuple[Subject, bool]:
         from edgedistill_runtime import Pipeline
 
         pipeline = Pipeline.load(folder)
-        manifest = pipeline.manifest
-        name = f"bundle:{manifest.target}-{manifest.precision}"
-        return bundle_subject(name, pipeline), pipeline.tokenizer is not None
+        return bundle_subject(
+            f"bundle:{folder.resolve().name}", pipeline
+        ), pipeline.tokenizer is not None
     student = load_student(folder)
     takes = student.info.family != "mixture"
     return student_subject("student", student, runtime_noise()), takes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,30 @@ from edgedistill.student import Student, load_student
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill.teachers.mixture import Mixture
 
-__all__ = ["TITLES", "evaluate_subject", "tables"]
+__all__ = ["TITLES", "evaluate_subjects", "tables"]
 
 
-def evaluate_subject(
-    path: str, samples: int | None, prompts: Path | None, json: Path | None, meter: Bar
+def evaluate_subjects(
+    paths: Sequence[str], samples: int | None, prompts: Path | None, json: Path | None, meter: Bar
 ) -> tuple[dict[str, Any], Path]:
-    """Evaluate a student, or a bundle beside its student, against the teacher.
+    """Evaluate a student, and bundles beside it, against the teacher.
 
     Beside the student stand the teacher as the recipe guides it and, at equal network calls, the
     teacher at as many steps without guidance and with it. The figures go to `json` or the run's
-    eval.json, where other subjects' figures stay, and into the student's student.json.
+    eval.json, and into the student's student.json.
 
     Raises:
-        ValueError: If `path` is neither student nor bundle, or its student is not to be found.
+        ValueError: If a path is neither student nor bundle, its student is not to be found, or
+            they are of different students.
     """
-    extra, student = _open(path)
+    extra, student = _open(paths[0])
+    for path in paths[1:]:
+        more, other = _open(path)
+        if other.path.resolve() != student.path.resolve():
+            raise ValueError(
+                f"{path} is of the student {other.path}, {paths[0]} of {student.path}"
+            )
+        extra += more
     recipe = resolve(student.info.recipe)
     teacher = load_teacher(recipe.teacher.family, recipe.teacher.path)
     subjects = [*_subjects(recipe, teacher, student), *extra]

@@ -65,6 +65,7 @@ def write_report(run: Path, out: Path, say: Callable[[str], None]) -> Path:
         curves=_curves(run),
         bench=_bench(run),
         evaluation=_evaluation(run),
+        tradeoff=_tradeoff(run),
         parity=_parity(run),
     )
     write_text(out, page)
@@ -167,6 +168,34 @@ def _bench(run: Path) -> dict[str, Any] | None:
         "machine": results.get("machine", {}),
         "chart": picture,
     }
+
+
+def _tradeoff(run: Path) -> str | None:
+    """FD against p50 of every subject that has both, where bundles are among them."""
+    if not ((run / "bench.json").is_file() and (run / "eval.json").is_file()):
+        return None
+    times, figures = read_json(run / "bench.json"), read_json(run / "eval.json")
+    points = {
+        name: (1000 * times[name]["p50_s"], figures[name]["fd"])
+        for name in times
+        if isinstance(times[name], dict)
+        and "p50_s" in times[name]
+        and "fd" in (figures.get(name) or {})
+    }
+    if not any(name.startswith("bundle:") for name in points):
+        return None
+    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, (milliseconds, fd) in points.items():
+        axes.plot(milliseconds, fd, "o", color="#4c78a8" if ":" in name else "#f58518")
+        axes.annotate(name, (milliseconds, fd), xytext=(6, 4), textcoords="offset points")
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.25)
+    axes.set_xlabel("milliseconds a picture (p50, log scale)")
+    axes.set_ylabel("FD")
+    axes.spines[["top", "right"]].set_visible(False)
+    return _figure_uri(figure)
 
 
 def _evaluation(run: Path) -> list[dict[str, Any]] | None:

@@ -91,9 +91,8 @@ def find_subjects(paths: Sequence[str | Path]) -> list[Subject]:
 
 def _subjects(path: Path) -> list[Subject]:
     if (path / FILE_NAME).is_file():
-        manifest = Manifest.read(path)
-        name = f"bundle:{manifest.target}-{manifest.precision}"
-        return [Subject(name=name, path=str(path), bundle=True)]
+        Manifest.read(path)
+        return [Subject(name=f"bundle:{path.resolve().name}", path=str(path), bundle=True)]
     if not (path / "student.json").is_file():
         raise ValueError(f"{path}: neither a bundle ({FILE_NAME}) nor a student (student.json)")
     info = read_json(path / "student.json")
