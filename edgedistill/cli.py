@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -69,6 +71,12 @@ def distill(
     from edgedistill.distill import open_run
     from edgedistill.trainer import Interrupted
 
+    for key in ("recipe=", "out="):
+        found = [word for word in words if word.startswith(key)]
+        if len(found) > 1:
+            raise ValueError(f"{' '.join(found)}: name one")
+        if found == [key]:
+            raise ValueError(f"{key} names nothing")
     given = dict(
         word.partition("=")[::2] for word in words if word.startswith(("recipe=", "out="))
     )
@@ -192,14 +200,15 @@ def bench(
     json: JSON = None,
 ) -> None:
     """Time teacher, student and bundles: load, first call, percentiles by stage, memory."""
-    from edgedistill.files import write_json
+    from edgedistill.files import check_writable, write_json
     from edgedistill_export.bench import chart, find_subjects, run_bench, tables
 
     bundles = sorted(path.parent for path in LATEST.glob("bundles/*/manifest.json"))
     plan = find_subjects(subjects or [LATEST / "student", *bundles])
+    path = json or (Path("bench.json") if subjects else LATEST / "bench.json")
+    check_writable(path, f"--json {path}")
     with bar("bench", len(plan)) as meter:
         results = run_bench(plan, runs, progress=meter.step)
-    path = json or (Path("bench.json") if subjects else LATEST / "bench.json")
     write_json(path, results)
     chart(results, path.with_suffix(".png"))
     for table in tables(results):
@@ -239,7 +248,10 @@ def evaluate(
 ) -> None:
     """Measure quality against the teacher on the same captions and noise: FD, text-image score."""
     from edgedistill.evaluate.run import evaluate_subjects, tables
+    from edgedistill.files import check_writable
 
+    if json:
+        check_writable(json, f"--json {json}")
     with bar("evaluate", 1) as meter:
         results, path = evaluate_subjects(
             subjects or [str(LATEST / "student")], samples, prompts, json, meter
@@ -255,8 +267,11 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The page; by default RUN/report.html.")] = None,
 ) -> None:
     """One self-contained HTML page: pictures side by side, losses, latencies, figures, recipe."""
+    from edgedistill.files import check_writable
     from edgedistill.report.page import write_report
 
+    if out:
+        check_writable(out, f"--out {out}")
     path = write_report(run, out or run / "report.html", lambda line: console.print(line))
     console.print(str(path))
 
@@ -315,6 +330,8 @@ def _quiet() -> None:
 def main() -> None:
     """Run the command line; exit 0 done, 1 failed, 2 asked wrongly, 130 interrupted."""
     _quiet()
+    # So that what is half written goes, as it does on Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     debug = "--debug" in sys.argv
     try:
         sys.exit(app(standalone_mode=False) or 0)
@@ -345,7 +362,9 @@ def _misused(error: Any) -> int:
 
 
 def _complain(line: str) -> None:
-    console.print(f"edgedistill: {line[0].lower()}{line[1:]}", markup=False, soft_wrap=True)
+    if re.match(r"[A-Z][a-z]* ", line):  # a word, not a name
+        line = line[0].lower() + line[1:]
+    console.print(f"edgedistill: {line}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -16,17 +16,18 @@ from torch import Tensor, nn
 
 from edgedistill import recipe as recipes
 from edgedistill.compress import Plan, count
-from edgedistill.compress.smaller import Compress, Smaller, choose, depths, record
+from edgedistill.compress.smaller import Smaller, choose, depths, record
 from edgedistill.data import find_captions, open_source
 from edgedistill.denoiser import Denoiser
-from edgedistill.files import atomic_folder, read_json, write_json, write_text
+from edgedistill.files import atomic_folder, check_writable, read_json, write_json, write_text
 from edgedistill.networks.roles import Role, adapt, find_layers
 from edgedistill.objectives.base import Objective, Setup
 from edgedistill.objectives.elastic import Elastic
 from edgedistill.objectives.shrink import Shrink, SizeFirst
-from edgedistill.recipe import Recipe
+from edgedistill.recipe import Compress, Recipe
 from edgedistill.report.pictures import save_samples
 from edgedistill.sampling import StepTable, few_step_table, student_times
+from edgedistill.schedule import Discrete, Schedule
 from edgedistill.student import Guidance, StudentInfo, load_student, save_student
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill.trainer import Hooks, Trainer, engine
@@ -58,7 +59,7 @@ class Run:
     """
 
     def __init__(self, recipe: Recipe, folder: Path, say: Say) -> None:
-        self.recipe, self.folder, self._say = recipe, folder, say
+        self.recipe, self.folder = recipe, folder
         accelerator = engine(recipe.train.precision)
         device = accelerator.device
         section = recipe.teacher
@@ -66,6 +67,7 @@ class Run:
         if recipe.student.decoder:
             self.teacher.use_decoder(recipe.student.decoder)
         denoiser, few = self.teacher.denoiser, recipe.student
+        check_steps(few.steps, denoiser.schedule)
         self.times = student_times(denoiser.schedule, few.steps, few.spacing, few.sampler)
         # What can be wrong with the request shows before the first line of progress.
         captions = find_captions(self.teacher, recipe.data.prompts, recipe.data.samples)
@@ -75,10 +77,18 @@ class Run:
         if recipe.train.roles == "adapters":
             check_adapters(recipe, self.teacher)
         self.init = load_student(few.init) if few.init else None
-        say(
+        # Said once the request is known to be right, or before the first wait.
+        lines = [
             f"run {folder}  method {recipe.objective['name']}  "
             f"teacher {self.teacher.name}: {parameters(denoiser):,} parameters"
-        )
+        ]
+        self._say = lines.append
+
+        def show(made: int) -> None:
+            while lines:
+                say(lines.pop(0))
+            say(f"teacher samples {made}/{len(captions)}")
+
         with accelerator.main_process_first():  # which writes files that the others read
             self.source = open_source(
                 self.teacher,
@@ -87,9 +97,11 @@ class Run:
                 section.steps,
                 recipe.train.seed,
                 folder,
-                lambda made: say(f"teacher samples {made}/{len(captions)}"),
+                show,
             )
             self.objective = self._objective(device)
+        for line in lines:
+            say(line)
         if isinstance(self.student.net, Role):
             rank = recipe.train.adapter.rank
             say(f"adapters of rank {rank}: {parameters(self.student):,} parameters a role")
@@ -287,6 +299,14 @@ def parameters(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters()) or sum(b.numel() for b in net.buffers())
 
 
+def check_steps(steps: int, schedule: Schedule) -> None:
+    """Raise a ValueError for more steps than the teacher has timesteps."""
+    if isinstance(schedule, Discrete) and steps > schedule.num_timesteps:
+        raise ValueError(
+            f"student.steps={steps}: the teacher has {schedule.num_timesteps} timesteps"
+        )
+
+
 def has_weights(denoiser: Denoiser) -> bool:
     """Whether it is a network, not a closed form."""
     return any(True for _ in denoiser.parameters())
@@ -342,10 +362,11 @@ def preview_prompts(teacher: Teacher) -> list[str]:
 def open_run(
     recipe: Recipe, out: str | None, resume: bool, say: Say, runs: Path = Path("runs")
 ) -> Run:
-    """A new or resumed run in its run dir, with its recipe.yaml, and runs/latest pointing at it.
+    """A new or resumed run in its run dir, with its recipe.yaml.
 
-    A new run never writes into an older one: runs/NAME, then runs/NAME-2, ... Of several processes
-    the main one chooses and writes; the others read what it has made.
+    runs/latest then points at it if it makes a student. A new run never writes into an older
+    one: runs/NAME, then runs/NAME-2, ... Of several processes the main one chooses and writes; the
+    others read what it has made.
 
     Raises:
         ValueError: If there is nothing to resume, the recipe differs from the run's, `out` holds a
@@ -355,6 +376,7 @@ def open_run(
         return Run(recipe, Path(_from_main("")), lambda line: None)
     folder = _choose(recipe, out, resume, runs)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
+    check_writable(folder / "recipe.yaml", f"out={folder}")
     write_text(folder / "recipe.yaml", recipes.dump(recipe))
     _from_main(str(folder))
     try:
@@ -365,6 +387,8 @@ def open_run(
         elif not resume:
             (folder / "recipe.yaml").unlink()
         raise
+    if run.objective.product != "student":
+        return run
     runs.mkdir(parents=True, exist_ok=True)
     fresh = runs / f".latest-{os.getpid()}"
     fresh.symlink_to(os.path.relpath(folder, runs))

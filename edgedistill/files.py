@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_folder", "read_json", "write_json", "write_text"]
+__all__ = ["atomic_folder", "check_writable", "read_json", "write_json", "write_text"]
 
 
 @contextmanager
@@ -30,6 +30,26 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+def check_writable(path: Path, what: str) -> None:
+    """Raise a ValueError that names `what` if a file could not be written at `path`.
+
+    Folders on the way are made, and removed again if it cannot.
+    """
+    made = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    except OSError as error:
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise ValueError(f"{what}: cannot write there: {error.strerror}") from None
+    os.close(handle)
+    Path(name).unlink()
+    if path.is_dir():
+        raise ValueError(f"{what}: cannot write there: Is a directory")
 
 
 def write_text(path: Path, text: str) -> None:

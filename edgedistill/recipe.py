@@ -13,13 +13,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from edgedistill import objectives
-from edgedistill.compress.smaller import Compress
 from edgedistill.objectives.base import Settings
 from edgedistill.plugins import unknown
 from edgedistill.sampling import SAMPLERS, SOLVERS, SPACINGS
 from edgedistill.trainer import Train
 
-__all__ = ["Recipe", "dump", "find", "load", "shipped"]
+__all__ = ["Compress", "Recipe", "dump", "find", "load", "shipped"]
 
 
 class TeacherSection(Settings):
@@ -56,6 +55,53 @@ class DataSection(Settings):
     """A UTF-8 text file, a prompt a line, for which the teacher makes the samples."""
     samples: int = Field(256, gt=0)
     """Samples the teacher makes where there is no other data."""
+
+
+class Compress(Settings):
+    """A smaller student: fewer blocks by preset, list or budget, then narrower ones."""
+
+    preset: str = ""
+    """A key of `presets.PRESETS`."""
+    remove: tuple[str, ...] = ()
+    """Units to remove by name, as `units.units` lists them."""
+    budget: float = Field(1.0, gt=0, le=1)
+    """Share of the parameters that blocks chosen by the criterion (the change of the output on
+    the student's own steps, `criteria.removal_costs`) may keep."""
+    width: float = Field(1.0, gt=0, le=1)
+    """Share of the channels that stay in what is left."""
+    elastic: dict[str, float] = Field(default_factory=dict)
+    """Further depths of one student by name, each the share of the parameters that blocks chosen
+    by the criterion may keep: trained in turns on one set of weights, chosen at export."""
+    first: int = Field(0, ge=0)
+    """Steps in which the smaller student learns the teacher's outputs and features, before the
+    method begins: size first, then steps."""
+    joint: float = Field(0.0, ge=0)
+    """Weight of the feature term afterwards, beside the method's own loss: with first=0, size and
+    steps are learned jointly."""
+    features: float = Field(1.0, ge=0)
+    """Weight of the feature term in the first steps."""
+    taps: str | tuple[str, ...] = "blocks"
+    """Whose features: a key of `objectives.shrink.TAPS`, or module paths in the student."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Compress:
+        ways = [bool(self.preset), bool(self.remove), self.budget < 1]
+        if sum(ways) > 1:
+            raise ValueError("name one of preset, remove and budget")
+        if self.elastic and (self.active or self.first or self.joint):
+            raise ValueError(
+                "elastic depths are those of a whole student; "
+                "leave preset, remove, budget, width, first and joint out"
+            )
+        for name in self.elastic:
+            if not name.isidentifier():
+                raise ValueError(f"elastic: {name!r} is no name of letters, digits and _")
+        return self
+
+    @property
+    def active(self) -> bool:
+        """Whether anything goes."""
+        return bool(self.preset or self.remove) or self.budget < 1 or self.width < 1
 
 
 class EvaluateSection(Settings):
@@ -216,6 +262,10 @@ def _explain(error: ValidationError, model: type[BaseModel], prefix: str) -> Val
     if first["type"] == "missing":
         return ValueError(f"recipe lacks {key}")
     reason = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "model_type":
+        return ValueError(
+            f"{key}={first['input']!r}: {key} is a section; set its keys, {key}.KEY="
+        )
     if not key:
         return ValueError(reason)
     return ValueError(f"{key}={first['input']!r}: {reason[0].lower()}{reason[1:]}")

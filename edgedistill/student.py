@@ -102,8 +102,10 @@ class Student:
 
     def use_depth(self, name: str) -> None:
         """Become the smaller student called `name`; ValueError names those there are."""
+        if not self.info.depths:
+            raise ValueError(f"--depth {name}: this student has one depth only")
         if name not in self.info.depths:
-            raise unknown("depth", name, self.info.depths or ["none: this student has one depth"])
+            raise unknown("depth", name, self.info.depths)
         core = self.teacher.core
         plan = Plan.from_json(self.info.depths[name])
         self.net.set_submodule(core, build(plan, self.net.get_submodule(core)))

@@ -1,14 +1,13 @@
-"""The `compress` section of a recipe, and what becomes of a network by it."""
+"""What becomes of a network by the `compress` section of a recipe."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from edgedistill.compress.criteria import plan_for_budget, removal_costs
@@ -16,53 +15,11 @@ from edgedistill.compress.plan import Plan, build, source
 from edgedistill.compress.presets import preset
 from edgedistill.compress.units import without
 from edgedistill.compress.width import narrower
-from edgedistill.objectives.base import Settings
 
-__all__ = ["Compress", "Smaller", "choose", "depths", "record"]
+if TYPE_CHECKING:
+    from edgedistill.recipe import Compress
 
-
-class Compress(Settings):
-    """A smaller student: fewer blocks by preset, list or budget, then narrower ones."""
-
-    preset: str = ""
-    """A key of `presets.PRESETS`."""
-    remove: tuple[str, ...] = ()
-    """Units to remove by name, as `units.units` lists them."""
-    budget: float = Field(1.0, gt=0, le=1)
-    """Share of the parameters that blocks chosen by the criterion (the change of the output on
-    the student's own steps, `criteria.removal_costs`) may keep."""
-    width: float = Field(1.0, gt=0, le=1)
-    """Share of the channels that stay in what is left."""
-    elastic: dict[str, float] = Field(default_factory=dict)
-    """Further depths of one student by name, each the share of the parameters that blocks chosen
-    by the criterion may keep: trained in turns on one set of weights, chosen at export."""
-    first: int = Field(0, ge=0)
-    """Steps in which the smaller student learns the teacher's outputs and features, before the
-    method begins: size first, then steps."""
-    joint: float = Field(0.0, ge=0)
-    """Weight of the feature term afterwards, beside the method's own loss: with first=0, size and
-    steps are learned jointly."""
-    features: float = Field(1.0, ge=0)
-    """Weight of the feature term in the first steps."""
-    taps: str | tuple[str, ...] = "blocks"
-    """Whose features: a key of `objectives.shrink.TAPS`, or module paths in the student."""
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Compress:
-        ways = [bool(self.preset), bool(self.remove), self.budget < 1]
-        if sum(ways) > 1:
-            raise ValueError("name one of preset, remove and budget")
-        if self.elastic and (self.active or self.first or self.joint):
-            raise ValueError("elastic depths are those of a whole student; name nothing else")
-        for name in self.elastic:
-            if not name.isidentifier():
-                raise ValueError(f"elastic: {name!r} is no name of letters, digits and _")
-        return self
-
-    @property
-    def active(self) -> bool:
-        """Whether anything goes."""
-        return bool(self.preset or self.remove) or self.budget < 1 or self.width < 1
+__all__ = ["Smaller", "choose", "depths", "record"]
 
 
 @dataclass(frozen=True)

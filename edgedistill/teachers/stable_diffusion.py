@@ -132,6 +132,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         where = str(folder) if folder.is_dir() else path
         # A download shows its own bars; loading takes a second and needs none.
         diffusers_logging.disable_progress_bar()
+        diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)  # errors come as exceptions
         transformers_logging.disable_progress_bar()
         try:
             pipeline = StableDiffusionPipeline.from_pretrained(
@@ -142,8 +143,12 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
                 use_safetensors=True,
             )
         except (OSError, ValueError, TypeError, SafetensorError) as error:
+            if not folder.is_dir():
+                raise ValueError(
+                    f"no folder at {path!r}, and no such model could be had from the Hub"
+                ) from error
             first = str(error).strip().splitlines()[0]
-            raise ValueError(f"cannot load teacher {path!r}: {first}") from error
+            raise ValueError(f"cannot load {path!r}: {first}") from error
         return cls(Path(path).name, where, pipeline)
 
     @property
@@ -185,6 +190,9 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         return torch.cat([self.decoder(piece) for piece in torch.split(x0, 32)])
 
     def use_decoder(self, folder: str) -> None:
+        if not Path(folder).is_dir() and (folder.count("/") != 1 or folder[0] in "./"):
+            raise ValueError(f"no decoder folder at {folder!r}")
+        diffusers_logging.set_verbosity_error()
         try:
             vae = AutoencoderTiny.from_pretrained(folder, use_safetensors=True)
         except (OSError, ValueError, SafetensorError) as error:

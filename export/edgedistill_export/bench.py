@@ -93,6 +93,8 @@ def _subjects(path: Path) -> list[Subject]:
     if (path / FILE_NAME).is_file():
         Manifest.read(path)
         return [Subject(name=f"bundle:{path.resolve().name}", path=str(path), bundle=True)]
+    if (path / "student" / "student.json").is_file():
+        path = path / "student"
     if not (path / "student.json").is_file():
         raise ValueError(f"{path}: neither a bundle ({FILE_NAME}) nor a student (student.json)")
     info = read_json(path / "student.json")

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from edgedistill.files import atomic_folder
+from edgedistill.files import atomic_folder, check_writable
 from edgedistill.student import Student, load_student
 from edgedistill.teachers.base import Graph
 from edgedistill_export.fuse import fuse, inside
@@ -164,8 +164,11 @@ def export_student(
         student.teacher.use_decoder(str(settings.decoder))
     place = default_place(student.path, target, precision, settings.suffix)
     place = Path(out) if out else place
+    if place.is_file():
+        raise ValueError(f"--out {place}: is a file; choose another place")
     if place.exists() and not (place / schema.FILE_NAME).is_file() and any(place.iterdir()):
         raise ValueError(f"{place}: exists and is no bundle; choose another place")
+    check_writable(place.parent / schema.FILE_NAME, f"--out {place}")
     made_from = settings.sha256(student, goal, precision, options)
     if not rebuild and _up_to_date(place, made_from):
         if progress:

@@ -97,7 +97,7 @@ def test_a_teacher_decodes_with_the_decoder_named(teacher, folder):
 
 
 def test_decoders_that_do_not_fit_are_refused(teacher, folder, tmp_path):
-    with pytest.raises(ValueError, match="cannot load decoder"):
+    with pytest.raises(ValueError, match="no decoder folder"):
         teacher.use_decoder(str(tmp_path / "none"))
     AutoencoderTiny(latent_channels=3).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="for latents of 3 channels, tiny has 4"):

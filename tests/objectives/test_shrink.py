@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 from edgedistill.compress import Plan, build, without
-from edgedistill.compress.smaller import Compress, Smaller, choose, record
+from edgedistill.compress.smaller import Smaller, choose, record
 from edgedistill.networks.taps import Taps
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Setup
 from edgedistill.objectives.elastic import Elastic
 from edgedistill.objectives.shrink import Shrink, SizeFirst, feature_loss, tap_paths
+from edgedistill.recipe import Compress
 from edgedistill.teachers.stable_diffusion import StableDiffusion
 
 
@@ -234,7 +235,7 @@ def _seeded(seed):
 
 
 def test_elastic_depths_stand_alone():
-    with pytest.raises(ValueError, match="name nothing else"):
+    with pytest.raises(ValueError, match="leave preset"):
         Compress(elastic={"small": 0.5}, width=0.5)
     with pytest.raises(ValueError, match=r"'\.\./x' is no name"):
         Compress(elastic={"../x": 0.5})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from edgedistill.networks.fake_quant import SCHEMES
-from edgedistill.plugins import unknown
 from edgedistill.student import Student
 from edgedistill_export.prompts import calibration_prompts
 from edgedistill_export.quantize.scan import Scan, keep_for_psnr, keep_for_size, scan
@@ -25,7 +25,10 @@ def scheme_of(precision: str) -> str:
     """The fake-quantization scheme that stands for a target's precision; ValueError if none."""
     scheme = {"int8-dynamic": "int8", "int8-hybrid": "int8"}.get(precision, precision)
     if scheme not in SCHEMES:
-        raise unknown("precision for a budget:", precision, SCHEMES)
+        raise ValueError(
+            f"--min-psnr and --max-size need a quantized precision, not {precision}: "
+            f"--precision {', '.join(SCHEMES)}"
+        )
     return scheme
 
 
@@ -58,6 +61,9 @@ class Budget:
     ) -> None:
         if min_psnr is not None and max_size is not None:
             raise ValueError("name one budget, --min-psnr or --max-size, not both")
+        for name, value in (("--min-psnr", min_psnr), ("--max-size", max_size)):
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} {value:g}: a number above 0 expected")
         self.min_psnr, self.max_size = min_psnr, max_size
         self.reached: float | None = None
         if min_psnr is not None or max_size is not None:
