@@ -119,7 +119,7 @@ def main() -> None:
     rows, timings = [], []
     for pair in wanted:
         place = args.out / "-".join(pair)
-        row = export_many(args.student, [pair], place, Settings())[0]
+        row = export_many(args.student, [pair], place, Settings(), keep_going=True)[0]
         timing = latency(row.place, args.runs) if row.place else ""
         rows.append(row)
         timings.append(timing)

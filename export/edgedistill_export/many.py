@@ -75,9 +75,23 @@ def export_many(
     settings: Settings,
     *,
     rebuild: bool = False,
+    keep_going: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Row]:
-    """Export to each (target, precision) in turn; one that fails its parity stops no other."""
+    """Export to each (target, precision) in turn; one that fails stops no other.
+
+    Args:
+        student: A student dir.
+        wanted: As from `pairs`.
+        out: The bundle dir of a single export.
+        settings: Choices for all.
+        rebuild: Build also what is up to date.
+        keep_going: Of a single export, too, note an SDK's failure instead of raising it.
+        progress: Called as each part begins.
+
+    Raises:
+        ValueError: For a request that is wrong.
+    """
     rows = []
     for index, (target, precision) in enumerate(wanted):
         name = f"{target}-{precision}{settings.suffix}"
@@ -103,6 +117,14 @@ def export_many(
             parity = Manifest.read(place).parity
         except ParityError as problem:
             parity, error = problem.parity, str(problem)
+        except ValueError:
+            raise
+        except Exception as problem:  # of an SDK, on one bundle of several
+            if len(wanted) == 1 and not keep_going:
+                raise
+            error = (
+                f"{type(problem).__name__}: {str(problem).strip() or 'no message'}".splitlines()[0]
+            )
         seconds = time.perf_counter() - start
         rows.append(
             Row(

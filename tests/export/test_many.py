@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from edgedistill_export import targets
+from edgedistill_export import many, targets
 from edgedistill_export.bundle import Settings, default_place, export_student
 from edgedistill_export.many import export_many, memory_lines, pairs, table
 from edgedistill_export.targets import Built, Options, Target
@@ -122,3 +122,21 @@ def test_options_are_read_and_named(target):
 def test_a_target_without_options_says_so():
     with pytest.raises(ValueError, match="target 'ort' takes no options, got 'fuse'"):
         targets.TARGETS["ort"].options({"fuse": "1"})
+
+
+def test_an_sdk_that_fails_stops_no_other_bundle(planar_dir, tmp_path, monkeypatch):
+    def fails(student, target, precision, *rest, **choices):
+        if precision == "fp16":
+            raise RuntimeError("execute() failed with error 0x10\nand more")
+        return export_student(student, target, precision, tmp_path / precision)
+
+    monkeypatch.setattr(many, "export_student", fails)
+    both = [("ort", "fp16"), ("ort", "fp32")]
+    failed, made = many.export_many(planar_dir, both, None, Settings())
+    assert failed.error == "RuntimeError: execute() failed with error 0x10"
+    assert made.place == tmp_path / "fp32"
+    # Alone it says all it can.
+    with pytest.raises(RuntimeError, match="0x10"):
+        many.export_many(planar_dir, both[:1], None, Settings())
+    (row,) = many.export_many(planar_dir, both[:1], None, Settings(), keep_going=True)
+    assert row.place is None
