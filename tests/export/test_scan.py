@@ -123,7 +123,9 @@ def test_impossible_budgets_are_named():
 
 def test_precisions_have_schemes():
     assert scheme_of("int8-hybrid") == "int8"
-    with pytest.raises(ValueError, match=r"for a budget: 'fp16'; choose from int4-weights, int8"):
+    with pytest.raises(
+        ValueError, match=r"not fp16: --precision int8, int8-weights, int4-weights"
+    ):
         scheme_of("fp16")
 
 
