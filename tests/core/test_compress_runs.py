@@ -83,6 +83,7 @@ def test_a_student_may_name_a_decoder(distil):
     made, _ = distil("d", objective={"name": "decoder", "channels": 8, "blocks": [1, 0]})
     assert (made / "decoder" / "config.json").is_file()
     assert list((made / "samples").glob("*.png"))
+    assert not (made.parent / "latest").exists()  # there is no student in it
     folder, _ = distil("s", student={"decoder": str(made / "decoder")})
     pipe = DiffusionPipeline.from_pretrained(folder / "student")
     assert type(pipe.vae).__name__ == "AutoencoderTiny"

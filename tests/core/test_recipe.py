@@ -162,3 +162,11 @@ def test_a_recipe_is_frozen():
     recipe = recipes.load("mixture-lcm")
     with pytest.raises(ValueError, match="frozen"):
         recipe.train.steps = 3
+
+
+def test_reading_recipes_waits_for_no_diffusers():
+    import subprocess
+    import sys
+
+    code = "import sys, edgedistill.recipe; sys.exit('diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
