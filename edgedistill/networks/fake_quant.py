@@ -7,6 +7,7 @@ pass straight through inside the range.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -61,7 +62,7 @@ Range: TypeAlias = tuple[Tensor, Tensor]
 """The least and the greatest value of a tensor."""
 
 
-class _Watch(TorchFunctionMode):
+class _Watch(TorchFunctionMode, ABC):
     """Takes over the calls of given layers, which it knows by their weights.
 
     The layers themselves stay as they are.
@@ -94,10 +95,11 @@ class _Watch(TorchFunctionMode):
 
         return self._call(place, layer, x, weight)
 
+    @abstractmethod
     def _call(
         self, place: int, layer: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor
     ) -> Tensor:
-        raise NotImplementedError
+        """What the layer at `place` puts out for x."""
 
 
 class Observe(_Watch):

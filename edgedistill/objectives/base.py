@@ -21,7 +21,7 @@ from edgedistill.sampling import Boundary, StepTable
 if TYPE_CHECKING:
     from edgedistill.compress.smaller import Smaller
 
-__all__ = ["Batch", "Losses", "Objective", "Optim", "Player", "Settings", "Setup"]
+__all__ = ["Batch", "Losses", "Objective", "Optim", "Player", "Settings", "Setup", "Wrapper"]
 
 
 class Settings(BaseModel):
@@ -166,3 +166,31 @@ class Objective(ABC):
     def boundary(self) -> Boundary | None:
         """The consistency boundary the student was trained with, for its step table."""
         return None
+
+
+class Wrapper(Objective):
+    """A method around another, which it is in all that it does not override."""
+
+    name = "wrapper"
+    Config = Settings
+
+    def __init__(self, method: Objective) -> None:
+        self.method = method
+
+    def players(self) -> list[Player]:
+        return self.method.players()
+
+    def loss(self, player: str, batch: Batch) -> Losses:
+        return self.method.loss(player, batch)
+
+    def updated(self, player: str) -> None:
+        self.method.updated(player)
+
+    def followers(self) -> dict[str, nn.Module]:
+        return self.method.followers()
+
+    def table(self) -> StepTable | None:
+        return self.method.table()
+
+    def boundary(self) -> Boundary | None:
+        return self.method.boundary()

@@ -11,16 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
 
 from edgedistill.compress.plan import Plan, share
-from edgedistill.objectives.base import Batch, Losses, Objective, Player, Setup
-from edgedistill.sampling import Boundary, StepTable
+from edgedistill.objectives.base import Batch, Losses, Objective, Setup, Wrapper
 
 __all__ = ["Elastic"]
 
 
-class Elastic(Objective):
+class Elastic(Wrapper):
     """A method whose student is another of its depths in each turn, the same on all ranks.
 
     Args:
@@ -32,12 +30,10 @@ class Elastic(Objective):
     name = "elastic"
 
     def __init__(self, method: Objective, setup: Setup, plans: Mapping[str, Plan]) -> None:
-        self.method, self.net, self.core = method, setup.student.net, setup.core
+        super().__init__(method)
+        self.net, self.core = setup.student.net, setup.core
         whole = self.net.get_submodule(self.core)
         self.depths = {"": whole, **{name: share(plan, whole) for name, plan in plans.items()}}
-
-    def players(self) -> list[Player]:
-        return self.method.players()
 
     def loss(self, player: str, batch: Batch) -> Losses:
         if player != "student":
@@ -51,15 +47,3 @@ class Elastic(Objective):
             self.net.set_submodule(self.core, self.depths[""])
         label = f"loss_{name}" if name else "loss_whole"
         return Losses(losses.total, {**losses.logs, label: losses.total.detach()})
-
-    def updated(self, player: str) -> None:
-        self.method.updated(player)
-
-    def followers(self) -> dict[str, nn.Module]:
-        return self.method.followers()
-
-    def table(self) -> StepTable | None:
-        return self.method.table()
-
-    def boundary(self) -> Boundary | None:
-        return self.method.boundary()

@@ -21,9 +21,16 @@ from edgedistill.compress.smaller import Smaller
 from edgedistill.denoiser import Condition, Denoiser, Guided, expand
 from edgedistill.losses import uniform_times
 from edgedistill.networks.taps import Taps
-from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
+from edgedistill.objectives.base import (
+    Batch,
+    Losses,
+    Objective,
+    Player,
+    Settings,
+    Setup,
+    Wrapper,
+)
 from edgedistill.plugins import unknown
-from edgedistill.sampling import Boundary, StepTable
 
 __all__ = ["TAPS", "Shrink", "SizeFirst", "feature_loss", "tap_paths"]
 
@@ -160,7 +167,7 @@ class Shrink(Objective):
         ]
 
 
-class SizeFirst(Objective):
+class SizeFirst(Wrapper):
     """A method, after steps in which the smaller student learns the teacher's outputs.
 
     Args:
@@ -175,7 +182,8 @@ class SizeFirst(Objective):
     def __init__(
         self, method: Objective, shrink: Shrink, first: int, beside: Shrink | None
     ) -> None:
-        self.method, self.shrink, self.first, self.beside = method, shrink, first, beside
+        super().__init__(method)
+        self.shrink, self.first, self.beside = shrink, first, beside
 
     def players(self) -> list[Player]:
         return [self._later(player) for player in self.method.players()]
@@ -194,15 +202,3 @@ class SizeFirst(Objective):
             return losses
         size = self.beside.loss(player, batch)
         return Losses(losses.total + size.total, {**losses.logs, **size.logs})
-
-    def updated(self, player: str) -> None:
-        self.method.updated(player)
-
-    def followers(self) -> dict[str, nn.Module]:
-        return self.method.followers()
-
-    def table(self) -> StepTable | None:
-        return self.method.table()
-
-    def boundary(self) -> Boundary | None:
-        return self.method.boundary()
