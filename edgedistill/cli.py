@@ -68,7 +68,7 @@ def distill(
     Example: edgedistill distill recipe=emoji-4step train.batch_size=32 teacher.guidance=4
     """
     from edgedistill import recipe as recipes
-    from edgedistill.distill import open_run
+    from edgedistill.run_dir import open_run
     from edgedistill.trainer import Interrupted
 
     for key in ("recipe=", "out="):

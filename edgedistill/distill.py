@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
-from edgedistill import recipe as recipes
 from edgedistill.compress import Plan, count
 from edgedistill.compress.smaller import Smaller, choose, depths, record
 from edgedistill.data import find_captions, open_source
 from edgedistill.denoiser import Denoiser
-from edgedistill.files import atomic_folder, check_writable, read_json, write_json, write_text
+from edgedistill.files import atomic_folder, read_json, write_json
 from edgedistill.networks.roles import Role, adapt, find_layers
 from edgedistill.objectives.base import Objective, Setup
 from edgedistill.objectives.elastic import Elastic
@@ -32,15 +28,7 @@ from edgedistill.student import Guidance, StudentInfo, load_student, save_studen
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill.trainer import Hooks, Trainer, engine
 
-__all__ = ["RESUMABLE", "Run", "open_run", "preview"]
-
-RESUMABLE = {
-    "train.steps",
-    "train.log_every",
-    "train.sample_every",
-    "train.checkpoint_every",
-}
-"""Keys that may differ when a run is taken up again."""
+__all__ = ["Run", "preview"]
 
 PLANS = "compress.json"
 """In a run dir: how the student was made smaller."""
@@ -357,99 +345,3 @@ def preview_prompts(teacher: Teacher) -> list[str]:
     if file.is_file():
         return list(json.loads(file.read_text(encoding="utf-8"))["grid"][:64])
     return ["a red apple", "a cat", "a castle on a hill", "a portrait of an old man"]
-
-
-def open_run(
-    recipe: Recipe, out: str | None, resume: bool, say: Say, runs: Path = Path("runs")
-) -> Run:
-    """A new or resumed run in its run dir, with its recipe.yaml.
-
-    runs/latest then points at it if it makes a student. A new run never writes into an older
-    one: runs/NAME, then runs/NAME-2, ... Of several processes the main one chooses and writes; the
-    others read what it has made.
-
-    Raises:
-        ValueError: If there is nothing to resume, the recipe differs from the run's, `out` holds a
-            run already, or the recipe names what cannot be loaded. Nothing is left behind then.
-    """
-    if not engine(recipe.train.precision).is_main_process:
-        return Run(recipe, Path(_from_main("")), lambda line: None)
-    folder = _choose(recipe, out, resume, runs)
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    check_writable(folder / "recipe.yaml", f"out={folder}")
-    write_text(folder / "recipe.yaml", recipes.dump(recipe))
-    _from_main(str(folder))
-    try:
-        run = Run(recipe, folder, say)
-    except ValueError:
-        if made:
-            shutil.rmtree(made[-1])
-        elif not resume:
-            (folder / "recipe.yaml").unlink()
-        raise
-    if run.objective.product != "student":
-        return run
-    runs.mkdir(parents=True, exist_ok=True)
-    fresh = runs / f".latest-{os.getpid()}"
-    fresh.symlink_to(os.path.relpath(folder, runs))
-    fresh.rename(runs / "latest")
-    return run
-
-
-def _from_main(word: str) -> str:
-    """What the main process says, once it says it."""
-    words = [word]
-    broadcast_object_list(words)
-    return words[0]
-
-
-def _choose(recipe: Recipe, out: str | None, resume: bool, runs: Path) -> Path:
-    taken = _numbered(runs, recipe.name)
-    folder = Path(out) if out else (taken[-1] if resume and taken else _next(runs, recipe.name))
-    file = folder / "recipe.yaml"
-    if resume:
-        if not file.is_file():
-            raise ValueError(f"{folder}: no run to resume there")
-        _same(recipe, recipes.resolve(recipes._read(file)), folder)
-    elif file.is_file():
-        raise ValueError(f"{folder} holds a run already; add --resume or choose another out=")
-    return folder
-
-
-def _numbered(runs: Path, name: str) -> list[Path]:
-    found = {}
-    for file in runs.glob(f"{name}*/recipe.yaml"):
-        suffix = file.parent.name[len(name) :]
-        if suffix == "":
-            found[1] = file.parent
-        elif suffix.startswith("-") and suffix[1:].isdigit():
-            found[int(suffix[1:])] = file.parent
-    return [found[key] for key in sorted(found)]
-
-
-def _next(runs: Path, name: str) -> Path:
-    number, folder = 1, runs / name
-    while folder.exists():
-        number += 1
-        folder = runs / f"{name}-{number}"
-    return folder
-
-
-def _same(new: Recipe, old: Recipe, folder: Path) -> None:
-    ours, theirs = _flat(new.model_dump(mode="json")), _flat(old.model_dump(mode="json"))
-    for key in sorted({*ours, *theirs} - RESUMABLE):
-        if ours.get(key) != theirs.get(key):
-            raise ValueError(
-                f"{folder} was trained with {key}={theirs.get(key)!r}, not {ours.get(key)!r}; "
-                "a resumed run keeps its recipe"
-            )
-
-
-def _flat(data: dict[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in data.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat

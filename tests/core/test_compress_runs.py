@@ -7,8 +7,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from edgedistill.compress import units
-from edgedistill.distill import open_run
 from edgedistill.recipe import resolve
+from edgedistill.run_dir import open_run
 from edgedistill.student import load_student
 from edgedistill.teachers.stable_diffusion import StableDiffusion
 
