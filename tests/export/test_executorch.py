@@ -207,6 +207,32 @@ def test_int8_is_smaller_and_close(block, built):
     assert sizes["fp32"] - sizes["int8"] > 2 * weights
 
 
+class Around(nn.Module):
+    """An int8 result used twice: beyond the layers that follow it, and by them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(8, 16, 3, padding=1)
+        self.norm = nn.GroupNorm(4, 16)
+        self.enter = nn.Conv2d(16, 16, 1)
+        self.rows = nn.Linear(16, 16)
+        self.leave = nn.Conv2d(16, 16, 1)
+        self.last = nn.Conv2d(16, 8, 3, padding=1)
+
+    def forward(self, x, t):
+        h = self.first(x)
+        rows = self.rows(self.enter(self.norm(h)).permute(0, 2, 3, 1).flatten(1, 2))
+        pixels = rows.view(-1, *h.shape[2:], 16).permute(0, 3, 1, 2)
+        return self.last(h + self.leave(pixels)) * t[..., None, None]
+
+
+def test_int8_around_a_residual(block, tmp_path):
+    torch.manual_seed(0)
+    graph = Graph(Around().eval(), block.inputs, ("y",))
+    made = compiled(graph, tmp_path, "int8")
+    assert ratio_of_error(opened(made, graph), graph, CALLS[0]) < 0.03
+
+
 def quantized_layers(program):
     """Paths of the layers whose weights come out of a dequantize operator."""
     layers = [node for node in program.graph.nodes if node.target in OPERATORS]

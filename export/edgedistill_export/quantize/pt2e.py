@@ -41,13 +41,38 @@ def quantize(
     """
     if not calls:
         raise ValueError("calibration needs at least one call of the network")
-    quantizer = XNNPACKQuantizer().set_filter_function(_among(layers))
+    quantizer = _OnlyLayers().set_filter_function(_among(layers))
     for kind in OPERATORS:
         quantizer.set_operator_type(kind, get_symmetric_quantization_config(is_per_channel=True))
     module = prepare_pt2e(program.module(), quantizer)
     for call in calls:
         module(*(torch.from_numpy(array) for array in call.values()))
-    return torch.export.export(convert_pt2e(module), program.example_inputs[0])
+    converted = _one_user_each(convert_pt2e(module))
+    return torch.export.export(converted, program.example_inputs[0])
+
+
+class _OnlyLayers(XNNPACKQuantizer):  # type: ignore[misc]
+    """Without spreading a layer's int8 over the views and means that follow."""
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        annotated: fx.GraphModule = self._annotate_for_quantization_config(model)
+        return annotated
+
+
+def _one_user_each(module: fx.GraphModule) -> fx.GraphModule:
+    """A dequantize operator for each of its users.
+
+    XNNPACK's partitions take an operator with the dequantize in front of it; one that two
+    partitions want gives partitions in a cycle, or tensors in another's memory layout.
+    """
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.target is torch.ops.quantized_decomposed.dequantize_per_tensor.default:
+            for user in list(node.users)[1:]:
+                with graph.inserting_before(user):
+                    user.replace_input_with(node, graph.node_copy(node))
+    module.recompile()
+    return module
 
 
 def layer_of(node: fx.Node) -> str:
