@@ -116,14 +116,13 @@ def main() -> None:
     wanted = pairs(["all"], ["all"])
     if args.only:
         wanted = [p for p in wanted if p[0] in args.only or ":".join(p) in args.only]
-    rows, timings = [], []
+    rows = []
     for pair in wanted:
         place = args.out / "-".join(pair)
-        row = export_many(args.student, [pair], place, Settings(), keep_going=True)[0]
-        timing = latency(row.place, args.runs) if row.place else ""
-        rows.append(row)
-        timings.append(timing)
-        print("  ".join(line(row, timing)), flush=True)
+        rows += export_many(args.student, [pair], place, Settings(), keep_going=True)
+        print("  ".join(line(rows[-1], "")), flush=True)
+    # All in one go, so that one machine in one state is what they are measured on.
+    timings = [latency(row.place, args.runs) if row.place else "" for row in rows]
     table = [line(row, timing) for row, timing in zip(rows, timings, strict=True)]
     text = f"{os.cpu_count()} cores, torch {version('torch')}, one picture a call\n\n"
     text += markdown(HEADINGS, table)
