@@ -34,12 +34,12 @@ def bare(pipe: Pipeline) -> Callable[[], None]:
     shape = pipe.manifest.latent.shape
     x = noise(0, 0, 1, shape, 1)[0]
     assert pipe.tokenizer is not None
-    ids = pipe.tokenizer([PROMPT])
+    tokens = pipe.tokenizer([PROMPT])
     times = [np.array([row.t], np.float32) for row in table.rows]
-    cond = graphs["text_encoder"](input_ids=ids)
+    cond = graphs["text_encoder"](**tokens)
 
     def run() -> None:
-        graphs["text_encoder"](input_ids=ids)
+        graphs["text_encoder"](**tokens)
         for t in times:
             graphs["denoiser"](x=x, t=t, **cond)
         graphs["decoder"](x0=x)

@@ -33,6 +33,8 @@ class TeacherSection(Settings):
     steps: int = Field(25, gt=0)
     """Steps of the teacher as the reference in evaluation and report."""
     solver: str = "ddim"
+    tiny: bool = False
+    """Put a tiny random teacher of the family in the place of `path`, to try a recipe."""
 
 
 class StudentSection(Settings):

@@ -13,6 +13,7 @@ from edgedistill import recipe as recipes
 from edgedistill.distill import Run
 from edgedistill.files import check_writable, write_text
 from edgedistill.recipe import Recipe
+from edgedistill.tiny import make_tiny
 from edgedistill.trainer import engine
 
 __all__ = ["RESUMABLE", "open_run"]
@@ -42,11 +43,15 @@ def open_run(
             run already, or the recipe names what cannot be loaded. Nothing is left behind then.
     """
     if not engine(recipe.train.precision).is_main_process:
-        return Run(recipe, Path(_from_main("")), lambda line: None)
+        folder = Path(_from_main(""))
+        return Run(_placed(recipe, folder), folder, lambda line: None)
     folder = _choose(recipe, out, resume, runs)
+    recipe = _placed(recipe, folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     check_writable(folder / "recipe.yaml", f"out={folder}")
     write_text(folder / "recipe.yaml", recipes.dump(recipe))
+    if recipe.teacher.tiny and not Path(recipe.teacher.path).exists():
+        make_tiny(recipe.teacher.family, Path(recipe.teacher.path), recipe.train.seed)
     _from_main(str(folder))
     try:
         run = Run(recipe, folder, say)
@@ -63,6 +68,14 @@ def open_run(
     fresh.symlink_to(os.path.relpath(folder, runs))
     fresh.rename(runs / "latest")
     return run
+
+
+def _placed(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with a tiny teacher's place in the run dir."""
+    if not recipe.teacher.tiny:
+        return recipe
+    teacher = recipe.teacher.model_copy(update={"path": str(folder / "teacher")})
+    return recipe.model_copy(update={"teacher": teacher})
 
 
 def _from_main(word: str) -> str:
@@ -106,7 +119,8 @@ def _next(runs: Path, name: str) -> Path:
 
 def _same(new: Recipe, old: Recipe, folder: Path) -> None:
     ours, theirs = _flat(new.model_dump(mode="json")), _flat(old.model_dump(mode="json"))
-    for key in sorted({*ours, *theirs} - RESUMABLE):
+    placed = {"teacher.path"} if new.teacher.tiny else set()
+    for key in sorted({*ours, *theirs} - RESUMABLE - placed):
         if ours.get(key) != theirs.get(key):
             raise ValueError(
                 f"{folder} was trained with {key}={theirs.get(key)!r}, not {ours.get(key)!r}; "

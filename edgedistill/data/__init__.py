@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from edgedistill.sampling import solve, time_grid
 from edgedistill.teachers.base import Source, Teacher
-from edgedistill.teachers.stable_diffusion import Latents
+from edgedistill.teachers.pipeline import Latents
 
 __all__ = ["find_captions", "open_source", "read_prompts"]
 

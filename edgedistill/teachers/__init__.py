@@ -14,6 +14,7 @@ ENTRY_POINTS = "edgedistill.teachers"
 
 TEACHERS = {
     "mixture": "edgedistill.teachers.mixture:Mixture",
+    "sdxl": "edgedistill.teachers.sdxl:StableDiffusionXL",
     "stable_diffusion": "edgedistill.teachers.stable_diffusion:StableDiffusion",
 }
 """Imported when asked for. Others join by `ENTRY_POINTS`."""

@@ -53,6 +53,8 @@ class Teacher(ABC):
         tap: Module path inside the net whose output serves as features, "" if none.
         core: Module path inside the net of the diffusers model that can be made smaller.
         autoencoder: Between pictures and x0; None where x0 is the data itself.
+        tokenizers: Input of the text encoder by the tokenizer's folder, in its order.
+        masks: Name of the mask that follows the ids of a tokenizer, for those that have one.
     """
 
     family: ClassVar[str]
@@ -66,6 +68,8 @@ class Teacher(ABC):
     sample_shape: tuple[int, ...]
     licences: list[str]
     autoencoder: nn.Module | None = None
+    tokenizers: ClassVar[dict[str, str]] = {}
+    masks: ClassVar[dict[str, str]] = {}
 
     @classmethod
     @abstractmethod
@@ -116,9 +120,13 @@ class Teacher(ABC):
     def describe(self) -> dict[str, Any]:
         """{"shape", "scaling_factor", "shift_factor"} of the latent, for student.json."""
 
-    def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids (N, L), padded and cut to the model's length."""
+    def tokenize(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Inputs of the text encoder: ids (N, L), padded and cut to its length, and masks."""
         raise ValueError(f"{self.family} teachers take no prompts, got {list(prompts)!r}")
+
+    def length(self, tokenizer: str) -> int:
+        """Tokens that one of `tokenizers` makes of every prompt."""
+        raise ValueError(f"{self.family} teachers have no {tokenizer}")
 
     def null(self) -> dict[str, Tensor]:
         """The null condition of guidance, one row."""

@@ -34,7 +34,7 @@ from edgedistill_runtime import manifest as schema
 from edgedistill_runtime.backends import open_graph
 from edgedistill_runtime.pipeline import Pipeline
 from edgedistill_runtime.steps import Row, StepTable
-from edgedistill_runtime.tokenizer import Tokenizer
+from edgedistill_runtime.tokenizer import open_tokenizer
 
 __all__ = ["Peaks", "Settings", "default_place", "export_student"]
 
@@ -259,7 +259,7 @@ class _Export:
                 proofs[name] = built.proof.relative_to(self.work).as_posix()
         report("parity")
         manifest = _manifest(
-            self.student, self.target, self.precision, compiled, self._tokenizer()
+            self.student, self.target, self.precision, compiled, self._tokenizers()
         )
         parity = self._prove(manifest, proofs)
         shutil.rmtree(self.work / PROOFS, ignore_errors=True)
@@ -311,21 +311,25 @@ class _Export:
         save_worst(comparison, self.work / "worst.png")
         return replace(comparison.parity, backend=self.target.proof or self.target.backend)
 
-    def _tokenizer(self) -> schema.TokenizerFile | None:
-        """Write tokenizer.json from whatever form the student has it in."""
-        if not (self.student.path / "tokenizer").is_dir():
-            return None
+    def _tokenizers(self) -> list[schema.TokenizerFile]:
+        """Write a tokenizer.json from whatever form the student has each in."""
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self.student.path / "tokenizer")
-        path = self.work / "tokenizer.json"
-        tokenizer.backend_tokenizer.save(str(path))
-        return schema.TokenizerFile(
-            file=path.name,
-            sha256=_hashes([path], self.work),
-            length=tokenizer.model_max_length,
-            pad_id=tokenizer.pad_token_id,
-        )
+        teacher, files = self.student.teacher, []
+        for component, name in teacher.tokenizers.items():
+            tokenizer = AutoTokenizer.from_pretrained(self.student.path / component)
+            path = self.work / f"{component}.json"
+            tokenizer.backend_tokenizer.save(str(path))
+            entry = schema.TokenizerFile(
+                file=path.name,
+                sha256=_hashes([path], self.work),
+                length=teacher.length(component),
+                pad_id=tokenizer.pad_token_id,
+                input=name,
+                mask=teacher.masks.get(component, ""),
+            )
+            files.append(entry)
+        return files
 
 
 def _proof(
@@ -336,10 +340,7 @@ def _proof(
         name: open_graph(backend, work, replace(graph, file=proofs.get(name, graph.file)))
         for name, graph in manifest.graphs.items()
     }
-    tokenizer = None
-    if entry := manifest.tokenizer:
-        tokenizer = Tokenizer(work / entry.file, entry.length, entry.pad_id)
-    return Pipeline(manifest, graphs, tokenizer)
+    return Pipeline(manifest, graphs, open_tokenizer(manifest, work))
 
 
 def _kept(job: Job) -> dict[str, str]:
@@ -363,7 +364,7 @@ def _manifest(
     target: Target,
     precision: str,
     graphs: dict[str, schema.Graph],
-    tokenizer: schema.TokenizerFile | None,
+    tokenizers: list[schema.TokenizerFile],
 ) -> schema.Manifest:
     info = student.info
     image = None
@@ -384,7 +385,8 @@ def _manifest(
         ),
         latent=schema.Latent(**_latent(info.latent)),
         image=image,
-        tokenizer=tokenizer,
+        tokenizer=tokenizers[0] if tokenizers else None,
+        more_tokenizers=tuple(tokenizers[1:]),
         graphs=graphs,
         parity=_UNPROVEN,
         student=schema.Source(

@@ -15,7 +15,7 @@ __all__ = ["fuse", "inside"]
 
 
 def fuse(student: Student) -> Graph:
-    """The one network, with inputs noise (N, draws, *sample shape) and, with text, input_ids."""
+    """The one network, with inputs noise (N, draws, *sample shape) and the text encoder's."""
     graphs = student.teacher.graphs()
     inputs = {"noise": torch.randn(2, student.table.draws, *student.teacher.sample_shape)}
     outputs = ["x0"]
@@ -40,11 +40,12 @@ class _Fused(nn.Module):
         for name, graph in graphs.items():
             self.add_module(name, graph.module)
 
-    def forward(self, noise: Tensor, input_ids: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(self, noise: Tensor, *tokens: Tensor) -> tuple[Tensor, ...]:
         cond = {}
-        if input_ids is not None:
-            (name,) = self.graphs["text_encoder"].outputs
-            cond[name] = self.get_submodule("text_encoder")(input_ids)
+        if tokens:
+            found = self.get_submodule("text_encoder")(*tokens)
+            tensors = found if isinstance(found, tuple) else (found,)
+            cond = dict(zip(self.graphs["text_encoder"].outputs, tensors, strict=True))
         net = self.get_submodule("denoiser")
         x0 = self.table.sample(net, noise.unbind(1), cond)
         if "decoder" not in self.graphs:

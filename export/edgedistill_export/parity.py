@@ -155,13 +155,11 @@ def compare(
     """
     if not prompts:
         raise ValueError("parity needs at least one prompt")
-    ids = None
-    if pipe.tokenizer is not None:
-        ids = _ids(student, pipe, prompts)
+    tokens = None if pipe.tokenizer is None else _tokens(student, pipe, prompts)
     manifest, floors = pipe.manifest, TIERS[tier]
     draws = draw_noise(_SEED, 0, len(prompts), manifest.latent.shape, manifest.steps.draws)
     noise = [torch.from_numpy(draw.copy()) for draw in draws]
-    way = walk(student, ids, noise, fused=FUSED in pipe.graphs)
+    way = walk(student, tokens, noise, fused=FUSED in pipe.graphs)
     graphs = {name: _graph_figures(pipe, name, calls) for name, calls in way.calls.items()}
     ours, theirs, peak = _finals(pipe, prompts, list(draws), way)
     final = psnr(ours, theirs, peak)
@@ -179,7 +177,7 @@ def compare(
         passed=True,
         graphs=graphs,
         final=_figures(final),
-        worst_prompt=prompts[worst] if ids is not None else "",
+        worst_prompt=prompts[worst] if tokens is not None else "",
         perceptual=perceptual,
         text_image=ratio,
     )
@@ -205,13 +203,16 @@ def _low(parity: Parity) -> list[str]:
     return low
 
 
-def _ids(student: Student, pipe: Pipeline, prompts: Sequence[str]) -> Tensor:
+def _tokens(student: Student, pipe: Pipeline, prompts: Sequence[str]) -> dict[str, Tensor]:
     assert pipe.tokenizer is not None
-    ids = student.teacher.tokenize(list(prompts))
-    differs = (pipe.tokenizer(prompts) != ids.numpy()).any(axis=1)
-    if differs.any():
-        raise ParityError(f"the tokenizer reads {prompts[int(differs.argmax())]!r} otherwise")
-    return ids
+    tokens = student.teacher.tokenize(list(prompts))
+    found = pipe.tokenizer(prompts)
+    for name, ids in tokens.items():
+        differs = (found[name] != ids.numpy()).any(axis=1)
+        if differs.any():
+            prompt = prompts[int(differs.argmax())]
+            raise ParityError(f"the tokenizer reads {prompt!r} otherwise ({name})")
+    return tokens
 
 
 def _graph_figures(pipe: Pipeline, name: str, calls: Sequence[Recorded]) -> Figures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import onnx_ir
 import torch
+from torch.utils._pytree import tree_map_only
 
 from edgedistill.teachers.base import Graph
 from edgedistill_export import onnx_files
@@ -37,16 +39,18 @@ def trace(graph: Graph, path: Path) -> None:
     # diffusers' upsampling branches at 64, around a bug of torch's; without the bound, torch finds
     # that out by tracing everything twice. The ONNX axis is free all the same.
     batch = torch.export.Dim(BATCH, max=63)
+    inputs = tuple(graph.inputs.values())
+    bound = inspect.signature(graph.module.forward).bind(*inputs)
+    shapes = tree_map_only(torch.Tensor, lambda _: {0: batch}, dict(bound.arguments))
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             graph.module.eval(),
-            (),
-            kwargs=graph.inputs,
+            inputs,
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
             opset_version=OPSET,
             dynamo=True,
-            dynamic_shapes={name: {0: batch} for name in graph.inputs},
+            dynamic_shapes=shapes,
             verbose=False,
         )
     assert program is not None

@@ -48,37 +48,41 @@ class _Recorder(nn.Module):
 
 @torch.no_grad()
 def walk(
-    student: Student, ids: Tensor | None, noise: Sequence[Tensor], *, fused: bool = False
+    student: Student,
+    tokens: dict[str, Tensor] | None,
+    noise: Sequence[Tensor],
+    *,
+    fused: bool = False,
 ) -> Walk:
     """Run the student in torch through the modules that are compiled.
 
     Args:
         student: The student.
-        ids: Token ids (N, L), or None for a student without text.
+        tokens: What `Teacher.tokenize` makes, or None for a student without text.
         noise: `student.table.draws` tensors (N, ...).
         fused: Record the one call of the whole instead (see `fuse`).
     """
     way = Walk()
     graphs = student.teacher.graphs()
     cond: dict[str, Tensor] = {}
-    if ids is not None:
+    if tokens is not None:
         encoder = graphs["text_encoder"]
-        cond = {encoder.outputs[0]: encoder.module(ids)}
-        way.calls["text_encoder"] = [Recorded({"input_ids": ids}, tuple(cond.values()))]
+        found = encoder.module(*tokens.values())
+        tensors = found if isinstance(found, tuple) else (found,)
+        cond = dict(zip(encoder.outputs, tensors, strict=True))
+        way.calls["text_encoder"] = [Recorded(tokens, tensors)]
     calls = way.calls["denoiser"] = []
     way.samples = student.table.sample(_Recorder(student.net, calls), noise, cond)
     if "decoder" in graphs:
         way.images = graphs["decoder"].module(way.samples)
         way.calls["decoder"] = [Recorded({"x0": way.samples}, (way.images,))]
     if fused:
-        way.calls = {FUSED: [_whole(ids, noise, way)]}
+        way.calls = {FUSED: [_whole(tokens or {}, noise, way)]}
     return way
 
 
-def _whole(ids: Tensor | None, noise: Sequence[Tensor], way: Walk) -> Recorded:
-    inputs = {"noise": torch.stack(list(noise), 1)}
-    if ids is not None:
-        inputs["input_ids"] = ids
+def _whole(tokens: dict[str, Tensor], noise: Sequence[Tensor], way: Walk) -> Recorded:
+    inputs = {"noise": torch.stack(list(noise), 1), **tokens}
     outputs = (way.samples,) if way.images is None else (way.samples, way.images)
     return Recorded(inputs, outputs)
 
@@ -99,9 +103,9 @@ def calls_of(
     found: dict[str, list[Call]] = {}
     for start in range(0, len(prompts), batch):
         piece = list(prompts[start : start + batch])
-        ids = teacher.tokenize(piece) if "text_encoder" in teacher.graphs() else None
+        tokens = teacher.tokenize(piece) if "text_encoder" in teacher.graphs() else None
         drawn = draw_noise(seed, start, len(piece), teacher.sample_shape, table.draws)
-        way = walk(student, ids, [torch.from_numpy(noise) for noise in drawn], fused=fused)
+        way = walk(student, tokens, [torch.from_numpy(noise) for noise in drawn], fused=fused)
         for name, calls in way.calls.items():
             found.setdefault(name, []).extend(
                 {key: value[row : row + 1].numpy() for key, value in call.inputs.items()}

@@ -2,13 +2,13 @@
 
 A bundle directory holds the manifest, the graphs and, for text-conditioned samples, a tokenizer:
 
-- `text_encoder`: input_ids (N, L) int64 -> the denoiser's condition;
+- `text_encoder`: input_ids (N, L) int64, and more by name -> the denoiser's condition;
 - `denoiser`: x (N, ...), t (N,), condition -> f, as `steps.StepTable` combines it;
 - `decoder`: x0 (N, ...) -> image (N, 3, H, W) in [-1, 1], latent scaling folded in.
 
 or, in a fused bundle, all of it as one:
 
-- `pipeline`: noise (N, draws, ...), input_ids where there is a tokenizer -> x0, and image.
+- `pipeline`: noise (N, draws, ...), token ids where there is a tokenizer -> x0, and image.
 
 Tensors at a graph's border are float32 (token ids int64) whatever the precision inside.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path, PurePosixPath
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -84,12 +84,17 @@ class Graph:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFile:
-    """A file of the `tokenizers` library, and what surrounds it."""
+    """A file of the `tokenizers` library, and what surrounds it.
+
+    `input` is where its ids go, and `mask`, unless "", where 1 for each of them and 0 for padding.
+    """
 
     file: str
     sha256: dict[str, str]
     length: int
     pad_id: int
+    input: str = "input_ids"
+    mask: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +178,12 @@ class Manifest:
     student: Source
     versions: dict[str, str]
     made_from: str
+    more_tokenizers: tuple[TokenizerFile, ...] = ()
+
+    @property
+    def tokenizers(self) -> tuple[TokenizerFile, ...]:
+        """All of them, in the text encoder's order."""
+        return (self.tokenizer, *self.more_tokenizers) if self.tokenizer else ()
 
     @classmethod
     def read(cls, directory: str | Path) -> Manifest:
@@ -207,8 +218,7 @@ class Manifest:
             BundleError: naming the first file that is missing or differs.
         """
         parts: dict[str, Graph | TokenizerFile] = dict(self.graphs)
-        if self.tokenizer:
-            parts["tokenizer"] = self.tokenizer
+        parts |= {f"tokenizer ({entry.input})": entry for entry in self.tokenizers}
         for key, part in parts.items():
             for name, expected in part.sha256.items():
                 if not (directory / name).is_file():
@@ -244,8 +254,8 @@ def _check(data: Any) -> Manifest:
     _check_graphs(manifest)
     for name, graph in manifest.graphs.items():
         _check_files(graph, f"graphs.{name}")
-    if manifest.tokenizer:
-        _check_files(manifest.tokenizer, "tokenizer")
+    for entry in manifest.tokenizers:
+        _check_files(entry, "tokenizer")
     return manifest
 
 
@@ -258,9 +268,9 @@ def _check_graphs(manifest: Manifest) -> None:
     if FUSED in graphs:
         if len(graphs) > 1:
             raise _KeyError(f"graphs: {FUSED} stands alone, found {', '.join(graphs)}")
-        text = any(port.name == "input_ids" for port in graphs[FUSED].inputs)
+        text = any(port.name != "noise" for port in graphs[FUSED].inputs)
         picture = any(port.name == "image" for port in graphs[FUSED].outputs)
-        places = f"the input input_ids of graphs.{FUSED}", f"the output image of graphs.{FUSED}"
+        places = f"an input of tokens of graphs.{FUSED}", f"the output image of graphs.{FUSED}"
     else:
         if "denoiser" not in graphs:
             raise _KeyError("graphs.denoiser: missing")
@@ -306,10 +316,11 @@ def _read_fields(kind: Any, value: Any, key: str) -> Any:
         raise _KeyError(f"{key}: expected an object, found {value!r:.60}")
     prefix = f"{key}." if key else ""
     hints = get_type_hints(kind)
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
     for name in hints:
-        if name not in value:
+        if name not in value and name in needed:
             raise _KeyError(f"{prefix}{name}: missing")
     for name in value:
         if name not in hints:
             raise _KeyError(f"{prefix}{name}: unknown key; choose from {', '.join(hints)}")
-    return kind(**{name: _read(hint, value[name], prefix + name) for name, hint in hints.items()})
+    return kind(**{name: _read(hints[name], value[name], prefix + name) for name in value})

@@ -16,7 +16,7 @@ from edgedistill_runtime.backends import Session, open_graph
 from edgedistill_runtime.manifest import FUSED, Manifest
 from edgedistill_runtime.noise import noise as draw_noise
 from edgedistill_runtime.steps import sample
-from edgedistill_runtime.tokenizer import Tokenizer
+from edgedistill_runtime.tokenizer import Tokenizers, open_tokenizer
 
 __all__ = ["Pipeline", "Result", "to_uint8"]
 
@@ -67,11 +67,11 @@ class Pipeline:
     Args:
         manifest: Its manifest.
         graphs: Its loaded graphs by name.
-        tokenizer: Present when there is a text encoder.
+        tokenizer: Texts to the text encoder's inputs; present when there is a text encoder.
     """
 
     def __init__(
-        self, manifest: Manifest, graphs: Mapping[str, Session], tokenizer: Tokenizer | None
+        self, manifest: Manifest, graphs: Mapping[str, Session], tokenizer: Tokenizers | None
     ) -> None:
         self.manifest = manifest
         self.graphs = graphs
@@ -105,10 +105,7 @@ class Pipeline:
             )
             for name, graph in manifest.graphs.items()
         }
-        tokenizer = None
-        if entry := manifest.tokenizer:
-            tokenizer = Tokenizer(directory / entry.file, entry.length, entry.pad_id)
-        return cls(manifest, graphs, tokenizer)
+        return cls(manifest, graphs, open_tokenizer(manifest, directory))
 
     def __call__(
         self, prompts: str | Sequence[str], seed: int = 0, *, noise: Sequence[Array] | None = None
@@ -168,7 +165,7 @@ class Pipeline:
         """x0 and image by the one graph."""
         inputs: dict[str, NDArray[Any]] = {"noise": np.stack(noise, 1)}
         if texts:
-            inputs["input_ids"] = self._ids(texts)
+            inputs |= self._tokens(texts)
         outputs = clock.run(FUSED, self.graphs[FUSED], **inputs)
         return outputs["x0"], outputs.get("image")
 
@@ -179,13 +176,13 @@ class Pipeline:
         cond: dict[str, Array] = {}
         if texts:
             encoder = self.graphs["text_encoder"]
-            cond = clock.run("text_encoder", encoder, input_ids=self._ids(texts))
+            cond = clock.run("text_encoder", encoder, **self._tokens(texts))
         x0 = self._denoise(noise, cond, clock)
         if "decoder" not in self.graphs:
             return x0, None
         return x0, clock.run("decoder", self.graphs["decoder"], x0=x0)["image"]
 
-    def _ids(self, texts: list[str]) -> NDArray[np.int64]:
+    def _tokens(self, texts: list[str]) -> dict[str, NDArray[np.int64]]:
         assert self.tokenizer is not None
         return self.tokenizer(texts)
 

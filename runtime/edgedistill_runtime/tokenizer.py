@@ -1,4 +1,4 @@
-"""Prompts to token ids with the bundle's own tokenizer file."""
+"""Prompts to token ids with the bundle's own tokenizer files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-__all__ = ["Tokenizer"]
+from edgedistill_runtime.manifest import Manifest, TokenizerFile
+
+__all__ = ["Tokenizer", "Tokenizers", "open_tokenizer"]
 
 
 class Tokenizer:
@@ -27,7 +29,38 @@ class Tokenizer:
         pad_token = self._tokenizer.id_to_token(pad_id)
         self._tokenizer.enable_padding(length=length, pad_id=pad_id, pad_token=pad_token)
 
-    def __call__(self, prompts: Sequence[str]) -> NDArray[np.int64]:
-        """Token ids, (N, length)."""
+    def __call__(self, prompts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Token ids and 1 where they are no padding, both (N, length)."""
         # One by one: encode_batch wakes a thread pool, which costs more than a short prompt.
-        return np.array([self._tokenizer.encode(prompt).ids for prompt in prompts], np.int64)
+        rows = [self._tokenizer.encode(prompt) for prompt in prompts]
+        ids = np.array([row.ids for row in rows], np.int64)
+        return ids, np.array([row.attention_mask for row in rows], np.int64)
+
+
+class Tokenizers:
+    """All tokenizers of a text encoder.
+
+    Args:
+        entries: What the manifest says of each.
+        directory: Where their files lie.
+    """
+
+    def __init__(self, entries: Sequence[TokenizerFile], directory: Path) -> None:
+        self._all = [
+            (entry, Tokenizer(directory / entry.file, entry.length, entry.pad_id))
+            for entry in entries
+        ]
+
+    def __call__(self, prompts: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+        """The text encoder's inputs by name, (N, length) each."""
+        inputs = {}
+        for entry, tokenizer in self._all:
+            inputs[entry.input], mask = tokenizer(prompts)
+            if entry.mask:
+                inputs[entry.mask] = mask
+        return inputs
+
+
+def open_tokenizer(manifest: Manifest, directory: Path) -> Tokenizers | None:
+    """The tokenizers of a bundle in `directory`; None if it takes no prompts."""
+    return Tokenizers(manifest.tokenizers, directory) if manifest.tokenizers else None

@@ -110,10 +110,11 @@ function findGraphProblem({ graphs, tokenizer, image }) {
   if (fused && names.length > 1) return `graphs: ${FUSED} stands alone, found ${names.join(", ")}`;
   if (!fused && !graphs.denoiser) return "graphs.denoiser: missing";
   const has = (ports, name) => ports.some((port) => port.name === name);
-  const text = fused ? has(fused.inputs, "input_ids") : Boolean(graphs.text_encoder);
+  const tokens = (ports) => ports.some((port) => port.name !== "noise");
+  const text = fused ? tokens(fused.inputs) : Boolean(graphs.text_encoder);
   const picture = fused ? has(fused.outputs, "image") : Boolean(graphs.decoder);
   if (text !== Boolean(tokenizer)) {
-    const where = fused ? `the input input_ids of graphs.${FUSED}` : "graphs.text_encoder";
+    const where = fused ? `an input of tokens of graphs.${FUSED}` : "graphs.text_encoder";
     return `tokenizer: must be there exactly when ${where} is`;
   }
   if (picture !== Boolean(image)) {
@@ -130,7 +131,14 @@ function findFileProblem(key, part) {
   return part.file in part.sha256 ? undefined : `${key}.sha256: no entry for ${part.file}`;
 }
 
-function parts({ graphs, tokenizer }) {
-  const found = Object.entries(graphs).map(([name, graph]) => [`graphs.${name}`, graph]);
-  return tokenizer ? [...found, ["tokenizer", tokenizer]] : found;
+/** All tokenizers, in the text encoder's order. */
+export function tokenizers({ tokenizer, more_tokenizers: more = [] }) {
+  return tokenizer ? [tokenizer, ...more] : [];
+}
+
+function parts(manifest) {
+  return [
+    ...Object.entries(manifest.graphs).map(([name, graph]) => [`graphs.${name}`, graph]),
+    ...tokenizers(manifest).map((entry) => [`tokenizer (${entry.input ?? "input_ids"})`, entry]),
+  ];
 }

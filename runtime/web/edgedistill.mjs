@@ -2,7 +2,7 @@
 
 import * as ort from "onnxruntime-web";
 
-import { BundleError, readBundle } from "./bundle.mjs";
+import { BundleError, readBundle, tokenizers } from "./bundle.mjs";
 import { normals } from "./noise.mjs";
 import { draws, sample } from "./steps.mjs";
 import { Tokenizer } from "./tokenizer.mjs";
@@ -12,13 +12,13 @@ export { BundleError, Tokenizer, normals };
 /** A loaded bundle. */
 export class Pipeline {
   #sessions;
-  #tokenizer;
+  #tokenizers;
 
   /** Called by `load`. */
-  constructor(manifest, sessions, tokenizer) {
+  constructor(manifest, sessions, tokenizers) {
     this.manifest = manifest;
     this.#sessions = sessions;
-    this.#tokenizer = tokenizer;
+    this.#tokenizers = tokenizers;
   }
 
   /**
@@ -38,12 +38,12 @@ export class Pipeline {
     for (const [name, graph] of Object.entries(manifest.graphs)) {
       sessions[name] = await open(graph, files, providers);
     }
-    return new Pipeline(manifest, sessions, openTokenizer(manifest.tokenizer, files));
+    return new Pipeline(manifest, sessions, tokenizers(manifest).map((entry) => openTokenizer(entry, files)));
   }
 
   /** Whether `draw` wants a prompt. */
   get takesPrompt() {
-    return this.#tokenizer !== null;
+    return this.#tokenizers.length > 0;
   }
 
   /**
@@ -81,7 +81,7 @@ export class Pipeline {
   async #fused(prompt, noise, clock) {
     const { latent, steps } = this.manifest;
     const feeds = { noise: new ort.Tensor("float32", noise, [1, draws(steps), ...latent.shape]) };
-    if (this.takesPrompt) feeds.input_ids = this.#ids(prompt);
+    if (this.takesPrompt) Object.assign(feeds, this.#tokens(prompt));
     const outputs = await clock.run("pipeline", this.#sessions.pipeline, feeds);
     return { x0: outputs.x0.data, image: outputs.image?.data };
   }
@@ -100,14 +100,20 @@ export class Pipeline {
     return { x0, image: image && (await this.#decode(x0, dims, clock)) };
   }
 
-  #ids(prompt) {
-    const ids = this.#tokenizer.encode(prompt);
-    return new ort.Tensor("int64", ids, [1, ids.length]);
+  /** The text encoder's inputs by name. */
+  #tokens(prompt) {
+    const tensor = (row) => new ort.Tensor("int64", row, [1, row.length]);
+    const inputs = {};
+    for (const [entry, tokenizer] of this.#tokenizers) {
+      const { ids, mask } = tokenizer.encode(prompt);
+      inputs[entry.input ?? "input_ids"] = tensor(ids);
+      if (entry.mask) inputs[entry.mask] = tensor(mask);
+    }
+    return inputs;
   }
 
   async #encode(prompt, clock) {
-    const feeds = { input_ids: this.#ids(prompt) };
-    return clock.run("text_encoder", this.#sessions.text_encoder, feeds);
+    return clock.run("text_encoder", this.#sessions.text_encoder, this.#tokens(prompt));
   }
 
   async #decode(x0, dims, clock) {
@@ -126,9 +132,8 @@ async function open(graph, files, providers) {
 }
 
 function openTokenizer(entry, files) {
-  if (!entry) return null;
   const rules = JSON.parse(new TextDecoder().decode(files.get(entry.file)));
-  return new Tokenizer(rules, entry.length, entry.pad_id);
+  return [entry, new Tokenizer(rules, entry.length, entry.pad_id)];
 }
 
 /** (3, H, W) in [-1, 1] -> RGBA bytes; the clamped array rounds as the Python runtime does. */

@@ -19,13 +19,13 @@ export class Tokenizer {
     this.#padId = padId;
   }
 
-  /** Token ids of a prompt, `length` of them. */
+  /** Token ids of a prompt, `length` of them, and 1 where they are no padding. */
   encode(prompt) {
     const whole = this.#rules.encode(prompt).ids;
     const ids = new BigInt64Array(this.#length).fill(BigInt(this.#padId));
     const kept = whole.length > this.#length ? this.#truncate(prompt, whole) : whole;
     kept.forEach((id, i) => (ids[i] = BigInt(id)));
-    return ids;
+    return { ids, mask: new BigInt64Array(this.#length).fill(1n, 0, kept.length) };
   }
 
   /** Drop the text's last tokens, not the special ones behind them. */

@@ -38,6 +38,7 @@ SCHEDULES: list[Schedule] = [
     Linear(),
     VE(),
     Rectified(),
+    Rectified(shift=3.0),
     ddpm(),
     ddpm("scaled_linear"),
     ddpm("scaled_linear", zero_snr=True),

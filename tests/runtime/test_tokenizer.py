@@ -56,12 +56,13 @@ def reference(tmp_path_factory):
 def test_ids_equal_those_of_transformers(reference, tmp_path):
     path = tmp_path / "tokenizer.json"
     reference.backend_tokenizer.save(str(path))
-    ours = Tokenizer(path, LENGTH, reference.pad_token_id)(TEXTS)
+    ours, mask = Tokenizer(path, LENGTH, reference.pad_token_id)(TEXTS)
     theirs = reference(
         TEXTS, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="np"
-    ).input_ids
-    np.testing.assert_array_equal(ours, theirs)
-    assert ours.dtype == np.int64
+    )
+    np.testing.assert_array_equal(ours, theirs.input_ids)
+    np.testing.assert_array_equal(mask, theirs.attention_mask)
+    assert ours.dtype == mask.dtype == np.int64
     assert ours.shape == (len(TEXTS), LENGTH)
 
 

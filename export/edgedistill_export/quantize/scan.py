@@ -196,15 +196,15 @@ Draw = Callable[[], NDArray[Any]]
 
 def _drawer(student: Student, prompts: Sequence[str], batch: int = 8) -> Draw:
     teacher = student.teacher
-    pieces: list[tuple[Tensor | None, list[Tensor]]] = []
+    pieces: list[tuple[dict[str, Tensor] | None, list[Tensor]]] = []
     for start in range(0, len(prompts), batch):
         lines = list(prompts[start : start + batch])
-        ids = teacher.tokenize(lines) if "text_encoder" in teacher.graphs() else None
+        tokens = teacher.tokenize(lines) if "text_encoder" in teacher.graphs() else None
         drawn = draw_noise(_SEED, start, len(lines), teacher.sample_shape, student.table.draws)
-        pieces.append((ids, [torch.from_numpy(noise.copy()) for noise in drawn]))
+        pieces.append((tokens, [torch.from_numpy(noise.copy()) for noise in drawn]))
 
     def draw() -> NDArray[Any]:
-        ways = [walk(student, ids, noise) for ids, noise in pieces]
+        ways = [walk(student, tokens, noise) for tokens, noise in pieces]
         drawn = [
             to_uint8(way.images.numpy()).astype(np.float32) / 255
             if way.images is not None

@@ -1,0 +1,360 @@
+"""What the families of diffusers pipelines share: loading, prompts, decoding, saving.
+
+A family is a subclass that says which pipeline it is, how its network is called, what its text
+encoders return, and which schedule and prediction its scheduler stands for.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import diffusers
+import torch
+from diffusers import AutoencoderTiny
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import ModelCard
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from edgedistill import assets
+from edgedistill.denoiser import Denoiser
+from edgedistill.prediction import Prediction
+from edgedistill.sampling import StepTable
+from edgedistill.schedule import Schedule
+from edgedistill.teachers.base import Graph, PromptCache, Source, Teacher
+
+__all__ = ["FAMILIES", "Decoder", "Latents", "PipelineTeacher"]
+
+FAMILIES = {
+    "StableDiffusionPipeline": "stable_diffusion",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusion3Pipeline": "sd3",
+    "FluxPipeline": "flux",
+    "PixArtAlphaPipeline": "pixart",
+    "PixArtSigmaPipeline": "pixart",
+    "SanaPipeline": "sana",
+    "DiTPipeline": "dit",
+    "DDPMPipeline": "unet2d",
+    "DDIMPipeline": "unet2d",
+    "WanPipeline": "wan",
+}
+"""Family by the class that a folder's model_index.json names."""
+
+_BATCH = 64
+"""Prompts a call of the text encoders."""
+
+
+class Decoder(nn.Module):
+    """x0 (N, C, h, w) -> pictures (N, 3, H, W) in [-1, 1]; the latent scaling is inside."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+        self.scaling_factor: float = vae.config.scaling_factor
+        # AutoencoderTiny's and AutoencoderDC's configs know no shift.
+        self.shift_factor: float = getattr(vae.config, "shift_factor", None) or 0.0
+
+    def forward(self, x0: Tensor) -> Tensor:
+        latents = x0 / self.scaling_factor + self.shift_factor
+        result: Tensor = self.vae.decode(latents, return_dict=False)[0]
+        return result
+
+
+class PipelineTeacher(Teacher):
+    """A folder or Hub id in the layout of a diffusers pipeline.
+
+    Attributes:
+        pipelines: Names of the diffusers classes it reads, the plainest first.
+        conditions: Names of what the text encoder returns, as the network takes them.
+        unused: Components that are not loaded.
+        options: What the pipeline's class takes besides its components.
+        pipeline: The pipeline itself.
+    """
+
+    pipelines: ClassVar[tuple[str, ...]]
+    core = "unet"
+    tokenizers: ClassVar[dict[str, str]] = {"tokenizer": "input_ids"}
+    conditions: ClassVar[tuple[str, ...]] = ("encoder_hidden_states",)
+    unused: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[dict[str, Any]] = {}
+    usage = """Guidance is in the weights, so guidance_scale is 1:
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained(FOLDER)
+image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
+```"""
+
+    def __init__(self, name: str, path: str, pipeline: Any) -> None:
+        self.name, self.path, self.pipeline = name, path, pipeline
+        for module in pipeline.components.values():
+            if isinstance(module, nn.Module):
+                module.eval().requires_grad_(False)
+        schedule, prediction = self.border()
+        self.denoiser = Denoiser(self.wrap(getattr(pipeline, self.core)), schedule, prediction)
+        self.net = self.denoiser.net
+        self.sample_shape = self.shape()
+        self.autoencoder = pipeline.vae
+        self.decoder = Decoder(pipeline.vae)
+        self.text_encoder = self.encoder()
+        self.licences = _licences(Path(path))
+        self._cache = PromptCache()
+
+    @abstractmethod
+    def border(self) -> tuple[Schedule, Prediction]:
+        """What the pipeline's scheduler says in our words; ValueError names what is unknown."""
+
+    @abstractmethod
+    def wrap(self, core: nn.Module) -> nn.Module:
+        """The network around `core` (an attribute named `self.core`): net(x, t, **conditions)."""
+
+    @abstractmethod
+    def encoder(self) -> nn.Module:
+        """Token tensors, in the order of `tokenize`, -> the tensors of `conditions`."""
+
+    @abstractmethod
+    def schedulers(self, table: StepTable) -> Iterator[Any]:
+        """Diffusers schedulers that may walk a table, the plainest first."""
+
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one latent."""
+        config = getattr(self.pipeline, self.core).config
+        size = config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return (config.in_channels, height, width)
+
+    @classmethod
+    def load(cls, path: str) -> PipelineTeacher:
+        shipped = assets.ROOT / path
+        folder = shipped if "/" not in path and shipped.is_dir() else Path(path)
+        _check_folder(cls, folder, path)
+        where = str(folder) if folder.is_dir() else path
+        # A download shows its own bars; loading takes a second and needs none.
+        diffusers_logging.disable_progress_bar()
+        diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)  # errors come as exceptions
+        transformers_logging.disable_progress_bar()
+        try:
+            pipeline = cls.open(folder if folder.is_dir() else None, where)
+        except (OSError, ValueError, TypeError, SafetensorError) as error:
+            if not folder.is_dir():
+                raise ValueError(
+                    f"no folder at {path!r}, and no such model could be had from the Hub; "
+                    "a gated one needs `hf auth login`, or teacher.path=FOLDER of a copy"
+                ) from error
+            first = str(error).strip().splitlines()[0]
+            raise ValueError(f"cannot load {path!r}: {first}") from error
+        return cls(Path(path).name, where, pipeline)
+
+    @classmethod
+    def open(cls, folder: Path | None, where: str) -> Any:
+        """Diffusers' pipeline at `where`, a folder or a Hub id, in float32."""
+        name = _class_name(folder) if folder else cls.pipelines[0]
+        kind = getattr(diffusers, name or cls.pipelines[0])
+        unused = dict.fromkeys(cls.unused)
+        return kind.from_pretrained(
+            where, dtype=torch.float32, use_safetensors=True, **unused, **cls.options
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.net.parameters()).device
+
+    def to(self, device: torch.device) -> PipelineTeacher:
+        self.pipeline.to(device)
+        self.net.to(device)
+        return self
+
+    def spawn(self, generator: torch.Generator | None = None) -> Denoiser:
+        net = copy.deepcopy(self.denoiser.net).requires_grad_(True)
+        return self.denoiser.with_net(net)
+
+    def length(self, tokenizer: str) -> int:
+        return int(getattr(self.pipeline, tokenizer).model_max_length)
+
+    def tokenize(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        inputs = {}
+        for component, name in self.tokenizers.items():
+            encoded = getattr(self.pipeline, component)(
+                list(prompts),
+                padding="max_length",
+                truncation=True,
+                max_length=self.length(component),
+                return_tensors="pt",
+            )
+            inputs[name] = encoded.input_ids
+            if component in self.masks:
+                inputs[self.masks[component]] = encoded.attention_mask
+        return inputs
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        missing = self._cache.missing(prompts)
+        for start in range(0, len(missing), _BATCH):
+            piece = missing[start : start + _BATCH]
+            inputs = self.tokenize(piece).values()
+            found = self.text_encoder(*(tensor.to(self.device) for tensor in inputs))
+            tensors = found if isinstance(found, tuple) else (found,)
+            cond = {
+                name: tensor.float() if tensor.is_floating_point() else tensor
+                for name, tensor in zip(self.conditions, tensors, strict=True)
+            }
+            self._cache.put(piece, cond)
+        return self._cache.get(prompts, self.device)
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor) -> Tensor:
+        return torch.cat([self.decoder(piece) for piece in torch.split(x0, 32)])
+
+    def use_decoder(self, folder: str) -> None:
+        if not Path(folder).is_dir() and (folder.count("/") != 1 or folder[0] in "./"):
+            raise ValueError(f"no decoder folder at {folder!r}")
+        diffusers_logging.set_verbosity_error()
+        try:
+            vae = AutoencoderTiny.from_pretrained(folder, use_safetensors=True)
+        except (OSError, ValueError, SafetensorError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise ValueError(f"cannot load decoder {folder!r}: {first}") from error
+        channels = vae.config.latent_channels
+        if channels != self.sample_shape[0]:
+            raise ValueError(
+                f"decoder {folder!r} is for latents of {channels} channels, "
+                f"{self.name} has {self.sample_shape[0]}"
+            )
+        vae.eval().requires_grad_(False).to(self.device)
+        self.pipeline.register_modules(vae=vae)
+        self.decoder = Decoder(vae)
+
+    def source(self) -> Source | None:
+        folder = Path(self.path)
+        latents, prompts = folder / "data.safetensors", folder / "prompts.json"
+        if not (latents.is_file() and prompts.is_file()):
+            return None
+        captions = json.loads(prompts.read_text(encoding="utf-8"))["train"]
+        return Latents(load_file(latents)["latents"].float(), captions, self)
+
+    def save(self, folder: Path, net: nn.Module, table: StepTable) -> None:
+        parts = dict(self.pipeline.components)
+        parts[self.core] = net.get_submodule(self.core)
+        parts["scheduler"] = self.scheduler(table)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pipeline = type(self.pipeline)(**parts, **self.options)
+        pipeline.save_pretrained(folder, safe_serialization=True)
+
+    def check(self, table: StepTable) -> None:
+        self.scheduler(table)
+
+    def scheduler(self, table: StepTable) -> Any:
+        """The diffusers scheduler that walks the table when asked for its number of steps.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        for scheduler in self.schedulers(table):
+            if _walks(scheduler, table):
+                return scheduler
+        steps = [round(row.t) for row in table.rows]
+        raise ValueError(
+            f"no diffusers scheduler walks the timesteps {steps} with these noises; "
+            "choose student.spacing=trailing"
+        )
+
+    def graphs(self) -> dict[str, Graph]:
+        ids = self.tokenize(["a", "b"])
+        x = torch.zeros(2, *self.sample_shape)
+        times = self.denoiser.schedule.net_time(torch.tensor([1.0, 0.5]).double()).float()
+        denoiser = {"x": x, "t": times, **self.encode(["a", "b"])}
+        return {
+            "text_encoder": Graph(self.text_encoder, ids, self.conditions),
+            "denoiser": Graph(self.denoiser.net, denoiser, ("f",)),
+            "decoder": Graph(self.decoder, {"x0": x}, ("image",)),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "shape": list(self.sample_shape),
+            "scaling_factor": self.decoder.scaling_factor,
+            "shift_factor": self.decoder.shift_factor,
+        }
+
+
+def _class_name(folder: Path) -> str:
+    """What model_index.json calls the pipeline; "" if it does not say."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(index.get("_class_name", ""))
+
+
+def _check_folder(kind: type[PipelineTeacher], folder: Path, path: str) -> None:
+    """ValueError if `path` is neither a Hub id nor a folder of this family."""
+    if not (folder / "model_index.json").is_file():
+        if folder.is_dir():
+            raise ValueError(f"{folder}: no model_index.json; not a diffusers pipeline folder")
+        if path.count("/") != 1 or path.startswith((".", "/")):
+            raise ValueError(f"no teacher at {path!r}: no such folder, asset or Hub id")
+        return
+    name = _class_name(folder)
+    if name and name not in kind.pipelines:
+        other = FAMILIES.get(name)
+        hint = (
+            f"it looks like {other}: choose teacher.family={other}" if other else "no such family"
+        )
+        raise ValueError(
+            f"{folder} holds a {name}, {kind.family} reads {', '.join(kind.pipelines)}; {hint}"
+        )
+
+
+class _Probe(nn.Module):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return x.tanh()
+
+
+def _walks(scheduler: Any, table: StepTable) -> bool:
+    """Whether scheduler and table take the same noise to the same place."""
+    scheduler.set_timesteps(len(table.rows))
+    wanted = torch.tensor([row.t for row in table.rows])
+    if not torch.allclose(scheduler.timesteps.float(), wanted, atol=0.5):
+        return False
+    ours = table.sample(_Probe(), table.draw((64,), torch.Generator().manual_seed(0)), {})
+    generator = torch.Generator().manual_seed(0)
+    # Flow schedulers know neither a first scale nor one a step.
+    x = torch.randn(64, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
+    for t in scheduler.timesteps:
+        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(_Probe()(seen, t), t, x, generator=generator).prev_sample
+    return bool((x - ours).abs().max() <= 1e-4 * ours.abs().max().clamp(min=1))
+
+
+class Latents:
+    """Clean latents with a caption each."""
+
+    def __init__(self, latents: Tensor, captions: Sequence[str], teacher: Teacher) -> None:
+        if len(latents) != len(captions):
+            raise ValueError(f"{len(latents)} latents but {len(captions)} captions")
+        self.latents, self.captions, self.teacher = latents, list(captions), teacher
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """`count` latents with their captions encoded, drawn with replacement."""
+        index = torch.randint(len(self.latents), (count,), generator=generator)
+        cond = self.teacher.encode([self.captions[i] for i in index.tolist()])
+        return self.latents[index], cond
+
+
+def _licences(folder: Path) -> list[str]:
+    card = folder / "README.md"
+    if not card.is_file():
+        return []
+    licence = ModelCard.load(card).data.get("license") or []
+    return [licence] if isinstance(licence, str) else list(licence)

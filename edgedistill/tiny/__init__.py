@@ -1,0 +1,54 @@
+"""A tiny teacher of every family, random weights in real classes: `teacher.tiny=true`.
+
+It draws noise. It is for trying a recipe, an export or a change of the code in seconds, without a
+download; a test runs every recipe with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from edgedistill.files import atomic_folder, write_json
+from edgedistill.plugins import resolve
+from edgedistill.teachers import load_teacher
+
+__all__ = ["ENTRY_POINTS", "TINY", "make_tiny"]
+
+ENTRY_POINTS = "edgedistill.tiny"
+"""Entry-point group by which families of other distributions join."""
+
+TINY = {
+    "sdxl": "edgedistill.tiny.sdxl:pipeline",
+    "stable_diffusion": "edgedistill.tiny.stable_diffusion:pipeline",
+}
+"""By family, a function without arguments that returns a diffusers pipeline."""
+
+
+CAPTIONS = ("red", "a red one", "red red", "blue", "a blue one", "blue blue", "red blue", "")
+"""Of the data."""
+
+
+def make_tiny(family: str, folder: Path, seed: int = 0) -> Path:
+    """Write a tiny teacher to `folder`, as `teachers.load_teacher` reads it, with data to learn.
+
+    Args:
+        family: A key of `TINY`.
+        folder: Its place.
+        seed: Decides the weights.
+
+    Raises:
+        ValueError: If the family has no tiny teacher.
+    """
+    build: Callable[[], Any] = resolve("family with a tiny teacher", TINY, family, ENTRY_POINTS)
+    with torch.random.fork_rng(devices=[]), atomic_folder(folder) as work:
+        torch.manual_seed(seed)
+        build().save_pretrained(work, safe_serialization=True)
+        shape = load_teacher(family, work).sample_shape
+        write_json(work / "prompts.json", {"grid": list(CAPTIONS), "train": list(CAPTIONS)})
+        save_file({"latents": torch.randn(len(CAPTIONS), *shape)}, work / "data.safetensors")
+    return folder
