@@ -105,6 +105,46 @@ def distill(
 
 
 @app.command()
+def plan(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="recipe=NAME [key.sub=value ...]", help="The recipe and overrides of its keys."
+        ),
+    ],
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Of a device, such as 24GB: does it fit?")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes, one on each device.")] = 1,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Trained networks cut over them, by FSDP or ZeRO.")
+    ] = False,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="As if activations were computed again.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")] = False,
+) -> None:
+    """Say what a recipe costs: parameters, memory by role, disk, compute. Downloads nothing.
+
+    Example: edgedistill plan recipe=emoji-4step train.batch_size=64 --memory 8GB
+    """
+    from json import dumps
+
+    from edgedistill.plan.memory import Launch
+    from edgedistill.plan.report import as_json, tables
+    from edgedistill.plan.report import plan as plan_
+
+    found, verdict = plan_(words, memory, Launch(processes, shard, checkpointing))
+    if json:
+        typer.echo(dumps(as_json(found, verdict), indent=2))
+        return
+    for table in tables(found):
+        console.print(table)
+    if verdict:
+        console.print(str(verdict), soft_wrap=True)
+
+
+@app.command()
 def export(
     student: StudentArgument = None,
     target: Annotated[
@@ -185,6 +225,43 @@ def _pair(word: str) -> tuple[str, str]:
     if not equals:
         raise ValueError(f"--option {word!r} is not KEY=VALUE")
     return key, value
+
+
+@app.command()
+def adopt(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="A pipeline folder, a U-Net's or transformer's .safetensors, a LoRA."),
+    ],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            metavar="KIND",
+            help="lcm, lcm-lora, turbo, lightning, hyper-sd, dmd2, pcm, tcd, ....",
+        ),
+    ],
+    base: Annotated[
+        str | None, typer.Option(help="Pipeline folder or Hub id that weights or a LoRA are for.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Network calls; by default as it is published.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale that an LCM is fixed at (8).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The student dir; by default runs/CHECKPOINT/student.")
+    ] = None,
+) -> None:
+    """Make a student dir of a student made elsewhere, with the steps it was made for.
+
+    Example: edgedistill adopt lcm-lora.safetensors --as lcm-lora --base ./my-sd15 --steps 4
+    """
+    from edgedistill.adopt import adopt as take
+
+    made = take(checkpoint, kind, base=base, steps=steps, guidance=guidance, out=out)
+    console.print(f"student {made}")
 
 
 @app.command()

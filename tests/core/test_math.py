@@ -43,7 +43,8 @@ SCHEDULES: list[Schedule] = [
     ddpm("scaled_linear"),
     ddpm("scaled_linear", zero_snr=True),
 ]
-IDS = ["trig", "cosine", "linear", "ve", "rectified", "squaredcos", "scaled", "zero-snr"]
+IDS = ["trig", "cosine", "linear", "ve", "rectified", "shifted", "squaredcos", "scaled"]
+IDS += ["zero-snr"]
 T = torch.linspace(0.0, 1.0, 52, dtype=torch.float64)[1:-1]
 
 
@@ -183,7 +184,9 @@ def test_solvers_reach_the_exact_map_of_a_gaussian(solver: str, schedule: Schedu
     class Exact(nn.Module):
         def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
             t = (time.double() + 1) / 1000 if isinstance(schedule, Discrete) else time.double()
-            t = t / 1000 if isinstance(schedule, Rectified) else t
+            if isinstance(schedule, Rectified):
+                sigma = time.double() / 1000
+                t = schedule.time_of(2 * (1 / sigma - 1).log())
             alpha, sigma = schedule.at(t, like=x)
             x = x / schedule.input_scale(t).reshape(-1, 1).to(x)
             return alpha * scale**2 / (alpha**2 * scale**2 + sigma**2) * x
