@@ -51,7 +51,9 @@ class Run:
         accelerator = engine(recipe.train.precision)
         device = accelerator.device
         section = recipe.teacher
-        self.teacher = load_teacher(section.family, section.path).to(device)
+        self.teacher = load_teacher(section.family, section.path)
+        self.teacher.spare(checkpointing=recipe.train.checkpointing, offload=recipe.train.offload)
+        self.teacher.to(device)
         if recipe.student.decoder:
             self.teacher.use_decoder(recipe.student.decoder)
         denoiser, few = self.teacher.denoiser, recipe.student

@@ -56,6 +56,10 @@ class Train(Settings):
     roles: Literal["copies", "adapters"] = "copies"
     """A network for each role, or one frozen base with a LoRA for each."""
     adapter: Adapter = Adapter()
+    checkpointing: bool = False
+    """Gradient checkpointing: a block's activations are computed again when its gradient is."""
+    offload: bool = False
+    """Text encoders and decoder wait in main memory between uses."""
     seed: int = Field(0, ge=0)
     log_every: int = Field(50, gt=0)
     sample_every: int = Field(0, ge=0)

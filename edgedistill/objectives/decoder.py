@@ -59,8 +59,9 @@ class TinyDecoder(Objective):
     def __init__(self, config: TinyDecoder.Config, setup: Setup) -> None:
         if setup.autoencoder is None:
             raise ValueError("method 'decoder' needs a teacher with an autoencoder")
-        self.config, self.optim, self.vae = config, setup.optim, setup.autoencoder
+        self.config, self.optim = config, setup.optim
         example = setup.example[0]
+        self.vae = setup.autoencoder.to(example.device)  # where offloading left it elsewhere
         factor = self._picture(example).shape[-1] // example.shape[-1]
         stages = len(config.blocks)
         if 2 ** (stages - 1) != factor:

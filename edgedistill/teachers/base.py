@@ -68,7 +68,7 @@ class Teacher(ABC):
     sample_shape: tuple[int, ...]
     licences: list[str]
     autoencoder: nn.Module | None = None
-    tokenizers: ClassVar[dict[str, str]] = {}
+    tokenizers: dict[str, str] = {}  # noqa: RUF012  an instance may have fewer
     masks: ClassVar[dict[str, str]] = {}
 
     @classmethod
@@ -79,6 +79,20 @@ class Teacher(ABC):
     @abstractmethod
     def to(self, device: torch.device) -> Teacher:
         """Move every network."""
+
+    def spare(self, *, checkpointing: bool, offload: bool) -> None:
+        """Spare memory while training; before `to` and `spawn`.
+
+        Args:
+            checkpointing: Compute activations of the network's blocks again for their gradients.
+            offload: Keep what surrounds the network off the device between uses.
+
+        Raises:
+            ValueError: If the family cannot.
+        """
+        for name, wanted in (("checkpointing", checkpointing), ("offload", offload)):
+            if wanted:
+                raise ValueError(f"train.{name}: {self.family} teachers have nothing to spare")
 
     @abstractmethod
     def spawn(self, generator: torch.Generator | None = None) -> Denoiser:
@@ -123,6 +137,10 @@ class Teacher(ABC):
     def tokenize(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Inputs of the text encoder: ids (N, L), padded and cut to its length, and masks."""
         raise ValueError(f"{self.family} teachers take no prompts, got {list(prompts)!r}")
+
+    def tokenizer(self, name: str) -> Any:
+        """The transformers tokenizer called `name`, a key of `tokenizers`."""
+        raise ValueError(f"{self.family} teachers have no {name}")
 
     def length(self, tokenizer: str) -> int:
         """Tokens that one of `tokenizers` makes of every prompt."""

@@ -11,6 +11,7 @@ import json
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -81,7 +82,7 @@ class PipelineTeacher(Teacher):
 
     pipelines: ClassVar[tuple[str, ...]]
     core = "unet"
-    tokenizers: ClassVar[dict[str, str]] = {"tokenizer": "input_ids"}
+    tokenizers: dict[str, str] = {"tokenizer": "input_ids"}  # noqa: RUF012
     conditions: ClassVar[tuple[str, ...]] = ("encoder_hidden_states",)
     unused: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[dict[str, Any]] = {}
@@ -108,6 +109,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         self.text_encoder = self.encoder()
         self.licences = _licences(Path(path))
         self._cache = PromptCache()
+        self._offload = False
 
     @abstractmethod
     def border(self) -> tuple[Schedule, Prediction]:
@@ -124,6 +126,10 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
     @abstractmethod
     def schedulers(self, table: StepTable) -> Iterator[Any]:
         """Diffusers schedulers that may walk a table, the plainest first."""
+
+    def set_steps(self, scheduler: Any, steps: int) -> None:
+        """Ask a scheduler for a number of steps as the pipeline does."""
+        scheduler.set_timesteps(steps)
 
     def shape(self) -> tuple[int, ...]:
         """Shape of one latent."""
@@ -170,21 +176,39 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         return next(self.net.parameters()).device
 
     def to(self, device: torch.device) -> PipelineTeacher:
-        self.pipeline.to(device)
         self.net.to(device)
+        if not self._offload:
+            self.pipeline.to(device)
         return self
+
+    def spare(self, *, checkpointing: bool, offload: bool) -> None:
+        self._offload = offload
+        if checkpointing:
+            core: Any = self.net.get_submodule(self.core)
+            core.enable_gradient_checkpointing()
+
+    @contextmanager
+    def _present(self, module: nn.Module) -> Iterator[None]:
+        """A module that is on the device while it is used."""
+        module.to(self.device)
+        yield
+        if self._offload:
+            module.to("cpu")
 
     def spawn(self, generator: torch.Generator | None = None) -> Denoiser:
         net = copy.deepcopy(self.denoiser.net).requires_grad_(True)
         return self.denoiser.with_net(net)
 
+    def tokenizer(self, name: str) -> Any:
+        return getattr(self.pipeline, name)
+
     def length(self, tokenizer: str) -> int:
-        return int(getattr(self.pipeline, tokenizer).model_max_length)
+        return int(self.tokenizer(tokenizer).model_max_length)
 
     def tokenize(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         inputs = {}
         for component, name in self.tokenizers.items():
-            encoded = getattr(self.pipeline, component)(
+            encoded = self.tokenizer(component)(
                 list(prompts),
                 padding="max_length",
                 truncation=True,
@@ -202,7 +226,8 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         for start in range(0, len(missing), _BATCH):
             piece = missing[start : start + _BATCH]
             inputs = self.tokenize(piece).values()
-            found = self.text_encoder(*(tensor.to(self.device) for tensor in inputs))
+            with self._present(self.text_encoder):
+                found = self.text_encoder(*(tensor.to(self.device) for tensor in inputs))
             tensors = found if isinstance(found, tuple) else (found,)
             cond = {
                 name: tensor.float() if tensor.is_floating_point() else tensor
@@ -213,7 +238,8 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
-        return torch.cat([self.decoder(piece) for piece in torch.split(x0, 32)])
+        with self._present(self.decoder):
+            return torch.cat([self.decoder(piece) for piece in torch.split(x0, 32)])
 
     def use_decoder(self, folder: str) -> None:
         if not Path(folder).is_dir() and (folder.count("/") != 1 or folder[0] in "./"):
@@ -261,6 +287,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             ValueError: If there is none.
         """
         for scheduler in self.schedulers(table):
+            self.set_steps(scheduler, len(table.rows))
             if _walks(scheduler, table):
                 return scheduler
         steps = [round(row.t) for row in table.rows]
@@ -322,8 +349,7 @@ class _Probe(nn.Module):
 
 
 def _walks(scheduler: Any, table: StepTable) -> bool:
-    """Whether scheduler and table take the same noise to the same place."""
-    scheduler.set_timesteps(len(table.rows))
+    """Whether scheduler, asked for its steps, and table take the same noise to the same place."""
     wanted = torch.tensor([row.t for row in table.rows])
     if not torch.allclose(scheduler.timesteps.float(), wanted, atol=0.5):
         return False
