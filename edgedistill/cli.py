@@ -238,7 +238,7 @@ def adopt(
         typer.Option(
             "--as",
             metavar="KIND",
-            help="lcm, lcm-lora, turbo, lightning, hyper-sd, dmd2, pcm, tcd, ....",
+            help="lcm, turbo, lightning, dmd2, ...: a wrong one lists all.",
         ),
     ],
     base: Annotated[

@@ -12,12 +12,13 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 import diffusers
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderTiny, TCDScheduler
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
@@ -286,10 +287,12 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         Raises:
             ValueError: If there is none.
         """
-        for scheduler in self.schedulers(table):
-            self.set_steps(scheduler, len(table.rows))
-            if _walks(scheduler, table):
-                return scheduler
+        own = self.pipeline.scheduler
+        for scheduler in chain(self.schedulers(table), [type(own).from_config(own.config)]):
+            for choices in _choices(scheduler):
+                self.set_steps(scheduler, len(table.rows))
+                if _walks(scheduler, table, choices):
+                    return scheduler
         steps = [round(row.t) for row in table.rows]
         raise ValueError(
             f"no diffusers scheduler walks the timesteps {steps} with these noises; "
@@ -297,10 +300,11 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         )
 
     def graphs(self) -> dict[str, Graph]:
-        ids = self.tokenize(["a", "b"])
+        prompts = self.prompts[:2]
+        ids = self.tokenize(prompts)
         x = torch.zeros(2, *self.sample_shape)
         times = self.denoiser.schedule.net_time(torch.tensor([1.0, 0.5]).double()).float()
-        denoiser = {"x": x, "t": times, **self.encode(["a", "b"])}
+        denoiser = {"x": x, "t": times, **self.encode(prompts)}
         return {
             "text_encoder": Graph(self.text_encoder, ids, self.conditions),
             "denoiser": Graph(self.denoiser.net, denoiser, ("f",)),
@@ -348,7 +352,14 @@ class _Probe(nn.Module):
         return x.tanh()
 
 
-def _walks(scheduler: Any, table: StepTable) -> bool:
+def _choices(scheduler: Any) -> tuple[dict[str, float], ...]:
+    """What a step of a scheduler may be told besides: TCD's share of fresh noise."""
+    if isinstance(scheduler, TCDScheduler):
+        return {"eta": 0.0}, {"eta": 0.3}, {"eta": 1.0}
+    return ({},)
+
+
+def _walks(scheduler: Any, table: StepTable, choices: dict[str, float]) -> bool:
     """Whether scheduler, asked for its steps, and table take the same noise to the same place."""
     wanted = torch.tensor([row.t for row in table.rows])
     if not torch.allclose(scheduler.timesteps.float(), wanted, atol=0.5):
@@ -359,7 +370,7 @@ def _walks(scheduler: Any, table: StepTable) -> bool:
     x = torch.randn(64, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
     for t in scheduler.timesteps:
         seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        x = scheduler.step(_Probe()(seen, t), t, x, generator=generator).prev_sample
+        x = scheduler.step(_Probe()(seen, t), t, x, generator=generator, **choices).prev_sample
     return bool((x - ours).abs().max() <= 1e-4 * ours.abs().max().clamp(min=1))
 
 
