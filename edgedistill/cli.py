@@ -119,9 +119,6 @@ def plan(
     shard: Annotated[
         bool, typer.Option("--shard", help="Trained networks cut over them, by FSDP or ZeRO.")
     ] = False,
-    checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="As if activations were computed again.")
-    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")] = False,
 ) -> None:
     """Say what a recipe costs: parameters, memory by role, disk, compute. Downloads nothing.
@@ -134,7 +131,7 @@ def plan(
     from edgedistill.plan.report import as_json, tables
     from edgedistill.plan.report import plan as plan_
 
-    found, verdict = plan_(words, memory, Launch(processes, shard, checkpointing))
+    found, verdict = plan_(words, memory, Launch(processes, shard))
     if json:
         typer.echo(dumps(as_json(found, verdict), indent=2))
         return

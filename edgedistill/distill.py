@@ -28,7 +28,7 @@ from edgedistill.student import Guidance, StudentInfo, load_student, save_studen
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill.trainer import Hooks, Trainer, engine
 
-__all__ = ["Run", "preview"]
+__all__ = ["Run", "ordered", "preview"]
 
 PLANS = "compress.json"
 """In a run dir: how the student was made smaller."""
@@ -129,7 +129,7 @@ class Run:
             torch.manual_seed(recipe.train.seed)
             method = recipe.method()(recipe.method_config(), setup)
             if smaller:
-                return _ordered(method, setup, recipe.compress)
+                return ordered(method, setup, recipe.compress)
             return Elastic(method, setup, self.depths) if self.depths else method
 
     def _smaller(self, student: Denoiser) -> Smaller | None:
@@ -272,7 +272,7 @@ class Run:
         )
 
 
-def _ordered(method: Objective, setup: Setup, section: Compress) -> Objective:
+def ordered(method: Objective, setup: Setup, section: Compress) -> Objective:
     """Size first, then steps; or size beside steps."""
     if not (section.first or section.joint):
         return method
@@ -340,10 +340,8 @@ def preview(run: Run, denoiser: Denoiser, step: int) -> None:
 
 
 def preview_prompts(teacher: Teacher) -> list[str]:
-    """Prompts shown while training: the teacher's own grid, or a few of everyone's."""
-    if teacher.family == "mixture":
-        return []
+    """Prompts shown while training: the teacher's own grid, or a few that it knows."""
     file = Path(teacher.path) / "prompts.json"
     if file.is_file():
         return list(json.loads(file.read_text(encoding="utf-8"))["grid"][:64])
-    return ["a red apple", "a cat", "a castle on a hill", "a portrait of an old man"]
+    return list(teacher.prompts)

@@ -51,7 +51,19 @@ def _map_head(features: Tensor) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(width, 1))
 
 
-HEADS: dict[int, Callable[[Tensor], nn.Module]] = {2: _point_head, 4: _map_head}
+class _TokenHead(nn.Module):
+    """An opinion on each token (N, L, C), averaged."""
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.opinion = _point_head(features[:, 0])
+
+    def forward(self, features: Tensor) -> Tensor:
+        found: Tensor = self.opinion(features)
+        return found.mean(1)
+
+
+HEADS: dict[int, Callable[[Tensor], nn.Module]] = {2: _point_head, 3: _TokenHead, 4: _map_head}
 """By the number of dimensions of the features."""
 
 

@@ -29,8 +29,12 @@ LAYERS = (
     *("ff.net.0.proj", "ff.net.2"),
     *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"),
     *("proj_in", "proj_out", "time_emb_proj"),
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    *("ff_context.net.0.proj", "ff_context.net.2", "proj_mlp"),
+    *("ff.conv_inverted", "ff.conv_point"),
 )
-"""Attention, feed-forward, convolutions and projections, by diffusers' names."""
+"""Attention, feed-forward, convolutions and projections, by diffusers' names, the text's side of
+joint transformers included."""
 
 NAME = "default"  # peft's own name for the one adapter a role has
 

@@ -13,7 +13,12 @@ ENTRY_POINTS = "edgedistill.teachers"
 """Entry-point group by which families of other distributions join."""
 
 TEACHERS = {
+    "dit": "edgedistill.teachers.dit:DiT",
+    "flux": "edgedistill.teachers.flux:Flux",
     "mixture": "edgedistill.teachers.mixture:Mixture",
+    "pixart": "edgedistill.teachers.pixart:PixArt",
+    "sana": "edgedistill.teachers.sana:Sana",
+    "sd3": "edgedistill.teachers.sd3:StableDiffusion3",
     "sdxl": "edgedistill.teachers.sdxl:StableDiffusionXL",
     "stable_diffusion": "edgedistill.teachers.stable_diffusion:StableDiffusion",
 }

@@ -54,13 +54,14 @@ class Teacher(ABC):
         core: Module path inside the net of the diffusers model that can be made smaller.
         autoencoder: Between pictures and x0; None where x0 is the data itself.
         tokenizers: Input of the text encoder by the tokenizer's folder, in its order.
+        prompts: Some that it knows, to show and to trace with; none if it takes none.
         masks: Name of the mask that follows the ids of a tokenizer, for those that have one.
     """
 
     family: ClassVar[str]
     tap: ClassVar[str] = ""
     core: ClassVar[str] = ""
-    usage: ClassVar[str] = "Sample it with `edgedistill generate FOLDER`."
+    usage: str = "Sample it with `edgedistill generate FOLDER`."
     name: str
     path: str
     denoiser: Denoiser
@@ -70,6 +71,10 @@ class Teacher(ABC):
     autoencoder: nn.Module | None = None
     tokenizers: dict[str, str] = {}  # noqa: RUF012  an instance may have fewer
     masks: ClassVar[dict[str, str]] = {}
+    prompts: tuple[str, ...] = (
+        *("red apple", "a cat with heart eyes", "rocket", "birthday cake", "blue car"),
+        *("green tree in the rain", "smiling face with sunglasses", "yellow star"),
+    )
 
     @classmethod
     @abstractmethod

@@ -72,6 +72,7 @@ class Mixture(Teacher):
 
     family = "mixture"
     tap = "blocks.1"
+    prompts = ()
 
     def __init__(self, path: str, weights: Tensor, means: Tensor, scales: Tensor) -> None:
         self.name, self.path = Path(path).stem, path

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import diffusers
 import torch
-from diffusers import AutoencoderTiny, TCDScheduler
+from diffusers import AutoencoderTiny, DiffusionPipeline, TCDScheduler
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
@@ -143,14 +143,18 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
     def load(cls, path: str) -> PipelineTeacher:
         shipped = assets.ROOT / path
         folder = shipped if "/" not in path and shipped.is_dir() else Path(path)
-        _check_folder(cls, folder, path)
+        _check_place(folder, path)
         where = str(folder) if folder.is_dir() else path
         # A download shows its own bars; loading takes a second and needs none.
         diffusers_logging.disable_progress_bar()
         diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)  # errors come as exceptions
         transformers_logging.disable_progress_bar()
         try:
-            pipeline = cls.open(folder if folder.is_dir() else None, where)
+            index = DiffusionPipeline.load_config(where)
+            # A folder that names no class is read as the plainest.
+            name = str(index.get("_class_name") or cls.pipelines[0])
+            _check_class(cls, name, where)
+            pipeline = cls.open(name, index, where)
         except (OSError, ValueError, TypeError, SafetensorError) as error:
             if not folder.is_dir():
                 raise ValueError(
@@ -162,12 +166,12 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         return cls(Path(path).name, where, pipeline)
 
     @classmethod
-    def open(cls, folder: Path | None, where: str) -> Any:
-        """Diffusers' pipeline at `where`, a folder or a Hub id, in float32."""
-        name = _class_name(folder) if folder else cls.pipelines[0]
-        kind = getattr(diffusers, name or cls.pipelines[0])
-        unused = dict.fromkeys(cls.unused)
-        return kind.from_pretrained(
+    def open(cls, name: str, index: dict[str, Any], where: str) -> Any:
+        """Diffusers' pipeline of class `name` at `where`, a folder or a Hub id, in float32."""
+        # Diffusers must be told what is left out, unless every pipeline may leave it out.
+        absent = [part for part, found in index.items() if found == [None, None]]
+        unused = dict.fromkeys((*cls.unused, *absent))
+        return getattr(diffusers, name).from_pretrained(
             where, dtype=torch.float32, use_safetensors=True, **unused, **cls.options
         )
 
@@ -192,9 +196,11 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
     def _present(self, module: nn.Module) -> Iterator[None]:
         """A module that is on the device while it is used."""
         module.to(self.device)
-        yield
-        if self._offload:
-            module.to("cpu")
+        try:
+            yield
+        finally:
+            if self._offload:
+                module.to("cpu")
 
     def spawn(self, generator: torch.Generator | None = None) -> Denoiser:
         net = copy.deepcopy(self.denoiser.net).requires_grad_(True)
@@ -319,32 +325,25 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         }
 
 
-def _class_name(folder: Path) -> str:
-    """What model_index.json calls the pipeline; "" if it does not say."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    return str(index.get("_class_name", ""))
-
-
-def _check_folder(kind: type[PipelineTeacher], folder: Path, path: str) -> None:
-    """ValueError if `path` is neither a Hub id nor a folder of this family."""
-    if not (folder / "model_index.json").is_file():
-        if folder.is_dir():
-            raise ValueError(f"{folder}: no model_index.json; not a diffusers pipeline folder")
-        if path.count("/") != 1 or path.startswith((".", "/")):
-            raise ValueError(f"no teacher at {path!r}: no such folder, asset or Hub id")
+def _check_place(folder: Path, path: str) -> None:
+    """ValueError if `path` is neither a Hub id nor a folder of a pipeline."""
+    if (folder / "model_index.json").is_file():
         return
-    name = _class_name(folder)
-    if name and name not in kind.pipelines:
-        other = FAMILIES.get(name)
-        hint = (
-            f"it looks like {other}: choose teacher.family={other}" if other else "no such family"
-        )
-        raise ValueError(
-            f"{folder} holds a {name}, {kind.family} reads {', '.join(kind.pipelines)}; {hint}"
-        )
+    if folder.is_dir():
+        raise ValueError(f"{folder}: no model_index.json; not a diffusers pipeline folder")
+    if path.count("/") != 1 or path.startswith((".", "/")):
+        raise ValueError(f"no teacher at {path!r}: no such folder, asset or Hub id")
+
+
+def _check_class(kind: type[PipelineTeacher], name: str, where: str) -> None:
+    """ValueError if a pipeline of class `name` is of another family."""
+    if name in kind.pipelines:
+        return
+    other = FAMILIES.get(name)
+    hint = f"it looks like {other}: choose teacher.family={other}" if other else "no such family"
+    raise ValueError(
+        f"{where} holds a {name}, {kind.family} reads {', '.join(kind.pipelines)}; {hint}"
+    )
 
 
 class _Probe(nn.Module):

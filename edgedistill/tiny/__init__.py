@@ -23,6 +23,11 @@ ENTRY_POINTS = "edgedistill.tiny"
 """Entry-point group by which families of other distributions join."""
 
 TINY = {
+    "dit": "edgedistill.tiny.dit:pipeline",
+    "flux": "edgedistill.tiny.flux:pipeline",
+    "pixart": "edgedistill.tiny.pixart:pipeline",
+    "sana": "edgedistill.tiny.sana:pipeline",
+    "sd3": "edgedistill.tiny.sd3:pipeline",
     "sdxl": "edgedistill.tiny.sdxl:pipeline",
     "stable_diffusion": "edgedistill.tiny.stable_diffusion:pipeline",
 }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTokenizer
+from string import printable
 
-__all__ = ["LENGTH", "clip"]
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTokenizer, GemmaTokenizer, T5Tokenizer
+
+__all__ = ["LENGTH", "clip", "gemma", "t5"]
 
 LENGTH = 8
 """Tokens of a prompt."""
@@ -19,3 +21,25 @@ def clip() -> CLIPTokenizer:
     vocab += ["<|startoftext|>", "<|endoftext|>"]
     table = {token: i for i, token in enumerate(vocab)}
     return CLIPTokenizer(vocab=table, merges=merges, model_max_length=LENGTH)
+
+
+def gemma() -> GemmaTokenizer:
+    """Gemma's byte pairs, behind its start token."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    merges = [("r", "e"), ("re", "d")]
+    vocab = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "r", "e", "d"]
+    vocab += ["".join(pair) for pair in merges]
+    return GemmaTokenizer(
+        vocab={token: i for i, token in enumerate(vocab)},
+        merges=merges,
+        add_bos_token=True,
+        padding_side="right",
+        model_max_length=LENGTH,
+    )
+
+
+def t5() -> T5Tokenizer:
+    """T5's pieces, a character each."""
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), ("\u2581red", -2.0)]
+    vocab += [(symbol, -3.0) for symbol in printable if not symbol.isspace()]
+    return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=LENGTH)

@@ -313,11 +313,9 @@ class _Export:
 
     def _tokenizers(self) -> list[schema.TokenizerFile]:
         """Write a tokenizer.json from whatever form the student has each in."""
-        from transformers import AutoTokenizer
-
         teacher, files = self.student.teacher, []
         for component, name in teacher.tokenizers.items():
-            tokenizer = AutoTokenizer.from_pretrained(self.student.path / component)
+            tokenizer = teacher.tokenizer(component)
             path = self.work / f"{component}.json"
             tokenizer.backend_tokenizer.save(str(path))
             entry = schema.TokenizerFile(

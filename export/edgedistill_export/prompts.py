@@ -10,18 +10,7 @@ from edgedistill import assets
 from edgedistill.data import read_prompts
 from edgedistill.student import Student
 
-__all__ = ["PROMPTS", "calibration_prompts", "home_of_teacher", "parity_prompts"]
-
-PROMPTS = (
-    "red apple",
-    "a cat with heart eyes",
-    "rocket",
-    "birthday cake",
-    "blue car",
-    "green tree in the rain",
-    "smiling face with sunglasses",
-    "yellow star",
-)
+__all__ = ["calibration_prompts", "home_of_teacher", "parity_prompts"]
 
 
 def home_of_teacher(student: Student) -> Path | None:
@@ -32,22 +21,27 @@ def home_of_teacher(student: Student) -> Path | None:
 
 
 def parity_prompts(student: Student, count: int) -> list[str]:
-    """The recipe's first prompts, the teacher's preview prompts, or those built in, cycled."""
-    return _cycled(_recipe(student) or _shipped(student, "grid") or PROMPTS, count)
+    """The recipe's first prompts, the teacher's preview prompts, or some it knows, cycled."""
+    return _cycled(_recipe(student) or _shipped(student, "grid") or _known(student), count)
 
 
 def calibration_prompts(student: Student, count: int) -> list[str]:
-    """Prompts from all over the recipe's, the teacher's training captions, or those built in.
+    """Prompts from all over the recipe's, the teacher's training captions, or some it knows.
 
     Raises:
         ValueError: If `count` is below 1.
     """
     if count < 1:
         raise ValueError(f"calibration needs at least one prompt, got {count}")
-    lines = _recipe(student) or _shipped(student, "train") or PROMPTS
+    lines = _recipe(student) or _shipped(student, "train") or _known(student)
     if len(lines) < count:
         return _cycled(lines, count)
     return [lines[i * len(lines) // count] for i in range(count)]
+
+
+def _known(student: Student) -> Sequence[str]:
+    # A student without text draws one sample a prompt all the same.
+    return student.teacher.prompts or ("",)
 
 
 def _cycled(lines: Sequence[str], count: int) -> list[str]:

@@ -52,8 +52,12 @@ def trace(graph: Graph, path: Path) -> None:
             dynamo=True,
             dynamic_shapes=shapes,
             verbose=False,
+            optimize=False,
         )
-    assert program is not None
+        assert program is not None
+        _drop_idle_squeezes(program.model)
+        with _kept_epsilons(program.model):
+            program.optimize()
     model = program.model
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is None or isinstance(value.shape[0], int):
@@ -95,6 +99,42 @@ def ports(graph: Graph, batch: int | None = None) -> tuple[tuple[Port, ...], tup
 def layer_of(node: str) -> str:
     """Path of the module that a node of a traced graph came from, by the node's name."""
     return node.rpartition("/")[0]
+
+
+@contextmanager
+def _kept_epsilons(model: onnx_ir.Model) -> Iterator[None]:
+    """The optimizer takes constants below 1e-8 for 0, and drops additions of 0.
+
+    What keeps a division by 0 away, such as the 1e-15 of SANA's attention, would be gone. It has
+    no rule for Sum, which is the same of two.
+    """
+    for node in model.graph:
+        constants = [onnx_ir.convenience.get_const_tensor(value) for value in node.inputs if value]
+        if node.op_type == "Add" and any(c is not None and _is_epsilon(c) for c in constants):
+            node.op_type = "Sum"
+    yield
+    for node in model.graph:
+        if node.op_type == "Sum" and len(node.inputs) == 2:
+            node.op_type = "Add"
+
+
+def _is_epsilon(constant: onnx_ir.TensorProtocol) -> bool:
+    return constant.size == 1 and 0 < abs(constant.numpy().item()) <= 1e-8
+
+
+def _drop_idle_squeezes(model: onnx_ir.Model) -> None:
+    """Torch leaves an axis longer than 1 alone when told to squeeze it; ONNX refuses to."""
+    for node in list(model.graph):
+        if node.op_type != "Squeeze" or len(node.inputs) < 2:
+            continue
+        value, axes = node.inputs
+        constant = onnx_ir.convenience.get_const_tensor(axes) if axes else None
+        if not value or value.shape is None or constant is None:
+            continue
+        sizes = [value.shape[int(axis)] for axis in constant.numpy().reshape(-1)]
+        if any(isinstance(size, int) and size != 1 for size in sizes):
+            onnx_ir.convenience.replace_all_uses_with(node.outputs[0], value)
+            model.graph.remove(node, safe=True)
 
 
 def _name_layers(model: onnx_ir.Model) -> None:

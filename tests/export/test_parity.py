@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from edgedistill_export.parity import EQUAL_DB, compare, psnr, shortfall
-from edgedistill_export.prompts import PROMPTS
 from edgedistill_runtime import Pipeline
 
 
@@ -24,7 +23,9 @@ def test_psnr_of_equal_rows_is_finite_and_of_broken_ones_zero():
 
 
 def test_an_exported_bundle_is_its_student(student, bundle):
-    parity = compare(student, Pipeline.load(bundle, threads=1), PROMPTS[:3], "fp32").parity
+    parity = compare(
+        student, Pipeline.load(bundle, threads=1), student.teacher.prompts[:3], "fp32"
+    ).parity
     assert parity.passed
     assert set(parity.graphs) == {"text_encoder", "denoiser", "decoder"}
     for figures in parity.graphs.values():
@@ -37,7 +38,7 @@ def test_another_step_table_shows_in_the_final_picture_only(student, bundle):
     rows = tuple(replace(row, b=0.5 * row.b) for row in pipe.manifest.steps.rows)
     table = replace(pipe.manifest.steps, rows=rows)
     pipe.manifest = replace(pipe.manifest, steps=table)
-    parity = compare(student, pipe, PROMPTS[:3], "fp32").parity
+    parity = compare(student, pipe, student.teacher.prompts[:3], "fp32").parity
     assert parity.graphs["denoiser"].worst > 100
     assert not parity.passed
     assert re.fullmatch(

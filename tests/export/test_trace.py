@@ -106,3 +106,25 @@ def test_a_network_that_fixes_its_batch_does_not_export(tmp_path):
     graph = Graph(Fixed(), {"x": torch.zeros(2, 4)}, ("f",))
     with pytest.raises(ValueError, match="fixed: x is fixed to the batch it was traced with"):
         trace(graph, tmp_path / "fixed.onnx")
+
+
+class Idle(torch.nn.Module):
+    def forward(self, x):
+        return x.squeeze(1) + x.squeeze(2)
+
+
+class Ratio(torch.nn.Module):
+    def forward(self, x):
+        return x / (x + 1e-15)
+
+
+@pytest.mark.parametrize(
+    ("net", "x"),
+    [
+        pytest.param(Idle(), torch.rand(2, 3, 3), id="squeezing an axis longer than 1"),
+        pytest.param(Ratio(), torch.tensor([[0.0], [2.0]]), id="0 / 1e-15"),
+    ],
+)
+def test_onnx_computes_what_torch_does(net, x, tmp_path):
+    trace(Graph(net, {"x": x}, ("f",)), tmp_path / "net.onnx")
+    np.testing.assert_allclose(run(str(tmp_path / "net.onnx"), {"x": x}), net(x).numpy())

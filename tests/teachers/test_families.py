@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
-from tiny import save
+from diffusers import DDIMScheduler, DiffusionPipeline, FluxPipeline
+from tiny import LENGTH, save
 
 from edgedistill.sampling import solve, time_grid
 from edgedistill.student import load_student
@@ -17,8 +17,47 @@ PROMPTS = ["red", "blue"]
 DISCRETE = {"timestep_spacing": "trailing", "clip_sample": False}
 """How diffusers' DDIM is asked for the steps that ours are."""
 
+ASKED = {
+    "flux": {"max_sequence_length": LENGTH, "height": 8, "width": 8},
+    "pixart": {"max_sequence_length": LENGTH, "use_resolution_binning": False},
+    "sana": {
+        "max_sequence_length": LENGTH,
+        "use_resolution_binning": False,
+        "complex_human_instruction": None,
+        "height": 32,
+        "width": 32,
+    },
+    "sd3": {"max_sequence_length": LENGTH},
+}
+"""What a family's pipeline is told besides, to draw pictures as small as these."""
 
-@pytest.fixture(scope="module", params=sorted(TINY))
+TRAILING = dict.fromkeys(
+    ("sana", "sd3"), lambda steps: {"sigmas": [1 - i / steps for i in range(steps)]}
+)
+"""How a family's pipeline is asked for the steps that ours are, where its own are others."""
+
+STUDENT_GUIDANCE = {"flux": 3.5}
+"""The scale a student's pipeline is told, where that is not 1."""
+
+
+def same(x):
+    return x
+
+
+LAYOUT = {
+    "flux": (
+        lambda x: FluxPipeline._pack_latents(x, *x.shape),
+        lambda tokens: FluxPipeline._unpack_latents(tokens, 8, 8, 2),
+    )
+}
+"""From our latents to a pipeline's and back, where it has others."""
+
+
+PICTURES = {"dit"}
+"""Families whose pipelines neither take nor give latents: their own tests compare pictures."""
+
+
+@pytest.fixture(scope="module", params=sorted(TINY.keys() - PICTURES))
 def family(request):
     return request.param
 
@@ -34,8 +73,12 @@ def opened(folder):
     return pipeline
 
 
-def latents(pipeline, **choices):
-    return pipeline(PROMPTS, output_type="latent", **choices).images
+def latents(family, pipeline, **choices):
+    there, back = LAYOUT.get(family, (same, same))
+    given = {**ASKED.get(family, {}), **choices}
+    if "latents" in given:
+        given["latents"] = there(given["latents"])
+    return back(pipeline(PROMPTS, output_type="latent", **given).images)
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.5])
@@ -44,7 +87,8 @@ def test_our_guided_solver_is_the_pipelines(family, folder, scale):
     if "trained_betas" in pipeline.scheduler.config:
         pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **DISCRETE)
     start = torch.randn(2, *teacher.sample_shape, generator=torch.Generator().manual_seed(5))
-    expected = latents(pipeline, num_inference_steps=5, guidance_scale=scale, latents=start)
+    steps = {"num_inference_steps": 5, **TRAILING.get(family, lambda _: {})(5)}
+    expected = latents(family, pipeline, guidance_scale=scale, latents=start, **steps)
     times = time_grid(teacher.denoiser.schedule, 5)
     ours = solve(teacher.guided(scale), start, times, teacher.encode(PROMPTS))
     torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-3)
@@ -56,10 +100,16 @@ def test_diffusers_draws_the_students_picture(family, folder, tmp_path, sampler)
     prediction = teacher.denoiser.prediction
     place = save(tmp_path / "student", teacher, teacher.net, prediction, 4, sampler=sampler)
     student, generator = load_student(place), torch.Generator().manual_seed(11)
-    noise = student.table.draw((2, *teacher.sample_shape), generator)
+    first, *later = student.table.draw((2, *teacher.sample_shape), generator)
+    # Noise between steps is drawn in the pipeline's layout.
+    there, back = LAYOUT.get(family, (same, same))
+    noise = [first, *(back(eps.reshape(there(eps).shape)) for eps in later)]
     ours = student.sample(student.teacher.encode(PROMPTS), noise)
-    choices = {"generator": generator.manual_seed(11), "guidance_scale": 1.0}
-    theirs = latents(opened(place), num_inference_steps=4, **choices)
+    pipeline = opened(place)
+    # Not every pipeline hands a generator on to its scheduler; all fall back on the global one.
+    torch.manual_seed(11)
+    scale = STUDENT_GUIDANCE.get(family, 1.0)
+    theirs = latents(family, pipeline, num_inference_steps=4, guidance_scale=scale)
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
 
 

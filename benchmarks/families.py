@@ -1,0 +1,97 @@
+"""Every family of teachers, from a tiny checkpoint of real classes on the disk.
+
+`python benchmarks/families.py [FAMILY ...]` prints for each: the largest difference of its guided
+latents from diffusers' own pipeline (same noise, 5 steps), seconds of two training steps of two
+methods in both role modes, and the parity of its exported student, worst graph and final sample.
+How each pipeline is asked is written in tests/teachers/test_families.py and used from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler
+
+from edgedistill import recipe as recipes
+from edgedistill.run_dir import open_run
+from edgedistill.sampling import solve, time_grid
+from edgedistill.teachers import load_teacher
+from edgedistill.tiny import TINY, make_tiny
+from edgedistill_export.bundle import Settings, export_student
+from edgedistill_export.parity import ParityError
+from edgedistill_runtime.manifest import Manifest
+
+sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / part) for part in ("", "teachers")]
+import test_families as asked  # noqa: E402  on the path only now
+
+SHORT = ["teacher.tiny=true", "train.steps=2", "train.batch_size=2", "train.adapter.rank=2"]
+RUNS = [(name, roles) for name in ("emoji-lcm", "emoji-dmd2") for roles in ("copies", "adapters")]
+HEADINGS = (
+    *("family", "load s", "parameters", "from diffusers"),
+    *(f"{name.removeprefix('emoji-')} {roles} s" for name, roles in RUNS),
+    *("worst graph dB", "final dB"),
+)
+
+
+def difference(family: str, folder: Path) -> str:
+    """Largest difference of guided latents from the pipeline's, 5 steps."""
+    if family in asked.PICTURES:
+        return "pictures: its tests"
+    teacher, pipeline = load_teacher(family, folder), asked.opened(folder)
+    if "trained_betas" in pipeline.scheduler.config:
+        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **asked.DISCRETE)
+    start = torch.randn(2, *teacher.sample_shape, generator=torch.Generator().manual_seed(5))
+    steps = {"num_inference_steps": 5, **asked.TRAILING.get(family, lambda _: {})(5)}
+    theirs = asked.latents(family, pipeline, guidance_scale=3.5, latents=start, **steps)
+    times = time_grid(teacher.denoiser.schedule, 5)
+    ours = solve(teacher.guided(3.5), start, times, teacher.encode(asked.PROMPTS))
+    return f"{(ours - theirs).abs().max():.1e}"
+
+
+def exported(student: Path, out: Path) -> list[str]:
+    """Parity of the bundle in dB, or why there is none."""
+    try:
+        place = export_student(student, "ort", out=out, settings=Settings(prompts=["red", "blue"]))
+    except (ParityError, ValueError) as error:
+        return [str(error), ""]
+    parity = Manifest.read(place).parity
+    worst = min(graph.worst for graph in parity.graphs.values())
+    return [f"{worst:.0f}", f"{parity.final.worst:.0f}"]
+
+
+def row(family: str, work: Path) -> list[str]:
+    """The cells of one family."""
+    folder = make_tiny(family, work / "teacher")
+    start = time.perf_counter()
+    teacher = load_teacher(family, folder)
+    cells = [family, f"{time.perf_counter() - start:.1f}"]
+    cells += [f"{sum(p.numel() for p in teacher.net.parameters()):,}", difference(family, folder)]
+    for name, roles in RUNS:
+        choices = [*SHORT, f"teacher.family={family}", f"train.roles={roles}"]
+        run = open_run(
+            recipes.load(name, choices), str(work / f"{name}-{roles}"), False, str, work
+        )
+        start = time.perf_counter()
+        student = run.train(lambda step, figures: None)
+        cells.append(f"{time.perf_counter() - start:.1f}")
+    return [*cells, *exported(student, work / "bundle")]
+
+
+def main() -> None:
+    """Print the table, a row as soon as it is known."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("families", nargs="*", default=sorted(TINY))
+    args = parser.parse_args()
+    print(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}", flush=True)
+    for family in args.families:
+        with tempfile.TemporaryDirectory() as work:
+            print(f"| {' | '.join(row(family, Path(work)))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Every role of a recipe on the meta device: the method itself says which networks it needs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgedistill.compress.smaller import Smaller, choose
+from edgedistill.denoiser import Denoiser, Guided, expand
+from edgedistill.distill import ordered
+from edgedistill.files import read_json
+from edgedistill.networks.roles import adapt
+from edgedistill.objectives.base import Batch, Objective, Setup
+from edgedistill.plan.architectures import architecture, build
+from edgedistill.plan.inputs import Inputs, Net, inputs_of
+from edgedistill.plugins import resolve
+from edgedistill.prediction import Prediction
+from edgedistill.recipe import Recipe
+from edgedistill.sampling import StepTable, student_times
+from edgedistill.schedule import Linear
+from edgedistill.teachers import ENTRY_POINTS, TEACHERS, Teacher
+
+__all__ = ["SCHEDULE", "Cast", "cast"]
+
+SCHEDULE = Linear()
+"""In place of the teacher's own, on which no cost depends."""
+
+
+@dataclass(frozen=True)
+class Cast:
+    """The networks of a run, without weights.
+
+    Attributes:
+        recipe: What they were made for.
+        networks: The teacher's pipeline by name.
+        core: Which of them is the denoiser.
+        inputs: What it is called with.
+        student: The student.
+        objective: The method with its further roles.
+    """
+
+    recipe: Recipe
+    networks: Mapping[str, nn.Module]
+    core: str
+    inputs: Inputs
+    student: Denoiser
+    objective: Objective
+
+    @property
+    def small(self) -> nn.Module:
+        """The student's diffusers model."""
+        return self.student.net.get_submodule(self.core)
+
+    def batch(self, step: int) -> Batch:
+        """A batch of the recipe's size for the turn at `step`."""
+        count, generator = self.recipe.train.batch_size, torch.Generator().manual_seed(step)
+        x0 = torch.empty(count, *self.inputs.sample, device="meta")
+        return Batch(x0, expand(self.inputs.cond, count), generator, generator, step)
+
+
+def cast(recipe: Recipe) -> Cast:
+    """Assemble a recipe's roles from configs alone, as a run does from weights.
+
+    Raises:
+        ValueError: If the teacher is no diffusers pipeline that is known here, or a choice needs
+            weights to be planned; names the key.
+    """
+    if recipe.teacher.family == "mixture":
+        raise ValueError(
+            f"teacher.path={recipe.teacher.path}: a mixture is a closed form and its student a "
+            "few MB; nothing to plan"
+        )
+    networks = architecture(recipe.teacher.path)
+    if recipe.student.decoder:
+        networks["vae"] = build(Path(recipe.student.decoder), "diffusers", "AutoencoderTiny")
+    core, inputs = inputs_of(networks)
+    own = Denoiser(Net(core, networks[core], inputs), SCHEDULE, Prediction.EPS)
+    first = _first(recipe, own)
+    student, table = copy.deepcopy(first), None
+    if recipe.student.init:
+        student.net, table = _init(Path(recipe.student.init), core, inputs)
+    smaller = _smaller(recipe, student, core)
+    row = inputs.cond
+    guidance = recipe.teacher.guidance
+    setup = Setup(
+        teacher=own if guidance == 1 else Guided(own, row, guidance),
+        student=student,
+        spawn=lambda: copy.deepcopy(first),
+        times=student_times(
+            SCHEDULE, recipe.student.steps, recipe.student.spacing, recipe.student.sampler
+        ),
+        sampler=recipe.student.sampler,
+        optim=recipe.train.optim,
+        tap=_family(recipe).tap,
+        example=(torch.empty(2, *inputs.sample, device="meta"), expand(row, 2)),
+        init=table,
+        core=core,
+        smaller=smaller,
+        autoencoder=networks.get("vae"),
+    )
+    method = recipe.method()(recipe.method_config(), setup)
+    objective = ordered(method, setup, recipe.compress) if smaller else method
+    return Cast(recipe, networks, core, inputs, student, objective)
+
+
+def _family(recipe: Recipe) -> type[Teacher]:
+    kind: type[Teacher] = resolve("teacher family", TEACHERS, recipe.teacher.family, ENTRY_POINTS)
+    return kind
+
+
+def _first(recipe: Recipe, own: Denoiser) -> Denoiser:
+    if recipe.train.roles == "copies":
+        return own.with_net(copy.deepcopy(own.net).requires_grad_(True))
+    if recipe.student.init or recipe.compress.active:
+        raise ValueError(
+            "train.roles=adapters: every role is an adapter of the teacher itself, which "
+            "student.init and compress replace; choose train.roles=copies"
+        )
+    with torch.device("meta"):
+        return own.with_net(adapt(own.net, recipe.train.adapter, recipe.train.seed))
+
+
+def _init(folder: Path, core: str, inputs: Inputs) -> tuple[Net, StepTable]:
+    """The student at `folder` without its weights, and its step table."""
+    if (folder / "student").is_dir():
+        folder = folder / "student"
+    table = StepTable.from_json(read_json(folder / "student.json")["step_table"])
+    networks = architecture(str(folder))
+    if core not in networks:
+        raise ValueError(f"student.init={folder}: no {core}, which the teacher has")
+    net = Net(core, networks[core], inputs)
+    net.requires_grad_(True)
+    return net, table
+
+
+def _smaller(recipe: Recipe, student: Denoiser, core: str) -> Smaller | None:
+    section = recipe.compress
+    if not section.active:
+        return None
+
+    def calls() -> Sequence[Mapping[str, Any]]:
+        raise ValueError(
+            f"compress.budget={section.budget}: which blocks go is measured on the weights, so "
+            "only distill can say; to plan, name compress.preset or compress.remove"
+        )
+
+    smaller = choose(section, student.net.get_submodule(core), calls)
+    student.net.set_submodule(core, smaller.net.requires_grad_(True))
+    return smaller

@@ -1,0 +1,165 @@
+"""Whether a recipe fits a device, and which switches would make it fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edgedistill import recipe as recipes
+from edgedistill.plan.cast import Cast, cast
+from edgedistill.plan.memory import Launch, holdings, memory
+from edgedistill.recipe import Recipe
+
+__all__ = ["UNITS", "Need", "Switch", "Verdict", "fit", "parse_bytes", "switches"]
+
+UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+"""Bytes of a unit; a card sold as 24 GB has a little more than 24 * 10^9."""
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as 24GB or 500MiB; ValueError names the units."""
+    match = re.fullmatch(r"([0-9]+\.?[0-9]*)\s*([A-Za-z]+)", text.strip())
+    if match is None or match[2].upper() not in UNITS or not float(match[1]):
+        raise ValueError(f"--memory {text!r}: a size such as 24GB expected, in {', '.join(UNITS)}")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+@dataclass(frozen=True)
+class Switch:
+    """Choices that make a run smaller, as they are typed.
+
+    Attributes:
+        words: Overrides of the recipe.
+    """
+
+    words: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join(self.words)
+
+    def __add__(self, other: Switch) -> Switch:
+        return Switch(self.words + other.words)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a run needs with a switch thrown.
+
+    Attributes:
+        switch: The switch.
+        bytes: Of one device.
+        whole: Whether activations are in it; where the rest alone is too much, they are not.
+    """
+
+    switch: Switch
+    bytes: int
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a run fits.
+
+    Attributes:
+        limit: Bytes of a device.
+        needs: Bytes of the run.
+        ways: Where it does not fit: switches that make it fit, each alone, or else the first sum
+            of them that does.
+        least: The least that any of those tried needs, None if the recipe leaves no switch.
+    """
+
+    limit: int
+    needs: int
+    ways: tuple[Need, ...] = ()
+    least: Need | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits as it is."""
+        return self.needs <= self.limit
+
+    def __str__(self) -> str:
+        limit = f"{self.limit / 1e9:g} GB"
+        if self.fits:
+            return f"fits {limit} with {_gb(self.limit - self.needs)} GB to spare"
+        begin = f"does not fit {limit} (needs {_gb(self.needs)})"
+        if self.ways:
+            ways = (f"{way.switch} would need {_gb(way.bytes)}" for way in self.ways)
+            return f"{begin}: {'; '.join(ways)}"
+        if self.least is None:
+            return f"{begin}, and the recipe leaves no switch to throw"
+        most = "" if self.least.whole else "more than "
+        return (
+            f"{begin}, nor does any switch make it: the least, with {self.least.switch}, "
+            f"is {most}{_gb(self.least.bytes)}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """{"memory_gb", "fits", "needs_gb", "switches"}."""
+        return {
+            "memory_gb": self.limit / 1e9,
+            "fits": self.fits,
+            "needs_gb": round(self.needs / 1e9, 3),
+            "switches": {str(way.switch): round(way.bytes / 1e9, 3) for way in self.ways},
+        }
+
+
+def switches(recipe: Recipe) -> list[Switch]:
+    """Those that the recipe has not yet thrown, the least costly in quality and time first."""
+    train, section = recipe.train, recipe.compress
+    single = Switch(
+        ("train.batch_size=1", f"train.accumulate={train.batch_size * train.accumulate}")
+    )
+    whole = not (section.active or section.elastic or recipe.student.init)
+    offered = {
+        Switch(("train.precision=bf16",)): train.precision == "fp32",
+        single: train.batch_size > 1,
+        Switch(("train.checkpointing=true",)): not train.checkpointing,
+        Switch(("train.offload=true",)): not train.offload,
+        Switch(("train.roles=adapters",)): train.roles == "copies" and whole,
+    }
+    return [switch for switch, left in offered.items() if left]
+
+
+def fit(name: str, words: Sequence[str], launch: Launch, limit: int, needs: int) -> Verdict:
+    """Whether a recipe fits; where it does not, each switch is planned as the recipe was.
+
+    Args:
+        name: The recipe, as `recipe.load` takes it.
+        words: Its overrides.
+        launch: How it is started.
+        limit: Bytes of one device.
+        needs: What the recipe needs of them.
+    """
+    if needs <= limit:
+        return Verdict(limit, needs)
+    casts: dict[str, Cast] = {}
+
+    def need(switch: Switch) -> Need:
+        recipe = recipes.load(name, [*words, *switch.words])
+        roles = recipe.train.roles
+        if roles not in casts:
+            casts[roles] = cast(recipe)
+        # Of all that a switch changes, only the roles decide which networks there are.
+        made = replace(casts[roles], recipe=recipe)
+        held = holdings(made, launch).total
+        if held > limit:
+            return Need(switch, held, whole=False)
+        return Need(switch, memory(made, launch).total, whole=True)
+
+    single = switches(recipes.load(name, words))
+    # Only the last makes anything smaller that is held throughout, so sums begin there.
+    sums = [sum(single[-n:], Switch()) for n in range(2, len(single) + 1)]
+    tried: list[Need] = []
+    for group in (single, *([one] for one in sums)):
+        tried += map(need, group)
+        ways = tuple(found for found in tried if found.bytes <= limit)
+        if ways:
+            return Verdict(limit, needs, ways, ways[0])
+    return Verdict(limit, needs, (), min(tried, key=lambda found: found.bytes, default=None))
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3g}"

@@ -1,0 +1,166 @@
+"""Memory and arithmetic of a computation that runs without data."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["LOW", "WIDE", "Accelerator", "Live"]
+
+
+class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of tensors made inside the block for as long as they live.
+
+    Each storage counts once; those that come from outside, such as weights, do not count.
+
+    Args:
+        device: Type of the device whose tensors count.
+
+    Attributes:
+        bytes: Alive now.
+        peak: The most so far.
+    """
+
+    def __init__(self, device: str = "meta") -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.device = device
+        self.bytes = self.peak = 0
+        self._seen: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        for value in tree_leaves((args, kwargs)):
+            self._note(value, inside=False)
+        result = func(*args, **kwargs)
+        for value in tree_leaves(result):
+            self._note(value, inside=True)
+        return result
+
+    def _note(self, value: Any, *, inside: bool) -> None:
+        if not isinstance(value, Tensor) or value.device.type != self.device:
+            return
+        storage = value.untyped_storage()
+        key = id(storage)
+        if key in self._seen:
+            return
+        size = storage.nbytes() if inside else 0
+        self._seen[key] = size
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+        weakref.finalize(storage, self._gone, key)
+
+    def _gone(self, key: int) -> None:
+        self.bytes -= self._seen.pop(key)
+
+
+LOW = (
+    *(F.linear, torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose2d),
+    *(torch.matmul, torch.bmm, torch.baddbmm, Tensor.matmul, Tensor.__matmul__),
+    F.scaled_dot_product_attention,
+)
+"""What autocast runs in the low precision."""
+
+WIDE = (
+    *(F.layer_norm, F.group_norm, F.softmax, torch.softmax, Tensor.softmax),
+    *(F.mse_loss, F.l1_loss, torch.exp, torch.log, torch.pow, Tensor.pow, Tensor.exp),
+)
+"""What it runs in float32 (pytorch.org/docs/stable/amp.html, CUDA's lists, as far as denoisers
+and losses use them)."""
+
+
+class Accelerator(TorchFunctionMode):
+    """Makes the meta device compute as an accelerator would: fused attention, autocast.
+
+    The meta device has neither: it would hold the scores of every attention.
+
+    Args:
+        dtype: Autocast's low precision; None is none.
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.dtype = dtype
+        # As autocast: a weight is cast once a turn, and the copy lives until the turn's end.
+        self._casts: dict[int, Tensor] = {}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.dtype is not None and (func in LOW or func in WIDE):
+            dtype = self.dtype if func in LOW else torch.float32
+            args = [self._cast(value, dtype) for value in args]
+            kwargs = {name: self._cast(value, dtype) for name, value in kwargs.items()}
+        return STAND_INS.get(func, func)(*args, **kwargs)
+
+    def forget(self) -> None:
+        """Let go of the cast weights, as autocast does when a turn ends."""
+        self._casts.clear()
+
+    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
+            return value
+        if not (value.is_leaf and value.requires_grad and torch.is_grad_enabled()):
+            return value.to(dtype)
+        if id(value) not in self._casts:
+            self._casts[id(value)] = value.to(dtype)
+        return self._casts[id(value)]
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **others: Any,
+) -> Tensor:
+    if attn_mask is not None or others.get("enable_gqa"):
+        result: Tensor = F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, **others
+        )
+        return result
+    fused = torch.ops.aten._scaled_dot_product_efficient_attention
+    output: Tensor = fused(
+        query,
+        key,
+        value,
+        None,
+        torch.is_grad_enabled(),
+        dropout_p,
+        is_causal,
+        scale=others.get("scale"),
+    )[0]
+    return output
+
+
+def _quantize(value: Tensor, *others: Any) -> Tensor:
+    """What fake quantization leaves: the result, and a bit mask for the backward pass."""
+    return torch.where(torch.empty_like(value, dtype=torch.bool), value, value)
+
+
+STAND_INS: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.scaled_dot_product_attention: _attention,
+    torch.fake_quantize_per_tensor_affine: _quantize,
+    torch.fake_quantize_per_channel_affine: _quantize,
+}
+"""Functions the meta device has not, or not as accelerators have them."""

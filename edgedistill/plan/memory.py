@@ -1,0 +1,191 @@
+"""What a run holds on its device at the worst moment of a step.
+
+Weights, gradients and optimizer states are counted role by role, each storage once, with the
+trainer's own choices: float32 weights whatever the precision, AdamW's two float32 moments, an
+average of the student. What comes and goes within a turn is not estimated: the method's loss and
+its gradient run on the meta device, where nothing is computed, and every tensor is counted for as
+long as it lives. The allocator's slack, cuDNN's workspaces and the CUDA context are not in it, nor
+are the blocks that sharding gathers for a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from edgedistill.objectives.base import Objective, Player
+from edgedistill.plan.cast import Cast
+from edgedistill.plan.live import Accelerator, Live
+
+__all__ = ["Holding", "Launch", "Memory", "holdings", "memory", "peak"]
+
+LOW_PRECISION = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+MOMENTS = 2
+"""Of AdamW, each as large as the weights."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run is started: what accelerate's configuration decides, not the recipe.
+
+    Attributes:
+        processes: One on each device.
+        shard: Whether trained networks are cut over them (FSDP's FULL_SHARD, ZeRO 3).
+    """
+
+    processes: int = 1
+    shard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shard and self.processes < 2:
+            raise ValueError("--shard needs --processes 2 or more to cut networks over")
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Bytes a role holds throughout, on one device."""
+
+    weights: int
+    gradients: int = 0
+    optimizer: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.gradients + self.optimizer
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    Attributes:
+        roles: What each role holds throughout.
+        buckets: DDP's copies of the gradients.
+        activations: What the worst turn holds beyond all of that.
+    """
+
+    roles: dict[str, Holding]
+    buckets: int = 0
+    activations: int = 0
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        held = sum(role.total for role in self.roles.values())
+        return held + self.buckets + self.activations
+
+
+def holdings(cast: Cast, launch: Launch) -> Memory:
+    """What the roles of `cast` hold throughout, on each device; no activations yet."""
+    seen: set[int] = set()
+    offload = cast.recipe.train.offload
+    # What is offloaded waits in main memory.
+    present = [cast.networks[cast.core]] if offload else list(cast.networks.values())
+    roles = {"teacher": Holding(sum(_take(net, seen) for net in present))}
+    players = cast.objective.players()
+    parts = launch.processes if launch.shard else 1
+    for player in players:
+        moved = sum(p.nbytes for p in player.net.parameters() if p.requires_grad) // parts
+        roles[player.name] = Holding(_take(player.net, seen) // parts, moved, MOMENTS * moved)
+    for name, net in {**cast.objective.followers(), **dict(_others(cast.objective))}.items():
+        if weights := _take(net, seen):
+            roles[name] = Holding(weights)
+    student = next(player for player in players if player.name == "student")
+    roles["ema"] = Holding(_take(student.net, set()))
+    gradients = sum(role.gradients for role in roles.values())
+    return Memory(roles, gradients if launch.processes > 1 and parts == 1 else 0)
+
+
+def memory(cast: Cast, launch: Launch) -> Memory:
+    """What the roles of `cast` hold, and what the worst turn of the recipe adds to it."""
+    held = holdings(cast, launch)
+    # A turn of one batch begins without its player's gradients; one of several, or of shards, is
+    # counted with all of them in place.
+    fresh = cast.recipe.train.accumulate == 1 and not launch.shard
+    turns = []
+    for player in cast.objective.players():
+        made = peak(cast, player, fresh=fresh)
+        turns.append(made - held.roles[player.name].gradients if fresh else made)
+    return replace(held, activations=max(0, *turns))
+
+
+def peak(cast: Cast, player: Player, *, fresh: bool) -> int:
+    """Bytes that `player`'s turn makes and holds at its worst moment.
+
+    Args:
+        cast: The networks.
+        player: Whose turn it is.
+        fresh: Whether gradients are among what the turn makes, or were there before.
+    """
+    for other in cast.objective.players():
+        other.net.requires_grad_(other.name == player.name)
+    trained = [p for p in player.net.parameters() if p.requires_grad]
+    for param in trained:
+        param.grad = None if fresh else torch.empty_like(param)
+    accelerator = Accelerator(LOW_PRECISION[cast.recipe.train.precision])
+    _checkpoint(player.net, accelerator, cast.recipe.train.checkpointing)
+    worst = 0
+    last = cast.recipe.train.steps - 1
+    for step in {0, last} if player.prelude else {last}:
+        batch = cast.batch(step)
+        with Live() as live, accelerator:
+            cast.objective.loss(player.name, batch).total.backward()  # type: ignore[no-untyped-call]
+        accelerator.forget()
+        worst = max(worst, live.peak)
+        if fresh:
+            for param in trained:
+                param.grad = None
+    return worst
+
+
+def _checkpoint(net: nn.Module, accelerator: Accelerator, on: bool) -> None:
+    """Whether diffusers models in `net` compute their blocks again in the backward pass."""
+
+    def again(block: nn.Module, *args: Any) -> Any:
+        # A backward pass leaves function modes; what it computes again is to see this one.
+        contexts = partial(_contexts, accelerator)
+        return checkpoint(block, *args, use_reentrant=False, context_fn=contexts)
+
+    for module in net.modules():
+        if isinstance(module, ModelMixin) and module._supports_gradient_checkpointing:
+            if on:
+                module.enable_gradient_checkpointing(again)
+            else:
+                module.disable_gradient_checkpointing()
+
+
+def _contexts(accelerator: Accelerator) -> tuple[AbstractContextManager[Any], Accelerator]:
+    return nullcontext(), accelerator
+
+
+def _take(net: nn.Module, seen: set[int]) -> int:
+    """Bytes of the storages in `net` that are not yet in `seen`, to which they are added."""
+    total = 0
+    for tensor in _tensors(net):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in seen:
+            seen.add(storage._cdata)
+            total += storage.nbytes()
+    return total
+
+
+def _tensors(net: nn.Module) -> Iterable[Tensor]:
+    return (*net.parameters(), *net.buffers())
+
+
+def _others(objective: Objective) -> Iterator[tuple[str, nn.Module]]:
+    """Further networks that an objective keeps, those of the objectives inside it included."""
+    for name, value in vars(objective).items():
+        if isinstance(value, Objective):
+            yield from _others(value)
+        elif isinstance(value, nn.Module):
+            yield name, value

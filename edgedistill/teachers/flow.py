@@ -1,0 +1,85 @@
+"""Flow pipelines at the border: diffusers' FlowMatchEulerDiscreteScheduler in our words and back.
+
+A shift as a function of the picture's tokens is Esser et al. 2024 (arXiv 2403.03206), Sec. 5.3.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from edgedistill.files import read_json
+from edgedistill.plugins import unknown
+from edgedistill.sampling import StepTable
+from edgedistill.schedule import Rectified, Schedule, schedule_from_json
+
+__all__ = ["euler", "flow_schedule", "flow_schedulers"]
+
+SHIFTS: dict[str, Callable[[float], float]] = {"exponential": math.exp, "linear": float}
+"""From the number mu that a pipeline makes of the picture's size, by diffusers' names."""
+
+
+def flow_schedule(scheduler: Any, tokens: int, path: str) -> Schedule:
+    """Schedule of a flow scheduler for pictures of `tokens` tokens; `path` is for messages.
+
+    A student's folder says its schedule itself: its scheduler is made for its steps alone.
+
+    Raises:
+        ValueError: If the scheduler is no flow Euler scheduler.
+    """
+    student = Path(path) / "student.json"
+    if student.is_file():
+        return schedule_from_json(read_json(student)["schedule"])
+    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        name = type(scheduler).__name__
+        choices = [FlowMatchEulerDiscreteScheduler.__name__]
+        raise ValueError(f"{path}: {unknown('flow scheduler', name, choices)}")
+    config = scheduler.config
+    if not config.use_dynamic_shifting:
+        return Rectified(config.num_train_timesteps, config.shift)
+    slope = (config.max_shift - config.base_shift) / (
+        config.max_image_seq_len - config.base_image_seq_len
+    )
+    mu = config.base_shift + slope * (tokens - config.base_image_seq_len)
+    return Rectified(config.num_train_timesteps, SHIFTS[config.time_shift_type](mu))
+
+
+def euler(num_timesteps: int, table: StepTable, **choices: Any) -> Any:
+    """The scheduler that lands as the table does, deterministic or renoising."""
+    renoises = any(row.c for row in table.rows)
+    return FlowMatchEulerDiscreteScheduler(num_timesteps, stochastic_sampling=renoises, **choices)
+
+
+def flow_schedulers(num_timesteps: int, table: StepTable) -> Iterator[Any]:
+    """Schedulers that walk a table when asked for nothing but its number of steps.
+
+    Asked so, diffusers' last step stands at its least timestep, whose picture is nearly done. The
+    steps of a student are others. They come from `shift_terminal`, which scales 1 - sigma so that
+    the last sigma is that, and from the shift with which the second sigma falls into place. Any
+    shifted trailing steps are met exactly, as a shift and this scaling are both Moebius maps.
+    """
+    sigmas = [row.t / num_timesteps for row in table.rows]
+    if len(sigmas) == 1:
+        yield euler(num_timesteps, table)
+        return
+    shift = _shift(sigmas, 1 / num_timesteps) if len(sigmas) > 2 else 1.0
+    if shift is not None:
+        yield euler(num_timesteps, table, shift=shift, shift_terminal=sigmas[-1])
+
+
+def _shift(sigmas: list[float], least: float) -> float | None:
+    """The shift p that puts the second sigma where it is; None if there is none.
+
+    Equal steps from 1 to p least / (1 + (p - 1) least), which is diffusers' least sigma, are
+    shifted by p and then scaled. With r = (1 - second) / (1 - last), p is a root of
+    least (1 - r (n - 1)) p^2 - (1 - least) r (n - 2) p + (1 - least) (1 - r) = 0.
+    """
+    n, r = len(sigmas), (1 - sigmas[1]) / (1 - sigmas[-1])
+    a, b, c = least * (1 - r * (n - 1)), (1 - least) * r * (n - 2), (1 - least) * (1 - r)
+    discriminant = b * b - 4 * a * c
+    # The root that stays where it is as `least` vanishes.
+    return 2 * c / (b + math.sqrt(discriminant)) if discriminant >= 0 and c > 0 else None

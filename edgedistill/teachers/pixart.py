@@ -1,0 +1,132 @@
+"""PixArt: any folder or Hub id in PixArtAlphaPipeline's or PixArtSigmaPipeline's layout.
+
+Chen et al. 2023 (arXiv 2310.00426) and Chen et al. 2024 (arXiv 2403.04692): a transformer that
+reads T5's tokens under a mask. It also predicts a variance, which no sampler needs here. That for
+1024 pixels in Alpha reads the picture's height, width and height / width besides.
+
+The pipelines lower and strip the prompt; so does the tokenizer here. They clean it further (links,
+punctuation in a row) where ftfy and beautifulsoup4 are installed, which is not done here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import normalizers
+from torch import Tensor, nn
+
+from edgedistill.prediction import Prediction
+from edgedistill.sampling import StepTable
+from edgedistill.schedule import Discrete
+from edgedistill.teachers.pipeline import PipelineTeacher
+from edgedistill.teachers.stable_diffusion import discrete_border, discrete_schedulers
+
+__all__ = ["MaskedEncoder", "PixArt", "bias", "lower"]
+
+LENGTHS = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
+"""Tokens of a prompt."""
+
+
+class Transformer(nn.Module):
+    """PixArtTransformer2DModel called as net(x, t, encoder_hidden_states, encoder_attention_mask).
+
+    Args:
+        transformer: The network.
+        size: Height and width of a whole picture in pixels.
+    """
+
+    resolution: Tensor
+    aspect_ratio: Tensor
+
+    def __init__(self, transformer: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.transformer = transformer
+        height, width = size
+        numbers = {"resolution": [[height, width]], "aspect_ratio": [[height / width]]}
+        for name, value in numbers.items():
+            tensor = torch.tensor(value, dtype=torch.float32)
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(
+        self, x: Tensor, t: Tensor, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor
+    ) -> Tensor:
+        added = {
+            "resolution": self.resolution.expand(x.shape[0], -1),
+            "aspect_ratio": self.aspect_ratio.expand(x.shape[0], -1),
+        }
+        result: Tensor = self.transformer(
+            x,
+            timestep=t,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=bias(encoder_attention_mask, x),
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
+        # The variance stands behind eps.
+        return result[:, : x.shape[1]]
+
+
+class MaskedEncoder(nn.Module):
+    """input_ids, attention_mask (N, L) -> encoder_hidden_states (N, L, D), the mask in float."""
+
+    def __init__(self, text_encoder: Any) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        states: Tensor = self.text_encoder(
+            input_ids, attention_mask=attention_mask
+        ).last_hidden_state
+        return states, attention_mask.to(states.dtype)
+
+
+class PixArt(PipelineTeacher):
+    """A PixArtAlphaPipeline or PixArtSigmaPipeline."""
+
+    family = "pixart"
+    pipelines = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
+    core = "transformer"
+    tap = "transformer.norm_out"
+    masks = {"tokenizer": "attention_mask"}  # noqa: RUF012
+    conditions = ("encoder_hidden_states", "encoder_attention_mask")
+
+    @classmethod
+    def open(cls, folder: Path | None, where: str) -> Any:
+        pipeline = super().open(folder, where)
+        lower(pipeline.tokenizer)
+        return pipeline
+
+    def border(self) -> tuple[Discrete, Prediction]:
+        return discrete_border(self.pipeline.scheduler, self.path)
+
+    def wrap(self, core: nn.Module) -> Transformer:
+        height, width = (size * self.pipeline.vae_scale_factor for size in self.shape()[1:])
+        return Transformer(core, (height, width))
+
+    def encoder(self) -> MaskedEncoder:
+        return MaskedEncoder(self.pipeline.text_encoder)
+
+    def length(self, tokenizer: str) -> int:
+        return min(super().length(tokenizer), LENGTHS[type(self.pipeline).__name__])
+
+    def schedulers(self, table: StepTable) -> Iterator[Any]:
+        return discrete_schedulers(self.pipeline.scheduler, table)
+
+
+def bias(mask: Tensor, x: Tensor) -> Tensor:
+    """A mask (N, L) as diffusers adds it to attention, (N, 1, L): 0 for a token, -10000 for none.
+
+    diffusers would do the same; the shape taken from `x` tells torch.export that both are of one
+    batch, which it does not find out from the reshapes of its attention.
+    """
+    return (1 - mask).reshape(x.shape[0], 1, mask.shape[1]) * -10000.0
+
+
+def lower(tokenizer: Any) -> None:
+    """Make a tokenizer lower and strip its prompts first, in a bundle too."""
+    backend = tokenizer.backend_tokenizer
+    own = [backend.normalizer] if backend.normalizer else []
+    backend.normalizer = normalizers.Sequence([normalizers.Strip(), normalizers.Lowercase(), *own])

@@ -1,0 +1,142 @@
+import gc
+import inspect
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from edgedistill import recipe as recipes
+from edgedistill.distill import Run
+from edgedistill.plan.cast import cast
+from edgedistill.plan.live import Accelerator, Live
+from edgedistill.plan.memory import Launch, holdings, memory
+
+SMALL = ["train.batch_size=2", "train.steps=6"]
+ROLES = ["copies", "adapters"]
+
+
+def planned(name, *words, launch=Launch()):  # noqa: B008  frozen
+    return memory(cast(recipes.load(name, [*SMALL, *words])), launch)
+
+
+def held_by(trainer, teacher, objective):
+    """Bytes a real run holds after a step, each storage once."""
+    nets = [seat.player.net for seat in trainer.seats] + [trainer.ema.net]
+    nets += [*objective.followers().values(), *teacher.pipeline.components.values()]
+    tensors = [t for net in nets if isinstance(net, nn.Module) for t in net.state_dict().values()]
+    for seat in trainer.seats:
+        tensors += [p.grad for p in seat.params if p.grad is not None]
+        tensors += [v for state in seat.raw.state.values() for v in state.values()]
+    return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
+
+
+@pytest.mark.parametrize("name", ["emoji-4step", "emoji-dmd2"])
+@pytest.mark.parametrize("roles", ROLES)
+def test_a_real_run_holds_and_peaks_at_what_was_planned(name, roles, tmp_path):
+    words = [*SMALL, f"train.roles={roles}", "train.adapter.rank=8"]
+    plan = memory(cast(recipes.load(name, words)), Launch())
+    run = Run(recipes.load(name, words), tmp_path, lambda line: None)
+    trainer = run.trainer
+    # All have played once; the last turn below is the first that finds every state in place.
+    for step in range(3):
+        trainer.step = step
+        trainer._one_step(None)
+    real = held_by(trainer, run.teacher, run.objective)
+    assert plan.total - plan.activations == pytest.approx(real, rel=0.02)
+    peaks = []
+    for seat in trainer.seats:
+        trainer.step = 5
+        seat.optimizer.zero_grad()
+        others = sum(p.grad.nbytes for s in trainer.seats for p in s.params if p.grad is not None)
+        for other in trainer.seats:
+            for param in other.params:
+                param.requires_grad_(other is seat)
+        batch = trainer._batch(seat.index, 0)
+        gc.collect()
+        with Live("cpu") as live:
+            run.objective.loss(seat.player.name, batch).total.backward()
+        peaks.append(live.peak + others)
+    gradients = sum(role.gradients for role in plan.roles.values())
+    assert plan.activations + gradients == pytest.approx(max(peaks), rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["emoji-4step", "emoji-dmd2", "emoji-decoder"])
+def test_roles_are_the_methods_own(name, tmp_path):
+    recipe = recipes.load(name, SMALL)
+    made = cast(recipe)
+    run = Run(recipe, tmp_path, lambda line: None)
+
+    def sizes(objective):
+        players = {p.name: p.net for p in objective.players()}
+        nets = {**players, **objective.followers()}
+        return {key: sum(p.numel() for p in net.parameters()) for key, net in nets.items()}
+
+    assert sizes(made.objective) == sizes(run.objective)
+
+
+def test_activations_shrink_with_the_batch_the_precision_and_checkpointing():
+    whole = planned("emoji-4step", "train.batch_size=32").activations
+    assert planned("emoji-4step", "train.batch_size=16").activations < 0.6 * whole
+    low = planned("emoji-4step", "train.batch_size=32", "train.precision=bf16").activations
+    assert 0.5 * whole < low < 0.8 * whole  # norms stay in float32, cast weights come on top
+    again = planned("emoji-4step", "train.batch_size=32", "train.checkpointing=true").activations
+    assert again < 0.5 * whole
+
+
+def test_gradients_of_several_batches_are_in_place_throughout():
+    one, two = planned("emoji-4step"), planned("emoji-4step", "train.accumulate=2")
+    assert two.activations > one.activations
+    assert two.roles == one.roles
+
+
+def test_sharding_cuts_what_is_trained_and_nothing_else():
+    made = cast(recipes.load("emoji-4step"))
+    one, two = holdings(made, Launch()), holdings(made, Launch(processes=2, shard=True))
+    assert two.roles["student"].total == one.roles["student"].total // 2
+    assert two.roles["teacher"] == one.roles["teacher"]
+    assert two.buckets == 0
+    assert holdings(made, Launch(processes=2)).buckets == one.roles["student"].gradients
+
+
+def test_one_process_has_nothing_to_shard():
+    with pytest.raises(ValueError, match="--shard needs --processes 2"):
+        Launch(shard=True)
+
+
+def test_live_counts_what_lives():
+    x = torch.empty(1000, device="meta")
+    with Live() as live:
+        y = x + 1
+        z = x[:10]  # of x, which is from outside
+        assert live.bytes == 4000
+        del y
+        assert live.bytes == 0
+        assert z.shape == (10,)
+    assert live.peak == 4000
+
+
+def test_attention_does_not_hold_its_scores():
+    q = torch.empty(1, 1, 256, 8, device="meta", requires_grad=True)
+    with Live() as live, Accelerator():
+        F.scaled_dot_product_attention(q, q, q).sum().backward()
+    assert live.peak < 256 * 256 * 4
+
+
+def test_autocast_holds_the_low_precision_and_one_copy_of_each_weight():
+    layer = nn.Linear(64, 64, bias=False, device="meta")
+    x = torch.empty(16, 64, device="meta")
+    with Live() as live, Accelerator(torch.bfloat16):
+        y = layer(x) + layer(x)
+        assert y.dtype == torch.bfloat16
+        # The weight once, x twice (both kept for the gradient), the sum.
+        assert live.bytes == 2 * (64 * 64 + 2 * 16 * 64 + 16 * 64)
+        assert F.layer_norm(y, (64,)).dtype == torch.float32
+
+
+def test_precisions_of_the_trainer_are_known():
+    from edgedistill.plan.memory import LOW_PRECISION
+    from edgedistill.trainer import Train
+
+    annotation = inspect.get_annotations(Train, eval_str=True)["precision"]
+    assert set(LOW_PRECISION) == set(annotation.__args__)

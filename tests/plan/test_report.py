@@ -1,0 +1,202 @@
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from edgedistill import recipe as recipes
+from edgedistill.plan.cast import cast
+from edgedistill.plan.costs import costs
+from edgedistill.plan.fitting import Switch, fit, parse_bytes, switches
+from edgedistill.plan.flops import calls
+from edgedistill.plan.memory import Launch, memory
+from edgedistill.plan.report import as_json, plan, tables
+
+SDXL = "teacher.path=stabilityai/stable-diffusion-xl-base-1.0"
+SD15 = "teacher.path=runwayml/stable-diffusion-v1-5"
+EMOJI = "recipe=emoji-4step"
+
+
+def cli(*words):
+    command = [sys.executable, "-m", "edgedistill.cli", "plan", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_sdxl_and_its_student_of_another_size_as_json():
+    done = cli(EMOJI, SDXL, "compress.preset=koala-700m", "train.batch_size=1", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["teacher"]["denoiser"]["parameters"] == 2_567_463_684
+    assert found["student"]["denoiser"]["parameters"] == 782_822_724
+    memory = found["memory_gb"]
+    assert memory["student"] == pytest.approx(4 * 4 * 0.782822724, abs=1e-3)
+    assert memory["total"] == pytest.approx(
+        sum(size for role, size in memory.items() if role != "total"), abs=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("preset", "left"), [("bk-sdm-base", 579_384_964), ("bk-sdm-tiny", 323_384_964)]
+)
+def test_presets_of_sd15(preset, left):
+    words = [SD15, f"compress.preset={preset}", "train.batch_size=1"]
+    found = costs(recipes.load("emoji-4step", words), Launch())
+    assert found.parameters["teacher"]["denoiser"] == 859_520_964
+    assert found.parameters["student"]["denoiser"] == left
+    assert found.trained == left
+    assert found.flops["student_call"] < found.flops["teacher_call"]
+
+
+def test_operations_of_sampling():
+    found = costs(
+        recipes.load("emoji-4step", ["train.batch_size=1", "teacher.steps=10"]), Launch()
+    )
+    call, decoder = found.flops["teacher_call"], found.flops["decoder"]
+    assert found.flops["teacher_sample"] == 10 * 2 * call + decoder  # guided: two calls
+    assert found.flops["student_sample"] == 4 * call + decoder
+    assert decoder == pytest.approx(574e6, rel=0.01)  # README
+
+
+def test_solvers_are_asked_how_often_they_call():
+    assert calls("ddim", 10) == 10
+    assert calls("heun", 10) == 19  # all but the last step twice
+
+
+def test_samples_are_made_only_where_the_teacher_brings_none():
+    words = ["train.batch_size=2", "train.steps=10"]
+    own, none = (
+        costs(recipes.load("emoji-4step", [*words, *more]), Launch()).samples
+        for more in ([], [SD15, "data.samples=7"])
+    )
+    assert own == {"made": 0, "drawn": 20}
+    assert none == {"made": 7, "drawn": 20}
+
+
+def test_disk_holds_float32():
+    found = costs(recipes.load("emoji-4step", ["train.batch_size=1"]), Launch())
+    whole = 4 * sum(found.parameters["teacher"].values())
+    # Position ids and the like come on top.
+    assert found.disk["teacher"] == found.disk["student"] == pytest.approx(whole, rel=1e-4)
+    # Student, its target, the average and two moments, twice.
+    assert found.disk["checkpoints"] == pytest.approx(2 * 5 * 4 * found.trained, rel=1e-4)
+
+
+def test_adapters_train_less_than_the_network():
+    words = ["train.roles=adapters", "train.adapter.rank=8", "train.batch_size=1"]
+    found = costs(recipes.load("emoji-4step", words), Launch())
+    assert found.parameters["student"]["denoiser"] == 6_492_192
+    assert found.trained < 1_000_000
+    assert found.memory.roles["student"].weights == 4 * found.trained
+
+
+def test_decoder_runs_make_a_decoder():
+    found = as_json(costs(recipes.load("emoji-decoder", ["train.batch_size=1"]), Launch()), None)
+    assert found["student"]["decoder"]["parameters"] > 0
+    assert "denoiser" not in found["student"]
+
+
+def test_what_fits_says_how_much_is_left():
+    found, verdict = plan([EMOJI, "train.batch_size=1"], "24GB")
+    spare = (24e9 - found.memory.total) / 1e9
+    assert str(verdict) == f"fits 24 GB with {spare:.3g} GB to spare"
+
+
+def needs(*words, launch=Launch()):  # noqa: B008  frozen
+    return memory(cast(recipes.load("emoji-4step", words)), launch).total
+
+
+def test_each_switch_that_is_named_was_planned_itself():
+    words = ["train.adapter.rank=8", "train.batch_size=8"]
+    whole = needs(*words)
+    verdict = fit("emoji-4step", words, Launch(), int(0.99 * whole), whole)
+    assert {str(way.switch): way.bytes for way in verdict.ways} == {
+        "train.batch_size=1 train.accumulate=8": needs(
+            *words, "train.batch_size=1", "train.accumulate=8"
+        ),
+        "train.offload=true": needs(*words, "train.offload=true"),
+        "train.roles=adapters": needs(*words, "train.roles=adapters"),
+    }
+    assert needs(*words, "train.checkpointing=true") > 0.99 * whole
+    begin = f"does not fit {int(0.99 * whole) / 1e9:g} GB (needs {whole / 1e9:.3g}): "
+    assert str(verdict).startswith(begin)
+    assert f"train.roles=adapters would need {verdict.ways[2].bytes / 1e9:.3g}" in str(verdict)
+
+
+def test_switches_add_up_where_none_is_enough():
+    words = ["train.adapter.rank=4", "train.batch_size=64"]
+    verdict = fit("emoji-4step", words, Launch(), 100 * 10**6, 10**9)
+    (way,) = verdict.ways
+    more = ["train.batch_size=1", "train.accumulate=64", "train.checkpointing=true"]
+    more += ["train.offload=true", "train.roles=adapters"]
+    assert str(way.switch) == " ".join(more)
+    assert way.bytes == needs(*words, *more)
+
+
+def test_what_no_switch_makes_fit_names_the_least():
+    verdict = fit("emoji-4step", [], Launch(), 10**6, 10**9)
+    assert verdict.ways == ()
+    assert "nor does any switch make it: the least, with" in str(verdict)
+    assert "is more than" in str(verdict)
+
+
+def test_a_recipe_with_every_switch_thrown_leaves_none():
+    thrown = ["train.roles=adapters", "train.precision=bf16", "train.batch_size=1"]
+    thrown += ["train.checkpointing=true", "train.offload=true"]
+    assert switches(recipes.load("emoji-4step", thrown)) == []
+    verdict = fit("emoji-4step", thrown, Launch(), 1, 10**9)
+    assert "leaves no switch" in str(verdict)
+
+
+def test_switches_are_written_as_they_are_typed():
+    assert str(Switch(("a=1", "b=2")) + Switch(("c=3",))) == "a=1 b=2 c=3"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("24GB", 24 * 10**9), ("1.5 GiB", 3 * 2**29), ("500mb", 5 * 10**8)]
+)
+def test_sizes(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["24", "GB", "0GB", "-1GB", "3 parsecs"])
+def test_wrong_sizes_name_the_units(text):
+    with pytest.raises(ValueError, match="such as 24GB expected, in MB, GB"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name one recipe"),
+        ([EMOJI, "recipe=emoji-dmd2"], "name one recipe"),
+        (["recipe=mixture-lcm"], "a mixture is a closed form"),
+        ([EMOJI, "teacher.path=nobody/nothing"], "unknown architecture 'nobody/nothing'"),
+        ([EMOJI, "compress.budget=0.7"], "measured on the weights"),
+        ([EMOJI, "compress.preset=bk-sdm-small", "train.roles=adapters"], "choose train.roles"),
+        ([EMOJI, "compress.preset=koala-1b", SD15], "koala-1b: needs"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_one_line(words, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        plan(words)
+    assert "\n" not in str(caught.value)
+
+
+def test_exit_codes_and_the_last_line():
+    fits = cli(EMOJI, "train.batch_size=1", "--memory", "24GB")
+    assert fits.returncode == 0
+    assert fits.stderr.splitlines()[-1].startswith("fits 24 GB with 23.")
+    assert cli("recipe=mixture-dmd2").returncode == 2
+
+
+def test_sdxl_takes_seconds():
+    started = time.process_time()
+    found = costs(recipes.load("emoji-4step", [SDXL]), Launch())
+    assert time.process_time() - started < 20
+    assert found.parameters["student"]["denoiser"] == 2_567_463_684
+    assert [table.columns[0].header for table in tables(found)] == [
+        "memory (GB)",
+        "network",
+        "further costs",
+    ]
