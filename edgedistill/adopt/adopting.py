@@ -213,7 +213,8 @@ def _open(opener: type[PipelineTeacher], where: str) -> Any:
     transformers_logging.disable_progress_bar()
     # As the family's first pipeline, whatever the folder calls it: LCMs have a class of their own.
     try:
-        return opener.open(None, where)
+        index = DiffusionPipeline.load_config(where)
+        return opener.open(opener.pipelines[0], index, where)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"cannot load {where!r}: {first}") from error

@@ -11,7 +11,6 @@ punctuation in a row) where ftfy and beautifulsoup4 are installed, which is not 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,8 +93,8 @@ class PixArt(PipelineTeacher):
     conditions = ("encoder_hidden_states", "encoder_attention_mask")
 
     @classmethod
-    def open(cls, folder: Path | None, where: str) -> Any:
-        pipeline = super().open(folder, where)
+    def open(cls, name: str, index: dict[str, Any], where: str) -> Any:
+        pipeline = super().open(name, index, where)
         lower(pipeline.tokenizer)
         return pipeline
 

@@ -11,7 +11,6 @@ prompt does. The prompt is lowered and stripped as there.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -69,8 +68,8 @@ class Sana(PipelineTeacher):
     )
 
     @classmethod
-    def open(cls, folder: Path | None, where: str) -> Any:
-        pipeline = super().open(folder, where)
+    def open(cls, name: str, index: dict[str, Any], where: str) -> Any:
+        pipeline = super().open(name, index, where)
         lower(pipeline.tokenizer)
         pipeline.tokenizer.padding_side = "right"
         return pipeline
