@@ -22,8 +22,10 @@ SHORT = {
     "train.sample_every": 0,
 }
 
-FIT = {"sdxl-koala-700m-4step": ["compress.preset=bk-sdm-small"]}
-"""What a tiny network needs besides: KOALA is cut from SDXL's depths."""
+FIT = dict.fromkeys(
+    ("sdxl-koala-700m-4step", "sd15-bk-tiny-4step"), ["compress.preset=bk-sdm-small"]
+)
+"""What a tiny network needs besides: it has two stages of one depth."""
 
 
 def overrides(name):
