@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from inspect import signature
 from pathlib import Path
 
 import diffusers
@@ -38,6 +39,9 @@ TEACHERS = {
     "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", "sdxl-lcm-lora", 64),
 }
 """Hub id, recipe, and latent size of 512 pixels."""
+
+MISSING = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+"""Of what surrounds the networks, what is left out."""
 
 
 class Enough(Exception):  # noqa: N818  no error
@@ -66,16 +70,16 @@ def write(hub_id: str, size: int, folder: Path) -> None:
     networks = architecture(hub_id)
     parts: dict[str, object] = {name: fill(net, generator) for name, net in networks.items()}
     networks["unet"].register_to_config(sample_size=size)
-    for name in index:
-        if name.startswith("tokenizer"):
-            parts[name] = tokenizers.clip()
-            parts[name].model_max_length = 77
     kind = getattr(diffusers, index["scheduler"][1])
     parts["scheduler"] = kind.from_config(read_json(source / "scheduler/scheduler_config.json"))
     pipeline = getattr(diffusers, index["_class_name"])
-    missing = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    more = missing if "safety_checker" in index else {}
-    pipeline(**parts, **more).save_pretrained(folder)
+    for name in signature(pipeline.__init__).parameters:
+        if name.startswith("tokenizer"):
+            parts[name] = tokenizers.clip()
+            parts[name].model_max_length = 77  # type: ignore[attr-defined]
+        elif name in MISSING:
+            parts[name] = MISSING[name]
+    pipeline(**parts).save_pretrained(folder)
     write_json(folder / "prompts.json", {"grid": PROMPTS[:1], "train": PROMPTS})
     latents = torch.randn(len(PROMPTS), 4, size, size, generator=generator)
     save_file({"latents": latents}, folder / "data.safetensors")
