@@ -30,11 +30,21 @@ class Tokenizer:
         self._tokenizer.enable_padding(length=length, pad_id=pad_id, pad_token=pad_token)
 
     def __call__(self, prompts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Token ids and 1 where they are no padding, both (N, length)."""
+        """Token ids and 1 where they are no padding, both (N, length).
+
+        Raises:
+            ValueError: If a prompt cannot be read, as a class that a model does not know.
+        """
         # One by one: encode_batch wakes a thread pool, which costs more than a short prompt.
-        rows = [self._tokenizer.encode(prompt) for prompt in prompts]
+        rows = [self._encode(prompt) for prompt in prompts]
         ids = np.array([row.ids for row in rows], np.int64)
         return ids, np.array([row.attention_mask for row in rows], np.int64)
+
+    def _encode(self, prompt: str) -> tokenizers.Encoding:
+        try:
+            return self._tokenizer.encode(prompt)
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"this bundle cannot read the prompt {prompt!r}: {error}") from None
 
 
 class Tokenizers:

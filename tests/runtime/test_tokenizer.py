@@ -66,6 +66,18 @@ def test_ids_equal_those_of_transformers(reference, tmp_path):
     assert ours.shape == (len(TEXTS), LENGTH)
 
 
+def test_a_prompt_it_cannot_read_is_named(tmp_path):
+    from tokenizers import Tokenizer as Rules
+    from tokenizers.models import WordLevel
+
+    path = tmp_path / "classes.json"
+    Rules(WordLevel({"cat": 0, "": 1}, unk_token="[UNK]")).save(str(path))
+    classes = Tokenizer(path, 1, 1)
+    assert classes(["cat"])[0].tolist() == [[0]]
+    with pytest.raises(ValueError, match="cannot read the prompt 'zebra'"):
+        classes(["zebra"])
+
+
 def test_merges_were_used(reference):
     vocab = reference.get_vocab()
     assert vocab["red</w>"] in reference("red apple").input_ids
