@@ -9,7 +9,7 @@ STUDENT ?= runs/emoji-4step/student
 # TensorRT-RTX has no wheels for Macs.
 TRT := $(if $(filter Darwin,$(shell uname)),,$(comma)trt)
 
-.PHONY: setup demo targets test lint fix bench clean
+.PHONY: setup demo targets test test-core test-export lint fix bench clean
 
 setup: $(VENV)/.ready
 
@@ -33,8 +33,15 @@ targets: setup
 	test -d runs/emoji-4step-qat || $(BIN)/edgedistill distill recipe=emoji-4step-qat student.init=$(STUDENT) out=runs/emoji-4step-qat
 	$(BIN)/python benchmarks/targets.py $(STUDENT) --qat runs/emoji-4step-qat/student --out runs/targets
 
+# Two halves side by side, one thread each.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(MAKE) --no-print-directory -j2 -Otarget test-core test-export
+
+test-core: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/export
+
+test-export: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/export
 
 lint: setup
 	$(BIN)/ruff check .

@@ -87,7 +87,11 @@ def compare_qat(student: Path, qat: Path, folder: Path) -> list[list[str]]:
     rows = []
     for name, source in (("int8 after training", student), ("int8, trained for it", qat)):
         made = export_many(
-            source, [("ort", "int8")], folder / f"qat-{source.parent.name}", Settings(strict=False)
+            source,
+            [("ort", "int8")],
+            folder / f"qat-{source.parent.name}",
+            Settings(strict=False),
+            rebuild=True,
         )[0]
         assert made.place is not None
         drawn = Pipeline.load(made.place)(prompts, seed=5).images
@@ -116,10 +120,13 @@ def main() -> None:
     wanted = pairs(["all"], ["all"])
     if args.only:
         wanted = [p for p in wanted if p[0] in args.only or ":".join(p) in args.only]
-    rows = []
+    rows, sha256 = [], load_student(args.student).sha256
     for pair in wanted:
         place = args.out / "-".join(pair)
-        rows += export_many(args.student, [pair], place, Settings(), keep_going=True)
+        old = (place / "manifest.json").is_file() and Manifest.read(place).student.sha256
+        rows += export_many(
+            args.student, [pair], place, Settings(), rebuild=old != sha256, keep_going=True
+        )
         print("  ".join(line(rows[-1], "")), flush=True)
     # All in one go, so that one machine in one state is what they are measured on.
     timings = [latency(row.place, args.runs) if row.place else "" for row in rows]

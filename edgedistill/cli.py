@@ -100,7 +100,7 @@ def distill(
             markup=False,
             soft_wrap=True,
         )
-        raise typer.Exit(130) from None
+        sys.exit(INTERRUPTED)
     console.print(f"{run.objective.product} {made}")
 
 
@@ -401,6 +401,10 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+INTERRUPTED = 130
+"""Exit code."""
+
+
 def main() -> None:
     """Run the command line; exit 0 done, 1 failed, 2 asked wrongly, 130 interrupted."""
     _quiet()
@@ -408,10 +412,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     debug = "--debug" in sys.argv
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
-        console.print("interrupted")
-        sys.exit(130)
+        code = INTERRUPTED
     except _UsageError as error:
         sys.exit(_misused(error))
     except Exception as error:
@@ -423,6 +426,9 @@ def main() -> None:
         if not wrong:
             console.print("run again with --debug before the verb for the traceback")
         sys.exit(2 if wrong else 1)
+    if code == INTERRUPTED:  # what typer makes of Ctrl-C, without a word
+        console.print("interrupted; nothing half-made is left")
+    sys.exit(code)
 
 
 def _misused(error: Any) -> int:

@@ -174,6 +174,8 @@ def export_student(
         if progress:
             progress(1, 1, "up to date")
         return place
+    if out and not rebuild:
+        _check_owner(place, student)
     budget = Budget(student, precision, settings.min_psnr, settings.max_size, progress)
     with atomic_folder(place) as work:
         for keep in budget.proposals(settings.keep):
@@ -187,6 +189,21 @@ def export_student(
         _check_budget(manifest, settings)
         replace(manifest, made_from=made_from).write(work)
     return place
+
+
+def _check_owner(place: Path, student: Student) -> None:
+    """ValueError if a bundle of another student lies there."""
+    if not (place / schema.FILE_NAME).is_file():
+        return
+    try:
+        found = schema.Manifest.read(place).student
+    except schema.BundleError:
+        return  # broken: nobody's loss
+    if found.sha256 != student.sha256:
+        raise ValueError(
+            f"--out {place}: holds a bundle of another student ({found.method} of "
+            f"{found.teacher}); choose another place, or --rebuild to replace it"
+        )
 
 
 def _empty(folder: Path) -> None:

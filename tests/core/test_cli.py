@@ -296,3 +296,13 @@ def test_the_installed_command_says_one_line_and_nothing_of_its_libraries(here):
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
     assert "'rign'" in lines[0]
+
+
+def test_ctrl_c_says_that_nothing_is_left(run, monkeypatch):
+    from edgedistill import doctor
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "report_lines", interrupt)
+    assert run("doctor")[::2] == (130, "interrupted; nothing half-made is left\n")

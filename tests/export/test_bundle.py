@@ -140,6 +140,16 @@ def test_a_folder_without_student_json_is_refused(tmp_path):
         export_student(tmp_path, out=tmp_path / "x")
 
 
+def test_a_bundle_of_another_student_is_not_replaced(student_dir, planar_dir, tmp_path):
+    out = export_student(planar_dir, out=tmp_path / "bundle")
+    before = (out / "manifest.json").read_bytes()
+    with pytest.raises(
+        ValueError, match=r"holds a bundle of another student \(lcm of .*--rebuild"
+    ):
+        export_student(student_dir, out=out)
+    assert (out / "manifest.json").read_bytes() == before
+
+
 def test_a_folder_that_is_no_bundle_is_not_replaced(student_dir, tmp_path):
     (tmp_path / "holiday.jpg").write_bytes(b"x")
     with pytest.raises(ValueError, match="exists and is no bundle"):
