@@ -59,7 +59,7 @@ class Train(Settings):
     checkpointing: bool = False
     """Gradient checkpointing: a block's activations are computed again when its gradient is."""
     offload: bool = False
-    """Text encoders and decoder wait in main memory between uses."""
+    """What surrounds the network waits in main memory between uses."""
     seed: int = Field(0, ge=0)
     log_every: int = Field(50, gt=0)
     sample_every: int = Field(0, ge=0)

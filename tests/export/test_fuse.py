@@ -70,5 +70,5 @@ def test_a_fused_bundle_that_lacks_its_tokenizer_is_refused(fused, tmp_path):
     data = json.loads((copy / "manifest.json").read_text())
     data["tokenizer"] = None
     (copy / "manifest.json").write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=r"tokenizer: must be there exactly when the input"):
+    with pytest.raises(ValueError, match=r"tokenizer: must be there exactly when an input"):
         Manifest.read(copy)
