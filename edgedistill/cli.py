@@ -427,7 +427,7 @@ def main() -> None:
             console.print("run again with --debug before the verb for the traceback")
         sys.exit(2 if wrong else 1)
     if code == INTERRUPTED:  # what typer makes of Ctrl-C, without a word
-        console.print("interrupted; nothing half-made is left")
+        console.print("interrupted")
     sys.exit(code)
 
 
