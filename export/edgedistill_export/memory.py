@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from torch import nn
 
 from edgedistill_runtime.bench import peak_rss_mb
 
-__all__ = ["Peak", "WeightsOnDisk", "watch_peak", "weights_mb"]
+__all__ = ["Peak", "WeightsOnDisk", "reading_frugally", "watch_peak", "weights_mb"]
 
 
 @dataclass
@@ -64,6 +66,53 @@ class WeightsOnDisk:
         """Give back the memory of what was read so far; it will be read again when asked for."""
         if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
+
+
+@contextmanager
+def reading_frugally(folder: Path, pause: float = 0.1) -> Iterator[None]:
+    """Meanwhile give back, again and again, the memory of what is read of files mapped from here.
+
+    What a library reads of a mapped file stays in the process's resident memory for as long as
+    there is room. On Linux only; elsewhere nothing is done.
+
+    Args:
+        folder: Holds the files, which are mapped already. They stay so to the end of the context:
+            the caller keeps hold of what maps them.
+        pause: Seconds between two rounds.
+    """
+    places = _mapped(folder)
+    madvise = getattr(ctypes.CDLL(None), "madvise", None) if places else None
+    if madvise is None:
+        yield
+        return
+    done = threading.Event()
+
+    def give_back() -> None:
+        while not done.wait(pause):
+            for start, end in places:
+                madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+    thread = threading.Thread(target=give_back, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _mapped(folder: Path) -> list[tuple[int, int]]:
+    """Addresses at which this process maps files of a folder to be read, start and end."""
+    places = []
+    with suppress(OSError):
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            # address, permissions, offset, device, inode, path
+            addresses, permissions, *_, path = line.split(maxsplit=5)
+            # Pages that could have been written to would be lost.
+            if "w" not in permissions and Path(path).parent == folder.resolve():
+                start, end = addresses.split("-")
+                places.append((int(start, 16), int(end, 16)))
+    return places
 
 
 def weights_mb(module: nn.Module) -> float:

@@ -166,7 +166,8 @@ def compare(
     worst = int(np.argmin(final))
     perceptual, ratio = None, None
     if features is not None and peak is not None:
-        perceptual, ratio = _judge(features, prompts, ours, theirs)
+        perceptual = features.distance(ours, theirs)
+        ratio = None if tokens is None else _text_ratio(features, prompts, ours, theirs)
     parity = Parity(
         tier=tier,
         backend=manifest.backend,
@@ -237,12 +238,10 @@ def _finals(
     return to_uint8(way.images.numpy()), result.images, 255.0
 
 
-def _judge(
-    features: Features, prompts: Sequence[str], ours: Array, theirs: Array
-) -> tuple[float, float]:
+def _text_ratio(features: Features, prompts: Sequence[str], ours: Array, theirs: Array) -> float:
     texts = features.texts(prompts)
     scores = [features.score(features.images(pictures), texts) for pictures in (ours, theirs)]
-    return features.distance(ours, theirs), scores[1] / scores[0]
+    return scores[1] / scores[0]
 
 
 def _figures(values: Sequence[float]) -> Figures:

@@ -13,7 +13,9 @@ from typing import Any, TypeAlias
 from pydantic import Field, ValidationInfo, field_validator
 
 from edgedistill_export import targets
+from edgedistill_export.memory import reading_frugally
 from edgedistill_export.onnx_build import build_onnx
+from edgedistill_export.quantize.pieces import calibrated_in_pieces
 from edgedistill_export.quiet import quiet
 from edgedistill_export.targets import Built, Job
 from edgedistill_export.trace import layer_of
@@ -101,11 +103,14 @@ def _convert(source: Path, path: Path, job: Job, options: Options) -> None:
     """From an ONNX file to IR."""
     precision = PRECISIONS[job.precision]
     with _silent():
-        model = precision.change(ov.convert_model(source), job, options)
-    if options.static:
-        shapes = {port.any_name: port.partial_shape for port in model.inputs}
-        model.reshape({name: [options.batch, *list(s)[1:]] for name, s in shapes.items()})
-    ov.save_model(model, path, compress_to_fp16=precision.half)
+        # Its weights are mapped from the file.
+        converted = ov.Core().read_model(source)
+        with reading_frugally(source.parent):
+            model = precision.change(converted, job, options)
+            if options.static:
+                shapes = {port.any_name: port.partial_shape for port in model.inputs}
+                model.reshape({name: [options.batch, *list(s)[1:]] for name, s in shapes.items()})
+            ov.save_model(model, path, compress_to_fp16=precision.half)
 
 
 @contextmanager
@@ -186,18 +191,19 @@ def _quantize(model: Model, job: Job, options: Options, ignored: Iterable[str]) 
     if not calls:
         raise ValueError("calibration needs at least one call of the network")
     alpha = -1.0 if options.smooth_quant is None else options.smooth_quant
-    return nncf.quantize(
-        model,
-        nncf.Dataset(calls),
-        subset_size=len(calls),
-        preset=nncf.QuantizationPreset.PERFORMANCE,
-        model_type=nncf.ModelType.TRANSFORMER,
-        ignored_scope=_scope(model, job, ignored),
-        advanced_parameters=nncf.AdvancedQuantizationParameters(
-            disable_bias_correction=True,
-            smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=alpha),
-        ),
-    )
+    with calibrated_in_pieces(calls):
+        return nncf.quantize(
+            model,
+            nncf.Dataset(calls),
+            subset_size=len(calls),
+            preset=nncf.QuantizationPreset.PERFORMANCE,
+            model_type=nncf.ModelType.TRANSFORMER,
+            ignored_scope=_scope(model, job, ignored),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                disable_bias_correction=True,
+                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=alpha),
+            ),
+        )
 
 
 def _scope(model: Model, job: Job, ignored: Iterable[str]) -> Any:
