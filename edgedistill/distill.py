@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from edgedistill.compress import Plan, count
 from edgedistill.compress.smaller import Smaller, choose, depths, record
 from edgedistill.data import find_captions, open_source
+from edgedistill.data.paths import Paths, captions_of, make_paths, open_paths, spec_of
 from edgedistill.denoiser import Denoiser
 from edgedistill.files import atomic_folder, read_json, write_json
 from edgedistill.networks.roles import Role, adapt, find_layers
@@ -60,7 +61,11 @@ class Run:
         check_steps(few.steps, denoiser.schedule)
         self.times = student_times(denoiser.schedule, few.steps, few.spacing, few.sampler)
         # What can be wrong with the request shows before the first line of progress.
-        captions = find_captions(self.teacher, recipe.data.prompts, recipe.data.samples)
+        check_paths(recipe)
+        data = recipe.data
+        captions = (
+            find_captions(self.teacher, data.prompts, data.samples) if data.paths is None else []
+        )
         self.teacher.check(
             few_step_table(denoiser.schedule, denoiser.prediction, self.times, few.sampler)
         )
@@ -77,10 +82,11 @@ class Run:
         def show(made: int) -> None:
             while lines:
                 say(lines.pop(0))
-            say(f"teacher samples {made}/{len(captions)}")
+            say(f"teacher samples {made}/{recipe.data.samples}")
 
         with accelerator.main_process_first():  # which writes files that the others read
-            self.source = open_source(
+            self.paths = self._paths(show) if recipe.method().needs_paths else None
+            self.source = self.paths or open_source(
                 self.teacher,
                 captions,
                 section.guidance,
@@ -96,8 +102,29 @@ class Run:
             rank = recipe.train.adapter.rank
             say(f"adapters of rank {rank}: {parameters(self.student):,} parameters a role")
         hooks = Hooks(self._progress, self._preview)
-        self.trainer = Trainer(self.objective, self.source, recipe.train, folder, hooks)
+        source, paths = self.source, self.paths
+        self.trainer = Trainer(self.objective, source, recipe.train, folder, hooks, paths)
         self._watch: Progress = lambda step, figures: None
+
+    def _paths(self, progress: Callable[[int], None]) -> Paths:
+        """The teacher's paths at the student's times: the recipe's, or made into the run dir."""
+        recipe, teacher = self.recipe, self.teacher
+        section = recipe.teacher
+        captions = captions_of(teacher, recipe.data.prompts)
+        spec = spec_of(
+            teacher,
+            captions,
+            guidance=section.guidance,
+            solver=section.solver,
+            steps=section.steps,
+            times=self.times,
+            seed=recipe.train.seed,
+        )
+        folder = Path(recipe.data.paths or self.folder / "data" / "paths")
+        if recipe.data.paths is None:
+            count = recipe.data.samples
+            make_paths(folder, teacher, spec, captions, count, self._say, progress)
+        return open_paths(folder, teacher, spec, self.times)
 
     def _objective(self, device: torch.device) -> Objective:
         recipe, teacher = self.recipe, self.teacher
@@ -122,6 +149,7 @@ class Run:
             core=teacher.core,
             smaller=smaller,
             autoencoder=teacher.autoencoder,
+            train_steps=recipe.train.steps,
         )
         self.student = student
         with torch.random.fork_rng(devices=[]):
@@ -302,6 +330,17 @@ def has_weights(denoiser: Denoiser) -> bool:
     return any(True for _ in denoiser.parameters())
 
 
+def check_paths(recipe: Recipe) -> None:
+    """Raise a ValueError if stored paths are named that the run has no use for."""
+    if recipe.data.paths is None:
+        return
+    if not recipe.method().needs_paths:
+        name = recipe.objective["name"]
+        raise ValueError(f"data.paths={recipe.data.paths}: method {name!r} needs no paths")
+    if recipe.data.prompts is not None:
+        raise ValueError("data.paths have their own prompts; leave data.prompts out")
+
+
 def check_adapters(recipe: Recipe, teacher: Teacher) -> None:
     """Raise a ValueError if this teacher's roles cannot be adapters as the recipe asks."""
     if recipe.student.init is not None:
@@ -327,7 +366,7 @@ def preview(run: Run, denoiser: Denoiser, step: int) -> None:
     """Draw the student's samples at `step` into the run dir: always the same noise."""
     teacher, table = run.teacher, run.table
     prompts = preview_prompts(teacher)
-    count = len(prompts) or 2000
+    count = len(prompts) or (2000 if len(teacher.sample_shape) == 1 else 64)
     generator = torch.Generator().manual_seed(0)
     cond = teacher.encode(prompts)
     device = next(denoiser.parameters()).device

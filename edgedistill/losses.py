@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["gan_discriminator", "gan_generator", "matching_gradient", "pseudo_huber", "toward"]
-
-
-def pseudo_huber(a: Tensor, b: Tensor, c: float) -> Tensor:
-    """Mean of sqrt((a - b)^2 + c^2) - c per element (Song & Dhariwal 2023, arXiv 2310.14189)."""
-    return (((a - b).float().square() + c * c).sqrt() - c).mean()
+__all__ = ["gan_discriminator", "gan_generator", "matching_gradient", "toward"]
 
 
 def matching_gradient(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
@@ -40,12 +34,3 @@ def gan_generator(fake_logits: Tensor) -> Tensor:
 def gan_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """Non-saturating discriminator loss, softplus(D(fake)) + softplus(-D(real))."""
     return F.softplus(fake_logits.float()).mean() + F.softplus(-real_logits.float()).mean()
-
-
-def uniform_times(
-    count: int, low: float, high: float, generator: torch.Generator, like: Tensor
-) -> Tensor:
-    """Stratified uniform times in [low, high), (count,) float64 on like's device."""
-    order = torch.randperm(count, generator=generator)
-    jitter = torch.rand(count, generator=generator, dtype=torch.float64)
-    return (low + (high - low) * (order + jitter) / count).to(like.device)

@@ -21,7 +21,17 @@ from edgedistill.sampling import Boundary, StepTable
 if TYPE_CHECKING:
     from edgedistill.compress.smaller import Smaller
 
-__all__ = ["Batch", "Losses", "Objective", "Optim", "Player", "Settings", "Setup", "Wrapper"]
+__all__ = [
+    "Batch",
+    "Losses",
+    "Objective",
+    "Optim",
+    "Player",
+    "Settings",
+    "Setup",
+    "Wrapper",
+    "check_deterministic",
+]
 
 
 class Settings(BaseModel):
@@ -57,6 +67,7 @@ class Setup:
         core: Module path inside a net of the diffusers model.
         smaller: How the student's core was made from the teacher's, None if it is as large.
         autoencoder: The teacher's, between pictures and x0; None where x0 is the data itself.
+        train_steps: Steps of the whole run, for methods in stages.
     """
 
     teacher: Denoiser | Guided
@@ -71,6 +82,7 @@ class Setup:
     core: str = ""
     smaller: Smaller | None = None
     autoencoder: nn.Module | None = None
+    train_steps: int = 1
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,8 @@ class Batch:
         generator: CPU randomness of this rank.
         shared: CPU randomness that is the same on every rank.
         step: Steps done in the run.
+        path: Where the teacher's ODE is at the student's times, (N, steps + 1, ...): noise first,
+            x0 last. None unless the method needs paths.
     """
 
     x0: Tensor
@@ -90,6 +104,7 @@ class Batch:
     generator: torch.Generator
     shared: torch.Generator
     step: int = 0
+    path: Tensor | None = None
 
     def noise(self) -> Tensor:
         """Standard normal, shaped and placed as x0."""
@@ -131,12 +146,23 @@ class Player:
         return step >= self.start and (step + 1) % self.every == 0
 
 
+def check_deterministic(name: str, setup: Setup) -> None:
+    """ValueError if several steps of the student would draw noise, which `name` does not train."""
+    if setup.sampler != "ddim" and len(setup.times) > 2:
+        raise ValueError(
+            f"student.sampler={setup.sampler}: the steps of {name} draw no noise; "
+            "choose student.sampler=ddim"
+        )
+
+
 class Objective(ABC):
     """A method. Subclasses sit one to a file with their `Config` inside."""
 
     name: ClassVar[str]
     product: ClassVar[str] = "student"
     """What the run makes: a student dir, or a decoder that students may name."""
+    needs_paths: ClassVar[bool] = False
+    """Whether batches bring paths of the teacher, stored before the run (`data.paths`)."""
     Config: ClassVar[type[Settings]]
     """Hyperparameters, with the paper's defaults."""
 

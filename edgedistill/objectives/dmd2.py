@@ -20,11 +20,11 @@ from edgedistill.losses import (
     gan_generator,
     matching_gradient,
     toward,
-    uniform_times,
 )
 from edgedistill.networks.heads import Tap, head_for
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings, Setup
 from edgedistill.sampling import SOLVERS, ddim_step
+from edgedistill.times import stratified
 
 __all__ = ["DMD2"]
 
@@ -122,7 +122,8 @@ class DMD2(Objective):
 
     def _noised(self, x0: Tensor, batch: Batch, low: float, high: float) -> tuple[Tensor, ...]:
         """(x_t, t, eps) at stratified times."""
-        t = self.student.schedule.snap(uniform_times(len(x0), low, high, batch.generator, x0))
+        t = self.student.schedule.snap(stratified(len(x0), batch.generator, low, high))
+        t = t.to(x0.device)
         eps = batch.noise()
         return self.student.noised(x0, t, eps), t, eps
 

@@ -12,26 +12,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from edgedistill.boundary import bounded, lcm_boundary
 from edgedistill.denoiser import Condition, Denoiser
-from edgedistill.losses import pseudo_huber
+from edgedistill.distances import Distance, distance
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
 from edgedistill.sampling import Boundary, ddim_step, time_grid
+from edgedistill.times import neighbours
 
-__all__ = ["LCM", "consistency_boundary"]
-
-
-def consistency_boundary(scaling: float, sigma_data: float = 0.5) -> Boundary:
-    """c_skip = s^2 / (T^2 + s^2), c_out = T / sqrt(T^2 + s^2), T = scaling 1000 t (LCM, Sec. 3).
-
-    At t = 0 the function is x itself; a few timesteps later it is x0.
-    """
-
-    def boundary(t: Tensor) -> tuple[Tensor, Tensor]:
-        scaled = scaling * 1000 * t.double()
-        total = scaled.square() + sigma_data**2
-        return sigma_data**2 / total, scaled / total.sqrt()
-
-    return boundary
+__all__ = ["LCM"]
 
 
 class LCM(Objective):
@@ -56,6 +44,7 @@ class LCM(Objective):
         self.student = setup.student
         self.target = copy.deepcopy(setup.student).requires_grad_(False)
         self.optim = setup.optim
+        self.distance = Distance(kind="pseudo-huber", c=config.huber_c)
         self.grid = time_grid(setup.student.schedule, config.solver_steps)
 
     def players(self) -> list[Player]:
@@ -65,7 +54,7 @@ class LCM(Objective):
         return {"target": self.target}
 
     def boundary(self) -> Boundary:
-        return consistency_boundary(self.config.timestep_scaling)
+        return lcm_boundary(self.config.timestep_scaling)
 
     def updated(self, player: str) -> None:
         with torch.no_grad():
@@ -77,22 +66,18 @@ class LCM(Objective):
 
     def consistency(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """f(x_t, t) = c_skip x_t + c_out x0 (LCM, Eq. 9)."""
-        skip, out = self.boundary()(t)
-        shape = (-1,) + (1,) * (x_t.ndim - 1)
         x0: Tensor = denoiser(x_t, t, cond)
-        return skip.reshape(shape).to(x_t) * x_t + out.reshape(shape).to(x_t) * x0
+        return bounded(self.boundary(), x_t, x0, t)
 
     def loss(self, player: str, batch: Batch) -> Losses:
-        n, grid = len(batch.x0), self.grid.to(batch.x0.device)
-        index = torch.randint(self.config.solver_steps, (n,), generator=batch.generator)
-        t, s = grid[index], grid[index + 1]
+        grid = self.grid
+        t, s = neighbours(grid, len(batch.x0), batch.generator)
+        t, s = t.to(batch.x0.device), s.to(batch.x0.device)
         x_t = self.student.noised(batch.x0, t, batch.noise())
         with torch.no_grad():
             x0 = self.teacher(x_t, t, batch.cond)
             x_s = ddim_step(self.student.schedule, x_t, x0, t, s)
-            # At s = 0 the boundary makes f(x_s, s) = x_s, whatever the network is asked.
-            target = self.consistency(self.target, x_s, s.clamp(min=grid[-2] * 1e-3), batch.cond)
-            target = torch.where((s == 0).reshape((-1,) + (1,) * (x_t.ndim - 1)), x_s, target)
+            target = self.consistency(self.target, x_s, s, batch.cond)
         ours = self.consistency(self.student, x_t, t, batch.cond)
-        loss = pseudo_huber(ours, target, self.config.huber_c)
+        loss = distance(self.distance, ours, target).mean()
         return Losses(loss, {"consistency": loss.detach()})

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from edgedistill.compress.smaller import Smaller
 from edgedistill.denoiser import Condition, Denoiser, Guided, expand
-from edgedistill.losses import uniform_times
 from edgedistill.networks.taps import Taps
 from edgedistill.objectives.base import (
     Batch,
@@ -31,6 +30,7 @@ from edgedistill.objectives.base import (
     Wrapper,
 )
 from edgedistill.plugins import unknown
+from edgedistill.times import stratified
 
 __all__ = ["TAPS", "Shrink", "SizeFirst", "feature_loss", "tap_paths"]
 
@@ -122,7 +122,7 @@ class Shrink(Objective):
 
     def loss(self, player: str, batch: Batch) -> Losses:
         schedule, n = self.student.schedule, len(batch.x0)
-        t = schedule.snap(uniform_times(n, 0.0, 1.0, batch.generator, batch.x0))
+        t = schedule.snap(stratified(n, batch.generator)).to(batch.x0.device)
         eps = batch.noise()
         x_t = self.student.noised(batch.x0, t, eps)
         cond = batch.cond

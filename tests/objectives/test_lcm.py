@@ -4,15 +4,16 @@ import pytest
 import torch
 from oracles import Affine, Gaussian, consistency_student
 
+from edgedistill.boundary import lcm_boundary
 from edgedistill.denoiser import Denoiser
 from edgedistill.objectives.base import Batch, Optim, Setup
-from edgedistill.objectives.lcm import LCM, consistency_boundary
+from edgedistill.objectives.lcm import LCM
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import few_step_table, time_grid
 from edgedistill.schedule import Trig
 
 DATA = Gaussian([0.7, -0.4], 0.5, Trig())
-BOUNDARY = consistency_boundary(10.0)
+BOUNDARY = lcm_boundary(10.0)
 
 
 def method(student: Denoiser, **config) -> LCM:

@@ -1,0 +1,61 @@
+"""Functions that are the identity at the time they lead to, whatever the network says.
+
+A consistency function leads from x_t to time 0: c_skip(t) x_t + c_out(t) x0, c_skip(0) = 1 and
+c_out(0) = 0. A flow map leads to any s: the DDIM step from t to s with the network's x0, which is
+x_t itself at s = t (`sampling.ddim_step`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgedistill.sampling import Boundary, ddim_step
+from edgedistill.schedule import Schedule
+
+__all__ = ["bounded", "landed", "lcm_boundary", "noise_boundary"]
+
+
+def lcm_boundary(scaling: float, sigma_data: float = 0.5) -> Boundary:
+    """c_skip = s^2 / (T^2 + s^2), c_out = T / sqrt(T^2 + s^2), T = scaling 1000 t.
+
+    Luo et al. 2023 (arXiv 2310.04378), Sec. 3. A few timesteps above 0 it is x0 already.
+    """
+
+    def boundary(t: Tensor) -> tuple[Tensor, Tensor]:
+        scaled = scaling * 1000 * t.double()
+        total = scaled.square() + sigma_data**2
+        return sigma_data**2 / total, scaled / total.sqrt()
+
+    return boundary
+
+
+def noise_boundary(schedule: Schedule, sigma_data: float = 0.5) -> Boundary:
+    """c_skip = s^2 / (r^2 + s^2) / alpha, c_out = r^2 / (r^2 + s^2), r = sigma / alpha.
+
+    The consistency models' of x_t / alpha (Song et al. 2023, arXiv 2303.01469, Eq. 5), for a
+    network that gives x0: their preconditioned F is (x0 - c_skip x_t / alpha) / c_out.
+    """
+
+    def boundary(t: Tensor) -> tuple[Tensor, Tensor]:
+        t = t.double()
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        # Multiplied out by alpha^2, for schedules whose signal ends at 0.
+        total = sigma.square() + (sigma_data * alpha).square()
+        return alpha * sigma_data**2 / total, sigma.square() / total
+
+    return boundary
+
+
+def bounded(boundary: Boundary, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    """The consistency function's value from a network's x0, (N, ...)."""
+    shape = (-1,) + (1,) * (x_t.ndim - 1)
+    skip, out = boundary(t)
+    value: Tensor = skip.reshape(shape).to(x_t) * x_t + out.reshape(shape).to(x_t) * x0
+    return torch.where((t == 0).reshape(shape), x_t, value)
+
+
+def landed(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """The flow map's value from a network's x0: the DDIM step, and x_t where s == t, 0 too."""
+    stays = (t == s).reshape((-1,) + (1,) * (x_t.ndim - 1))
+    return torch.where(stays, x_t, ddim_step(schedule, x_t, x0, t, s))
