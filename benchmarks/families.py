@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler
 
 from edgedistill import recipe as recipes
 from edgedistill.run_dir import open_run
@@ -43,12 +42,11 @@ def difference(family: str, folder: Path) -> str:
     if family in asked.PICTURES:
         return "pictures: its tests"
     teacher, pipeline = load_teacher(family, folder), asked.opened(folder)
-    if "trained_betas" in pipeline.scheduler.config:
-        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **asked.DISCRETE)
+    times = time_grid(teacher.denoiser.schedule, 5)
+    pipeline.scheduler = asked.scheduler(family, teacher, pipeline, times)
     start = torch.randn(2, *teacher.sample_shape, generator=torch.Generator().manual_seed(5))
     steps = {"num_inference_steps": 5, **asked.TRAILING.get(family, lambda _: {})(5)}
     theirs = asked.latents(family, pipeline, guidance_scale=3.5, latents=start, **steps)
-    times = time_grid(teacher.denoiser.schedule, 5)
     ours = solve(teacher.guided(3.5), start, times, teacher.encode(asked.PROMPTS))
     return f"{(ours - theirs).abs().max():.1e}"
 
@@ -73,6 +71,8 @@ def row(family: str, work: Path) -> list[str]:
     cells += [f"{sum(p.numel() for p in teacher.net.parameters()):,}", difference(family, folder)]
     for name, roles in RUNS:
         choices = [*SHORT, f"teacher.family={family}", f"train.roles={roles}"]
+        if not teacher.prompts:  # nor anything to guide away from
+            choices.append("teacher.guidance=1")
         run = open_run(
             recipes.load(name, choices), str(work / f"{name}-{roles}"), False, str, work
         )

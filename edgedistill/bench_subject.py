@@ -14,10 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 __all__ = ["main", "measure"]
 
 Draw = Callable[[str, int], None]
+
+PARTS = {"text_encoder", "unet", "vae"}
+"""Of the pipelines that diffusers itself draws with here, one prompt a call at the size they were
+made for. Others (no text, transformers, videos) are drawn with by edgedistill."""
 
 
 class _Stages:
@@ -80,20 +85,67 @@ def _load_pipeline(
     return draw, load_s
 
 
-def _load_samples(folder: str, stages: _Stages) -> tuple[Draw, float]:
+def _load_own(folder: str, steps: int, guidance: float, stages: _Stages) -> tuple[Draw, float]:
+    """A student on its step table, or a teacher on its solver, by edgedistill itself."""
+    from edgedistill.denoiser import Condition
+    from edgedistill.sampling import solve, time_grid
     from edgedistill.student import load_student
+    from edgedistill.teachers import load_teacher
 
     start = time.perf_counter()
-    student = load_student(folder)
-    load_s = time.perf_counter() - start
-    stages.watch("denoiser", student.net, "forward")
+    if (Path(folder) / "student.json").is_file():
+        student = load_student(folder)
+        teacher, draws = student.teacher, student.table.draws
+        sample = student.table.sample
+    else:
+        teacher, draws = load_teacher(_family(folder), folder), 1
+        denoise = teacher.guided(guidance)
+        times = time_grid(teacher.denoiser.schedule, steps)
 
+        def sample(net: nn.Module, noise: Sequence[Tensor], cond: Condition) -> Tensor:
+            return solve(denoise, noise[0], times, cond)
+
+    load_s = time.perf_counter() - start
+    graphs, known = teacher.graphs(), teacher.prompts
+    for name, graph in graphs.items():
+        stages.watch(name, graph.module, "forward")
+
+    @torch.no_grad()
     def draw(prompt: str, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        noise = student.table.draw((1, *student.teacher.sample_shape), generator)
-        student.sample(student.teacher.encode([prompt]), noise)
+        noise = torch.randn(
+            draws, 1, *teacher.sample_shape, generator=torch.Generator().manual_seed(seed)
+        )
+        cond: dict[str, Tensor] = {}
+        if "text_encoder" in graphs:  # not Teacher.encode, which remembers
+            encoder = graphs["text_encoder"]
+            # Of a teacher of classes, all prompts take as long.
+            tokens = teacher.tokenize([known[seed % len(known)]])
+            found = encoder.module(*tokens.values())
+            tensors = found if isinstance(found, tuple) else (found,)
+            cond = dict(zip(encoder.outputs, tensors, strict=True))
+        x0 = sample(graphs["denoiser"].module, noise.unbind(), cond)
+        if "decoder" in graphs:
+            graphs["decoder"].module(x0)
 
     return draw, load_s
+
+
+def _index(folder: str) -> dict[str, Any]:
+    """model_index.json of a folder or Hub id; {} for a student that is no pipeline."""
+    from diffusers import DiffusionPipeline
+
+    if Path(folder).is_dir() and not (Path(folder) / "model_index.json").is_file():
+        return {}
+    return dict(DiffusionPipeline.load_config(folder))
+
+
+def _family(folder: str) -> str:
+    from edgedistill.teachers.pipeline import FAMILIES
+
+    kind = _index(folder).get("_class_name")
+    if kind not in FAMILIES:
+        raise ValueError(f"{folder}: no family reads a {kind}")
+    return FAMILIES[kind]
 
 
 def _own_steps(folder: str) -> int | None:
@@ -124,13 +176,9 @@ def measure(folder: str, steps: int | None, guidance: float, runs: int) -> dict[
 
     stages = _Stages()
     steps = steps or _own_steps(folder) or 25
-    planar = Path(folder).is_dir() and not (Path(folder) / "model_index.json").is_file()
     try:
-        draw, load_s = (
-            _load_samples(folder, stages)
-            if planar
-            else _load_pipeline(folder, steps, guidance, stages)
-        )
+        load = _load_pipeline if _index(folder).keys() >= PARTS else _load_own
+        draw, load_s = load(folder, steps, guidance, stages)
     except OSError as error:
         raise ValueError(f"cannot load {folder!r}: {str(error).splitlines()[0]}") from error
 

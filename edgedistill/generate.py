@@ -37,8 +37,8 @@ def open_subject(path: str | Path) -> tuple[Subject, bool]:
             f"bundle:{folder.resolve().name}", pipeline
         ), pipeline.tokenizer is not None
     student = load_student(folder)
-    takes = student.info.family != "mixture"
-    return student_subject("student", student, runtime_noise()), takes
+    takes_prompts = bool(student.teacher.prompts)
+    return student_subject("student", student, runtime_noise()), takes_prompts
 
 
 def generate(source: str, prompt: str | None, *, seed: int, count: int, out: Path) -> None:

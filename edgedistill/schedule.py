@@ -19,6 +19,7 @@ __all__ = [
     "VE",
     "Cosine",
     "Discrete",
+    "Karras",
     "Linear",
     "Rectified",
     "Schedule",
@@ -300,6 +301,50 @@ class VE(Schedule):
         return {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max, "rho": self.rho}
 
 
+class Karras(Angular):
+    """EDM's noise levels on data divided by sigma_data: alpha, sigma ~ sigma_data, level.
+
+    Karras et al. 2022 (arXiv 2206.00364): levels by Eq. 5, so that t = 0 is sigma_min, and the
+    preconditioning of Table 1. With both x and x0 in units of sigma_data, c_in x is this
+    schedule's x_t, c_skip and c_out are those of v-prediction, and c_noise is `net_time`.
+
+    Args:
+        sigma_min: The least level, of the noise added to the data as it is.
+        sigma_max: The largest.
+        rho: How much the steps crowd at the small levels.
+        sigma_data: Standard deviation of the data as it is.
+    """
+
+    name = "karras"
+
+    def __init__(
+        self,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
+        sigma_data: float = 0.5,
+    ) -> None:
+        if sigma_data <= 0:
+            raise ValueError(f"sigma_data must be above 0, not {sigma_data}")
+        self.levels, self.sigma_data = VE(sigma_min, sigma_max, rho), sigma_data
+
+    def angle(self, t: Tensor) -> Tensor:
+        return (self.levels.sigma(t) / self.sigma_data).atan()
+
+    def d_angle(self, t: Tensor) -> Tensor:
+        ratio = self.levels.sigma(t) / self.sigma_data
+        return self.levels.d_sigma(t) / self.sigma_data / (1 + ratio.square())
+
+    def time_of_angle(self, angle: Tensor) -> Tensor:
+        return self.levels.time_of(-2 * (self.sigma_data * angle.tan()).log())
+
+    def net_time(self, t: Tensor) -> Tensor:
+        return self.levels.sigma(t).log() / 4
+
+    def parameters(self) -> dict[str, Any]:
+        return {**self.levels.parameters(), "sigma_data": self.sigma_data}
+
+
 class Rectified(Schedule):
     """alpha = 1 - sigma, sigma = t (rectified flow, Liu et al. 2022, arXiv 2209.03003), shifted.
 
@@ -346,7 +391,7 @@ class Rectified(Schedule):
 
 
 SCHEDULES: dict[str, type[Schedule]] = {
-    s.name: s for s in (Trig, Cosine, Linear, Discrete, VE, Rectified)
+    s.name: s for s in (Trig, Cosine, Linear, Discrete, VE, Karras, Rectified)
 }
 
 

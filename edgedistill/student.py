@@ -158,7 +158,7 @@ def save_student(folder: Path, info: StudentInfo, teacher: Teacher, net: nn.Modu
     """Write a student dir whole or not at all.
 
     A role's adapter is fused into the weights. Beside them, where the folder is a diffusers
-    pipeline, lora/ holds the adapter alone for `load_lora_weights` on the teacher's pipeline.
+    pipeline that has `load_lora_weights`, lora/ holds the adapter alone for the teacher's.
 
     Args:
         folder: Its place; an older student there is replaced.
@@ -171,7 +171,7 @@ def save_student(folder: Path, info: StudentInfo, teacher: Teacher, net: nn.Modu
         teacher.save(work, net.fused() if isinstance(net, Role) else net, table)
         usage = teacher.usage.format(steps=len(table.rows))
         index = work / "model_index.json"
-        if isinstance(net, Role) and index.is_file():
+        if isinstance(net, Role) and teacher.loads_lora:
             (work / "lora").mkdir()
             save_file(net.lora(), work / LORA, {"format": "pt"})
             info = info.model_copy(update={"lora_scale": 1.0})

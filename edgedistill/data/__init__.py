@@ -38,7 +38,8 @@ def find_captions(teacher: Teacher, prompts: str | None, samples: int) -> list[s
 
     Args:
         teacher: The teacher.
-        prompts: A prompt file, or None for the data that comes with the teacher.
+        prompts: A prompt file, or None for the data that comes with the teacher. A teacher that
+            takes no prompts needs neither: its captions are empty.
         samples: Samples to make.
 
     Raises:
@@ -46,12 +47,14 @@ def find_captions(teacher: Teacher, prompts: str | None, samples: int) -> list[s
     """
     if prompts is None:
         if teacher.source() is None:
+            if not teacher.prompts:
+                return [""] * samples
             raise ValueError(
                 f"teacher {teacher.name!r} brings no data; name a prompt file with data.prompts"
             )
         return []
     lines = read_prompts(prompts)
-    if not teacher.encode(lines[:1]):
+    if not teacher.prompts:
         raise ValueError(f"data.prompts={prompts}: teacher {teacher.name!r} takes no prompts")
     return [lines[i % len(lines)] for i in range(samples)]
 
@@ -103,11 +106,11 @@ def _make(
     generator = torch.Generator().manual_seed(seed)
     denoise = teacher.guided(guidance)
     times = time_grid(teacher.denoiser.schedule, steps)
+    device = next(teacher.denoiser.parameters()).device
     made = []
     for start in range(0, len(captions), 16):
         piece = captions[start : start + 16]
         cond = teacher.encode(piece)
-        device = next(iter(cond.values())).device
         noise = torch.randn(len(piece), *teacher.sample_shape, generator=generator).to(device)
         made.append(solve(denoise, noise, times, cond, "dpm++2m").cpu())
         progress(start + len(piece))

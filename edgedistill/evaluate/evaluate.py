@@ -34,7 +34,17 @@ def prompt_sets(teacher: Teacher, prompts: Sequence[str] | None) -> dict[str, li
     Args:
         teacher: Its folder's prompts.json is read.
         prompts: The user's own captions instead.
+
+    Returns:
+        Nothing for a teacher that takes no prompts.
+
+    Raises:
+        ValueError: If there are prompts for such a teacher, or none for another.
     """
+    if not teacher.prompts:
+        if prompts is not None:
+            raise ValueError(f"--prompts: teacher {teacher.name!r} takes no prompts")
+        return {}
     if prompts is not None:
         return {"seen": list(prompts)}
     file = Path(teacher.path) / "prompts.json"
@@ -71,8 +81,8 @@ def evaluate_pictures(
 
     Args:
         subjects: The teacher first.
-        captions: As from `prompt_sets`. "seen" gives the figures of the subject itself, each
-            other kind a section inside it, from fewer samples.
+        captions: As from `prompt_sets`; without any, there is FD alone. "seen" gives the figures
+            of the subject itself, each other kind a section inside it, from fewer samples.
         features: The CLIP model.
         reference: Statistics of the real data; None measures FD against the teacher's samples,
             drawn with the next seed so that the teacher itself has an FD.
@@ -81,12 +91,12 @@ def evaluate_pictures(
         progress: (subject, pictures drawn, pictures to draw).
     """
     result: dict[str, Any] = {"schema_version": SCHEMA, "reference": "data"}
-    counts = {kind: max(2, samples // (1 if kind == "seen" else SHARE)) for kind in captions}
+    kinds = list(captions) or ["seen"]
+    counts = {kind: max(2, samples // (1 if kind == "seen" else SHARE)) for kind in kinds}
     total = sum(counts.values())
-    wanted = {
-        kind: [lines[i % len(lines)] for i in range(counts[kind])]
-        for kind, lines in captions.items()
-    }
+    wanted: dict[str, Sequence[str] | int] = {**counts}
+    for kind, lines in captions.items():
+        wanted[kind] = [lines[i % len(lines)] for i in range(counts[kind])]
     if reference is None:
         drawn = subjects[0].draw(
             wanted["seen"], seed + 1, partial(_tell, progress, "reference", 0, total)
@@ -96,13 +106,13 @@ def evaluate_pictures(
     for subject in subjects:
         done = 0
         sections: dict[str, Any] = {}
-        for kind, lines in wanted.items():
+        for kind, asked in wanted.items():
             tell = partial(_tell, progress, subject.name, done, total)
-            drawn = subject.draw(lines, seed, tell)
-            done += len(lines)
+            drawn = subject.draw(asked, seed, tell)
+            done += counts[kind]
             # There are no real pictures of two concepts to be near to.
             near = None if kind == "pairs" else reference
-            sections[kind] = _figures(drawn, lines, features, near)
+            sections[kind] = _figures(drawn, asked, features, near)
         result[subject.name] = {
             "calls": subject.calls,
             **sections.pop("seen"),
@@ -112,7 +122,7 @@ def evaluate_pictures(
     for subject in subjects:
         mine = result[subject.name]
         _ratios(mine, first)
-        for kind in captions:
+        for kind in kinds:
             if kind != "seen":
                 _ratios(mine[kind], first[kind])
     return result
@@ -123,12 +133,18 @@ def _tell(progress: Progress, name: str, before: int, total: int, drawn: int) ->
 
 
 def _figures(
-    drawn: NDArray[Any], lines: Sequence[str], features: Features, reference: Reference | None
+    drawn: NDArray[Any],
+    lines: Sequence[str] | int,
+    features: Features,
+    reference: Reference | None,
 ) -> dict[str, float]:
-    images, texts = features.images(drawn), features.texts(lines)
+    images = features.images(drawn)
+    fd = {} if reference is None else {"fd": frechet_distance(Reference.of(images), reference)}
+    if isinstance(lines, int):
+        return {**fd, "samples": lines}
+    texts = features.texts(lines)
     normal = torch.nn.functional.normalize(images, dim=-1)
     retrieved = _retrieval(normal, texts, lines)
-    fd = {} if reference is None else {"fd": frechet_distance(Reference.of(images), reference)}
     return {
         **fd,
         "text_image_score": features.score(images, texts),
@@ -150,4 +166,5 @@ def _retrieval(images: torch.Tensor, texts: torch.Tensor, lines: Sequence[str]) 
 def _ratios(mine: dict[str, Any], first: dict[str, Any]) -> None:
     if "fd" in mine:
         mine["fd_ratio"] = mine["fd"] / first["fd"]
-    mine["text_image_ratio"] = mine["text_image_score"] / first["text_image_score"]
+    if "text_image_score" in mine:
+        mine["text_image_ratio"] = mine["text_image_score"] / first["text_image_score"]

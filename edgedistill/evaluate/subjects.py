@@ -34,8 +34,8 @@ class Subject:
     Attributes:
         name: As in eval.json.
         calls: Network calls a sample takes.
-        draw: (prompts, or a count for planar subjects; seed; progress) -> pictures (N, H, W, 3)
-            bytes, or points (N, D). Sample i depends on (seed, i) alone.
+        draw: (prompts, or a count for subjects that take none; seed; progress) -> pictures
+            (N, H, W, 3) bytes, or points (N, D). Sample i depends on (seed, i) alone.
     """
 
     name: str
@@ -107,9 +107,10 @@ def bundle_subject(name: str, pipeline: Any) -> Subject:
         prompts: Sequence[str] | int, seed: int, progress: Callable[[int], None]
     ) -> NDArray[Any]:
         if isinstance(prompts, int):
-            drawn: NDArray[Any] = pipeline.samples(prompts, seed=seed).samples
+            result = pipeline.samples(prompts, seed=seed)
         else:
-            drawn = pipeline(prompts, seed=seed).images
+            result = pipeline(prompts, seed=seed)
+        drawn: NDArray[Any] = result.samples if result.images is None else result.images
         progress(len(drawn))
         return drawn
 

@@ -26,7 +26,7 @@ __all__ = ["LAYERS", "Adapter", "Role", "adapt", "find_layers"]
 
 LAYERS = (
     *("to_q", "to_k", "to_v", "to_out.0"),
-    *("ff.net.0.proj", "ff.net.2"),
+    *("ff.net.0.proj", "ff.net.2", "ffn.net.0.proj", "ffn.net.2"),
     *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"),
     *("proj_in", "proj_out", "time_emb_proj"),
     *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),

@@ -61,7 +61,10 @@ class Cast:
         """A batch of the recipe's size for the turn at `step`."""
         count, generator = self.recipe.train.batch_size, torch.Generator().manual_seed(step)
         x0 = torch.empty(count, *self.inputs.sample, device="meta")
-        return Batch(x0, expand(self.inputs.cond, count), generator, generator, step)
+        path = None
+        if self.recipe.method().needs_paths:
+            path = x0[:, None].expand(-1, self.recipe.student.steps + 1, *x0.shape[1:])
+        return Batch(x0, expand(self.inputs.cond, count), generator, generator, step, path)
 
 
 def cast(recipe: Recipe) -> Cast:
@@ -103,6 +106,7 @@ def cast(recipe: Recipe) -> Cast:
         core=core,
         smaller=smaller,
         autoencoder=networks.get("vae"),
+        train_steps=recipe.train.steps,
     )
     method = recipe.method()(recipe.method_config(), setup)
     objective = ordered(method, setup, recipe.compress) if smaller else method

@@ -84,12 +84,12 @@ def _unet(networks: Networks, config: Any) -> Inputs:
     return Inputs(_square(config), cond={**cond, **added}, added=tuple(added))
 
 
-def _unconditional(networks: Networks, config: Any) -> Inputs:
-    return Inputs(_square(config))
-
-
 def _labels(networks: Networks, config: Any) -> Inputs:
     return Inputs(_square(config), cond={"class_labels": row(dtype=torch.int64)})
+
+
+def _pixels(networks: Networks, config: Any) -> Inputs:
+    return _labels(networks, config) if config.num_class_embeds else Inputs(_square(config))
 
 
 def _sd3(networks: Networks, config: Any) -> Inputs:
@@ -148,7 +148,7 @@ KINDS: dict[str, Callable[[Networks, Any], Inputs]] = {
     "SD3Transformer2DModel": _sd3,
     "SanaTransformer2DModel": _sana,
     "UNet2DConditionModel": _unet,
-    "UNet2DModel": _unconditional,
+    "UNet2DModel": _pixels,
     "WanTransformer3DModel": _wan,
 }
 """Class of a denoiser -> (the pipeline's networks, its config) -> its inputs."""

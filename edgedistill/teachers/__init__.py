@@ -21,6 +21,8 @@ TEACHERS = {
     "sd3": "edgedistill.teachers.sd3:StableDiffusion3",
     "sdxl": "edgedistill.teachers.sdxl:StableDiffusionXL",
     "stable_diffusion": "edgedistill.teachers.stable_diffusion:StableDiffusion",
+    "unet2d": "edgedistill.teachers.unet2d:UNet2D",
+    "wan": "edgedistill.teachers.wan:Wan",
 }
 """Imported when asked for. Others join by `ENTRY_POINTS`."""
 

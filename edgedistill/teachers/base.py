@@ -55,6 +55,7 @@ class Teacher(ABC):
         autoencoder: Between pictures and x0; None where x0 is the data itself.
         tokenizers: Input of the text encoder by the tokenizer's folder, in its order.
         prompts: Some that it knows, to show and to trace with; none if it takes none.
+        loads_lora: Whether its diffusers pipeline has `load_lora_weights`.
         masks: Name of the mask that follows the ids of a tokenizer, for those that have one.
     """
 
@@ -69,6 +70,7 @@ class Teacher(ABC):
     sample_shape: tuple[int, ...]
     licences: list[str]
     autoencoder: nn.Module | None = None
+    loads_lora: bool = False
     tokenizers: dict[str, str] = {}  # noqa: RUF012  an instance may have fewer
     masks: ClassVar[dict[str, str]] = {}
     prompts: tuple[str, ...] = (

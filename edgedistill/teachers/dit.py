@@ -3,35 +3,25 @@
 Peebles & Xie 2022 (arXiv 2212.09748): a transformer over latents that reads a class, and predicts
 a variance besides, which no sampler here needs. A prompt is the name of a class or its number as
 text; the empty prompt is the null class of guidance, which has the number after the last.
-
-To a bundle the names are a tokenizer with one token a prompt, and the text encoder drops its axis.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers.models.embeddings import LabelEmbedding
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
 
 from edgedistill.files import read_json, write_json
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
 from edgedistill.schedule import Discrete
-from edgedistill.teachers.pipeline import PipelineTeacher
+from edgedistill.teachers.classes import NULL, ClassTeacher
 from edgedistill.teachers.stable_diffusion import discrete_border, discrete_schedulers
 
 __all__ = ["DiT"]
-
-NULL = "<null>"
-"""Token of the null class: the empty prompt has no other, and is padded."""
 
 
 class Transformer(nn.Module):
@@ -49,33 +39,14 @@ class Transformer(nn.Module):
         return result[:, : x.shape[1]]
 
 
-class Labels(nn.Module):
-    """Tokens class_ids (N, 1) -> class_labels (N,).
-
-    Args:
-        numbers: Class by token; a class has a token for each of its names.
-    """
-
-    numbers: Tensor
-
-    def __init__(self, numbers: Iterable[int]) -> None:
-        super().__init__()
-        self.register_buffer("numbers", torch.tensor(list(numbers)), persistent=False)
-
-    def forward(self, class_ids: Tensor) -> Tensor:
-        return self.numbers[class_ids[:, 0]]
-
-
-class DiT(PipelineTeacher):
+class DiT(ClassTeacher):
     """A DiTPipeline."""
 
     family = "dit"
     pipelines = ("DiTPipeline",)
     core = "transformer"
     tap = "transformer.norm_out"
-    tokenizers = {"classes": "class_ids"}  # noqa: RUF012
-    conditions = ("class_labels",)
-    usage = PipelineTeacher.usage.replace("pipe(PROMPT,", "pipe([CLASS],")
+    usage = ClassTeacher.usage.replace("pipe(PROMPT,", "pipe([CLASS],")
 
     def __init__(self, name: str, path: str, pipeline: Any) -> None:
         self.classes = _classes(pipeline)
@@ -91,21 +62,6 @@ class DiT(PipelineTeacher):
                 # Training drops labels by it, from the global generator; distillation drops none.
                 module.dropout_prob = 0.0
         return Transformer(core)
-
-    def encoder(self) -> Labels:
-        return Labels(self.classes.values())
-
-    def tokenizer(self, name: str) -> Any:
-        words = Tokenizer(WordLevel({prompt: i for i, prompt in enumerate(self.classes)}))
-        return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=NULL, model_max_length=1)
-
-    def tokenize(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        for prompt in prompts:
-            if prompt and prompt not in self.classes:
-                near = difflib.get_close_matches(prompt, self.classes, 3)
-                hint = f"; near it: {', '.join(near)}" if near else ""
-                raise ValueError(f"unknown class {prompt!r}{hint}; a name or a number expected")
-        return super().tokenize(prompts)
 
     def schedulers(self, table: StepTable) -> Iterator[Any]:
         return discrete_schedulers(self.pipeline.scheduler, table)

@@ -105,9 +105,10 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         self.denoiser = Denoiser(self.wrap(getattr(pipeline, self.core)), schedule, prediction)
         self.net = self.denoiser.net
         self.sample_shape = self.shape()
-        self.autoencoder = pipeline.vae
-        self.decoder = Decoder(pipeline.vae)
+        self.autoencoder = getattr(pipeline, "vae", None)
+        self.decoder = self.decoder_of(self.autoencoder)
         self.text_encoder = self.encoder()
+        self.loads_lora = hasattr(pipeline, "load_lora_weights")
         self.licences = _licences(Path(path))
         self._cache = PromptCache()
         self._offload = False
@@ -120,9 +121,20 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
     def wrap(self, core: nn.Module) -> nn.Module:
         """The network around `core` (an attribute named `self.core`): net(x, t, **conditions)."""
 
+    def decoder_of(self, autoencoder: nn.Module | None) -> Any:
+        """x0 -> pictures, with `scaling_factor` and `shift_factor`.
+
+        Args:
+            autoencoder: The pipeline's or another; None where it has none.
+        """
+        return Decoder(autoencoder)
+
     @abstractmethod
-    def encoder(self) -> nn.Module:
-        """Token tensors, in the order of `tokenize`, -> the tensors of `conditions`."""
+    def encoder(self) -> nn.Module | None:
+        """Token tensors, in the order of `tokenize`, -> the tensors of `conditions`.
+
+        None for a network without conditions.
+        """
 
     @abstractmethod
     def schedulers(self, table: StepTable) -> Iterator[Any]:
@@ -229,6 +241,8 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        if self.text_encoder is None:
+            return {}
         missing = self._cache.missing(prompts)
         for start in range(0, len(missing), _BATCH):
             piece = missing[start : start + _BATCH]
@@ -249,6 +263,8 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             return torch.cat([self.decoder(piece) for piece in torch.split(x0, 32)])
 
     def use_decoder(self, folder: str) -> None:
+        if self.autoencoder is None:
+            super().use_decoder(folder)
         if not Path(folder).is_dir() and (folder.count("/") != 1 or folder[0] in "./"):
             raise ValueError(f"no decoder folder at {folder!r}")
         diffusers_logging.set_verbosity_error()
@@ -265,7 +281,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             )
         vae.eval().requires_grad_(False).to(self.device)
         self.pipeline.register_modules(vae=vae)
-        self.decoder = Decoder(vae)
+        self.decoder = self.decoder_of(vae)
 
     def source(self) -> Source | None:
         folder = Path(self.path)
@@ -307,15 +323,17 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
 
     def graphs(self) -> dict[str, Graph]:
         prompts = self.prompts[:2]
-        ids = self.tokenize(prompts)
         x = torch.zeros(2, *self.sample_shape)
         times = self.denoiser.schedule.net_time(torch.tensor([1.0, 0.5]).double()).float()
         denoiser = {"x": x, "t": times, **self.encode(prompts)}
-        return {
-            "text_encoder": Graph(self.text_encoder, ids, self.conditions),
+        graphs = {
             "denoiser": Graph(self.denoiser.net, denoiser, ("f",)),
             "decoder": Graph(self.decoder, {"x0": x}, ("image",)),
         }
+        if self.text_encoder is None:
+            return graphs
+        ids = self.tokenize(prompts)
+        return {"text_encoder": Graph(self.text_encoder, ids, self.conditions), **graphs}
 
     def describe(self) -> dict[str, Any]:
         return {

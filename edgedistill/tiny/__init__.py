@@ -30,6 +30,8 @@ TINY = {
     "sd3": "edgedistill.tiny.sd3:pipeline",
     "sdxl": "edgedistill.tiny.sdxl:pipeline",
     "stable_diffusion": "edgedistill.tiny.stable_diffusion:pipeline",
+    "unet2d": "edgedistill.tiny.unet2d:pipeline",
+    "wan": "edgedistill.tiny.wan:pipeline",
 }
 """By family, a function without arguments that returns a diffusers pipeline."""
 
@@ -53,7 +55,9 @@ def make_tiny(family: str, folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]), atomic_folder(folder) as work:
         torch.manual_seed(seed)
         build().save_pretrained(work, safe_serialization=True)
-        shape = load_teacher(family, work).sample_shape
-        write_json(work / "prompts.json", {"grid": list(CAPTIONS), "train": list(CAPTIONS)})
-        save_file({"latents": torch.randn(len(CAPTIONS), *shape)}, work / "data.safetensors")
+        teacher = load_teacher(family, work)
+        captions = list(CAPTIONS) if teacher.prompts else [""] * len(CAPTIONS)
+        write_json(work / "prompts.json", {"grid": captions, "train": captions})
+        latents = torch.randn(len(CAPTIONS), *teacher.sample_shape)
+        save_file({"latents": latents}, work / "data.safetensors")
     return folder

@@ -19,6 +19,7 @@ from edgedistill.schedule import (
     VE,
     Cosine,
     Discrete,
+    Karras,
     Linear,
     Rectified,
     Schedule,
@@ -37,13 +38,14 @@ SCHEDULES: list[Schedule] = [
     Cosine(),
     Linear(),
     VE(),
+    Karras(),
     Rectified(),
     Rectified(shift=3.0),
     ddpm(),
     ddpm("scaled_linear"),
     ddpm("scaled_linear", zero_snr=True),
 ]
-IDS = ["trig", "cosine", "linear", "ve", "rectified", "shifted", "squaredcos", "scaled"]
+IDS = ["trig", "cosine", "linear", "ve", "karras", "rectified", "shifted", "squaredcos", "scaled"]
 IDS += ["zero-snr"]
 T = torch.linspace(0.0, 1.0, 52, dtype=torch.float64)[1:-1]
 
@@ -187,6 +189,8 @@ def test_solvers_reach_the_exact_map_of_a_gaussian(solver: str, schedule: Schedu
             if isinstance(schedule, Rectified):
                 sigma = time.double() / 1000
                 t = schedule.time_of(2 * (1 / sigma - 1).log())
+            if isinstance(schedule, Karras):
+                t = schedule.levels.time_of(-8 * time.double())
             alpha, sigma = schedule.at(t, like=x)
             x = x / schedule.input_scale(t).reshape(-1, 1).to(x)
             return alpha * scale**2 / (alpha**2 * scale**2 + sigma**2) * x
@@ -225,7 +229,7 @@ def test_deterministic_table_is_ddim(schedule: Schedule, kind: Prediction) -> No
     assert table.draws == 1
     expected = solve(Denoiser(Net(), schedule, kind), noise, times, {}, "ddim")
     ours = table.sample(Net(), [noise], {})
-    if isinstance(schedule, VE):
+    if isinstance(schedule, VE | Karras):
         # The last row returns x0 itself, not x at sigma_min.
         torch.testing.assert_close(ours, expected, atol=0.02, rtol=0.02)
     else:

@@ -20,6 +20,8 @@ PARAMETERS = {
     # 675 million and, in diffusers' layout, embeddings of time and class in every block.
     "facebook/DiT-XL-2-256": 749_826_464,
     "google/ddpm-cifar10-32": 35_746_307,
+    # In EDM's own layout 55_733_891.
+    "NVlabs/edm-cifar10-32x32-uncond-vp": 55_738_627,
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": 1_418_996_800,
 }
 

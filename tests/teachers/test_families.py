@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, FluxPipeline
 from tiny import LENGTH, save
 
-from edgedistill.sampling import solve, time_grid
+from edgedistill.sampling import few_step_table, solve, time_grid
 from edgedistill.student import load_student
 from edgedistill.teachers import load_teacher
 from edgedistill.tiny import TINY, make_tiny
@@ -28,6 +28,7 @@ ASKED = {
         "width": 32,
     },
     "sd3": {"max_sequence_length": LENGTH},
+    "wan": {"max_sequence_length": LENGTH, "height": 32, "width": 32, "num_frames": 5},
 }
 """What a family's pipeline is told besides, to draw pictures as small as these."""
 
@@ -35,6 +36,9 @@ TRAILING = dict.fromkeys(
     ("sana", "sd3"), lambda steps: {"sigmas": [1 - i / steps for i in range(steps)]}
 )
 """How a family's pipeline is asked for the steps that ours are, where its own are others."""
+
+UNASKED = {"wan"}
+"""Families whose pipelines cannot be asked for steps: a student's scheduler makes ours."""
 
 STUDENT_GUIDANCE = {"flux": 3.5}
 """The scale a student's pipeline is told, where that is not 1."""
@@ -53,8 +57,11 @@ LAYOUT = {
 """From our latents to a pipeline's and back, where it has others."""
 
 
-PICTURES = {"dit"}
+PICTURES = {"dit", "unet2d"}
 """Families whose pipelines neither take nor give latents: their own tests compare pictures."""
+
+UNSCALED = {"wan"}
+"""Families whose latents have no one scaling: their own tests compare what is decoded."""
 
 
 @pytest.fixture(scope="module", params=sorted(TINY.keys() - PICTURES))
@@ -78,18 +85,28 @@ def latents(family, pipeline, **choices):
     given = {**ASKED.get(family, {}), **choices}
     if "latents" in given:
         given["latents"] = there(given["latents"])
-    return back(pipeline(PROMPTS, output_type="latent", **given).images)
+    return back(pipeline(PROMPTS, output_type="latent", return_dict=False, **given)[0])
+
+
+def scheduler(family, teacher, pipeline, times):
+    """The scheduler that takes our steps at `times`, asked as `TRAILING` says."""
+    own = pipeline.scheduler
+    if "trained_betas" in own.config and family not in UNASKED:
+        return DDIMScheduler.from_config(own.config, **DISCRETE)
+    if family not in UNASKED:
+        return own
+    schedule, prediction = teacher.denoiser.schedule, teacher.denoiser.prediction
+    return teacher.scheduler(few_step_table(schedule, prediction, times, "ddim"))
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.5])
 def test_our_guided_solver_is_the_pipelines(family, folder, scale):
     teacher, pipeline = load_teacher(family, folder), opened(folder)
-    if "trained_betas" in pipeline.scheduler.config:
-        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **DISCRETE)
+    times = time_grid(teacher.denoiser.schedule, 5)
+    pipeline.scheduler = scheduler(family, teacher, pipeline, times)
     start = torch.randn(2, *teacher.sample_shape, generator=torch.Generator().manual_seed(5))
     steps = {"num_inference_steps": 5, **TRAILING.get(family, lambda _: {})(5)}
     expected = latents(family, pipeline, guidance_scale=scale, latents=start, **steps)
-    times = time_grid(teacher.denoiser.schedule, 5)
     ours = solve(teacher.guided(scale), start, times, teacher.encode(PROMPTS))
     torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-3)
 
@@ -113,6 +130,7 @@ def test_diffusers_draws_the_students_picture(family, folder, tmp_path, sampler)
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("family", sorted(TINY.keys() - PICTURES - UNSCALED), indirect=True)
 def test_the_border_to_pictures_is_the_pipelines(family, folder):
     teacher, pipeline = load_teacher(family, folder), opened(folder)
     x0 = torch.randn(2, *teacher.sample_shape, generator=torch.Generator().manual_seed(3))

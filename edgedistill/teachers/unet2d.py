@@ -1,0 +1,139 @@
+"""Pixel U-Nets: any folder or Hub id in DDPMPipeline's or DDIMPipeline's layout.
+
+Ho et al. 2020 (arXiv 2006.11239): UNet2DModel on the pictures themselves, over trained timesteps.
+With an EDMEulerScheduler in the folder the network is preconditioned as in Karras et al. 2022
+(arXiv 2206.00364, Table 1), and x0 is the picture divided by sigma_data.
+
+Most take no prompt. One with `num_class_embeds` takes a class's number; it has no null class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from diffusers import EDMEulerScheduler
+from torch import Tensor, nn
+
+from edgedistill.denoiser import Denoiser, Guided
+from edgedistill.plugins import unknown
+from edgedistill.prediction import Prediction
+from edgedistill.sampling import StepTable
+from edgedistill.schedule import Karras, Schedule
+from edgedistill.teachers.base import Teacher
+from edgedistill.teachers.classes import ClassTeacher
+from edgedistill.teachers.stable_diffusion import discrete_border, discrete_schedulers
+
+__all__ = ["UNet2D"]
+
+SIGNS = {"epsilon": -1.0, "v_prediction": 1.0}
+"""By diffusers' names: what turns the output of a network under EDM's preconditioning into v."""
+
+
+class UNet(nn.Module):
+    """UNet2DModel called as net(x, t), or net(x, t, class_labels).
+
+    Args:
+        unet: The network.
+        sign: Factor on its output.
+    """
+
+    def __init__(self, unet: nn.Module, sign: float) -> None:
+        super().__init__()
+        self.unet = unet
+        self.sign = sign
+
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        result: Tensor = self.unet(x, t, class_labels, return_dict=False)[0]
+        # A variance may stand behind eps.
+        result = result[:, : x.shape[1]]
+        return result if self.sign == 1 else self.sign * result
+
+
+class Pixels(nn.Module):
+    """x0 (N, C, H, W) of one channel or three -> pictures (N, 3, H, W) in [-1, 1].
+
+    Args:
+        scaling_factor: x0 is the picture times this.
+    """
+
+    shift_factor = 0.0
+
+    def __init__(self, scaling_factor: float) -> None:
+        super().__init__()
+        self.scaling_factor = scaling_factor
+
+    def forward(self, x0: Tensor) -> Tensor:
+        return (x0 / self.scaling_factor).clamp(-1, 1).expand(-1, 3, -1, -1)
+
+
+class UNet2D(ClassTeacher):
+    """A DDPMPipeline or DDIMPipeline."""
+
+    family = "unet2d"
+    pipelines = ("DDPMPipeline", "DDIMPipeline")
+    tap = "unet.mid_block"
+    usage = """```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained(FOLDER)
+image = pipe(num_inference_steps={steps}).images[0]
+```"""
+
+    def __init__(self, name: str, path: str, pipeline: Any) -> None:
+        config = pipeline.unet.config
+        if config.class_embed_type is not None:
+            raise ValueError(
+                f"{path}: {unknown('class_embed_type', config.class_embed_type, ['null'])}"
+            )
+        if config.in_channels not in (1, 3):
+            raise ValueError(f"{path}: pictures of {config.in_channels} channels; 1 or 3 expected")
+        self.classes = {str(number): number for number in range(config.num_class_embeds or 0)}
+        self.edm = isinstance(pipeline.scheduler, EDMEulerScheduler)
+        super().__init__(name, path, pipeline)
+        self.prompts = tuple(list(self.classes)[:16])
+        if not self.classes:
+            self.tokenizers = {}
+        if self.edm or self.classes:  # which diffusers' pipelines are not made for
+            self.usage = Teacher.usage
+
+    @classmethod
+    def open(cls, name: str, index: dict[str, Any], where: str) -> Any:
+        # DDIMPipeline is the same but takes no scheduler besides DDIM.
+        return super().open(cls.pipelines[0], index, where)
+
+    def border(self) -> tuple[Schedule, Prediction]:
+        if not self.edm:
+            return discrete_border(self.pipeline.scheduler, self.path)
+        config = self.pipeline.scheduler.config
+        if config.sigma_schedule != "karras":
+            raise ValueError(
+                f"{self.path}: {unknown('sigma_schedule', config.sigma_schedule, ['karras'])}"
+            )
+        levels = Karras(config.sigma_min, config.sigma_max, config.rho, config.sigma_data)
+        return levels, Prediction.V
+
+    def wrap(self, core: nn.Module) -> UNet:
+        return UNet(core, SIGNS[self.pipeline.scheduler.config.prediction_type] if self.edm else 1)
+
+    def decoder_of(self, autoencoder: nn.Module | None) -> Pixels:
+        return Pixels(1 / self.pipeline.scheduler.config.sigma_data if self.edm else 1.0)
+
+    def encoder(self) -> nn.Module | None:
+        return super().encoder() if self.classes else None
+
+    def guided(self, scale: float) -> Denoiser | Guided:
+        if scale != 1:
+            raise ValueError(
+                f"teacher.guidance={scale:g}: {self.name!r} has no null condition to guide away "
+                "from; choose teacher.guidance=1"
+            )
+        return self.denoiser
+
+    def schedulers(self, table: StepTable) -> Iterator[Any]:
+        return discrete_schedulers(self.pipeline.scheduler, table)
+
+    def scheduler(self, table: StepTable) -> Any:
+        # No pipeline of diffusers scales its input and its first noise as EDM's scheduler wants.
+        # The teacher's stays, to say how the network is preconditioned.
+        return self.pipeline.scheduler if self.edm else super().scheduler(table)
