@@ -9,7 +9,7 @@ STUDENT ?= runs/emoji-4step/student
 # TensorRT-RTX has no wheels for Macs.
 TRT := $(if $(filter Darwin,$(shell uname)),,$(comma)trt)
 
-.PHONY: setup demo targets test test-core test-export lint fix bench clean
+.PHONY: setup demo targets methods test test-core test-export lint fix bench clean
 
 setup: $(VENV)/.ready
 
@@ -32,6 +32,10 @@ targets: setup
 	test -d $(STUDENT) || $(BIN)/edgedistill distill recipe=emoji-4step out=$(patsubst %/student,%,$(STUDENT))
 	test -d runs/emoji-4step-qat || $(BIN)/edgedistill distill recipe=emoji-4step-qat student.init=$(STUDENT) out=runs/emoji-4step-qat
 	$(BIN)/python benchmarks/targets.py $(STUDENT) --qat runs/emoji-4step-qat/student --out runs/targets
+
+# Every method on planar mixtures, where the truth is known; MIXTURE=FILE adds another.
+methods: setup
+	$(BIN)/python benchmarks/methods.py --one-step --mixtures ring,grid,clusters$(if $(MIXTURE),$(comma)$(MIXTURE))
 
 # Two halves side by side, one thread each.
 test: setup

@@ -10,10 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from edgedistill.denoiser import Denoiser
+from edgedistill.prediction import Prediction
 from edgedistill.sampling import Boundary, ddim_step
 from edgedistill.schedule import Schedule
 
-__all__ = ["bounded", "landed", "lcm_boundary", "noise_boundary"]
+__all__ = ["boundary_of", "bounded", "landed", "lcm_boundary", "noise_boundary", "plain"]
 
 
 def lcm_boundary(scaling: float, sigma_data: float = 0.5) -> Boundary:
@@ -45,6 +47,18 @@ def noise_boundary(schedule: Schedule, sigma_data: float = 0.5) -> Boundary:
         return alpha * sigma_data**2 / total, sigma.square() / total
 
     return boundary
+
+
+def plain(t: Tensor) -> tuple[Tensor, Tensor]:
+    """c_skip = 0, c_out = 1: x0 from v, eps or flow is x_t by itself where sigma is 0."""
+    return torch.zeros_like(t, dtype=torch.float64), torch.ones_like(t, dtype=torch.float64)
+
+
+def boundary_of(denoiser: Denoiser, sigma_data: float) -> Boundary:
+    """What makes a denoiser's x0 a consistency function; `sigma_data` is that of the data."""
+    if denoiser.prediction is not Prediction.X0:
+        return plain
+    return noise_boundary(denoiser.schedule, sigma_data)
 
 
 def bounded(boundary: Boundary, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:

@@ -10,12 +10,15 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from edgedistill.progress import bar, console
+
+if TYPE_CHECKING:
+    from edgedistill.recipe import Recipe
 
 __all__ = ["app", "main"]
 
@@ -67,25 +70,11 @@ def distill(
 
     Example: edgedistill distill recipe=emoji-4step train.batch_size=32 teacher.guidance=4
     """
-    from edgedistill import recipe as recipes
     from edgedistill.run_dir import open_run
     from edgedistill.trainer import Interrupted
 
-    for key in ("recipe=", "out="):
-        found = [word for word in words if word.startswith(key)]
-        if len(found) > 1:
-            raise ValueError(f"{' '.join(found)}: name one")
-        if found == [key]:
-            raise ValueError(f"{key} names nothing")
-    given = dict(
-        word.partition("=")[::2] for word in words if word.startswith(("recipe=", "out="))
-    )
-    rest = [word for word in words if not word.startswith(("recipe=", "out="))]
-    if "recipe" not in given:
-        names = ", ".join(recipes.shipped())
-        raise ValueError(f"name a recipe: edgedistill distill recipe=NAME, one of {names}")
-    recipe = recipes.load(given["recipe"], rest)
-    run = open_run(recipe, given.get("out"), resume, lambda line: console.print(line))
+    recipe, out = _asked("distill", words)
+    run = open_run(recipe, out, resume, lambda line: console.print(line))
     console.quiet = not run.trainer.accelerator.is_main_process
     begin = run.restore() if resume else 0
     if resume:
@@ -102,6 +91,50 @@ def distill(
         )
         sys.exit(INTERRUPTED)
     console.print(f"{run.objective.product} {made}")
+
+
+def _asked(verb: str, words: list[str]) -> tuple[Recipe, str | None]:
+    """The recipe that words name and override, and out=."""
+    from edgedistill import recipe as recipes
+
+    for key in ("recipe=", "out="):
+        found = [word for word in words if word.startswith(key)]
+        if len(found) > 1:
+            raise ValueError(f"{' '.join(found)}: name one")
+        if found == [key]:
+            raise ValueError(f"{key} names nothing")
+    given = dict(
+        word.partition("=")[::2] for word in words if word.startswith(("recipe=", "out="))
+    )
+    rest = [word for word in words if not word.startswith(("recipe=", "out="))]
+    if "recipe" not in given:
+        names = ", ".join(recipes.shipped())
+        raise ValueError(f"name a recipe: edgedistill {verb} recipe=NAME, one of {names}")
+    return recipes.load(given["recipe"], rest), given.get("out")
+
+
+@app.command()
+def synth(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="recipe=NAME [key.sub=value ...]",
+            help="The recipe, overrides of its keys, and out=DIR for the paths.",
+        ),
+    ],
+) -> None:
+    """Write the teacher's ODE paths at the student's times, for runs with data.paths=DIR.
+
+    What is there already stays, so that a folder can be taken up again, and grow.
+
+    Example: edgedistill synth recipe=mixture-kd data.samples=20000 out=paths/ring
+    """
+    from edgedistill.synth import synth as make
+
+    recipe, out = _asked("synth", words)
+    with bar("paths", recipe.data.samples) as meter:
+        made = make(recipe, out, lambda line: console.print(line), meter.update)
+    console.print(f"paths {made}")
 
 
 @app.command()
@@ -318,6 +351,9 @@ def evaluate(
     ] = None,
     samples: Annotated[int | None, typer.Option(min=2, help="Pictures a subject draws.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Captions, a line each.")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of the CLIP model that judges.")
+    ] = None,
     json: JSON = None,
 ) -> None:
     """Measure quality against the teacher on the same captions and noise: FD, text-image score."""
@@ -328,7 +364,7 @@ def evaluate(
         check_writable(json, f"--json {json}")
     with bar("evaluate", 1) as meter:
         results, path = evaluate_subjects(
-            subjects or [str(LATEST / "student")], samples, prompts, json, meter
+            subjects or [str(LATEST / "student")], samples, prompts, json, meter, features
         )
     for table in tables(results):
         console.print(table)
@@ -337,7 +373,7 @@ def evaluate(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run dir.")] = LATEST,
+    run: Annotated[Path, typer.Argument(help="A run dir, or a student.")] = LATEST,
     out: Annotated[Path | None, typer.Option(help="The page; by default RUN/report.html.")] = None,
 ) -> None:
     """One self-contained HTML page: pictures side by side, losses, latencies, figures, recipe."""

@@ -110,7 +110,11 @@ class Guided(nn.Module):
         if self.scale == 1 or not cond:
             result: Tensor = self.denoiser(x_t, t, cond)
             return result
+        return torch.lerp(*self.both(x_t, t, cond), self.scale)
+
+    def both(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
+        """x0 of the null condition and of `cond`."""
         t = t.double().expand(len(x_t))
-        both = cat(expand(self.null, len(x_t)), cond)
-        null, wanted = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
-        return torch.lerp(null, wanted, self.scale)
+        conds = cat(expand(self.null, len(x_t)), cond)
+        null, wanted = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), conds).chunk(2)
+        return null, wanted

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from edgedistill.compress import Plan, count
 from edgedistill.compress.smaller import Smaller, choose, depths, record
-from edgedistill.data import find_captions, open_source
+from edgedistill.data import find_captions, open_source, read_prompts
+from edgedistill.data.latents import Pictures, find_pictures
 from edgedistill.data.paths import Paths, captions_of, make_paths, open_paths, spec_of
 from edgedistill.denoiser import Denoiser
 from edgedistill.files import atomic_folder, read_json, write_json
+from edgedistill.networks.patch_decoder import PatchDecoder
 from edgedistill.networks.roles import Role, adapt, find_layers
 from edgedistill.objectives.base import Objective, Setup
 from edgedistill.objectives.elastic import Elastic
@@ -62,9 +64,11 @@ class Run:
         self.times = student_times(denoiser.schedule, few.steps, few.spacing, few.sampler)
         # What can be wrong with the request shows before the first line of progress.
         check_paths(recipe)
-        data = recipe.data
+        data, pictures = recipe.data, self._pictures()
         captions = (
-            find_captions(self.teacher, data.prompts, data.samples) if data.paths is None else []
+            find_captions(self.teacher, data.prompts, data.samples, data.caption)
+            if data.paths is None and pictures is None
+            else []
         )
         self.teacher.check(
             few_step_table(denoiser.schedule, denoiser.prediction, self.times, few.sampler)
@@ -79,21 +83,28 @@ class Run:
         ]
         self._say = lines.append
 
-        def show(made: int) -> None:
+        def tell(line: str) -> None:
             while lines:
                 say(lines.pop(0))
-            say(f"teacher samples {made}/{recipe.data.samples}")
+            say(line)
+
+        def show(made: int) -> None:
+            tell(f"teacher samples {made}/{recipe.data.samples}")
 
         with accelerator.main_process_first():  # which writes files that the others read
             self.paths = self._paths(show) if recipe.method().needs_paths else None
-            self.source = self.paths or open_source(
-                self.teacher,
-                captions,
-                section.guidance,
-                section.steps,
-                recipe.train.seed,
-                folder,
-                show,
+            self.source = self.paths or (
+                pictures.open(tell)
+                if pictures
+                else open_source(
+                    self.teacher,
+                    captions,
+                    section.guidance,
+                    section.steps,
+                    recipe.train.seed,
+                    folder,
+                    show,
+                )
             )
             self.objective = self._objective(device)
         for line in lines:
@@ -106,11 +117,25 @@ class Run:
         self.trainer = Trainer(self.objective, source, recipe.train, folder, hooks, paths)
         self._watch: Progress = lambda step, figures: None
 
+    def _pictures(self) -> Pictures | None:
+        """The recipe's own pictures, if it names any."""
+        recipe, data = self.recipe, self.recipe.data
+        if data.pictures is None:
+            return None
+        if recipe.method().needs_paths:
+            name = recipe.objective["name"]
+            raise ValueError(f"data.pictures={data.pictures}: method {name!r} needs paths instead")
+        cache = Path(data.cache or self.folder / "data" / "pictures")
+        return find_pictures(self.teacher, data.pictures, cache, data.caption, self.folder)
+
     def _paths(self, progress: Callable[[int], None]) -> Paths:
         """The teacher's paths at the student's times: the recipe's, or made into the run dir."""
         recipe, teacher = self.recipe, self.teacher
         section = recipe.teacher
-        captions = captions_of(teacher, recipe.data.prompts)
+        prompts = recipe.data.prompts
+        captions = (
+            read_prompts(prompts, recipe.data.caption) if prompts else captions_of(teacher, None)
+        )
         spec = spec_of(
             teacher,
             captions,
@@ -150,6 +175,7 @@ class Run:
             smaller=smaller,
             autoencoder=teacher.autoencoder,
             train_steps=recipe.train.steps,
+            time_layer=teacher.time_layer,
         )
         self.student = student
         with torch.random.fork_rng(devices=[]):
@@ -252,13 +278,15 @@ class Run:
         self._watch = progress
         trainer = self.trainer
         net = trainer.fit()
+        if isinstance(net, Denoiser):
+            net = self.objective.finished(net)
         made = self.folder / self.objective.product
         if trainer.accelerator.is_main_process:
             self._preview(net, trainer.step)
             if isinstance(net, Denoiser):
                 save_student(made, self._info(), self.teacher, net.net)
             else:
-                assert isinstance(net, AutoencoderTiny)
+                assert isinstance(net, AutoencoderTiny | PatchDecoder)
                 with atomic_folder(made) as work:
                     net.save_pretrained(work)
         trainer.accelerator.wait_for_everyone()
@@ -268,7 +296,7 @@ class Run:
         if isinstance(net, Denoiser):
             preview(self, net, step)
             return
-        assert isinstance(net, AutoencoderTiny)
+        assert isinstance(net, AutoencoderTiny | PatchDecoder)
         x0, _ = self.source.draw(64, torch.Generator().manual_seed(0))
         with torch.no_grad():
             pictures = net.decode(x0.to(net.device), return_dict=False)[0]

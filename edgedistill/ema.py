@@ -7,7 +7,15 @@ import copy
 import torch
 from torch import nn
 
-__all__ = ["EMA"]
+__all__ = ["EMA", "follow"]
+
+
+@torch.no_grad()
+def follow(target: nn.Module, net: nn.Module, decay: float) -> None:
+    """`target` <- decay target + (1 - decay) `net`, weight by weight; buffers are copied."""
+    torch._foreach_lerp_(list(target.parameters()), list(net.parameters()), 1 - decay)
+    for mine, theirs in zip(target.buffers(), net.buffers(), strict=True):
+        mine.copy_(theirs)
 
 
 class EMA:
@@ -26,11 +34,8 @@ class EMA:
         self.decay = decay
         self.updates = 0
 
-    @torch.no_grad()
     def update(self, net: nn.Module) -> None:
         """Follow `net` one update further."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.net.parameters()), list(net.parameters()), 1 - decay)
-        for mine, theirs in zip(self.net.buffers(), net.buffers(), strict=True):
-            mine.copy_(theirs)
+        follow(self.net, net, decay)

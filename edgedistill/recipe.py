@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgedistill import objectives
 from edgedistill.objectives.base import Settings
@@ -18,7 +18,7 @@ from edgedistill.plugins import unknown
 from edgedistill.sampling import SAMPLERS, SOLVERS, SPACINGS
 from edgedistill.trainer import Train
 
-__all__ = ["Compress", "Recipe", "dump", "find", "load", "shipped"]
+__all__ = ["Compress", "Judged", "Recipe", "dump", "find", "judged", "load", "shipped"]
 
 
 class TeacherSection(Settings):
@@ -54,9 +54,27 @@ class DataSection(Settings):
     """Clean data and prompts; what comes with the teacher is the default."""
 
     prompts: str | None = None
-    """A UTF-8 text file, a prompt a line, for which the teacher makes the samples."""
+    """A UTF-8 text file, a prompt a line, a .parquet file or webdataset shards (a .tar or a folder
+    of them), for whose prompts the teacher makes the samples."""
+    caption: str = "caption"
+    """Column of parquet, and key of a .json in a tar, that holds the prompt."""
+    pictures: str | None = None
+    """A folder of pictures with captions, or webdataset shards, in place of samples: see
+    `data.pictures`."""
+    cache: str | None = None
+    """A folder of their x0, to share between runs; in the run dir where None."""
     samples: int = Field(256, gt=0)
     """Samples the teacher makes where there is no other data."""
+    paths: str | None = None
+    """A folder of `edgedistill synth`, for methods on the teacher's paths; made where None."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSection:
+        if self.pictures is None and self.cache is not None:
+            raise ValueError("cache is for pictures; name them, or leave it out")
+        if self.pictures is not None and (self.prompts is not None or self.paths is not None):
+            raise ValueError("pictures have their own captions; leave prompts and paths out")
+        return self
 
 
 class Compress(Settings):
@@ -114,6 +132,17 @@ class EvaluateSection(Settings):
     features: str | None = None
     """Folder or Hub id of the CLIPModel that judges; by default the one the teacher ships."""
     batch_size: int = Field(64, gt=0)
+
+
+class Judged(BaseModel):
+    """What evaluation and report need of a recipe; of an adopted student there is no more."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: str
+    description: str = ""
+    teacher: TeacherSection
+    evaluate: EvaluateSection = EvaluateSection()
 
 
 class Recipe(Settings):
@@ -222,6 +251,14 @@ def resolve(data: Mapping[str, Any]) -> Recipe:
         raise _explain(error, recipe.method().Config, "objective.") from None
     full = {"name": recipe.objective["name"], **config.model_dump(mode="json")}
     return recipe.model_copy(update={"objective": full})
+
+
+def judged(data: Mapping[str, Any]) -> Judged:
+    """What a student's own recipe says of its teacher and evaluation."""
+    try:
+        return Judged.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error, Judged, "") from None
 
 
 def dump(recipe: Recipe) -> str:

@@ -94,7 +94,8 @@ def _normal(count: int, generator: torch.Generator) -> Tensor:
 
 
 def _normal_cdf(config: TimeSampling, number: Tensor) -> Tensor:
-    return torch.special.ndtr((number - config.mean) / config.std)
+    share: Tensor = torch.special.ndtr((number - config.mean) / config.std)
+    return share
 
 
 CDFS: dict[str, Callable[[TimeSampling, Schedule, Tensor], Tensor]] = {
@@ -162,13 +163,17 @@ def refine(schedule: Schedule, times: Tensor, parts: int) -> Tensor:
     """
     fractions = torch.arange(parts, dtype=torch.float64) / parts
     inner = torch.lerp(times[:-1, None], times[1:, None], fractions)
-    return torch.unique_consecutive(torch.cat([schedule.snap(inner.flatten()), times[-1:]]))
+    grid: Tensor = torch.unique_consecutive(
+        torch.cat([schedule.snap(inner.flatten()), times[-1:]])
+    )
+    return grid
 
 
 def with_edges(grid: Tensor, edges: Tensor) -> Tensor:
-    """The times of both, decreasing; a time of the grid that is an edge but for rounding is it."""
+    """The times of both, strictly decreasing; what is an edge but for rounding is that edge."""
     apart = (grid.reshape(-1, 1) - edges).abs().amin(1) > 1e-6
-    return torch.cat([grid[apart], edges]).sort(descending=True).values
+    both: Tensor = torch.unique(torch.cat([grid[apart], edges]))
+    return both.flip(0)
 
 
 def doubling(step: int, steps: int, first: int, last: int) -> int:
@@ -177,7 +182,8 @@ def doubling(step: int, steps: int, first: int, last: int) -> int:
     N(k) - 1 of Song & Dhariwal 2023 (arXiv 2310.14189, Table 1) at k = step.
     """
     stages = math.ceil(math.log2(last / first)) + 1
-    return min(first * 2 ** (step // max(1, steps // stages)), last)
+    doublings = step // max(1, steps // stages)
+    return min(first << doublings, last)
 
 
 def below(edges: Tensor, t: Tensor) -> Tensor:

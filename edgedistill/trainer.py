@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from edgedistill.metrics import Metrics
 from edgedistill.networks.roles import Adapter
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings
 from edgedistill.teachers.base import Source
+
+if TYPE_CHECKING:
+    from edgedistill.data.paths import Paths  # which would load diffusers
 
 __all__ = ["LR_SCHEDULES", "Hooks", "Interrupted", "Train", "Trainer", "engine"]
 
@@ -122,12 +125,20 @@ class Trainer:
         config: The `train` section.
         folder: The run dir.
         hooks: Progress and sample grids.
+        paths: The teacher's, in place of the clean data.
     """
 
     def __init__(
-        self, objective: Objective, source: Source, config: Train, folder: Path, hooks: Hooks
+        self,
+        objective: Objective,
+        source: Source,
+        config: Train,
+        folder: Path,
+        hooks: Hooks,
+        paths: Paths | None = None,
     ) -> None:
         self.objective, self.source, self.config = objective, source, config
+        self.paths = paths
         self.folder, self.hooks = folder, hooks
         self.accelerator = engine(config.precision)
         self.seats = [
@@ -188,6 +199,8 @@ class Trainer:
         metrics = Metrics(self.folder, self.step) if main else None
         started = time.perf_counter()
         begin = self.step
+        if self.objective.searches:
+            self.objective.search(self._batch(0, 0, 0))
         try:
             with self._signals():
                 while self.step < config.steps:
@@ -236,7 +249,7 @@ class Trainer:
                 param.requires_grad_(other is seat)
         seat.optimizer.zero_grad()
         for micro in range(config.accumulate):
-            batch = self._batch(seat.index, micro)
+            batch = self._batch(self.step, seat.index, micro)
             last = micro == config.accumulate - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(seat.turn):
                 losses: Losses = seat.turn(batch)
@@ -260,22 +273,28 @@ class Trainer:
                 self.ema.update(player.net)
         return losses, norm
 
-    def _batch(self, seat: int, micro: int) -> Batch:
+    def _batch(self, step: int, seat: int, micro: int) -> Batch:
         """Data and randomness, decided by (seed, step, seat, micro, rank) alone.
 
         Nothing random outlives a turn, so a resumed run repeats an uninterrupted one bit by bit.
         """
-        key = [self.config.seed, self.step, seat, micro]
+        key = [self.config.seed, step, seat, micro]
         shared = _generator(key)
         own = _generator([*key, 1 + self.accelerator.process_index])
         # For dropout inside networks. torch.manual_seed formats a stack trace for CUDA each time.
         torch.default_generator.manual_seed(own.initial_seed())
         if torch.cuda.is_available():
             torch.cuda.manual_seed_all(own.initial_seed())
-        x0, cond = self.source.draw(self.config.batch_size, own)
-        device = self.accelerator.device
+        device, count = self.accelerator.device, self.config.batch_size
+        path = None
+        if self.paths is None:
+            x0, cond = self.source.draw(count, own)
+        else:
+            path, cond = self.paths.draw_paths(count, own)
+            path = path.to(device)
+            x0 = path[:, -1]
         cond = {name: value.to(device) for name, value in cond.items()}
-        return Batch(x0.to(device), cond, own, shared, self.step)
+        return Batch(x0.to(device), cond, own, shared, step, path)
 
     def _lr(self, lr: float) -> float:
         config = self.config

@@ -34,6 +34,13 @@ class Gaussian:
         alpha, deviation = self.deviation(t, x_t)
         return mean + self.scale / deviation * (x_t - alpha * mean)
 
+    def flow(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Where the probability-flow ODE takes x_t at time s."""
+        mean = self.mean.to(x_t)
+        alpha_t, deviation_t = self.deviation(t, x_t)
+        alpha_s, deviation_s = self.deviation(s, x_t)
+        return alpha_s * mean + deviation_s / deviation_t * (x_t - alpha_t * mean)
+
     def log_density(self, x_t: Tensor, t: Tensor) -> Tensor:
         """log p_t(x_t) without its constant, (N,)."""
         alpha, deviation = self.deviation(t, x_t)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from edgedistill.data.prompts import CAPTION, read_prompts
 from edgedistill.sampling import solve, time_grid
 from edgedistill.teachers.base import Source, Teacher
 from edgedistill.teachers.pipeline import Latents
@@ -15,32 +16,17 @@ from edgedistill.teachers.pipeline import Latents
 __all__ = ["find_captions", "open_source", "read_prompts"]
 
 
-def read_prompts(path: str | Path) -> list[str]:
-    """Non-empty lines of a UTF-8 text file.
-
-    Raises:
-        ValueError: If the file is missing, empty, or not UTF-8; names it.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise ValueError(f"{path}: no prompts in it")
-    return prompts
-
-
-def find_captions(teacher: Teacher, prompts: str | None, samples: int) -> list[str]:
+def find_captions(
+    teacher: Teacher, prompts: str | None, samples: int, caption: str = CAPTION
+) -> list[str]:
     """Captions the teacher is to make samples for; none where its own data serves.
 
     Args:
         teacher: The teacher.
-        prompts: A prompt file, or None for the data that comes with the teacher. A teacher that
-            takes no prompts needs neither: its captions are empty.
+        prompts: A file of `read_prompts`, or None for the data that comes with the teacher. A
+            teacher that takes no prompts needs neither: its captions are empty.
         samples: Samples to make.
+        caption: Of `read_prompts`.
 
     Raises:
         ValueError: If the file is unusable, or there is no data without one.
@@ -50,10 +36,11 @@ def find_captions(teacher: Teacher, prompts: str | None, samples: int) -> list[s
             if not teacher.prompts:
                 return [""] * samples
             raise ValueError(
-                f"teacher {teacher.name!r} brings no data; name a prompt file with data.prompts"
+                f"teacher {teacher.name!r} brings no data; name a prompt file with data.prompts, "
+                "or pictures with data.pictures"
             )
         return []
-    lines = read_prompts(prompts)
+    lines = read_prompts(prompts, caption)
     if not teacher.prompts:
         raise ValueError(f"data.prompts={prompts}: teacher {teacher.name!r} takes no prompts")
     return [lines[i % len(lines)] for i in range(samples)]

@@ -15,7 +15,7 @@ from edgedistill.evaluate.subjects import Subject, student_subject, teacher_subj
 from edgedistill.files import read_json, write_json
 from edgedistill.generate import open_subject, runtime_noise
 from edgedistill.progress import Bar
-from edgedistill.recipe import Recipe, resolve
+from edgedistill.recipe import Judged, judged
 from edgedistill.student import Student, load_student
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill.teachers.mixture import Mixture
@@ -24,13 +24,19 @@ __all__ = ["TITLES", "evaluate_subjects", "tables"]
 
 
 def evaluate_subjects(
-    paths: Sequence[str], samples: int | None, prompts: Path | None, json: Path | None, meter: Bar
+    paths: Sequence[str],
+    samples: int | None,
+    prompts: Path | None,
+    json: Path | None,
+    meter: Bar,
+    features: str | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate a student, and bundles beside it, against the teacher.
 
     Beside the student stand the teacher as the recipe guides it and, at equal network calls, the
     teacher at as many steps without guidance and with it. The figures go to `json` or the run's
-    eval.json, and into the student's student.json.
+    eval.json, and into the student's student.json. `features` is the CLIP model that judges, by
+    default the recipe's.
 
     Raises:
         ValueError: If a path is neither student nor bundle, its student is not to be found, or
@@ -44,7 +50,10 @@ def evaluate_subjects(
                 f"{path} is of the student {other.path}, {paths[0]} of {student.path}"
             )
         extra += more
-    recipe = resolve(student.info.recipe)
+    recipe = judged(student.info.recipe)
+    if features:
+        judge = recipe.evaluate.model_copy(update={"features": features})
+        recipe = recipe.model_copy(update={"evaluate": judge})
     teacher = load_teacher(recipe.teacher.family, recipe.teacher.path)
     subjects = [*_subjects(recipe, teacher, student), *extra]
     count = samples or recipe.evaluate.samples
@@ -56,10 +65,10 @@ def evaluate_subjects(
     if isinstance(teacher, Mixture):
         results = evaluate_planar(subjects, teacher, count, recipe.evaluate.seed, progress)
     else:
-        features, reference = _eye(recipe, teacher, own_captions=prompts is not None)
+        eye, reference = _eye(recipe, teacher, own_captions=prompts is not None)
         captions = prompt_sets(teacher, read_prompts(prompts) if prompts else None)
         results = evaluate_pictures(
-            subjects, captions, features, reference, count, recipe.evaluate.seed, progress
+            subjects, captions, eye, reference, count, recipe.evaluate.seed, progress
         )
     file = json or student.path.parent / "eval.json"
     write_json(file, results)
@@ -79,7 +88,7 @@ def _open(path: str) -> tuple[list[Subject], Student]:
     raise ValueError(f"{folder}: no student folder beside this bundle to evaluate it against")
 
 
-def _subjects(recipe: Recipe, teacher: Teacher, student: Student) -> list[Subject]:
+def _subjects(recipe: Judged, teacher: Teacher, student: Student) -> list[Subject]:
     section, noise = recipe.teacher, runtime_noise()
     steps = len(student.table.rows)
     wanted = [("teacher", section.guidance, section.steps)]
@@ -97,7 +106,7 @@ def _subjects(recipe: Recipe, teacher: Teacher, student: Student) -> list[Subjec
 
 
 def _eye(
-    recipe: Recipe, teacher: Teacher, own_captions: bool
+    recipe: Judged, teacher: Teacher, own_captions: bool
 ) -> tuple[Features, Reference | None]:
     """The CLIP model, and statistics of real data where they ship with the teacher."""
     shipped = Path(teacher.path)
@@ -107,7 +116,8 @@ def _eye(
         path = str(shipped / "clip")
     else:
         raise ValueError(
-            f"teacher {teacher.name!r} ships no CLIP model; name one with evaluate.features"
+            f"teacher {teacher.name!r} ships no CLIP model; name one with --features or "
+            "evaluate.features"
         )
     file = shipped / "reference.safetensors"
     usable = file.is_file() and not own_captions and not recipe.evaluate.features

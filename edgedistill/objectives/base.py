@@ -68,6 +68,7 @@ class Setup:
         smaller: How the student's core was made from the teacher's, None if it is as large.
         autoencoder: The teacher's, between pictures and x0; None where x0 is the data itself.
         train_steps: Steps of the whole run, for methods in stages.
+        time_layer: Module path inside a net of the time embedding's last linear layer.
     """
 
     teacher: Denoiser | Guided
@@ -83,6 +84,7 @@ class Setup:
     smaller: Smaller | None = None
     autoencoder: nn.Module | None = None
     train_steps: int = 1
+    time_layer: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,8 @@ class Objective(ABC):
     """What the run makes: a student dir, or a decoder that students may name."""
     needs_paths: ClassVar[bool] = False
     """Whether batches bring paths of the teacher, stored before the run (`data.paths`)."""
+    searches: ClassVar[bool] = False
+    """Whether there is anything for `search` to find."""
     Config: ClassVar[type[Settings]]
     """Hyperparameters, with the paper's defaults."""
 
@@ -178,12 +182,22 @@ class Objective(ABC):
     def loss(self, player: str, batch: Batch) -> Losses:
         """What `player` minimises on this batch."""
 
+    def search(self, batch: Batch) -> None:  # noqa: B027  most methods train all they need
+        """Find what needs no training, from the run's first batch; called before all steps.
+
+        A resumed run calls it again with the same batch, so that nothing of it is kept.
+        """
+
     def updated(self, player: str) -> None:  # noqa: B027  most methods follow nobody
         """Called after `player`'s optimizer stepped: targets that follow a player."""
 
     def followers(self) -> dict[str, nn.Module]:
         """Networks with state that no player trains, such as EMA targets; checkpointed."""
         return {}
+
+    def finished(self, student: Denoiser) -> Denoiser:
+        """What is kept of the trained student: itself, unless it had more to learn with."""
+        return student
 
     def table(self) -> StepTable | None:
         """The student's step table, where it is not that of its times."""
@@ -214,6 +228,9 @@ class Wrapper(Objective):
 
     def followers(self) -> dict[str, nn.Module]:
         return self.method.followers()
+
+    def finished(self, student: Denoiser) -> Denoiser:
+        return self.method.finished(student)
 
     def table(self) -> StepTable | None:
         return self.method.table()

@@ -1,7 +1,8 @@
-"""A small autoencoder in place of the teacher's: below four steps its decoder is the latency.
+"""A small decoder in place of the teacher's: below four steps the decoder is the latency.
 
 After TAESD (Boer Bohan 2023, github.com/madebyollin/taesd), whose architecture diffusers has as
-AutoencoderTiny: convolutions of one width without attention or norms. Reconstruction, perceptual
+AutoencoderTiny: convolutions of one width without attention or norms. Or a `PatchDecoder`, which
+for the same time has more weights, and no encoder. Reconstruction, perceptual
 and adversarial terms as the autoencoders of latent diffusion are trained (Esser et al. 2021,
 arXiv 2012.09841, Eq. 5-7); the perceptual distance is taken in the teacher's own encoder.
 """
@@ -17,27 +18,36 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgedistill.losses import gan_discriminator, gan_generator
+from edgedistill.networks.patch_decoder import PatchDecoder
 from edgedistill.networks.taps import Taps
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings, Setup
 from edgedistill.objectives.shrink import feature_loss
 
 __all__ = ["TinyDecoder"]
 
+REMEMBERED = 2**28
+"""Bytes of the teacher's pictures that are kept, at most."""
+
 
 class TinyDecoder(Objective):
-    """Pictures and latents of an AutoencoderTiny are those of the teacher's autoencoder."""
+    """Pictures (and latents) of a small network are those of the teacher's autoencoder."""
 
     class Config(Settings):
         """Architecture and weights (TAESD's: 64 channels, blocks 3, 3, 3, 1)."""
 
-        channels: int = Field(64, ge=4)
+        channels: int | tuple[int, ...] = 64
+        """One width: an AutoencoderTiny. A width for each resolution, the last ones 0 where pixels
+        are unfolded at once: a PatchDecoder."""
         blocks: tuple[int, ...] = (3, 3, 3, 1)
         """Residual blocks at each resolution of the decoder, from the latent's to the picture's;
         each further entry doubles the size."""
         jitter: float = Field(0.0, ge=0)
-        """Standard deviation of noise added to the latents, for students that land near them."""
+        """Standard deviation of noise added to the latents, whose pictures stay the same: for
+        students that land near them."""
+        l1: float = Field(1.0, ge=0)
+        """Weight of the mean absolute error, beside 1 for the squared."""
         encode: float = Field(0.1, ge=0)
-        """Weight of the encoder's loss, which shares nothing with the decoder's."""
+        """Weight of the encoder's loss, where there is one; it shares nothing with the decoder."""
         perceptual: float = Field(0.1, ge=0)
         """Weight of the distance of features in the first blocks of the teacher's encoder."""
         adversarial: float = Field(0.0, ge=0)
@@ -52,6 +62,13 @@ class TinyDecoder(Objective):
             if len(blocks) < 2 or min(blocks) < 0:
                 raise ValueError("two or more counts, none below 0")
             return blocks
+
+        @field_validator("channels")
+        @classmethod
+        def _widths(cls, channels: int | tuple[int, ...]) -> int | tuple[int, ...]:
+            if isinstance(channels, int) and channels < 4:
+                raise ValueError("at least 4")
+            return channels
 
     name = "decoder"
     product = "decoder"
@@ -69,13 +86,8 @@ class TinyDecoder(Objective):
                 f"blocks={config.blocks}: {stages} resolutions enlarge by {2 ** (stages - 1)}, "
                 f"the teacher's decoder by {factor}"
             )
-        self.student = AutoencoderTiny(
-            latent_channels=example.shape[1],
-            encoder_block_out_channels=(config.channels,) * stages,
-            decoder_block_out_channels=(config.channels,) * stages,
-            num_encoder_blocks=(1,) * stages,
-            num_decoder_blocks=config.blocks,
-        ).to(example.device)
+        self.student = _network(config, example.shape[1]).to(example.device)
+        self.pictures: dict[bytes, Tensor] = {}
         self.taps: Taps | None = None
         if config.perceptual > 0:
             encoder: Any = self.vae.encoder
@@ -84,7 +96,8 @@ class TinyDecoder(Objective):
                 *(f"down_blocks.{i}" for i in range(len(encoder.down_blocks) // 2)),
             ]
             self.taps = Taps(encoder, paths)
-        self.judge = _judge(config.channels).to(example.device)
+        first = config.channels if isinstance(config.channels, int) else config.channels[0]
+        self.judge = _judge(min(first, 64)).to(example.device)
 
     def players(self) -> list[Player]:
         config = self.config
@@ -97,19 +110,18 @@ class TinyDecoder(Objective):
 
     def loss(self, player: str, batch: Batch) -> Losses:
         x0 = batch.x0 + self.config.jitter * batch.noise()
-        with torch.no_grad():
-            truth = self._picture(x0)
+        truth = self._remembered(batch.x0)
         if player == "discriminator":
             with torch.no_grad():
                 found = self._decode(x0)
             loss = gan_discriminator(self.judge(truth), self.judge(found))
             return Losses(loss)
-        return self._student(x0, truth, batch.step)
+        return self._student(x0, batch.x0, truth, batch.step)
 
-    def _student(self, x0: Tensor, truth: Tensor, step: int) -> Losses:
+    def _student(self, x0: Tensor, clean: Tensor, truth: Tensor, step: int) -> Losses:
         config, found = self.config, self._decode(x0)
         square = F.mse_loss(found, truth)
-        total = square + F.l1_loss(found, truth)
+        total = square + config.l1 * F.l1_loss(found, truth)
         # The peak of pictures in [-1, 1] is 2.
         logs = {"psnr": 10 * (4 / square.detach()).log10()}
         if self.taps is not None:
@@ -120,9 +132,9 @@ class TinyDecoder(Objective):
             adversarial = gan_generator(self.judge(found))
             total = total + config.adversarial * adversarial
             logs["adversarial"] = adversarial.detach()
-        if config.encode:
+        if config.encode and isinstance(self.student, AutoencoderTiny):
             latents = self.student.encode(truth, return_dict=False)[0]
-            encode = F.mse_loss(latents, x0)
+            encode = F.mse_loss(latents, clean)
             total = total + config.encode * encode
             logs["encode"] = encode.detach()
         return Losses(total, logs)
@@ -138,12 +150,38 @@ class TinyDecoder(Objective):
         picture: Tensor = self.student.decode(x0, return_dict=False)[0]
         return picture
 
+    @torch.no_grad()
+    def _remembered(self, x0: Tensor) -> Tensor:
+        """The same, each made once while there is room: it costs more than a step."""
+        keys = [row.tobytes() for row in x0.float().cpu().numpy()]
+        new = [i for i, key in enumerate(keys) if key not in self.pictures]
+        made = dict(zip(new, self._picture(x0[new]), strict=True)) if new else {}
+        for i, picture in made.items():
+            if len(self.pictures) * picture.nbytes < REMEMBERED:
+                self.pictures[keys[i]] = picture.clone()
+        return torch.stack(
+            [made[i] if i in made else self.pictures[k] for i, k in enumerate(keys)]
+        )
+
     def _picture(self, x0: Tensor) -> Tensor:
         """What the teacher makes of scaled latents."""
         vae: Any = self.vae
         latents = x0 / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         picture: Tensor = vae.decode(latents, return_dict=False)[0]
         return picture
+
+
+def _network(config: TinyDecoder.Config, latent_channels: int) -> AutoencoderTiny | PatchDecoder:
+    if not isinstance(config.channels, int):
+        return PatchDecoder(latent_channels, config.channels, config.blocks)
+    widths = (config.channels,) * len(config.blocks)
+    return AutoencoderTiny(
+        latent_channels=latent_channels,
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        num_encoder_blocks=(1,) * len(config.blocks),
+        num_decoder_blocks=config.blocks,
+    )
 
 
 def _judge(channels: int) -> nn.Module:

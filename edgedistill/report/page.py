@@ -20,7 +20,7 @@ from edgedistill.evaluate.subjects import Subject, student_subject, teacher_subj
 from edgedistill.files import read_json, write_text
 from edgedistill.generate import open_subject, runtime_noise
 from edgedistill.metrics import read_metrics
-from edgedistill.recipe import Recipe, resolve
+from edgedistill.recipe import Judged, judged
 from edgedistill.report.pictures import scatter
 from edgedistill.student import load_student
 from edgedistill.teachers import load_teacher
@@ -34,15 +34,16 @@ def write_report(run: Path, out: Path, say: Callable[[str], None]) -> Path:
     """Write the page.
 
     Args:
-        run: A run dir with a student; bundles, bench.json and eval.json are shown where present.
+        run: A run dir with a student, or a student; bundles, bench.json and eval.json are shown
+            where present.
         out: The page.
         say: Called with a line at each stage.
 
     Raises:
         ValueError: If the run has no student; names the file.
     """
-    student = load_student(run / "student")
-    recipe = resolve(student.info.recipe)
+    student = load_student(_student_of(run))
+    recipe = judged(student.info.recipe)
     subjects, prompts = _subjects(run, recipe)
     drawn = []
     for subject in subjects:
@@ -72,7 +73,11 @@ def write_report(run: Path, out: Path, say: Callable[[str], None]) -> Path:
     return out
 
 
-def _subjects(run: Path, recipe: Recipe) -> tuple[list[Subject], list[str]]:
+def _student_of(run: Path) -> Path:
+    return run if (run / "student.json").is_file() else run / "student"
+
+
+def _subjects(run: Path, recipe: Judged) -> tuple[list[Subject], list[str]]:
     noise = runtime_noise()
     teacher = load_teacher(recipe.teacher.family, recipe.teacher.path)
     section = recipe.teacher
@@ -85,7 +90,7 @@ def _subjects(run: Path, recipe: Recipe) -> tuple[list[Subject], list[str]]:
             steps=section.steps,
             solver=section.solver,
         ),
-        student_subject("student", load_student(run / "student"), noise),
+        student_subject("student", load_student(_student_of(run)), noise),
     ]
     for manifest in sorted(run.glob("bundles/*/manifest.json")):
         subjects.append(open_subject(manifest.parent)[0])

@@ -51,6 +51,7 @@ class Teacher(ABC):
         licences: Licences of weights and data, for student.json.
         usage: How a student folder is used, for its card; {steps} is filled in.
         tap: Module path inside the net whose output serves as features, "" if none.
+        time_layer: Module path inside it of the time embedding's last linear layer, "" if none.
         core: Module path inside the net of the diffusers model that can be made smaller.
         autoencoder: Between pictures and x0; None where x0 is the data itself.
         tokenizers: Input of the text encoder by the tokenizer's folder, in its order.
@@ -61,6 +62,7 @@ class Teacher(ABC):
 
     family: ClassVar[str]
     tap: ClassVar[str] = ""
+    time_layer: ClassVar[str] = ""
     core: ClassVar[str] = ""
     usage: str = "Sample it with `edgedistill generate FOLDER`."
     name: str

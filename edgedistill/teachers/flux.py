@@ -110,6 +110,7 @@ class Flux(PipelineTeacher):
     pipelines = ("FluxPipeline",)
     core = "transformer"
     tap = "transformer.norm_out"
+    time_layer = "transformer.time_text_embed.timestep_embedder.linear_2"
     tokenizers = {"tokenizer": "input_ids", "tokenizer_2": "input_ids_2"}  # noqa: RUF012
     conditions = ("encoder_hidden_states", "pooled_projections")
 

@@ -72,6 +72,7 @@ class Mixture(Teacher):
 
     family = "mixture"
     tap = "blocks.1"
+    time_layer = "embed_time.2"
     prompts = ()
 
     def __init__(self, path: str, weights: Tensor, means: Tensor, scales: Tensor) -> None:

@@ -28,6 +28,9 @@ from transformers.utils import logging as transformers_logging
 
 from edgedistill import assets
 from edgedistill.denoiser import Denoiser
+from edgedistill.files import read_json
+from edgedistill.networks.patch_decoder import PatchDecoder
+from edgedistill.plugins import unknown
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
 from edgedistill.schedule import Schedule
@@ -68,6 +71,18 @@ class Decoder(nn.Module):
         latents = x0 / self.scaling_factor + self.shift_factor
         result: Tensor = self.vae.decode(latents, return_dict=False)[0]
         return result
+
+
+DECODERS: dict[str, Any] = {"AutoencoderTiny": AutoencoderTiny, "PatchDecoder": PatchDecoder}
+"""What may stand in the place of a teacher's autoencoder, by the class in its config.json."""
+
+
+def _decoder_class(folder: str) -> Any:
+    file = Path(folder) / "config.json"
+    name = read_json(file).get("_class_name", "") if file.is_file() else "AutoencoderTiny"
+    if name not in DECODERS:
+        raise unknown("class", name, DECODERS)
+    return DECODERS[name]
 
 
 class PipelineTeacher(Teacher):
@@ -269,7 +284,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             raise ValueError(f"no decoder folder at {folder!r}")
         diffusers_logging.set_verbosity_error()
         try:
-            vae = AutoencoderTiny.from_pretrained(folder, use_safetensors=True)
+            vae = _decoder_class(folder).from_pretrained(folder, use_safetensors=True)
         except (OSError, ValueError, SafetensorError) as error:
             first = str(error).strip().splitlines()[0]
             raise ValueError(f"cannot load decoder {folder!r}: {first}") from error

@@ -89,6 +89,7 @@ class PixArt(PipelineTeacher):
     pipelines = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
     core = "transformer"
     tap = "transformer.norm_out"
+    time_layer = "transformer.adaln_single.emb.timestep_embedder.linear_2"
     masks = {"tokenizer": "attention_mask"}  # noqa: RUF012
     conditions = ("encoder_hidden_states", "encoder_attention_mask")
 

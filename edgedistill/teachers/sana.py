@@ -61,6 +61,7 @@ class Sana(PipelineTeacher):
     pipelines = ("SanaPipeline",)
     core = "transformer"
     tap = "transformer.norm_out"
+    time_layer = "transformer.time_embed.emb.timestep_embedder.linear_2"
     masks = {"tokenizer": "attention_mask"}  # noqa: RUF012
     conditions = ("encoder_hidden_states", "encoder_attention_mask")
     usage = PipelineTeacher.usage.replace(

@@ -84,6 +84,7 @@ class StableDiffusion3(PipelineTeacher):
     pipelines = ("StableDiffusion3Pipeline",)
     core = "transformer"
     tap = "transformer.norm_out"
+    time_layer = "transformer.time_text_embed.timestep_embedder.linear_2"
     conditions = ("encoder_hidden_states", "pooled_projections")
 
     def __init__(self, name: str, path: str, pipeline: Any) -> None:

@@ -69,6 +69,7 @@ class StableDiffusionXL(PipelineTeacher):
     family = "sdxl"
     pipelines = ("StableDiffusionXLPipeline",)
     tap = "unet.mid_block"
+    time_layer = "unet.time_embedding.linear_2"
     tokenizers = {"tokenizer": "input_ids", "tokenizer_2": "input_ids_2"}  # noqa: RUF012
     conditions = ("encoder_hidden_states", "text_embeds")
 

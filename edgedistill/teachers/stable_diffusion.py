@@ -54,6 +54,7 @@ class StableDiffusion(PipelineTeacher):
     family = "stable_diffusion"
     pipelines = ("StableDiffusionPipeline",)
     tap = "unet.mid_block"
+    time_layer = "unet.time_embedding.linear_2"
 
     unused = ("safety_checker",)
     options = {"requires_safety_checker": False}  # noqa: RUF012

@@ -73,6 +73,7 @@ class UNet2D(ClassTeacher):
     family = "unet2d"
     pipelines = ("DDPMPipeline", "DDIMPipeline")
     tap = "unet.mid_block"
+    time_layer = "unet.time_embedding.linear_2"
     usage = """```python
 from diffusers import DiffusionPipeline
 

@@ -103,6 +103,7 @@ class Wan(PipelineTeacher):
     pipelines = ("WanPipeline",)
     core = "transformer"
     tap = "transformer.norm_out"
+    time_layer = "transformer.condition_embedder.time_embedder.linear_2"
     masks = {"tokenizer": "attention_mask"}  # noqa: RUF012
     usage = """Guidance is in the weights, so guidance_scale is 1:
 

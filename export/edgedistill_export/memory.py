@@ -92,7 +92,7 @@ def reading_frugally(folder: Path, pause: float = 0.1) -> Iterator[None]:
             for start, end in places:
                 madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
-    thread = threading.Thread(target=give_back, daemon=True)
+    thread = threading.Thread(target=give_back, name="give-back", daemon=True)
     thread.start()
     try:
         yield

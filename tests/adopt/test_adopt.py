@@ -26,8 +26,12 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 from tiny import make_pipeline
 
+from edgedistill import assets
 from edgedistill.adopt import adopt
 from edgedistill.adopt.weights import fold_guidance, guidance_embedding, plain_unet, put_weights
+from edgedistill.evaluate.run import evaluate_subjects
+from edgedistill.progress import bar
+from edgedistill.report.page import write_report
 from edgedistill.student import load_student
 
 PROMPTS = ["red", "blue"]
@@ -307,3 +311,25 @@ def test_a_lora_that_fits_in_part_is_refused(base, tmp_path):
     layers = len(weights) // 2 + 1
     with pytest.raises(ValueError, match=f"does not fit its base: 1 of its {layers} layers"):
         adopt(str(file), "tcd", base=str(base), out=tmp_path / "student")
+
+
+def test_an_adopted_student_is_evaluated_and_reported(base, tmp_path):
+    file = kohya_lora(tmp_path / "pytorch_lora_weights.safetensors")
+    student = adopt(str(file), "lcm-lora", base=str(base), steps=2, out=tmp_path / "student")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("red\nblue\n")
+    with pytest.raises(ValueError, match="ships no CLIP model; name one with --features"):
+        evaluate_subjects([str(student)], 4, prompts, tmp_path / "eval.json", bar("evaluate", 1))
+    clip = str(assets.ROOT / "emoji" / "clip")
+    with bar("evaluate", 1) as meter:
+        figures, _ = evaluate_subjects(
+            [str(student)], 4, prompts, tmp_path / "eval.json", meter, clip
+        )
+    assert figures["student"]["calls"] == 2
+    assert figures["teacher@2"]["text_image_score"] == pytest.approx(
+        figures["student"]["text_image_score"]
+        / figures["student"]["text_image_ratio"]
+        * figures["teacher@2"]["text_image_ratio"]
+    )
+    page = write_report(student, tmp_path / "report.html", lambda line: None)
+    assert "A 2-step student of" in page.read_text()

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderTiny, DiffusionPipeline
 
+from edgedistill.networks.patch_decoder import PatchDecoder
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.decoder import TinyDecoder
 from edgedistill.teachers.stable_diffusion import StableDiffusion
@@ -102,3 +103,99 @@ def test_decoders_that_do_not_fit_are_refused(teacher, folder, tmp_path):
     AutoencoderTiny(latent_channels=3).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="for latents of 3 channels, tiny has 4"):
         teacher.use_decoder(str(tmp_path / "other"))
+
+
+def test_a_class_that_decodes_nothing_is_refused(teacher, tmp_path):
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    with pytest.raises(
+        ValueError, match=r"unknown class 'AutoencoderKL'.* AutoencoderTiny, Patch"
+    ):
+        teacher.use_decoder(str(tmp_path))
+
+
+# --- PatchDecoder -------------------------------------------------------------------------------
+
+PATCHES = {"channels": (8, 0), "blocks": (1, 0), "perceptual": 0}
+
+
+def test_patches_unfold_in_the_order_of_the_picture():
+    """One latent position makes one patch, and its neighbours' reach it by 3 x 3 convolutions."""
+    torch.manual_seed(0)
+    net = PatchDecoder(2, (8, 0, 0), (0, 0, 0)).eval()
+    z = torch.zeros(1, 2, 5, 5)
+    moved = z.clone()
+    moved[0, :, 0, 4] += 1
+    with torch.no_grad():
+        change = (net.decode(moved).sample - net.decode(z).sample)[0].abs().amax(0)
+    assert change.shape == (20, 20)
+    # Two convolutions reach two positions, of four pixels each.
+    assert change[:12, 8:].min() > 0
+    assert change[12:].max() == change[:, :8].max() == 0
+
+
+def test_patches_keep_their_weights_on_disk(tmp_path):
+    net = PatchDecoder(4, (16, 8, 0), (1, 2, 0), scaling_factor=0.5)
+    net.save_pretrained(tmp_path)
+    again = PatchDecoder.from_pretrained(tmp_path)
+    z = torch.randn(2, 4, 3, 3)
+    with torch.no_grad():
+        assert torch.equal(net.decode(z).sample, again.decode(z, return_dict=False)[0])
+    assert net.decode(z).sample.shape == (2, 3, 12, 12)
+    assert again.config.scaling_factor == 0.5
+
+
+@pytest.mark.parametrize(
+    ("channels", "blocks", "message"),
+    [
+        ((8, 0, 4), (1, 0, 0), r"channels=\(8, 0, 4\): zeros only at the end"),
+        ((0, 0), (1, 0), "zeros only at the end"),
+        ((8, 0), (1,), r"blocks=\(1,\): as many counts as channels expected, 2"),
+    ],
+)
+def test_patches_that_cannot_be(channels, blocks, message):
+    with pytest.raises(ValueError, match=message):
+        PatchDecoder(4, channels, blocks)
+
+
+def test_patches_learn_pictures_and_have_nothing_to_encode(teacher):
+    tiny = method(teacher, **PATCHES)
+    assert isinstance(tiny.student, PatchDecoder)
+    losses = tiny.loss("student", batch())
+    assert set(losses.logs) == {"psnr"}
+    losses.total.backward()
+    assert all(p.grad is not None for p in tiny.student.parameters())
+    optim = torch.optim.Adam(tiny.student.parameters(), 1e-2)
+    for _ in range(60):
+        optim.zero_grad()
+        later = tiny.loss("student", batch())
+        later.total.backward()
+        optim.step()
+    assert later.logs["psnr"] > losses.logs["psnr"] + 3
+
+
+def test_a_teacher_decodes_with_patches_and_its_pipeline_keeps_them(teacher, tmp_path):
+    method(teacher, **PATCHES).student.save_pretrained(tmp_path / "decoder")
+    teacher.use_decoder(str(tmp_path / "decoder"))
+    x0 = batch().x0
+    picture = teacher.decode(x0)
+    teacher.pipeline.save_pretrained(tmp_path / "pipe")
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "pipe")
+    with torch.no_grad():
+        torch.testing.assert_close(pipe.vae.decode(x0).sample, picture)
+
+
+def test_the_teachers_pictures_are_made_once(teacher, monkeypatch):
+    tiny, calls = method(teacher, jitter=0.5), []
+    decode = tiny.vae.decode
+    monkeypatch.setattr(tiny.vae, "decode", lambda x, **k: calls.append(len(x)) or decode(x, **k))
+    x0 = batch().x0
+    first = tiny._remembered(x0)
+    half = torch.cat([x0[1:], torch.ones_like(x0[:1])])
+    again = tiny._remembered(half)
+    assert calls == [3, 1]
+    assert torch.equal(again[:2], first[1:])
+    torch.testing.assert_close(first, teacher.decode(x0))
+    monkeypatch.setattr("edgedistill.objectives.decoder.REMEMBERED", 0)
+    tiny.pictures.clear()
+    assert torch.equal(tiny._remembered(x0), first)
+    assert not tiny.pictures

@@ -94,10 +94,10 @@ def test_the_example_has_no_loss_when_the_student_is_the_teacher(file):
 
 
 def test_without_either_it_is_unknown():
-    with pytest.raises(ValueError, match=r"unknown method 'regression'; choose from .*dmd2, lcm"):
+    with pytest.raises(ValueError, match=r"unknown method 'regression'.* choose from .*lcm"):
         objectives.find("regression")
 
 
 def test_the_loop_names_no_method():
     text = Path(trainer.__file__).read_text(encoding="utf-8").lower()
-    assert not [name for name in objectives.OBJECTIVES if name in text]
+    assert not [name for name in objectives.OBJECTIVES if re.search(rf"\b{name}\b", text)]

@@ -1,0 +1,283 @@
+"""x0 of a person's own pictures: encoded once into shards on disk, drawn from often.
+
+CACHE/manifest.json               the `Spec`: all of a teacher that decides an x0
+CACHE/DIGEST/00000.safetensors    `x0` (n, ...); its captions and what was skipped in the metadata
+CACHE/DIGEST/index.json           the number of shards, once all are there
+
+DIGEST is that of the spec and of the pictures' names, sizes and times of change, so that runs may
+share a cache, and a set of pictures that changes is another one. A shard is decided by the digest
+and its number: what was interrupted is taken up again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, count, islice
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from edgedistill.data.pictures import FAULTS, Codec, Listing, Record, list_pictures, read_picture
+from edgedistill.files import check_writable, read_json, write_json
+from edgedistill.teachers.base import Teacher
+
+__all__ = ["CachedLatents", "Pictures", "Spec", "find_pictures"]
+
+SHARD = 2**24
+"""Numbers in a shard, about: 64 MiB."""
+
+NAMED = 3
+"""Skipped pictures that the message names."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All of a teacher that decides an x0.
+
+    Attributes:
+        autoencoder: sha256 of its configuration and weights; "" where x0 is the picture itself.
+        shape: Channels, height and width of the pictures.
+        factor: x0 = (z - shift) * factor, z what the autoencoder returns.
+        shift: See factor.
+    """
+
+    autoencoder: str
+    shape: tuple[int, int, int]
+    factor: float
+    shift: float
+
+
+class CachedLatents:
+    """x0 in memory-mapped shards, with a caption each.
+
+    Args:
+        shards: x0 (n, ...) each; some may be empty.
+        captions: Of all rows in order.
+        teacher: Encodes the captions.
+    """
+
+    def __init__(
+        self, shards: Sequence[Tensor], captions: Sequence[str], teacher: Teacher
+    ) -> None:
+        self.shards, self.captions, self.teacher = list(shards), list(captions), teacher
+        self._ends = torch.tensor([len(shard) for shard in shards]).cumsum(0)
+        if len(captions) != self._ends[-1]:
+            raise ValueError(f"{int(self._ends[-1])} latents but {len(captions)} captions")
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """`count` x0 with their captions encoded, drawn with replacement over all shards."""
+        index = torch.randint(len(self.captions), (count,), generator=generator)
+        number = torch.bucketize(index, self._ends, right=True)
+        x0 = []
+        for i, at in zip(index.tolist(), number.tolist(), strict=True):
+            shard = self.shards[at]
+            x0.append(shard[i - (int(self._ends[at]) - len(shard))])
+        return torch.stack(x0), self.teacher.encode([self.captions[i] for i in index.tolist()])
+
+
+class Pictures:
+    """Pictures found for a teacher, and the cache of their x0.
+
+    Args:
+        listing: The pictures.
+        codec: The teacher's.
+        cache: A folder, of this teacher's x0 if it exists.
+        record: A file that remembers the pictures a run began with.
+
+    Raises:
+        ValueError: If the cache is another teacher's, or cannot be written where it must be, or
+            the run began with other pictures.
+    """
+
+    def __init__(self, listing: Listing, codec: Codec, cache: Path, record: Path) -> None:
+        self.listing, self.codec, self.teacher = listing, codec, codec.teacher
+        self.record = record
+        self.spec = Spec(codec.fingerprint(), codec.shape, codec.factor, codec.shift)
+        self.rows = max(1, min(1024, SHARD // prod(self.teacher.sample_shape)))
+        # What takes no prompts skips no picture for want of a caption.
+        words = (
+            *(sorted(asdict(self.spec).items()), self.rows),
+            *(bool(self.teacher.prompts), listing.digest),
+        )
+        self.digest = hashlib.sha256(repr(words).encode()).hexdigest()
+        self.cache, self.folder = cache, cache / self.digest[:16]
+        _check_cache(cache, self.spec)
+        if record.is_file() and read_json(record).get("digest") != self.digest:
+            raise ValueError(
+                f"{listing.root}: pictures are not as they were when the run began: names, sizes "
+                "or times of change differ"
+            )
+        if not (self.folder / "index.json").is_file():
+            check_writable(cache / "manifest.json", f"data.cache={cache}")
+
+    def open(self, say: Callable[[str], None]) -> CachedLatents:
+        """The x0 of all pictures that can be read; what the cache lacks is made first.
+
+        Args:
+            say: Called with a line for each shard made, and for what was skipped.
+
+        Raises:
+            ValueError: If no picture can be read, or a caption is none the teacher knows.
+            FloatingPointError: If the autoencoder's x0 are not finite.
+        """
+        index = self.folder / "index.json"
+        shards = int(read_json(index).get("shards", 0)) if index.is_file() else 0
+        if not shards or any(self._fault(self._shard(i)) for i in range(shards)):
+            shards = self._make(say)
+        x0, captions, skipped = [], [], []
+        for number in range(shards):
+            with safe_open(self._shard(number), "pt") as file:
+                x0.append(file.get_tensor("x0"))  # a view of the mapped file
+                metadata = file.metadata()
+            captions += json.loads(metadata["captions"])
+            skipped += json.loads(metadata["skipped"])
+        faults = ", ".join(f"{name} ({why})" for name, why in skipped[:NAMED])
+        faults += ", ..." if len(skipped) > NAMED else ""
+        total = len(captions) + len(skipped)
+        if not captions:
+            raise ValueError(
+                f"{self.listing.root}: none of {total} pictures can be read: {faults}"
+                if total
+                else f"{self.listing.root}: no pictures in its tars"
+            )
+        if skipped:
+            say(f"{len(skipped)} of {total} pictures skipped: {faults}")
+        write_json(self.record, {"schema_version": 1, "digest": self.digest})
+        return CachedLatents(x0, captions, self.teacher)
+
+    def _shard(self, number: int) -> Path:
+        return self.folder / f"{number:05d}.safetensors"
+
+    def _make(self, say: Callable[[str], None]) -> int:
+        """Write the shards that are missing or broken; returns how many there are."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.cache / "manifest.json", {"schema_version": 1, **asdict(self.spec)})
+        records, done, number = self.listing.records(), 0, 0
+        for number in count():
+            first = next(records, None)
+            if first is None:
+                break
+            piece, shard = chain([first], islice(records, self.rows - 1)), self._shard(number)
+            fault = self._fault(shard)
+            if not fault:
+                done += sum(1 for _ in piece)
+                continue
+            if shard.is_file():
+                say(f"{shard}: {fault}; made again")
+            done += self._write(shard, piece)
+            say(f"pictures encoded {done}")
+        write_json(self.folder / "index.json", {"schema_version": 1, "shards": number})
+        return number
+
+    def _write(self, shard: Path, records: Iterator[Record]) -> int:
+        """Make one shard; returns the records it took."""
+        channels, height, width = self.codec.shape
+        together = max(1, min(64, 2**22 // (height * width)))
+        x0 = [torch.empty(0, *self.teacher.sample_shape)]
+        captions: list[str] = []
+        skipped: list[tuple[str, str]] = []
+        waiting: list[Tensor] = []
+
+        def encode() -> None:
+            new = captions[len(captions) - len(waiting) :]
+            if self.teacher.prompts:
+                self.teacher.tokenize(new)  # for what it refuses, before a long encoding
+            x0.append(self.codec.encode(torch.stack(waiting)))
+            waiting.clear()
+
+        for record in records:
+            try:
+                data, caption = record.read()
+                if self.teacher.prompts and not caption:
+                    raise ValueError("no caption")
+                picture = read_picture(data, channels, height, width)
+            except FAULTS as error:
+                skipped.append((record.name, _reason(error)))
+                continue
+            waiting.append(picture)
+            captions.append(caption)
+            if len(waiting) == together:
+                encode()
+        if waiting:
+            encode()
+        made = torch.cat(x0)
+        if not bool(made.isfinite().all()):
+            raise FloatingPointError(f"{shard}: what the autoencoder returns is not finite")
+        metadata = {"captions": json.dumps(captions), "skipped": json.dumps(skipped)}
+        _save(shard, made, {"digest": self.digest, **metadata})
+        return len(captions) + len(skipped)
+
+    def _fault(self, shard: Path) -> str:
+        """What is wrong with a shard, "" if nothing is."""
+        if not shard.is_file():
+            return "missing"
+        try:
+            with safe_open(shard, "pt") as file:
+                metadata = file.metadata() or {}
+                shape = tuple(file.get_slice("x0").get_shape())
+        except (SafetensorError, OSError) as error:
+            return _reason(error)
+        if metadata.get("digest") != self.digest:
+            return "of other pictures"
+        same = shape[1:] == self.teacher.sample_shape
+        return "" if same else f"x0 of shape {shape[1:]}"
+
+
+def find_pictures(teacher: Teacher, path: str, cache: Path, key: str, run: Path) -> Pictures:
+    """Pictures for a run, checked as far as can be without reading one.
+
+    Args:
+        teacher: For whom.
+        path: A folder or a .tar.
+        cache: Folder of x0.
+        key: Of the caption in a .json of a tar.
+        run: The run dir, which remembers what the pictures were.
+
+    Raises:
+        ValueError: If there are none, the teacher takes none, or as `Pictures` says.
+    """
+    record = run / "data" / "pictures.json"
+    return Pictures(list_pictures(path, key), Codec(teacher), cache, record)
+
+
+def _check_cache(cache: Path, spec: Spec) -> None:
+    """ValueError if a cache is another teacher's."""
+    file = cache / "manifest.json"
+    if not file.is_file():
+        return
+    found = read_json(file)
+    for name, ours in json.loads(json.dumps(asdict(spec))).items():
+        if found.get(name) != ours:
+            raise ValueError(
+                f"{cache}: wrong latent cache: made with {name}={found.get(name)}, not {ours}; "
+                "choose another data.cache"
+            )
+
+
+def _save(shard: Path, x0: Tensor, metadata: dict[str, str]) -> None:
+    """Write a shard whole or not at all; runs that share a cache may both do so."""
+    handle, name = tempfile.mkstemp(prefix=f".{shard.name}-", dir=shard.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        save_file({"x0": x0}, part, metadata=metadata)
+        part.chmod(0o644)
+        part.rename(shard)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _reason(error: Exception) -> str:
+    """One line; what the system says of a file without the file's name."""
+    said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return str(said).splitlines()[0]

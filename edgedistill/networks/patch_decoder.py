@@ -1,0 +1,81 @@
+"""A decoder that computes where there are few positions and unfolds the pixels at once.
+
+At the picture's resolution a convolution costs sixty-four times what it costs at the latent's.
+Here the layers are at the latent's and the next, and the last one puts out all pixels of a patch
+(sub-pixel convolution, Shi et al. 2016, arXiv 1609.05158).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput
+from torch import Tensor, nn
+
+__all__ = ["PatchDecoder"]
+
+
+class Block(nn.Module):
+    """x + conv(relu(conv(relu(x)))), at first x."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        for parameter in self.second.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        moved: Tensor = x + self.second(self.first(x.relu()).relu())
+        return moved
+
+
+class PatchDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped
+    """Latents (N, C, h, w) -> pictures (N, 3, H, W) in about [-1, 1].
+
+    Stands where diffusers expects an autoencoder to decode with; it has no encoder.
+
+    Args:
+        latent_channels: C.
+        block_out_channels: Channels at each resolution, from the latent's to the picture's, each
+            twice the last. From the first 0 on there are no layers, and the pixels are unfolded.
+        num_decoder_blocks: Residual blocks at each.
+        scaling_factor: Latents are x0 divided by this.
+
+    Raises:
+        ValueError: If the two lists differ in length, or channels return after a 0.
+    """
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        latent_channels: int = 4,
+        block_out_channels: Sequence[int] = (128, 64, 0, 0),
+        num_decoder_blocks: Sequence[int] = (2, 1, 0, 0),
+        scaling_factor: float = 1.0,
+    ) -> None:
+        super().__init__()
+        widths = [width for width in block_out_channels if width]
+        if not widths or list(block_out_channels[: len(widths)]) != widths:
+            raise ValueError(f"channels={tuple(block_out_channels)}: zeros only at the end")
+        if len(num_decoder_blocks) != len(block_out_channels):
+            raise ValueError(
+                f"blocks={tuple(num_decoder_blocks)}: as many counts as channels expected, "
+                f"{len(block_out_channels)}"
+            )
+        layers: list[nn.Module] = [nn.Conv2d(latent_channels, widths[0], 3, padding=1)]
+        for i, width in enumerate(widths):
+            if i:
+                layers += [nn.Conv2d(widths[i - 1], 4 * width, 1), nn.PixelShuffle(2)]
+            layers += [Block(width) for _ in range(num_decoder_blocks[i])]
+        patch = 2 ** (len(block_out_channels) - len(widths))
+        layers += [nn.ReLU(), nn.Conv2d(widths[-1], 3 * patch**2, 3, padding=1)]
+        self.decoder = nn.Sequential(*layers, nn.PixelShuffle(patch))
+
+    def decode(self, z: Tensor, return_dict: bool = True, generator: Any = None) -> Any:
+        """Pictures of latents, as diffusers' autoencoders return them; nothing is random."""
+        picture: Tensor = self.decoder(z)
+        return DecoderOutput(sample=picture) if return_dict else (picture,)

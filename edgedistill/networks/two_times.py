@@ -1,0 +1,145 @@
+"""A network that is told, besides the time t it is at, the time s it leads to.
+
+While it trains, a small network adds its features of s to what the time embedding's last layer
+puts out. A student that is done visits few times, and each has one s: there the addition goes into
+that layer's weights, exactly, and what is left is the teacher's own architecture, which reloads in
+diffusers and exports as any other (`TwoTimes.folded`).
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from edgedistill.denoiser import Condition, Denoiser
+from edgedistill.networks.roles import Role
+
+__all__ = ["TwoTimes", "steps_of"]
+
+FREQUENCIES = 4
+
+
+class Told(nn.Module):
+    """A linear layer, and a function of s added to what it puts out.
+
+    Attributes:
+        s: Where the rows of the call lead to, (N,); set before each call.
+    """
+
+    rates: Tensor
+
+    def __init__(self, linear: nn.Linear, width: int = 128) -> None:
+        super().__init__()
+        self.linear = linear
+        self.register_buffer("rates", 0.5 * math.pi * torch.arange(1, FREQUENCIES + 1))
+        last = nn.Linear(width, linear.out_features)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+        self.embed = nn.Sequential(nn.Linear(2 * FREQUENCIES + 1, width), nn.SiLU(), last)
+        self.embed.to(linear.weight)
+        self.s = torch.zeros(1)
+
+    def of(self, s: Tensor) -> Tensor:
+        """What is added for s (N,): (N, out)."""
+        s = s.to(self.linear.weight).reshape(-1, 1)
+        phase = s * self.rates.to(s)
+        added: Tensor = self.embed(torch.cat([s, phase.sin(), phase.cos()], dim=-1))
+        return added
+
+    def forward(self, h: Tensor) -> Tensor:
+        told: Tensor = self.linear(h) + self.of(self.s)
+        return told
+
+
+class TwoTimes(nn.Module):
+    """net(x, time, s=s, **cond); without s it is the one that belongs to the nearest step's time.
+
+    It starts as the network inside.
+
+    Args:
+        net: Called as net(x, time, **cond).
+        path: Module path in it of the time embedding's last linear layer.
+        steps: The student's steps: (network time, s) of each, (steps, 2).
+    """
+
+    steps: Tensor
+
+    def __init__(self, net: nn.Module, path: str, steps: Tensor) -> None:
+        super().__init__()
+        if isinstance(net, Role):
+            raise ValueError(
+                "train.roles=adapters: a LoRA has no place for what this method adds to the time; "
+                "choose train.roles=copies"
+            )
+        if not path:
+            raise ValueError(
+                "this teacher's network has no one layer for the time to be told more"
+            )
+        linears = {name: m for name, m in net.named_modules() if isinstance(m, nn.Linear)}
+        if path not in linears:
+            near = ", ".join(difflib.get_close_matches(path, linears, 3, 0.3))
+            raise ValueError(f"no linear layer {path!r} in {type(net).__name__}; nearest: {near}")
+        self.net, self.path = net, path
+        net.set_submodule(path, Told(linears[path]))
+        self.register_buffer("steps", steps.float())
+
+    @property
+    def told(self) -> Told:
+        """The layer that is told."""
+        told = self.net.get_submodule(self.path)
+        assert isinstance(told, Told)
+        return told
+
+    def forward(self, x: Tensor, time: Tensor, s: Tensor | None = None, **cond: Tensor) -> Tensor:
+        if s is None:
+            nearest = (time.reshape(-1, 1) - self.steps[:, 0]).abs().argmin(1)
+            s = self.steps[nearest, 1]
+        self.told.s = s
+        result: Tensor = self.net(x, time, **cond)
+        return result
+
+    @torch.no_grad()
+    def folded(self, x: Tensor, cond: Condition) -> nn.Module:
+        """The network alone, which at each step's time does what this does there.
+
+        The layer gets the least change of its weights that adds the right vector at each step's
+        time. Its input must depend on nothing but the time.
+
+        Args:
+            x: A call's x, of one row or more.
+            cond: Its condition.
+        """
+        inputs: list[Tensor] = []
+        hook = self.told.register_forward_pre_hook(lambda _, args: inputs.append(args[0][:1]))
+        for time, s in self.steps:
+            self(x[:1], time.expand(1), s.expand(1), **{k: v[:1] for k, v in cond.items()})
+        hook.remove()
+        added = torch.cat([self.told.of(s.reshape(1)) for s in self.steps[:, 1]]).double()
+        change = torch.linalg.lstsq(
+            torch.cat(inputs).double().cpu(), added.cpu(), driver="gelsd"
+        ).solution
+        net = copy.deepcopy(self.net)
+        told = net.get_submodule(self.path)
+        assert isinstance(told, Told)
+        linear = told.linear
+        linear.weight += change.T.to(linear.weight)
+        net.set_submodule(self.path, linear)
+        return net
+
+
+def steps_of(denoiser: Denoiser, times: Tensor, *, to_end: bool = False) -> Tensor:
+    """`TwoTimes.steps` of a student that visits `times` (steps + 1,).
+
+    Args:
+        denoiser: The student.
+        times: Decreasing to 0.
+        to_end: Each step leads to time 0, as a sampler that adds noise anew needs it; by default
+            to the next.
+    """
+    t = times[:-1].double().cpu()
+    s = torch.zeros_like(t) if to_end else times[1:].double().cpu()
+    return torch.stack([denoiser.schedule.net_time(t), s], dim=1)

@@ -1,0 +1,132 @@
+"""Consistency inside segments of time: `pcm` (phased), its stages (TSCD), and `tdd`.
+
+Wang et al. 2024, "Phased Consistency Models" (arXiv 2405.18407); Ren et al. 2024, "Hyper-SD"
+(arXiv 2404.13686), whose trajectory-segmented consistency distillation is the same with fewer
+segments from stage to stage; Wang et al. 2024, "Target-Driven Distillation" (arXiv 2409.01347),
+which draws the segments at random. Their adversarial terms are left to other methods.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from edgedistill.boundary import landed
+from edgedistill.denoiser import Denoiser, Guided
+from edgedistill.distances import Distance, distance
+from edgedistill.ema import follow
+from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
+from edgedistill.sampling import ddim_step, time_grid
+from edgedistill.times import below, neighbours, with_edges
+
+__all__ = ["PCM", "TDD"]
+
+
+def _by_stage(counts: tuple[int, ...], batch: Batch, steps: int) -> int:
+    return min(batch.step * len(counts) // steps, len(counts) - 1)
+
+
+def _at_random(counts: tuple[int, ...], batch: Batch, steps: int) -> int:
+    return int(torch.randint(len(counts), (), generator=batch.shared))
+
+
+CHOICES: dict[str, Callable[[tuple[int, ...], Batch, int], int]] = {
+    "stages": _by_stage,
+    "random": _at_random,
+}
+"""(counts, batch, steps of the run) -> which of the counts this batch has."""
+
+
+class PCM(Objective):
+    """f(x_t, t) = sg f_ema(x_s, s), where f is the DDIM step to the edge of t's segment."""
+
+    class Config(Settings):
+        """Hyperparameters (PCM's and LCM's)."""
+
+        segments: tuple[Annotated[int, Field(ge=1)], ...] = ()
+        """Counts of equal segments of time; empty is one for each of the student's steps."""
+        choice: Literal["stages", "random"] = "stages"
+        """One count after the other, in equal parts of the run, or one at random each turn."""
+        solver_steps: int = Field(50, ge=2)
+        """Teacher steps the time axis is cut into, besides the edges."""
+        ema: float = Field(0.95, ge=0, lt=1)
+        """Decay of the target network; 0 is the student itself."""
+        distance: Distance = Distance(kind="pseudo-huber")
+
+    name = "pcm"
+
+    def __init__(self, config: PCM.Config, setup: Setup) -> None:
+        self.config = config
+        self.teacher, self.student = setup.teacher, setup.student
+        self.target = setup.student
+        if config.ema:
+            self.target = copy.deepcopy(setup.student).requires_grad_(False)
+        self.optim, self.times, self.steps = setup.optim, setup.times, setup.train_steps
+        self.counts = config.segments or (len(self.times) - 1,)
+        self._check(setup.sampler)
+        self.edges = [self._edges(count) for count in self.counts]
+        self.solver = time_grid(self.student.schedule, config.solver_steps)
+
+    def _check(self, sampler: str) -> None:
+        """Steps that land on the next time need a segment each; those that renoise, only one."""
+        needed = {"ddim": len(self.times) - 1, "renoise": 1}[sampler]
+        trained = self.counts[-1:] if self.config.choice == "stages" else self.counts
+        if needed not in trained:
+            found = ", ".join(map(str, trained))
+            raise ValueError(
+                f"student.steps={len(self.times) - 1} with student.sampler={sampler} needs "
+                f"{needed} segments in the end, not {found}"
+            )
+
+    def _edges(self, count: int) -> Tensor:
+        own = count == len(self.times) - 1
+        return self.times if own else time_grid(self.student.schedule, count)
+
+    def players(self) -> list[Player]:
+        return [Player("student", self.student, self.optim)]
+
+    def followers(self) -> dict[str, nn.Module]:
+        return {"target": self.target} if self.config.ema else {}
+
+    def updated(self, player: str) -> None:
+        if self.config.ema:
+            follow(self.target, self.student, self.config.ema)
+
+    def stage(self, batch: Batch) -> int:
+        """Which of the counts this batch has."""
+        return CHOICES[self.config.choice](self.counts, batch, self.steps)
+
+    def path(self, stage: int) -> tuple[Denoiser | Guided, Tensor]:
+        """Whose DDIM steps lead from x_t to x_s, and between which times."""
+        return self.teacher, with_edges(with_edges(self.solver, self.times), self.edges[stage])
+
+    def loss(self, player: str, batch: Batch) -> Losses:
+        stage, schedule = self.stage(batch), self.student.schedule
+        guide, grid = self.path(stage)
+        t, s = neighbours(grid, len(batch.x0), batch.generator)
+        edge = below(self.edges[stage], t)
+        t, s, edge = (time.to(batch.x0.device) for time in (t, s, edge))
+        x_t = self.student.noised(batch.x0, t, batch.noise())
+        with torch.no_grad():
+            x_s = ddim_step(schedule, x_t, guide(x_t, t, batch.cond), t, s)
+            target = landed(schedule, x_s, self.target(x_s, s, batch.cond), s, edge)
+        ours = landed(schedule, x_t, self.student(x_t, t, batch.cond), t, edge)
+        loss = distance(self.config.distance, ours, target).mean()
+        return Losses(loss, {"consistency": loss.detach()})
+
+
+class TDD(PCM):
+    """The same with segments drawn at random: one student for any of these numbers of steps."""
+
+    class Config(PCM.Config):
+        """Hyperparameters (the paper's 4 to 8 steps)."""
+
+        segments: tuple[Annotated[int, Field(ge=1)], ...] = (4, 5, 6, 7, 8)
+        choice: Literal["stages", "random"] = "random"
+
+    name = "tdd"
