@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgedistill.compress import Plan, count
 from edgedistill.compress.smaller import Smaller, choose, depths, record
-from edgedistill.data import find_captions, open_source, read_prompts
+from edgedistill.data import find_captions, open_source
 from edgedistill.data.latents import Pictures, find_pictures
 from edgedistill.data.paths import Paths, captions_of, make_paths, open_paths, spec_of
 from edgedistill.denoiser import Denoiser
@@ -132,10 +132,7 @@ class Run:
         """The teacher's paths at the student's times: the recipe's, or made into the run dir."""
         recipe, teacher = self.recipe, self.teacher
         section = recipe.teacher
-        prompts = recipe.data.prompts
-        captions = (
-            read_prompts(prompts, recipe.data.caption) if prompts else captions_of(teacher, None)
-        )
+        captions = captions_of(teacher, recipe.data.prompts, recipe.data.caption)
         spec = spec_of(
             teacher,
             captions,

@@ -31,6 +31,11 @@ def synth(
     Returns:
         The folder.
     """
+    if recipe.data.pictures:
+        raise ValueError(
+            f"data.pictures={recipe.data.pictures}: paths begin with noise and take captions "
+            "alone; name them with data.prompts"
+        )
     folder = Path(out) if out else Path("paths") / recipe.name
     check_writable(folder / "manifest.json", f"out={folder}")
     section, few = recipe.teacher, recipe.student
@@ -39,8 +44,9 @@ def synth(
         make_tiny(section.family, Path(place), recipe.train.seed)
     teacher = load_teacher(section.family, place)
     teacher.to(engine(recipe.train.precision).device)
-    find_captions(teacher, recipe.data.prompts, recipe.data.samples)  # for what it refuses
-    captions = captions_of(teacher, recipe.data.prompts)
+    data = recipe.data
+    find_captions(teacher, data.prompts, data.samples, data.caption)  # for what it refuses
+    captions = captions_of(teacher, data.prompts, data.caption)
     times = student_times(teacher.denoiser.schedule, few.steps, few.spacing, few.sampler)
     spec = spec_of(
         teacher,

@@ -91,10 +91,10 @@ def spec_of(
     return Spec(teacher.name, weights, guidance, solver, steps, kept, seed, found)
 
 
-def captions_of(teacher: Teacher, prompts: str | None) -> list[str]:
+def captions_of(teacher: Teacher, prompts: str | None, caption: str = "caption") -> list[str]:
     """Captions of paths: a prompt file's, else those of the teacher's own data, else one empty."""
     if prompts:
-        return read_prompts(prompts)
+        return read_prompts(prompts, caption)
     own = teacher.source()
     return own.captions if isinstance(own, Latents) else [""]
 

@@ -146,10 +146,11 @@ def _samples(made: Cast, launch: Launch) -> dict[str, int]:
     folder = find(recipe.teacher.path)
     ships = (folder / "data.safetensors").is_file() and (folder / "prompts.json").is_file()
     train = recipe.train
+    given = recipe.data.pictures is not None
     players = made.objective.players()
     turns = sum(player.plays(step) for step in range(train.steps) for player in players)
     return {
-        "made": 0 if ships and recipe.data.prompts is None else recipe.data.samples,
+        "made": 0 if given or (ships and recipe.data.prompts is None) else recipe.data.samples,
         "drawn": turns * train.batch_size * train.accumulate * launch.processes,
     }
 

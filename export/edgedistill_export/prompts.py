@@ -49,8 +49,11 @@ def _cycled(lines: Sequence[str], count: int) -> list[str]:
 
 
 def _recipe(student: Student) -> Sequence[str]:
-    named = (student.info.recipe.get("data") or {}).get("prompts")
-    return read_prompts(named) if named and Path(named).is_file() else ()
+    data = student.info.recipe.get("data") or {}
+    named = data.get("prompts")
+    if not named or not Path(named).exists():
+        return ()
+    return read_prompts(named, data.get("caption") or "caption")
 
 
 def _shipped(student: Student, kind: str) -> Sequence[str]:

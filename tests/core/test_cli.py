@@ -166,6 +166,7 @@ def test_help_names_every_verb(run):
     assert code == 0
     for verb in (
         "distill",
+        "synth",
         "export",
         "bench",
         "generate",

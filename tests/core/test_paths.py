@@ -254,3 +254,10 @@ def test_the_verb(two_modes, tmp_path, monkeypatch, capsys):
     assert stop.value.code == 0
     assert "paths mine" in capsys.readouterr().err
     assert len(load_file("mine/00000.safetensors")["path"]) == 20
+
+
+def test_pictures_make_no_paths(two_modes, tmp_path):
+    words = [*SMALL, f"teacher.path={two_modes}", f"data.pictures={tmp_path}"]
+    with pytest.raises(ValueError, match=r"data.pictures=.*: paths begin with noise"):
+        synth(recipes.load("mixture-kd", words), str(tmp_path / "p"), silent, silent)
+    assert not (tmp_path / "p").exists()
