@@ -54,7 +54,7 @@ def test_feature_losses_and_gradients_are_those_of_one_process(
         monkeypatch.setattr(
             type(trainer.accelerator), "process_index", property(lambda self, rank=rank: rank)
         )
-        losses.append(seat.turn(trainer._batch(0, 0)))
+        losses.append(seat.turn(trainer._batch(0, 0, 0)))
     logged = json.loads((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()[0])
     for key in ("task", "output", "features"):
         assert logged[f"student/{key}"] == pytest.approx(losses[0].logs[key].item(), rel=1e-5)

@@ -52,7 +52,7 @@ def test_a_real_run_holds_and_peaks_at_what_was_planned(name, roles, tmp_path):
         for other in trainer.seats:
             for param in other.params:
                 param.requires_grad_(other is seat)
-        batch = trainer._batch(seat.index, 0)
+        batch = trainer._batch(trainer.step, seat.index, 0)
         gc.collect()
         with Live("cpu") as live:
             run.objective.loss(seat.player.name, batch).total.backward()

@@ -104,7 +104,7 @@ def _convert(source: Path, path: Path, job: Job, options: Options) -> None:
     precision = PRECISIONS[job.precision]
     with _silent():
         # Its weights are mapped from the file.
-        converted = ov.Core().read_model(source)
+        converted = precision.read(source)
         with reading_frugally(source.parent):
             model = precision.change(converted, job, options)
             if options.static:
@@ -211,6 +211,16 @@ def _scope(model: Model, job: Job, ignored: Iterable[str]) -> Any:
     return nncf.IgnoredScope(names=names, types=sorted(ignored), validate=False)
 
 
+def _mapped(source: Path) -> Model:
+    """An ONNX file's graph as it is, weights mapped from it."""
+    return ov.Core().read_model(source)
+
+
+def _transposed(source: Path) -> Model:
+    """The same with copies of linear layers' weights, inputs last, as kernels unpack groups."""
+    return ov.convert_model(source)
+
+
 def _compute(**devices: str) -> dict[str, str]:
     """Notes that fix what devices compute in."""
     return {f"{name}.INFERENCE_PRECISION_HINT": value for name, value in devices.items()}
@@ -221,11 +231,13 @@ class Precision:
     """One of the target's precisions.
 
     Attributes:
-        change: What is done to the converted model.
+        read: From an ONNX file to a model.
+        change: What is done to the model.
         half: Whether weights are stored as float16. OpenVINO does not do that beside int8 ones.
         notes: Properties of devices, for the runtime's backend.
     """
 
+    read: Callable[[Path], Model] = _mapped
     change: Callable[[Model, Job, Options], Model] = _unchanged
     half: bool = False
     # Left alone, a CPU with bfloat16 uses it unasked: 48 dB where float32 is at 70. Float16 is no
@@ -239,7 +251,7 @@ PRECISIONS = {
     "fp16": Precision(half=True),
     "bf16": Precision(half=True, notes=_compute(CPU="bf16")),
     "int8": Precision(change=_int8),
-    "int8-hybrid": Precision(change=_int8_hybrid),
-    "int8-weights": Precision(change=_int8_weights),
-    "int4-weights": Precision(change=_int4_weights),
+    "int8-hybrid": Precision(read=_transposed, change=_int8_hybrid),
+    "int8-weights": Precision(read=_transposed, change=_int8_weights),
+    "int4-weights": Precision(read=_transposed, change=_int4_weights),
 }
