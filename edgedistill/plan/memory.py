@@ -113,9 +113,11 @@ def memory(cast: Cast, launch: Launch) -> Memory:
     fresh = cast.recipe.train.accumulate == 1 and not launch.shard
     turns = []
     for player in cast.objective.players():
+        if player.start >= cast.recipe.train.steps and not player.prelude:
+            continue  # never plays: a method that searches
         made = peak(cast, player, fresh=fresh)
         turns.append(made - held.roles[player.name].gradients if fresh else made)
-    return replace(held, activations=max(0, *turns))
+    return replace(held, activations=max([0, *turns]))
 
 
 def peak(cast: Cast, player: Player, *, fresh: bool) -> int:

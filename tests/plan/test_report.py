@@ -200,3 +200,13 @@ def test_sdxl_takes_seconds():
         "network",
         "further costs",
     ]
+
+
+def test_a_method_that_trains_nothing_is_planned(tmp_path):
+    file = tmp_path / "search.yaml"
+    file.write_text(
+        "teacher: {family: stable_diffusion, path: emoji}\n"
+        "student: {steps: 4, sampler: ddim}\n"
+        "objective: {name: oss}\ntrain: {steps: 1, batch_size: 4}\n"
+    )
+    assert costs(recipes.load(str(file)), Launch()).memory.activations == 0
