@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
-from edgedistill import adamw
+from edgedistill import optimizers
 from edgedistill.files import atomic_folder, read_json, write_json
 
 __all__ = ["latest", "load", "save"]
@@ -94,7 +94,7 @@ def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         f"{index}.{name}{part}": tensor.clone().contiguous()
         for index, values in state.items()
         for name, value in values.items()
-        for part, tensor in adamw.split(torch.as_tensor(value)).items()
+        for part, tensor in optimizers.split(torch.as_tensor(value)).items()
     }
 
 
@@ -105,7 +105,7 @@ def _unflatten(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) 
         values = parts.setdefault(int(index), {}).setdefault(name, {})
         values["".join(f".{word}" for word in part)] = tensor
     state = {
-        index: {name: adamw.join(name, value) for name, value in values.items()}
+        index: {name: optimizers.join(name, value) for name, value in values.items()}
         for index, values in parts.items()
     }
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from edgedistill import adamw, checkpoint
+from edgedistill import checkpoint, optimizers
 from edgedistill.ema import EMA
 from edgedistill.metrics import Metrics
 from edgedistill.networks.roles import Adapter
@@ -128,7 +128,7 @@ class Seat:
     ) -> None:
         self.index, self.player = index, player
         self.params = [p for p in player.net.parameters() if p.requires_grad]
-        self.raw = adamw.make(self.params, player.optim, moments)
+        self.raw = optimizers.make(player.net, player.optim, moments)
         self.turn, self.optimizer = accelerator.prepare(Turn(player, objective), self.raw)
         self.bad = 0
 
@@ -277,7 +277,7 @@ class Trainer:
         # fp16's scaler expects overflows and handles them by itself.
         finite = bool(norm.isfinite()) and bool(losses.total.isfinite())
         if finite or self.accelerator.scaler:
-            adamw.set_lr(seat.raw, self._lr(player.optim.lr))
+            optimizers.set_lr(seat.raw, self._lr(player.optim.lr))
             seat.optimizer.step()
         seat.bad = 0 if finite else seat.bad + 1
         if seat.bad > MAX_BAD_STEPS:

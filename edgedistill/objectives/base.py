@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -45,10 +45,15 @@ class Settings(BaseModel):
 
 
 class Optim(Settings):
-    """AdamW of one player."""
+    """The optimizer of one player."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: the updates of matrices are made orthogonal; all other parameters, by AdamW. The
+    learning rate means the same to both."""
     lr: float = Field(1e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Of Muon's matrices."""
     weight_decay: float = Field(0.0, ge=0)
     eps: float = Field(1e-8, gt=0)
 

@@ -1,11 +1,11 @@
 """What a run holds on its device at the worst moment of a step.
 
 Weights, gradients and optimizer states are counted role by role, each storage once, with the
-trainer's own choices: float32 weights whatever the precision, but for frozen ones if asked,
-AdamW's two moments, an average of the student. What comes and goes within a turn is not estimated:
-the method's loss and its gradient run on the meta device, where nothing is computed, and every
-tensor is counted for as long as it lives. The allocator's slack, cuDNN's workspaces and the CUDA
-context are not in it, nor are the blocks that sharding gathers for a call.
+trainer's own choices: float32 weights whatever the precision, but for frozen ones if asked, the
+optimizer's moments, an average of the student. What comes and goes within a turn is not
+estimated: the method's loss and its gradient run on the meta device, where nothing is computed,
+and every tensor is counted for as long as it lives. The allocator's slack, cuDNN's workspaces and
+the CUDA context are not in it, nor are the blocks that sharding gathers for a call.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from edgedistill import adamw
+from edgedistill import optimizers
 from edgedistill.objectives.base import Objective, Player
 from edgedistill.plan.accelerator import LOW_PRECISION, Accelerator
 from edgedistill.plan.cast import Cast
@@ -96,8 +96,11 @@ def holdings(cast: Cast, launch: Launch) -> Memory:
     for player in players:
         trained = _trained(player)
         moved = sum(p.nbytes for p in trained) // parts
-        moments = sum(adamw.moment_bytes(p, cast.recipe.train.moments) for p in trained) // parts
-        roles[player.name] = Holding(_take(player.net, seen) // parts, moved, moments)
+        kept, matrices = cast.recipe.train.moments, set[int]()
+        if player.optim.name == "muon":
+            matrices = optimizers.matrices(player.net)
+        moments = sum(optimizers.moment_bytes(p, kept, muon=id(p) in matrices) for p in trained)
+        roles[player.name] = Holding(_take(player.net, seen) // parts, moved, moments // parts)
     for name, net in {**cast.objective.followers(), **dict(_others(cast.objective))}.items():
         if weights := _take(net, seen):
             roles[name] = Holding(weights)

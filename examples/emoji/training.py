@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from edgedistill.muon import Muon
 
-from muon import Muon, split
 from storage import load_state, save_state
+
+OUTERMOST = ("conv_in", "conv_out", "embed", "logit_scale")
+"""Parts of the names of parameters that meet data or tokens; AdamW's, whatever their shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +130,7 @@ class Trainer:
         torch.set_num_threads(plan.threads)
         self.network, self.plan, self.checkpoint = network, plan, checkpoint
         matrices, others = split(network)
-        self.muon = Muon(matrices, plan.matrix_rate, weight_decay=plan.weight_decay)
+        self.muon = Muon(matrices, lr=plan.matrix_rate, weight_decay=plan.weight_decay)
         self.adamw = torch.optim.AdamW(
             others, plan.other_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
         )
@@ -200,3 +203,13 @@ class Trainer:
             f"step {budget.steps}  {speed:.0f} pictures/s  {means}",
             flush=True,
         )
+
+
+def split(module: torch.nn.Module) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """A module's parameters for Muon and for AdamW."""
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        outermost = any(part in name for part in OUTERMOST)
+        (others if outermost or parameter.ndim < 2 else matrices).append(parameter)
+    return matrices, others

@@ -1,17 +1,19 @@
-"""AdamW of a player, its moments in float32 or in 8 bits."""
+"""The optimizer of a player: AdamW, its moments in float32 or in 8 bits, or Muon."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from edgedistill.muon import Muon, is_matrix
+
 if TYPE_CHECKING:
     from edgedistill.objectives.base import Optim
 
-__all__ = ["BLOCK", "join", "make", "moment_bytes", "set_lr", "split"]
+__all__ = ["BLOCK", "join", "make", "matrices", "moment_bytes", "set_lr", "split"]
 
 BLOCK = 256
 """Values that share a scale in 8 bits."""
@@ -23,31 +25,46 @@ SIGNED = "exp_avg"
 """The moment that may be negative."""
 
 
-def make(params: Sequence[nn.Parameter], optim: Optim, moments: str) -> torch.optim.Optimizer:
-    """AdamW over `params`, all on one device.
+def make(net: nn.Module, optim: Optim, moments: str) -> torch.optim.Optimizer:
+    """What moves the trainable parameters of `net`, all on one device.
 
     Args:
-        params: What it moves.
+        net: Whose.
         optim: Its settings.
-        moments: How it keeps its moments, fp32 or 8bit.
+        moments: How AdamW keeps its moments, fp32 or 8bit.
 
     Raises:
-        ValueError: If 8 bits are asked for and torchao or the compiler it needs is missing.
+        ValueError: If 8 bits are asked for and torchao or the compiler it needs is missing, or
+            of Muon.
     """
+    params = [p for p in net.parameters() if p.requires_grad]
     choices: dict[str, Any] = {
         "lr": optim.lr,
         "betas": optim.betas,
         "eps": optim.eps,
         "weight_decay": optim.weight_decay,
     }
+    if optim.name == "muon":
+        if moments != "fp32":
+            raise ValueError(f"train.moments={moments} is AdamW's; optim.name=muon has fp32 only")
+        chosen = matrices(net)
+        mine = [p for p in params if id(p) in chosen]
+        others = [p for p in params if id(p) not in chosen]
+        return Muon(mine, others, momentum=optim.momentum, **choices)
     if moments == "fp32":
         return torch.optim.AdamW(params, **choices, fused=True)
-    params = list(params)
     _check(params[0].device)
     from torchao.optim import AdamW8bit
 
     made: torch.optim.Optimizer = AdamW8bit(params, **choices, block_size=BLOCK)
     return made
+
+
+def matrices(net: nn.Module) -> set[int]:
+    """Ids of the parameters that are Muon's: matrices, but no tables of embeddings."""
+    tables = (module for module in net.modules() if isinstance(module, nn.Embedding))
+    embedded = {id(table.weight) for table in tables}
+    return {id(p) for p in net.parameters() if is_matrix(p)} - embedded
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -78,9 +95,11 @@ def join(name: str, parts: Mapping[str, Tensor]) -> Tensor:
     return made
 
 
-def moment_bytes(param: Tensor, moments: str) -> int:
-    """Bytes of both moments of `param`, kept as `moments` says."""
+def moment_bytes(param: Tensor, moments: str, *, muon: bool = False) -> int:
+    """Bytes of both moments of `param`, kept as `moments` says, or of Muon's one."""
     count = param.numel()
+    if muon:
+        return 4 * count
     if moments == "fp32" or count < LEAST or count % BLOCK:
         return 2 * 4 * count
     # A byte each, a float32 scale a block, and the table of the 256 values.
