@@ -12,7 +12,20 @@ from torch import Tensor, nn
 
 from edgedistill.objectives.base import Settings
 
-__all__ = ["DISTANCES", "Distance", "Pyramid", "distance", "drift", "feature_distance"]
+__all__ = [
+    "DISTANCES",
+    "Distance",
+    "Ensemble",
+    "Pyramid",
+    "augmented",
+    "distance",
+    "drift",
+    "ensembled",
+    "feature_distance",
+]
+
+
+KINDS = "^(l2|l1|pseudo-huber|vector-huber|features)$"
 
 
 class Distance(Settings):
@@ -24,9 +37,23 @@ class Distance(Settings):
     network with random weights, of pictures or latents (N, C, H, W); see `Pyramid`.
     """
 
-    kind: str = Field("l2", pattern="^(l2|l1|pseudo-huber|vector-huber|features)$")
+    kind: str = Field("l2", pattern=KINDS)
     c: float = Field(1e-3, gt=0)
     """Above 0: at 0 there is no gradient where both agree."""
+
+
+class Ensemble(Distance):
+    """A distance of pictures or latents, (N, C, H, W), as random augmentations see them."""
+
+    kind: str = Field("features", pattern=KINDS)
+    ensemble: int | None = Field(None, ge=0)
+    """Augmentations of each pair over which the distance is averaged; 0 leaves both as they are.
+    None is 1 for `features`, and 0 for others, to which no augmentation is of use."""
+
+    @property
+    def draws(self) -> int:
+        """How many augmentations."""
+        return int(self.kind == "features") if self.ensemble is None else self.ensemble
 
 
 def _l2(d: Tensor, c: float) -> Tensor:
@@ -124,6 +151,70 @@ def distance(config: Distance, a: Tensor, b: Tensor) -> Tensor:
     if config.kind == "features":
         return feature_distance(a, b)
     return DISTANCES[config.kind]((a - b).flatten(1), config.c)
+
+
+def augmented(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Each of (N, C, H, W) mirrored, scaled, stretched, turned and moved at random, with a hole.
+
+    Linear in the picture. All of it in every draw, and as far as in ADA (Karras et al. 2020, arXiv
+    2006.06676, App. B): sizes by 2^(n / 5), n standard normal, in both directions and in one
+    against the other; any angle; shifts of an eighth of the picture times n; what comes in from
+    outside is reflected. The hole is a square of half the picture's side, centred anywhere.
+
+    Args:
+        pictures: On any device.
+        generator: CPU randomness.
+    """
+    count, _, height, width = pictures.shape
+    even, normal = (draw(4, count, generator=generator) for draw in (torch.rand, torch.randn))
+    size, stretch = 2 ** (0.2 * normal[0]), 2 ** (0.2 * normal[1])
+    mirror, angle = torch.where(even[0] < 0.5, -1.0, 1.0), 2 * math.pi * even[1]
+    across, down = 1 / (size * stretch), stretch / size
+    cos, sin, aspect = angle.cos(), angle.sin(), height / width
+    # From places of the result to places of the picture, both from -1 to 1.
+    right = torch.stack([mirror * across * cos, mirror * across * sin * aspect, normal[2] / 4], 1)
+    below = torch.stack([-down * sin / aspect, down * cos, normal[3] / 4], 1)
+    places = torch.stack([right, below], 1).to(pictures)
+    grid = nn.functional.affine_grid(places, list(pictures.shape), align_corners=False)
+    moved = nn.functional.grid_sample(
+        pictures, grid, padding_mode="reflection", align_corners=False
+    )
+    rows, columns = (
+        ((torch.arange(n) + 0.5) / n - centre[:, None]).abs() < 0.25
+        for n, centre in ((height, even[2]), (width, even[3]))
+    )
+    hole = rows[:, None, :, None] & columns[:, None, None, :]
+    return moved * (~hole).to(pictures)
+
+
+def ensembled(config: Ensemble, a: Tensor, b: Tensor, generator: torch.Generator) -> Tensor:
+    """The mean of distances of T a and T b over random augmentations T, (N,).
+
+    E-LatentLPIPS (Kang et al. 2024, arXiv 2405.05967, Sec. 3.2) where the distance is that of
+    `features`: what its network cannot tell apart from one view, it can from others. Each pair has
+    augmentations of its own, the same for both.
+
+    Args:
+        config: The distance, and how many augmentations.
+        a: (N, ...).
+        b: What they are held against, (N, ...).
+        generator: CPU randomness.
+
+    Raises:
+        ValueError: If an ensemble is asked for of what is no picture.
+    """
+    if a.ndim != 4 and config.ensemble:
+        raise ValueError(
+            f"distance.ensemble={config.ensemble}: x0 of shape {tuple(a.shape[1:])} is no picture "
+            "to augment; choose 0"
+        )
+    if a.ndim != 4 or not config.draws:
+        return distance(config, a, b)
+    found = []
+    for _ in range(config.draws):
+        both = augmented(torch.cat([a, b], 1), generator)
+        found.append(distance(config, *both.chunk(2, 1)))
+    return torch.stack(found).mean(0)
 
 
 @torch.no_grad()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgedistill.objectives.base import RewardOf, Settings
@@ -36,6 +37,24 @@ class RewardModel(ABC):
             samples: Pictures (N, 3, H, W) in [-1, 1], or points (N, D).
             prompts: What each was made for; none where the teacher takes none.
         """
+
+    @classmethod
+    def outline(cls, config: Any, folder: Path, *, prompted: bool) -> RewardModel | None:
+        """The same without weights, on the meta device, to plan with; None if it has no such form.
+
+        Args:
+            config: A `Config` of the subclass.
+            folder: Of the teacher's configurations.
+            prompted: Whether the teacher takes prompts.
+
+        Raises:
+            ValueError: As the constructor, or if its networks' configurations are not there.
+        """
+        return None
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Its networks by name."""
+        return {}
 
 
 class Linear(RewardModel):
@@ -78,6 +97,23 @@ class ClipScore(RewardModel):
         if not teacher.prompts:
             raise ValueError(f"reward.name=clip: teacher {teacher.name!r} takes no prompts")
         self.features = Features(features_of(teacher, config.features, "reward.options.features"))
+
+    @classmethod
+    def outline(cls, config: ClipScore.Config, folder: Path, *, prompted: bool) -> ClipScore:
+        from edgedistill.plan.judge import Outline
+
+        if not prompted:
+            raise ValueError(f"reward.name=clip: teacher {folder.name!r} takes no prompts")
+        place = Path(config.features) if config.features else folder / "clip"
+        if not (place / "config.json").is_file():
+            what = "costs are read from configurations; name the folder of a CLIPModel"
+            raise ValueError(f"reward.options.features={config.features}: {what}")
+        made = cls.__new__(cls)
+        made.features = Outline(place)
+        return made
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"clip": self.features.model}
 
     def __call__(self, samples: Tensor, prompts: Sequence[str]) -> Tensor:
         images = self.features.embed(samples)

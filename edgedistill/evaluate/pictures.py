@@ -63,8 +63,11 @@ class Features:
         self.model = CLIPModel.from_pretrained(path, dtype=torch.float32).eval()
         self.model.requires_grad_(False)
         self.tokenizer = AutoTokenizer.from_pretrained(_tokenizer(path))
-        vision = self.model.config.vision_config
-        self.size = vision.image_size
+        self._settle(path)
+
+    def _settle(self, path: str) -> None:
+        """Size and scale of the pictures it is shown."""
+        self.size = self.model.config.vision_config.image_size
         file = Path(path) / "preprocessor_config.json"
         config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         self.mean = torch.tensor(config.get("image_mean", [0.48145466, 0.4578275, 0.40821073]))
@@ -125,17 +128,22 @@ class Features:
         unique = list(dict.fromkeys(captions))
         features = []
         for start in range(0, len(unique), batch):
-            ids = self.tokenizer(
-                unique[start : start + batch],
-                padding="max_length",
-                truncation=True,
-                max_length=self.model.config.text_config.max_position_embeddings,
-                return_tensors="pt",
-            ).input_ids
-            pooled = self.model.text_model(input_ids=ids.to(self.model.device)).pooler_output
+            ids = self.tokens(unique[start : start + batch]).to(self.model.device)
+            pooled = self.model.text_model(input_ids=ids).pooler_output
             features.append(self.model.text_projection(pooled))
         place = {caption: i for i, caption in enumerate(unique)}
         return torch.cat(features)[[place[caption] for caption in captions]]
+
+    def tokens(self, captions: Sequence[str]) -> Tensor:
+        """Token ids (N, L) of captions."""
+        ids: Tensor = self.tokenizer(
+            list(captions),
+            padding="max_length",
+            truncation=True,
+            max_length=self.model.config.text_config.max_position_embeddings,
+            return_tensors="pt",
+        ).input_ids
+        return ids
 
     def score(self, images: Tensor, texts: Tensor) -> float:
         """Mean of 100 cosine(image, text), as CLIPScore without its clipping at 0."""

@@ -42,6 +42,7 @@ OBJECTIVES = {
     "decoupled-dmd": "edgedistill.objectives.decoupled_dmd:DecoupledDMD",
     "diff-instruct": "edgedistill.objectives.vsd:DiffInstruct",
     "diffusion-decoder": "edgedistill.objectives.diffusion_decoder:OneStepDecoder",
+    "diffusion-dpo": "edgedistill.objectives.diffusion_dpo:DiffusionDPO",
     "diffusion2gan": "edgedistill.objectives.diffusion2gan:Diffusion2GAN",
     "disback": "edgedistill.objectives.disback:DisBack",
     "dmd": "edgedistill.objectives.dmd:DMD",

@@ -20,6 +20,7 @@ from edgedistill.objectives.base import Batch, Objective, Setup
 from edgedistill.objectives.order import ordered
 from edgedistill.plan.architectures import architecture, decoder, place
 from edgedistill.plan.inputs import Inputs, Net, inputs_of
+from edgedistill.plan.judge import Judge, judge
 from edgedistill.plan.live import Live
 from edgedistill.plugins import resolve
 from edgedistill.prediction import Prediction
@@ -46,6 +47,7 @@ class Cast:
         student: The student.
         small: Its diffusers model.
         objective: The method with its further roles.
+        judge: What the recipe's reward says of x0; None if it names none.
         measured: Bytes that turns were found to need, by the choices that decide it.
     """
 
@@ -56,6 +58,7 @@ class Cast:
     student: Denoiser
     small: nn.Module
     objective: Objective
+    judge: Judge | None = None
     measured: dict[tuple[object, ...], int] = field(default_factory=dict)
 
     def chosen(self, recipe: Recipe) -> Cast:
@@ -65,6 +68,8 @@ class Cast:
             lower(core)
         else:
             raised(core)
+        if self.judge is not None:
+            self.judge.offload = recipe.train.offload
         return replace(self, recipe=recipe)
 
     def batch(self, step: int) -> Batch:
@@ -74,7 +79,10 @@ class Cast:
         path = None
         if self.recipe.method().needs_paths:
             path = x0[:, None].expand(-1, self.recipe.student.steps + 1, *x0.shape[1:])
-        return Batch(x0, expand(self.inputs.cond, count), generator, generator, step, path)
+        prompted = self.recipe.reward and self.inputs.cond
+        prompts = [str(i) for i in range(count)] if prompted else []  # all of them different
+        cond = expand(self.inputs.cond, count)
+        return Batch(x0, cond, generator, generator, step, path, prompts)
 
 
 def cast(recipe: Recipe) -> Cast:
@@ -89,15 +97,11 @@ def cast(recipe: Recipe) -> Cast:
             f"teacher.path={recipe.teacher.path}: a mixture is a closed form and its student a "
             "few MB; nothing to plan"
         )
-    if recipe.reward:
-        raise ValueError(
-            f"reward.name={recipe.reward.name}: what a reward costs is not known here; plan the "
-            "recipe without it: reward=null"
-        )
     networks = architecture(place(recipe.teacher))
     if recipe.student.decoder:
         networks["vae"] = decoder(Path(recipe.student.decoder))
     core, inputs = inputs_of(networks)
+    reward = judge(recipe, networks, inputs)
     own = Denoiser(Net(core, networks[core], inputs), SCHEDULE, Prediction.EPS)
     student, table = _spawn(recipe, own), None
     role = student.net
@@ -124,11 +128,14 @@ def cast(recipe: Recipe) -> Cast:
         autoencoder=networks.get("vae"),
         train_steps=recipe.train.steps,
         time_layer=_family(recipe).time_layer,
+        reward=reward,
     )
     with Live():  # which spares operators that are known
         method = recipe.method()(recipe.method_config(), setup)
-        objective = ordered(method, setup, recipe.compress, {}, recipe.embedding)
-    return Cast(recipe, networks, core, inputs, student, small, objective).chosen(recipe)
+        sections = (recipe.embedding, recipe.reward)
+        objective = ordered(method, setup, recipe.compress, {}, *sections)
+    made = Cast(recipe, networks, core, inputs, student, small, objective, reward)
+    return made.chosen(recipe)
 
 
 def _family(recipe: Recipe) -> type[Teacher]:

@@ -10,7 +10,7 @@ from torch import nn
 from edgedistill.plan.architectures import find, place
 from edgedistill.plan.cast import Cast, cast
 from edgedistill.plan.flops import calls, decoder_flops, denoiser_flops
-from edgedistill.plan.memory import Launch, Memory, holdings, memory
+from edgedistill.plan.memory import Launch, Memory, frozen, holdings, memory
 from edgedistill.recipe import Recipe
 
 __all__ = ["CHECKPOINTS", "Costs", "costs"]
@@ -126,6 +126,12 @@ def _parameters(made: Cast) -> dict[str, dict[str, int]]:
         for player in made.objective.players()
         if player.name != "student"
     }
+    for player in made.objective.players():
+        if still := sum(map(_count, frozen(player.net))):
+            others[player.name]["frozen"] = still
+    if made.judge:
+        judges = made.judge.model.networks()
+        others["reward"] = {name: _count(net) for name, net in judges.items()}
     return {"teacher": teacher, "student": student, **others}
 
 
@@ -167,5 +173,5 @@ def _disk(made: Cast) -> dict[str, int]:
     student = teacher - 4 * _count(whole) + 4 * _count(_small(made))
     if made.recipe.train.roles == "adapters":
         student += held["student"].weights
-    one = sum(role.weights + role.optimizer for role in held.values())
+    one = sum(role.weights - role.frozen + role.optimizer for role in held.values())
     return {"teacher": teacher, "student": student, "checkpoints": CHECKPOINTS * one}

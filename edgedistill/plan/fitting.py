@@ -105,16 +105,20 @@ class Verdict:
 def switches(recipe: Recipe) -> list[Switch]:
     """Those that the recipe has not yet thrown, the least costly in quality and time first."""
     train, section = recipe.train, recipe.compress
-    single = Switch(
-        ("train.batch_size=1", f"train.accumulate={train.batch_size * train.accumulate}")
-    )
+    least, follows = 1, False
+    if recipe.reward and not recipe.method().needs_reward:
+        follows = recipe.reward.kind == "differentiable"
+        least = 1 if follows else recipe.reward.group
+    several = train.batch_size * train.accumulate // least
+    single = Switch((f"train.batch_size={least}", f"train.accumulate={several}"))
     whole = not (section.active or section.elastic or recipe.student.init)
     offered = {
         Switch(("train.precision=bf16",)): train.precision == "fp32",
         Switch(("train.base=bf16",)): train.precision == "bf16" and train.base == "fp32",
-        single: train.batch_size > 1,
+        single: train.batch_size > least,
         Switch(("train.checkpointing=true",)): not train.checkpointing,
-        Switch(("train.offload=true",)): not train.offload,
+        # A reward's gradient needs the decoder to stay.
+        Switch(("train.offload=true",)): not train.offload and not follows,
         Switch(("train.moments=8bit",)): train.moments == "fp32",
         Switch(("train.roles=adapters",)): train.roles == "copies" and whole,
     }

@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from edgedistill import optimizers
+from edgedistill.networks.roles import Role
 from edgedistill.objectives.base import Objective, Player
 from edgedistill.plan.accelerator import LOW_PRECISION, Accelerator
 from edgedistill.plan.cast import Cast
 from edgedistill.plan.live import Live, modules
 from edgedistill.plan.repeated import Known, repeated
 
-__all__ = ["Holding", "Launch", "Memory", "holdings", "memory", "peak"]
+__all__ = ["Holding", "Launch", "Memory", "frozen", "holdings", "memory", "peak"]
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,19 @@ class Launch:
 
 @dataclass(frozen=True)
 class Holding:
-    """Bytes a role holds throughout, on one device."""
+    """Bytes a role holds throughout, on one device.
+
+    Attributes:
+        weights: All of them.
+        gradients: Of those it trains.
+        optimizer: Its states.
+        frozen: Those of the weights that no checkpoint has.
+    """
 
     weights: int
     gradients: int = 0
     optimizer: int = 0
+    frozen: int = 0
 
     @property
     def total(self) -> int:
@@ -100,10 +109,18 @@ def holdings(cast: Cast, launch: Launch) -> Memory:
         if player.optim.name == "muon":
             matrices = optimizers.matrices(player.net)
         moments = sum(optimizers.moment_bytes(p, kept, muon=id(p) in matrices) for p in trained)
-        roles[player.name] = Holding(_take(player.net, seen) // parts, moved, moments // parts)
-    for name, net in {**cast.objective.followers(), **dict(_others(cast.objective))}.items():
+        weights = _take(player.net, seen) // parts
+        still = sum(_take(net, seen) for net in frozen(player.net))
+        roles[player.name] = Holding(weights + still, moved, moments // parts, still)
+    for name, net in cast.objective.followers().items():
         if weights := _take(net, seen):
             roles[name] = Holding(weights)
+    for name, net in _others(cast.objective):
+        if weights := _take(net, seen):
+            roles[name] = Holding(weights, frozen=weights)
+    if cast.judge:
+        weights = sum(_take(net, seen) for net in cast.judge.model.networks().values())
+        roles["reward"] = Holding(weights, frozen=weights)
     student = next(player for player in players if player.name == "student")
     roles["ema"] = Holding(_take(student.net, set()))
     gradients = sum(role.gradients for role in roles.values())
@@ -117,6 +134,8 @@ def memory(cast: Cast, launch: Launch) -> Memory:
     # counted with all of them in place.
     fresh = train.accumulate == 1 and not launch.shard
     decides = (train.precision, train.base, train.batch_size, train.checkpointing, fresh)
+    if cast.judge is not None:
+        decides = (*decides, train.offload)
     if decides not in cast.measured:
         turns, known = [0], Known()
         for player in cast.objective.players():
@@ -156,9 +175,11 @@ def peak(cast: Cast, player: Player, known: Known, *, fresh: bool) -> int:
         param.requires_grad_(True)
         param.grad = None if fresh else torch.empty_like(param)
     accelerator = Accelerator(LOW_PRECISION[cast.recipe.train.precision])
-    _checkpoint(player.net, accelerator, cast.recipe.train.checkpointing)
     nets = [p.net for p in players]
+    nets += [net for p in players for net in frozen(p.net)]
     nets += [cast.networks[cast.core], *cast.objective.followers().values()]
+    for net in nets:
+        _checkpoint(net, accelerator, cast.recipe.train.checkpointing)
     worst = 0
     last = cast.recipe.train.steps - 1
     for step in {0, last} if player.prelude else {last}:
@@ -193,6 +214,20 @@ def _checkpoint(net: nn.Module, accelerator: Accelerator, on: bool) -> None:
 
 def _contexts(accelerator: Accelerator) -> tuple[AbstractContextManager[Any], Accelerator]:
     return nullcontext(), accelerator
+
+
+def frozen(net: nn.Module) -> list[nn.Module]:
+    """Networks that modules of `net` use past nn.Module, so that they train and save none of it.
+
+    An adapter's base is none of them, being the teacher's own.
+    """
+    return [
+        value
+        for part in modules(net)
+        if not isinstance(part, Role)
+        for value in vars(part).values()
+        if isinstance(value, nn.Module)
+    ]
 
 
 def _take(net: nn.Module, seen: set[int]) -> int:

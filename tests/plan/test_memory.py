@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import CLIPModel
 
+from edgedistill import assets
 from edgedistill import recipe as recipes
 from edgedistill.distill import Run
+from edgedistill.objectives.reward import Rewarded
 from edgedistill.plan.accelerator import Accelerator
 from edgedistill.plan.cast import cast
 from edgedistill.plan.live import Live, called, modules
@@ -22,9 +25,18 @@ def planned(name, *words, launch=Launch()):  # noqa: B008  frozen
     return memory(cast(recipes.load(name, [*SMALL, *words])), launch)
 
 
+LADD = ["objective.name=ladd"]
+CLIP = ["reward.name=clip"]
+BLACK_BOX = [*CLIP, "reward.kind=black-box", "reward.group=2"]
+
+
 def held_by(trainer, teacher, objective):
     """Bytes a real run holds after a step, each storage once."""
     nets = [seat.player.net for seat in trainer.seats] + [trainer.ema.net]
+    if hasattr(objective, "discriminator"):
+        nets.append(objective.discriminator.denoiser)
+    if isinstance(objective, Rewarded):
+        nets.append(CLIPModel.from_pretrained(assets.ROOT / "emoji" / "clip", dtype=torch.float32))
     nets += [*objective.followers().values(), *teacher.pipeline.components.values()]
     tensors = [t for net in nets if isinstance(net, nn.Module) for t in net.state_dict().values()]
     for seat in trainer.seats:
@@ -33,10 +45,19 @@ def held_by(trainer, teacher, objective):
     return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
 
 
-@pytest.mark.parametrize("name", ["emoji-4step", "emoji-dmd2"])
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("emoji-4step", []),
+        ("emoji-dmd2", []),
+        ("emoji-lcm", LADD),
+        ("emoji-lcm", CLIP),
+        ("emoji-lcm", BLACK_BOX),
+    ],
+)
 @pytest.mark.parametrize("roles", ROLES)
-def test_a_real_run_holds_and_peaks_at_what_was_planned(name, roles, tmp_path):
-    words = [*SMALL, f"train.roles={roles}", "train.adapter.rank=8"]
+def test_a_real_run_holds_and_peaks_at_what_was_planned(name, more, roles, tmp_path):
+    words = [*SMALL, *more, f"train.roles={roles}", "train.adapter.rank=8"]
     plan = memory(cast(recipes.load(name, words)), Launch())
     run = Run(recipes.load(name, words), tmp_path, lambda line: None)
     trainer = run.trainer
