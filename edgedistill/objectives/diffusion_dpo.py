@@ -104,4 +104,5 @@ class DiffusionDPO(Objective):
         x0, twice = torch.cat(pair), torch.cat([t, t])
         x_t = denoiser.noised(x0, twice, torch.cat([eps, eps]))
         gap = denoiser(x_t, twice, cat(batch.cond, batch.cond)).float() - x0.float()
-        return gap.square().flatten(1).mean(1).reshape(2, -1)
+        found: Tensor = gap.square().flatten(1).mean(1).reshape(2, -1)
+        return found

@@ -133,9 +133,8 @@ def memory(cast: Cast, launch: Launch) -> Memory:
     # A turn of one batch begins without its player's gradients; one of several, or of shards, is
     # counted with all of them in place.
     fresh = train.accumulate == 1 and not launch.shard
-    decides = (train.precision, train.base, train.batch_size, train.checkpointing, fresh)
-    if cast.judge is not None:
-        decides = (*decides, train.offload)
+    away = cast.judge is not None and train.offload
+    decides = (train.precision, train.base, train.batch_size, train.checkpointing, fresh, away)
     if decides not in cast.measured:
         turns, known = [0], Known()
         for player in cast.objective.players():
@@ -217,17 +216,17 @@ def _contexts(accelerator: Accelerator) -> tuple[AbstractContextManager[Any], Ac
 
 
 def frozen(net: nn.Module) -> list[nn.Module]:
-    """Networks that modules of `net` use past nn.Module, so that they train and save none of it.
+    """Networks that modules of `net` use past nn.Module, and so neither train nor save.
 
     An adapter's base is none of them, being the teacher's own.
     """
-    return [
-        value
-        for part in modules(net)
-        if not isinstance(part, Role)
-        for value in vars(part).values()
-        if isinstance(value, nn.Module)
-    ]
+    own = set(map(id, _tensors(net)))
+    used = [value for part in modules(net) if not isinstance(part, Role) for value in _past(part)]
+    return [value for value in used if not own.issuperset(map(id, _tensors(value)))]
+
+
+def _past(part: nn.Module) -> Iterator[nn.Module]:
+    return (value for value in vars(part).values() if isinstance(value, nn.Module))
 
 
 def _take(net: nn.Module, seen: set[int]) -> int:

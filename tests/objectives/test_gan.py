@@ -244,7 +244,12 @@ def test_a_landing_on_the_path_costs_nothing_and_cannot_be_told():
     for gain in (1.0, 0.8):
         student = Denoiser(Landing(gain), SCHEDULE, Prediction.X0)
         objective = method(
-            "diffusion2gan", student, sampler="ddim", distance=Ensemble(kind="l2"), loss="lsgan", r1=0
+            "diffusion2gan",
+            student,
+            sampler="ddim",
+            distance=Ensemble(kind="l2"),
+            loss="lsgan",
+            r1=0,
         )
         landing = objective.others(objective.round(given := batch(512)), given)["landing"]
         heads = blind(objective)

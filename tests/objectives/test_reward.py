@@ -251,8 +251,9 @@ def test_a_gradient_through_the_decoder_needs_it_to_stay():
 
 
 def test_a_plan_does_not_leave_its_cost_out_in_silence():
-    with pytest.raises(ValueError, match=r"reward\.name=clip: what a reward costs"):
-        cast(recipes.load("emoji-lcm", ["reward.name=clip"]))
+    words = ["reward.name=linear", "reward.options.direction=[1]"]
+    with pytest.raises(ValueError, match=r"reward\.name=linear: what this reward costs"):
+        cast(recipes.load("emoji-lcm", words))
 
 
 class Norm(RewardModel):

@@ -1,5 +1,7 @@
 import gc
 import inspect
+import json
+import shutil
 from contextlib import nullcontext
 
 import pytest
@@ -13,9 +15,11 @@ from edgedistill import recipe as recipes
 from edgedistill.distill import Run
 from edgedistill.objectives.reward import Rewarded
 from edgedistill.plan.accelerator import Accelerator
-from edgedistill.plan.cast import cast
+from edgedistill.plan.cast import SCHEDULE, cast
 from edgedistill.plan.live import Live, called, modules
 from edgedistill.plan.memory import Launch, holdings, memory
+from edgedistill.prediction import Prediction
+from edgedistill.sampling import few_step_table, time_grid
 
 SMALL = ["train.batch_size=2", "train.steps=6"]
 ROLES = ["copies", "adapters"]
@@ -26,6 +30,7 @@ def planned(name, *words, launch=Launch()):  # noqa: B008  frozen
 
 
 LADD = ["objective.name=ladd"]
+GAN = ["objective.name=diffusion2gan", "student.sampler=ddim"]
 CLIP = ["reward.name=clip"]
 BLACK_BOX = [*CLIP, "reward.kind=black-box", "reward.group=2"]
 
@@ -96,6 +101,69 @@ def test_roles_are_the_methods_own(name, tmp_path):
         return {key: sum(p.numel() for p in net.parameters()) for key, net in nets.items()}
 
     assert sizes(made.objective) == sizes(run.objective)
+
+
+def test_the_reward_is_in_the_worst_turn_with_the_decoder_before_it():
+    plain = planned("emoji-lcm", "train.batch_size=8")
+    by_gradient, by_values = (
+        planned("emoji-lcm", *words, "train.batch_size=8") for words in (CLIP, BLACK_BOX)
+    )
+    assert by_gradient.roles == by_values.roles
+    reward = by_gradient.roles["reward"]
+    assert {**plain.roles, "reward": reward} == by_gradient.roles
+    # For its gradient all of the decoder's maps stay; for its values the largest are enough.
+    assert by_gradient.activations > by_values.activations > 2 * plain.activations
+
+
+def test_a_decoder_that_waits_elsewhere_is_counted_while_it_is_there():
+    made = cast(recipes.load("emoji-lcm", [*SMALL, *BLACK_BOX, "student.steps=2"]))
+    size = sum(p.nbytes for p in made.networks["vae"].parameters())
+    peaks = []
+    for words in ([], ["train.offload=true"]):
+        recipe = recipes.load("emoji-lcm", [*SMALL, *BLACK_BOX, "student.steps=2", *words])
+        run = made.chosen(recipe)
+        assert run.judge.offload == bool(words)
+        with Live() as live:
+            run.judge.decode(torch.empty(2, *run.inputs.sample, device="meta"))
+        peaks.append(live.peak)
+    assert peaks[1] - peaks[0] == size
+
+
+def test_a_frozen_discriminator_is_held_and_never_saved():
+    made = cast(recipes.load("emoji-lcm", [*SMALL, *LADD]))
+    player = next(p for p in made.objective.players() if p.name == "discriminator")
+    found = holdings(made, Launch())
+    teacher = sum(t.nbytes for t in made.networks["unet"].state_dict().values())
+    heads = sum(p.nbytes for p in player.net.parameters())
+    role = found.roles["discriminator"]
+    assert (role.weights, role.frozen, role.gradients) == (heads + teacher, teacher, heads)
+    # Cut over devices, all but the frozen network is a part.
+    cut = holdings(made, Launch(processes=2, shard=True)).roles["discriminator"]
+    assert cut.weights == heads // 2 + teacher
+    # One that trains whole has nothing apart.
+    whole = cast(recipes.load("emoji-lcm", [*SMALL, *GAN]))
+    assert holdings(whole, Launch()).roles["discriminator"].frozen == 0
+
+
+def test_checkpointing_spares_the_frozen_discriminator_too():
+    words = ["train.batch_size=32", *LADD]
+    whole = planned("emoji-lcm", *words).activations
+    again = planned("emoji-lcm", *words, "train.checkpointing=true").activations
+    assert again < 0.6 * whole
+
+
+@pytest.mark.parametrize("name", ["pso", "diffusion-dpo"])
+def test_a_method_that_learns_from_a_reward_is_planned(name, tmp_path):
+    folder = tmp_path / "student"
+    ignored = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(assets.ROOT / "emoji", folder, ignore=ignored)
+    times = time_grid(SCHEDULE, 4)
+    table = few_step_table(SCHEDULE, Prediction.EPS, times).to_json()
+    (folder / "student.json").write_text(json.dumps({"step_table": table}))
+    words = [*CLIP, f"objective.name={name}", f"student.init={folder}"]
+    roles = planned("emoji-lcm", *words).roles
+    assert set(roles) == {"teacher", "student", "reference", "reward", "ema"}
+    assert roles["reference"].weights == roles["reference"].frozen == roles["student"].weights
 
 
 def test_activations_shrink_with_the_batch_the_precision_and_checkpointing():

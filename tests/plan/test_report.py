@@ -4,7 +4,9 @@ import sys
 import time
 
 import pytest
+from transformers import CLIPModel
 
+from edgedistill import assets
 from edgedistill import recipe as recipes
 from edgedistill.networks.diffusion_decoder import DiffusionDecoder
 from edgedistill.networks.patch_decoder import PatchDecoder
@@ -90,6 +92,45 @@ def test_adapters_train_less_than_the_network():
     assert found.parameters["student"]["denoiser"] == 6_492_192
     assert found.trained < 1_000_000
     assert found.memory.roles["student"].weights == 4 * found.trained
+
+
+def test_a_reward_and_a_frozen_discriminator_are_counted_and_in_no_checkpoint():
+    words = ["train.batch_size=2", "objective.name=ladd"]
+    plain, judged = (
+        costs(recipes.load("emoji-lcm", [*words, *more]), Launch())
+        for more in ([], ["reward.name=clip"])
+    )
+    found = judged.to_json()
+    assert found["reward"]["clip"]["parameters"] == sum(
+        p.numel() for p in CLIPModel.from_pretrained(assets.ROOT / "emoji" / "clip").parameters()
+    )
+    teacher = found["teacher"]["denoiser"]["parameters"]
+    assert found["discriminator"]["frozen"]["parameters"] == teacher
+    assert found["memory_gb"]["reward"] == pytest.approx(4 * 1_198_081 / 1e9, abs=1e-3)
+    assert judged.disk == plain.disk
+    trained = judged.trained + found["discriminator"]["trained"]["parameters"]
+    # Weights and two moments of both, the average of the student, twice.
+    assert judged.disk["checkpoints"] == 2 * 4 * (3 * trained + judged.trained)
+    text = [table.columns[0]._cells for table in tables(judged)]
+    assert "reward" in text[0]
+    assert {"reward clip", "discriminator frozen"} <= set(text[1])
+
+
+def test_switches_are_those_that_a_reward_leaves():
+    def offered(*words):
+        recipe = recipes.load("emoji-lcm", ["reward.name=clip", "train.batch_size=32", *words])
+        return {str(switch) for switch in switches(recipe)}
+
+    by_gradient = offered()
+    assert "train.batch_size=1 train.accumulate=32" in by_gradient
+    assert "train.offload=true" not in by_gradient
+    by_values = offered("reward.kind=black-box", "reward.group=8")
+    assert {"train.batch_size=8 train.accumulate=4", "train.offload=true"} <= by_values
+    least = offered("reward.kind=black-box", "reward.group=8", "train.batch_size=8")
+    assert not [switch for switch in least if "batch_size" in switch]
+    assert {"train.batch_size=1 train.accumulate=32", "train.offload=true"} <= offered(
+        "objective.name=pso"
+    )
 
 
 def test_decoder_runs_make_a_decoder():
@@ -191,6 +232,10 @@ def test_wrong_sizes_name_the_units(text):
         ([EMOJI, "compress.budget=0.7"], "measured on the weights"),
         ([EMOJI, "compress.preset=bk-sdm-small", "train.roles=adapters"], "choose train.roles"),
         ([EMOJI, "compress.preset=koala-1b", SD15], "koala-1b: needs"),
+        ([EMOJI, "reward.name=linear", "reward.options.direction=[1]"], "plan .* reward=null"),
+        ([EMOJI, "reward.name=clip", SD15], "name the folder of a CLIPModel"),
+        (["recipe=cifar10-1step", "reward.name=clip"], "takes no prompts"),
+        ([EMOJI, "reward.name=clip", "train.offload=true"], "takes the decoder away"),
     ],
 )
 def test_what_cannot_be_planned_is_said_in_one_line(words, message):
