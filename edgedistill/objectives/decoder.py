@@ -28,7 +28,7 @@ from edgedistill.objectives.shrink import feature_loss
 
 __all__ = ["Decoding", "TinyDecoder", "psnr"]
 
-REMEMBERED = 2**28
+REMEMBERED = 2**29
 """Bytes of the teacher's pictures that are kept, at most."""
 
 
@@ -126,28 +126,38 @@ class Decoding(Objective):
         drawn = torch.randint(len(VARIANTS), (count,), generator=batch.generator)
         if x0.is_meta:  # planned, not run
             if count:
-                self._variant(x0[:count], 0)
+                self._encoded(VARIANTS[0](self._picture(x0[:count])))
             return x0, self._picture(x0)
-        kinds = [*drawn.tolist(), *[-1] * (len(x0) - count)]
-        rows = x0.float().cpu().numpy()
-        keys = [(kind, row.tobytes()) for kind, row in zip(kinds, rows, strict=True)]
-        found = {key: self.made[key] for key in keys if key in self.made}
-        for kind in set(kinds):
-            new = {k: i for i, k in enumerate(keys) if k[0] == kind and k not in found}
-            if new:
-                z, pictures = self._variant(x0[list(new.values())], kind)
-                found.update(zip(new, zip(z, pictures, strict=True), strict=True))
-        for key, (z, picture) in found.items():
-            if key not in self.made and len(self.made) * picture.nbytes < REMEMBERED:
-                self.made[key] = z.clone(), picture.clone()
-        pairs = [found[key] for key in keys]
+        found: dict[tuple[int, bytes], tuple[Tensor, Tensor]] = {}
+        rows = [row.tobytes() for row in x0.float().cpu().numpy()]
+        plain = [(-1, row) for row in rows]
+        self._make(found, plain, lambda i: (x0[i], self._picture(x0[i])))
+        varied = list(zip(drawn.tolist(), rows, strict=False))
+        changed = [VARIANTS[kind](found[-1, row][1][None]) for kind, row in varied]
+        self._make(found, varied, lambda i: self._encoded(torch.cat([changed[k] for k in i])))
+        pairs = [found[key] for key in (*varied, *plain[count:])]
         return torch.stack([z for z, _ in pairs]), torch.stack([picture for _, picture in pairs])
 
-    def _variant(self, x0: Tensor, kind: int) -> tuple[Tensor, Tensor]:
-        """Latents and pictures of the latents `x0` as they are, or of `VARIANTS[kind]` of them."""
-        if kind < 0:
-            return x0, self._picture(x0)
-        z = self._latents(VARIANTS[kind](self._picture(x0).clamp(-1, 1)))
+    def _make(
+        self,
+        found: dict[tuple[int, bytes], tuple[Tensor, Tensor]],
+        keys: list[tuple[int, bytes]],
+        pairs: Callable[[list[int]], tuple[Tensor, Tensor]],
+    ) -> None:
+        """Find every key, those not yet made by one call of `pairs` on where they stand."""
+        found.update((key, self.made[key]) for key in keys if key in self.made)
+        new = {key: i for i, key in enumerate(keys) if key not in found}
+        if not new:
+            return
+        z, pictures = pairs(list(new.values()))
+        for key, latent, picture in zip(new, z, pictures, strict=True):
+            found[key] = latent, picture
+            if len(self.made) * picture.nbytes < REMEMBERED:
+                self.made[key] = latent.clone(), picture.clone()
+
+    def _encoded(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """What the teacher's encoder makes of pictures, and the teacher's pictures of that."""
+        z = self._latents(pictures.clamp(-1, 1))
         return z, self._picture(z)
 
     def _latents(self, picture: Tensor) -> Tensor:

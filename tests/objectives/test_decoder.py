@@ -220,7 +220,7 @@ def test_a_variant_is_a_picture_that_the_teacher_encodes_again(teacher, kind):
     assert not torch.equal(varied, before)
     torch.testing.assert_close(varied.mean((1, 2, 3)), before.mean((1, 2, 3)))
     with torch.no_grad():
-        latents, pictures = tiny._variant(x0, kind)
+        latents, pictures = tiny._encoded(varied)
         encoded = teacher.autoencoder.encode(varied).latent_dist.mean
     torch.testing.assert_close(latents, encoded * teacher.autoencoder.config.scaling_factor)
     torch.testing.assert_close(pictures, teacher.decode(latents))
@@ -233,6 +233,11 @@ def test_a_share_of_the_batch_is_varied_and_made_once(teacher):
     assert torch.equal(latents[2:], first.x0[2:])
     assert not torch.isclose(latents[:2], first.x0[:2]).any()
     torch.testing.assert_close(pictures, teacher.decode(latents))
+    # The pictures that were varied are kept as well.
     kinds = [kind for kind, _ in tiny.made]
-    assert kinds.count(-1) == 1
-    assert len(kinds) == 3
+    assert kinds.count(-1) == 3
+    assert len(kinds) == 5
+    drawn = torch.randint(len(VARIANTS), (2,), generator=batch().generator).tolist()
+    for i, kind in enumerate(drawn):
+        varied = VARIANTS[kind](teacher.decode(first.x0[i : i + 1]).clamp(-1, 1))
+        torch.testing.assert_close(latents[i : i + 1], tiny._latents(varied))
