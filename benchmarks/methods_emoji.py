@@ -2,10 +2,12 @@
 
     python benchmarks/methods_emoji.py RECIPE ... [--steps 4,2,1] [--samples 512] [--threads 1]
 
-Distils each recipe in each number of steps, one run at a time, and prints FD and text-image score
-on trained captions, FD on combinations never trained, and minutes; OUT/methods.json has the same,
-OUT/methods.png the same captions by each. A run that is there already is not repeated, and keeps
-the minutes it took.
+Distils each recipe in each number of steps, one run at a time, and prints FD and text-image
+score on trained captions, FD on combinations never trained, the diversity of pictures of a caption
+over the teacher's where many pictures answer it, minutes, and with --memory the peak memory of
+training with copies and with adapters of rank 8, less the libraries'. OUT/methods.json has the
+same, OUT/methods.png the same captions by each. A run that is there already is not repeated, and
+keeps the minutes it took.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +30,7 @@ from numpy.typing import NDArray
 
 from edgedistill.evaluate.evaluate import evaluate_pictures, prompt_sets
 from edgedistill.evaluate.pictures import Features, Reference
-from edgedistill.evaluate.subjects import student_subject
+from edgedistill.evaluate.subjects import Subject, student_subject, teacher_subject
 from edgedistill.generate import runtime_noise
 from edgedistill.report.pictures import grid
 from edgedistill.student import Student, load_student
@@ -34,6 +38,9 @@ from edgedistill.teachers import load_teacher
 
 SEED, SHOWN = 1234, 16
 """Of the samples; how many captions of the teacher's own grid the sheet has."""
+GUIDANCE, TEACHER_STEPS = 2.0, 25
+"""Of the teacher whose diversity is 1: what the recipes distil."""
+HEADINGS = f"{'recipe':20} steps      FD text-image FD unseen diversity minutes       memory"
 
 
 @dataclass(frozen=True)
@@ -45,14 +52,18 @@ class Row:
     fd: float
     text_image: float
     unseen_fd: float
+    diversity: float
     minutes: float | None
+    memory: tuple[int, int] | None
+    """MiB with copies, and with adapters."""
 
     def text(self) -> str:
         """As in the table."""
         minutes = "-" if self.minutes is None else f"{self.minutes:.1f}"
+        memory = "-" if self.memory is None else f"{self.memory[0]}, {self.memory[1]}"
         return (
             f"{self.recipe:20} {self.steps:5} {self.fd:7.2f} {self.text_image:10.1f} "
-            f"{self.unseen_fd:9.1f} {minutes:>7}"
+            f"{self.unseen_fd:9.1f} {self.diversity:9.2f} {minutes:>7} {memory:>12}"
         )
 
 
@@ -74,27 +85,72 @@ def train(recipe: str, steps: int, folder: Path, threads: int) -> float | None:
     return minutes
 
 
-def measure(recipe: str, student: Student, samples: int, minutes: float | None) -> Row:
-    """Quality of a student."""
-    teacher = load_teacher("stable_diffusion", "emoji")
-    shipped, captions = Path(teacher.path), prompt_sets(teacher, None)
-    figures = evaluate_pictures(
-        [student_subject("student", student, runtime_noise())],
-        {kind: captions[kind] for kind in ("seen", "unseen")},
+def peaks(recipe: str) -> tuple[int, int]:
+    """Peak memory of training in MiB less the libraries', with copies and with adapters."""
+    script = Path(__file__).with_name("training_memory.py")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "memory.json"
+        command = [
+            sys.executable,
+            str(script),
+            recipe,
+            "train.adapter.rank=8",
+            "--json",
+            str(file),
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+        found = json.loads(file.read_text("utf-8"))["bytes"]
+    copies, adapters = (
+        round((found[mode]["training"] - found[mode]["libraries"]) / 2**20)
+        for mode in ("copies", "adapters")
+    )
+    return copies, adapters
+
+
+def figures(subject: Subject, captions: dict[str, list[str]], samples: int) -> dict[str, Any]:
+    """Of a subject on captions by kind, "seen" among them."""
+    shipped = Path(load_teacher("stable_diffusion", "emoji").path)
+    found: dict[str, Any] = evaluate_pictures(
+        [subject],
+        captions,
         Features(str(shipped / "clip")),
         Reference.load(shipped / "reference.safetensors"),
         samples,
         SEED,
         lambda name, done, total: None,
-    )["student"]
+    )[subject.name]
+    return found
+
+
+def measure(recipe: str, student: Student, args: argparse.Namespace, minutes: float | None) -> Row:
+    """Quality of a student."""
+    captions = prompt_sets(load_teacher("stable_diffusion", "emoji"), None)
+    found = figures(
+        student_subject("student", student, runtime_noise()),
+        {kind: captions[kind] for kind in ("seen", "unseen", "open")},
+        args.samples,
+    )
     return Row(
         recipe=recipe,
-        steps=figures["calls"],
-        fd=figures["fd"],
-        text_image=figures["text_image_score"],
-        unseen_fd=figures["unseen"]["fd"],
+        steps=found["calls"],
+        fd=found["fd"],
+        text_image=found["text_image_score"],
+        unseen_fd=found["unseen"]["fd"],
+        diversity=found["open"]["diversity"] / args.teacher,
         minutes=minutes,
+        memory=peaks(recipe) if args.memory else None,
     )
+
+
+def teachers_diversity(samples: int) -> float:
+    """Of the guided teacher, on captions that many pictures answer."""
+    teacher = load_teacher("stable_diffusion", "emoji")
+    captions = {"seen": prompt_sets(teacher, None)["open"]}
+    subject = teacher_subject(
+        "teacher", teacher, runtime_noise(), guidance=GUIDANCE, steps=TEACHER_STEPS
+    )
+    found: float = figures(subject, captions, samples // 3)["diversity"]
+    return found
 
 
 def drawn(student: Student) -> NDArray[np.uint8]:
@@ -115,10 +171,12 @@ def main() -> None:
     parser.add_argument("--steps", default="4,2,1")
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--memory", action="store_true", help="peak memory of training as well")
     parser.add_argument("--out", type=Path, default=Path("runs/methods-emoji"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(f"{'recipe':20} steps      FD text-image FD unseen minutes", flush=True)
+    args.teacher = teachers_diversity(args.samples)
+    print(HEADINGS, flush=True)
     rows, sheet, failed = [], [], 0
     for recipe in args.recipes:
         for steps in map(int, args.steps.split(",")):
@@ -130,7 +188,7 @@ def main() -> None:
                 failed += 1
                 print(f"{recipe:20} {steps:5} failed: {error}", flush=True)
                 continue
-            rows.append(measure(recipe, student, args.samples, minutes))
+            rows.append(measure(recipe, student, args, minutes))
             sheet.append(drawn(student))
             print(rows[-1].text(), flush=True)
     if rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,7 @@ def _figures(
         **fd,
         "text_image_score": features.score(images, texts),
         "retrieval_top1": retrieved,
+        **_diversity(normal, lines),
         "samples": len(lines),
     }
 
@@ -163,8 +165,21 @@ def _retrieval(images: torch.Tensor, texts: torch.Tensor, lines: Sequence[str]) 
     return (nearest == own).double().mean().item()
 
 
+def _diversity(images: torch.Tensor, lines: Sequence[str]) -> dict[str, float]:
+    """Mean of 100 (1 - cosine) over all pairs of pictures of one caption; {} if none has two."""
+    alike: dict[str, list[int]] = {}
+    for i, line in enumerate(lines):
+        alike.setdefault(line, []).append(i)
+    gaps = [
+        100 * (1 - images[i] @ images[j]) for of in alike.values() for i, j in combinations(of, 2)
+    ]
+    return {"diversity": torch.stack(gaps).mean().item()} if gaps else {}
+
+
 def _ratios(mine: dict[str, Any], first: dict[str, Any]) -> None:
     if "fd" in mine:
         mine["fd_ratio"] = mine["fd"] / first["fd"]
     if "text_image_score" in mine:
         mine["text_image_ratio"] = mine["text_image_score"] / first["text_image_score"]
+    if first.get("diversity"):
+        mine["diversity_ratio"] = mine["diversity"] / first["diversity"]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from edgedistill.evaluate.evaluate import _diversity, _ratios
 from edgedistill.evaluate.pictures import Reference, frechet_distance
 from edgedistill.evaluate.planar import planar_figures, sliced_w2
 from edgedistill.teachers.mixture import Mixture
@@ -80,3 +81,15 @@ def test_a_lost_mode_and_a_blur_are_seen(ring):
     assert figures["w2_ratio"] > 2
     blurred = samples + 6 * ring.scales.max() * torch.randn(1500, 2, generator=generator(7))
     assert planar_figures(blurred, ring, generator(6))["within_3_sigma"] < 0.5
+
+
+def test_diversity_is_of_pictures_that_share_a_caption():
+    """Orthogonal features are 100 apart, equal ones 0, those at 60 degrees 50."""
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]])
+    lines = ["a", "a", "b", "b", "b"]
+    # a: 100; b: 0, 50, 50.
+    assert _diversity(images, lines)["diversity"] == pytest.approx(50)
+    assert _diversity(images, ["a", "b", "c", "d", "e"]) == {}
+    mine, first = {"diversity": 20.0}, {"diversity": 50.0}
+    _ratios(mine, first)
+    assert mine["diversity_ratio"] == pytest.approx(0.4)
