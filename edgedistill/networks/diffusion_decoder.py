@@ -18,7 +18,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
-from edgedistill.networks.patch_decoder import blocks_of, joints_of, unfolding, widths_of
+from edgedistill.networks.patch_decoder import blocks_of, joints_of, widths_of
 
 __all__ = ["DiffusionDecoder"]
 
@@ -64,11 +64,12 @@ class DiffusionDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         self.joints = nn.ModuleList([entry, *joints_of(widths)])
         self.blocks = blocks_of(widths, num_decoder_blocks)
         patch = 2 ** (levels - len(widths))
-        self.last = unfolding(widths[-1], patch)
+        self.last = nn.Conv2d(widths[-1], 3 * patch**2, 3, padding=1)
+        self.shuffle = nn.PixelShuffle(patch)
         generator = torch.Generator().manual_seed(0)
         shape = (1, 3, noise_size, noise_size)
         noise = torch.randn(shape, generator=generator, device="cpu")
-        self.register_buffer("noise", noise.to(entry.weight.device))
+        self.register_buffer("noise", noise.to(self.last.weight.device))
 
     def forward(self, x_t: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """The velocity eps - x0 of x_t = (1 - t) x0 + t eps, shaped as x_t."""
@@ -78,7 +79,7 @@ class DiffusionDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         for joint, unshuffle, noisy, timed, blocks in levels:
             scale, shift = timed(told)[..., None, None].chunk(2, 1)
             h = blocks((joint(h) + noisy(unshuffle(x_t))) * (1 + scale) + shift)
-        velocity: Tensor = self.last(h)
+        velocity: Tensor = self.shuffle(self.last(h.relu()))
         return velocity
 
     def start(self, z: Tensor) -> Tensor:

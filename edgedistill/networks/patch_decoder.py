@@ -1,10 +1,9 @@
 """A decoder that computes where there are few positions and unfolds the pixels at once.
 
 At the picture's resolution a convolution costs sixty-four times what it costs at the latent's.
-Here the layers are at the latent's and, if asked, the next ones; the last puts out all pixels of a
-patch (sub-pixel convolution, Shi et al. 2016, arXiv 1609.05158). A 3 x 3 convolution looks around
-and widens, a 1 x 1 convolution brings the width back: for the same cost that learns more than two
-3 x 3 convolutions of one width, and what runs it fuses each rectifier into the layer before.
+Here the layers are at the latent's, the next, and the one below, where a convolution of twice the
+width costs the same and has four times the weights; the last one puts out all pixels of a patch
+(sub-pixel convolution, Shi et al. 2016, arXiv 1609.05158).
 """
 
 from __future__ import annotations
@@ -18,24 +17,21 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor, nn
 
-__all__ = ["Block", "PatchDecoder", "blocks_of", "joints_of", "unfolding", "widths_of"]
-
-EXPAND = 2
-"""How much wider a block is inside."""
+__all__ = ["Block", "PatchDecoder", "blocks_of", "joints_of", "widths_of"]
 
 
 class Block(nn.Module):
-    """x + conv 1 x 1 (relu(conv 3 x 3 (x))), at first x."""
+    """x + conv(relu(conv(relu(x)))), at first x."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(channels, EXPAND * channels, 3, padding=1)
-        self.second = nn.Conv2d(EXPAND * channels, channels, 1)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
         for parameter in self.second.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        moved: Tensor = x + self.second(self.first(x).relu())
+        moved: Tensor = x + self.second(self.first(x.relu()).relu())
         return moved
 
 
@@ -71,17 +67,6 @@ def blocks_of(widths: Sequence[int], counts: Sequence[int]) -> nn.ModuleList:
     )
 
 
-def unfolding(channels: int, patch: int) -> nn.Sequential:
-    """From `channels` at each position to a patch of 3 x `patch` x `patch`."""
-    values = 3 * patch**2
-    return nn.Sequential(
-        nn.Conv2d(channels, values, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(values, values, 1),
-        nn.PixelShuffle(patch),
-    )
-
-
 class PatchDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped
     """Latents (N, C, h, w) -> pictures (N, 3, H, W) in about [-1, 1].
 
@@ -89,9 +74,11 @@ class PatchDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
 
     Args:
         latent_channels: C.
-        block_out_channels: Channels at each resolution from the latent's to the picture's, each
-            twice the last. From the first 0 on there are no layers, and the pixels are unfolded.
+        block_out_channels: Channels at each resolution up to the picture's, each twice the last.
+            From the first 0 on there are no layers, and the pixels are unfolded.
         num_decoder_blocks: Residual blocks at each.
+        levels_below: How many of these resolutions are below the latent's, whose height and width
+            must then divide by 2**levels_below. The latents enter at each up to their own.
         scaling_factor: Latents are x0 divided by this.
 
     Raises:
@@ -103,22 +90,38 @@ class PatchDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
     def __init__(
         self,
         latent_channels: int = 4,
-        block_out_channels: Sequence[int] = (64, 0, 0, 0),
-        num_decoder_blocks: Sequence[int] = (3, 0, 0, 0),
+        block_out_channels: Sequence[int] = (128, 64, 0, 0),
+        num_decoder_blocks: Sequence[int] = (2, 1, 0, 0),
+        levels_below: int = 0,
         scaling_factor: float = 1.0,
     ) -> None:
         super().__init__()
         widths = widths_of(block_out_channels, num_decoder_blocks)
-        self.entry = nn.Conv2d(latent_channels, widths[0], 5, padding=2)
+        if not 0 <= levels_below < len(widths):
+            raise ValueError(
+                f"levels_below={levels_below}: from 0 to {len(widths) - 1}, one less than the "
+                f"widths of block_out_channels={tuple(block_out_channels)}"
+            )
+        # As many positions as that level has; each sees 3 x 3 of them.
+        sizes = [2**below for below in range(levels_below, -1, -1)]
+        self.entries = nn.ModuleList(
+            nn.Conv2d(latent_channels, width, 3 * size, stride=size, padding=size)
+            for width, size in zip(widths, sizes, strict=False)
+        )
         self.joints = joints_of(widths)
         self.blocks = blocks_of(widths, num_decoder_blocks)
-        self.last = unfolding(widths[-1], 2 ** (len(block_out_channels) - len(widths)))
+        patch = 2 ** (len(block_out_channels) - len(widths))
+        last = nn.Conv2d(widths[-1], 3 * patch**2, 3, padding=1)
+        self.last = nn.Sequential(nn.ReLU(), last, nn.PixelShuffle(patch))
 
     def forward(self, z: Tensor) -> Tensor:
         """Pictures of latents."""
-        h = self.blocks[0](self.entry(z))
-        for joint, blocks in zip(self.joints, self.blocks[1:], strict=True):
-            h = blocks(joint(h))
+        h = self.blocks[0](self.entries[0](z))
+        for level, (joint, blocks) in enumerate(zip(self.joints, self.blocks[1:], strict=True), 1):
+            h = joint(h)
+            if level < len(self.entries):
+                h = h + self.entries[level](z)
+            h = blocks(h)
         picture: Tensor = self.last(h)
         return picture
 

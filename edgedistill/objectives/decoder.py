@@ -53,8 +53,8 @@ class Decoding(Objective):
         """One width: an AutoencoderTiny. A width for each resolution, the last ones 0 where pixels
         are unfolded at once: a PatchDecoder."""
         blocks: tuple[int, ...] = (3, 3, 3, 1)
-        """Residual blocks at each resolution of the decoder, from the latent's to the picture's;
-        each doubles the size of the one before."""
+        """Residual blocks at each resolution of the decoder; each doubles the size of the one
+        before, and the last is the picture's. A PatchDecoder may begin below the latent's."""
         augment: float = Field(0.0, ge=0, le=1)
         """Share of a batch whose pictures are turned over or have their colours exchanged, and are
         encoded again: latents that the data has not."""
@@ -80,7 +80,8 @@ class Decoding(Objective):
 
     product = "decoder"
 
-    def __init__(self, config: Decoding.Config, setup: Setup) -> None:
+    def __init__(self, config: Decoding.Config, setup: Setup, *, below: bool = False) -> None:
+        """Check `config`; `below` is whether levels below the latent's resolution can be."""
         if setup.autoencoder is None:
             raise ValueError(f"method {self.name!r} needs a teacher with an autoencoder")
         self.augment = config.augment
@@ -90,11 +91,12 @@ class Decoding(Objective):
         factor = self._picture(example).shape[-1] // example.shape[-1]
         stages = len(config.blocks)
         enlarged = 2 ** (stages - 1)
-        if enlarged != factor:
+        if enlarged % factor or (enlarged != factor and not below):
             raise ValueError(
                 f"blocks={config.blocks}: {stages} resolutions enlarge by {enlarged}, "
                 f"the teacher's decoder by {factor}"
             )
+        self.below = (enlarged // factor).bit_length() - 1
         self.made: dict[tuple[int, bytes], tuple[Tensor, Tensor]] = {}
         self.taps: Taps | None = None
         if config.perceptual > 0:
@@ -195,10 +197,10 @@ class TinyDecoder(Decoding):
     name = "decoder"
 
     def __init__(self, config: TinyDecoder.Config, setup: Setup) -> None:
-        super().__init__(config, setup)
+        super().__init__(config, setup, below=not isinstance(config.channels, int))
         self.config = config
         example = setup.example[0]
-        self.student = _network(config, example.shape[1]).to(example.device)
+        self.student = _network(config, example.shape[1], self.below).to(example.device)
         first = config.channels if isinstance(config.channels, int) else config.channels[0]
         self.judge = _judge(min(first, 64)).to(example.device)
 
@@ -251,9 +253,11 @@ def psnr(square: Tensor) -> Tensor:
     return 10 * (4 / square.detach()).log10()
 
 
-def _network(config: TinyDecoder.Config, latent_channels: int) -> AutoencoderTiny | PatchDecoder:
+def _network(
+    config: TinyDecoder.Config, latent_channels: int, below: int
+) -> AutoencoderTiny | PatchDecoder:
     if not isinstance(config.channels, int):
-        return PatchDecoder(latent_channels, config.channels, config.blocks)
+        return PatchDecoder(latent_channels, config.channels, config.blocks, below)
     widths = (config.channels,) * len(config.blocks)
     return AutoencoderTiny(
         latent_channels=latent_channels,

@@ -121,23 +121,18 @@ PATCHES = {"channels": (8, 0), "blocks": (1, 0), "perceptual": 0}
 
 
 def test_patches_unfold_in_the_order_of_the_picture():
-    """One latent position makes one patch, and its neighbours' reach it by convolutions."""
+    """One latent position makes one patch, and its neighbours' reach it by 3 x 3 convolutions."""
     torch.manual_seed(0)
-    net = PatchDecoder(2, (8, 0, 0), (1, 0, 0)).eval()
-    z = torch.zeros(1, 2, 6, 6)
+    net = PatchDecoder(2, (8, 0, 0), (0, 0, 0)).eval()
+    z = torch.zeros(1, 2, 5, 5)
     moved = z.clone()
-    moved[0, :, 0, 5] += 1
+    moved[0, :, 0, 4] += 1
     with torch.no_grad():
         change = (net.decode(moved).sample - net.decode(z).sample)[0].abs().amax(0)
-    assert change.shape == (24, 24)
-    # 5 x 5 and 3 x 3 reach three positions, of four pixels each; the block is the identity yet.
-    assert change[:16, 8:].min() > 0
-    assert change[16:].max() == change[:, :8].max() == 0
-    torch.nn.init.normal_(net.blocks[0][0].second.weight)
-    with torch.no_grad():
-        change = (net.decode(moved).sample - net.decode(z).sample)[0].abs().amax(0)
-    assert change[:20, 4:].min() > 0
-    assert change[20:].max() == change[:, :4].max() == 0
+    assert change.shape == (20, 20)
+    # Two convolutions reach two positions, of four pixels each.
+    assert change[:12, 8:].min() > 0
+    assert change[12:].max() == change[:, :8].max() == 0
 
 
 def test_patches_keep_their_weights_on_disk(tmp_path):
@@ -241,3 +236,36 @@ def test_a_share_of_the_batch_is_varied_and_made_once(teacher):
     for i, kind in enumerate(drawn):
         varied = VARIANTS[kind](teacher.decode(first.x0[i : i + 1]).clamp(-1, 1))
         torch.testing.assert_close(latents[i : i + 1], tiny._latents(varied))
+
+
+def test_patches_below_the_latents_see_all_of_them():
+    torch.manual_seed(0)
+    net = PatchDecoder(2, (8, 4, 0), (1, 0, 0), levels_below=1).eval()
+    z = torch.randn(1, 2, 8, 8)
+    moved = z.clone()
+    moved[0, :, 0, 7] += 1
+    with torch.no_grad():
+        change = (net.decode(moved).sample - net.decode(z).sample)[0].abs().amax(0)
+    assert change.shape == (16, 16)
+    # Three convolutions on 4 x 4 positions reach them all, when the block's second is not zero.
+    assert change[:8, 8:].min() > 0
+    assert change[10:].max() == 0
+    torch.nn.init.normal_(net.blocks[0][0].second.weight)
+    with torch.no_grad():
+        change = (net.decode(moved).sample - net.decode(z).sample)[0].abs().amax(0)
+    assert change.min() > 0
+    # A level's entry is a 3 x 3 convolution of the latents folded to its positions.
+    entry, folded = net.entries[0], torch.nn.functional.pixel_unshuffle(z, 2)
+    weight = torch.nn.functional.pixel_unshuffle(entry.weight, 2)
+    expected = torch.nn.functional.conv2d(folded, weight, entry.bias, padding=1)
+    torch.testing.assert_close(entry(z), expected)
+    with pytest.raises(ValueError, match="levels_below=2: from 0 to 1"):
+        PatchDecoder(2, (8, 4, 0), (1, 0, 0), levels_below=2)
+
+
+def test_a_decoder_of_patches_may_begin_below_the_latents(teacher):
+    tiny = method(teacher, channels=(16, 8, 0), blocks=(1, 1, 0), perceptual=0)
+    assert tiny.student.config.levels_below == 1
+    losses = tiny.loss("student", batch())
+    losses.total.backward()
+    assert all(p.grad is not None for p in tiny.student.parameters())

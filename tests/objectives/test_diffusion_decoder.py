@@ -54,8 +54,8 @@ def straight(net, change=0.0):
 
 def test_the_first_half_matches_the_flow(teacher):
     one = method(teacher)
-    torch.nn.init.zeros_(one.student.last[2].weight)
-    torch.nn.init.zeros_(one.student.last[2].bias)
+    torch.nn.init.zeros_(one.student.last.weight)
+    torch.nn.init.zeros_(one.student.last.bias)
     truth = teacher.decode(batch().x0)
     # A network that answers 0 is wrong by eps - x0, of mean square 1 + x0^2.
     losses = [one.loss("student", batch()).total.item()]
@@ -87,10 +87,10 @@ def test_the_second_half_regresses_several_steps_of_what_the_first_left(teacher)
         expected = (one.student.decode(z).sample - x).square().mean()
     torch.testing.assert_close(one.loss("student", batch(step=5)).total, expected)
     scatter(one.teacher)
-    one.teacher.last[2].bias.data += 1
-    kept = one.teacher.last[2].bias.clone()
+    one.teacher.last.bias.data += 1
+    kept = one.teacher.last.bias.clone()
     one.loss("student", batch(step=6))  # only where the half begins
-    assert torch.equal(one.teacher.last[2].bias, kept)
+    assert torch.equal(one.teacher.last.bias, kept)
 
 
 def test_each_level_sees_the_noise_of_its_pixels():
