@@ -33,7 +33,7 @@ targets: setup
 	test -d runs/emoji-4step-qat || $(BIN)/edgedistill distill recipe=emoji-4step-qat student.init=$(STUDENT) out=runs/emoji-4step-qat
 	$(BIN)/python benchmarks/targets.py $(STUDENT) --qat runs/emoji-4step-qat/student --out runs/targets
 
-# Every method on planar mixtures, where the truth is known; MIXTURE=FILE adds another.
+# Every method on planar mixtures, where the truth is known; MIXTURE=FILE adds another. What is there already is not repeated.
 methods: setup
 	$(BIN)/python benchmarks/methods.py --one-step --mixtures ring,grid,clusters$(if $(MIXTURE),$(comma)$(MIXTURE))
 

@@ -5,33 +5,54 @@
 Distils `mixture-METHOD` from each mixture (a shipped name or a file), one core a run, and prints
 for each: the student's steps, sliced W2 over the floor of two true draws, share of samples within
 3 sigma, the smallest mode's share over its weight, the root mean square distance to the end of the
-teacher's exact ODE path (where the student takes one noise), seconds of the whole run, and lines
-of the method's file. `missed` names the goals that were: at 4 steps 2 floors, 85 %, 60 %; at one
-step 2 floors, 70 %, 40 %; 90 s. Figures also go to OUT/methods.json.
+teacher's exact ODE path (where the student takes one noise), seconds, and lines of the method's
+file. `missed` names the goals that were: at 4 steps 2 floors, 85 %, 60 %; at one step 2 floors,
+70 %, 40 %; 90 s. --one-step runs what `ONE_STEP` lists in one step too.
+
+Each of the --jobs processes loads the library once and makes run after run, so seconds are those
+from the loaded library to the student. Fits of the closed-form teacher, which students start from,
+are equal for a mixture and seed: a process makes each once, and its seconds count in every run.
+
+A run that is there already, of the same recipe, mixture and code of `edgedistill`, is not
+repeated, and keeps its figures and the seconds it took; --again repeats it. Figures go to
+OUT/methods.json as they come.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import copy
+import hashlib
 import importlib
 import inspect
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import torch
 
+import edgedistill
+from edgedistill import assets
 from edgedistill import recipe as recipes
+from edgedistill.denoiser import Denoiser
 from edgedistill.evaluate.planar import planar_figures
+from edgedistill.files import read_json, write_json, write_text
+from edgedistill.recipe import Recipe
+from edgedistill.run_dir import open_run
 from edgedistill.sampling import solve, time_grid
 from edgedistill.student import load_student
 from edgedistill.teachers.mixture import Mixture
+from edgedistill.trainer import Interrupted
 
 MIXTURES = "ring,grid,clusters"
 PREFIX = "mixture-"
@@ -43,6 +64,57 @@ HEADINGS = (
     *("method", "mixture", "steps", "W2", "floors", "within", "smallest", "from ODE", "s"),
     *("lines", "missed"),
 )
+ONE_STEP = {
+    "add": "1 to 4 steps (abstract)",
+    "backward-distill": "one to three steps (abstract)",
+    "cd": "one step by design (abstract)",
+    "ct": "a single sampling step (abstract)",
+    "ctm": "single-step sampling (abstract)",
+    "diff-instruct": "single-step models (abstract)",
+    "diffusion2gan": "a single-step conditional GAN (abstract)",
+    "disback": "a one-step student generator (abstract)",
+    "dmd2": "one-step image generation (abstract); five recipes here",
+    "embedding": "one-step generators (abstract)",
+    "f-distill": "one-step diffusion models (title)",
+    "flow-map": "one or few steps (its project page)",
+    "kd": "one step takes the noise to the end of the path",
+    "lcm": "emoji-1step here",
+    "lightning": "one-step and few-step (abstract)",
+    "meanflow": "one-step generative modelling (title)",
+    "pcm": "1 to 16 steps (abstract); measured on emoji here",
+    "pi-flow": "one call on ImageNet (abstract)",
+    "progressive": "measured on emoji here",
+    "reflow": "a single Euler step (abstract)",
+    "scm": "measured on emoji here",
+    "self-corrected": "one-step and few-step (title)",
+    "shortcut": "one step diffusion (title)",
+    "sid": "one-step generation (title)",
+    "tbcm": "one-step generation (abstract)",
+    "tract": "single-step samples (abstract)",
+    "twinflow": "one-step generation (title)",
+    "ufogen": "you forward once (title)",
+    "uni-instruct": "one-step diffusion model (title)",
+}
+"""Methods with a recipe of several steps that claim to do it in one as well, and where. Recipes of
+one step, such as `boot` and `dmd`, run as they are."""
+KEPT = "methods-row.json"
+"""In a run dir: its row, and the key that it holds for."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to run: a method on a mixture."""
+
+    method: str
+    mixture: str
+    words: tuple[str, ...]
+    """Overrides of the recipe."""
+    folder: Path
+    again: bool
+
+    def recipe(self) -> Recipe:
+        """As it resolves."""
+        return recipes.load(PREFIX + self.method, [f"teacher.path={self.mixture}", *self.words])
 
 
 @dataclass(frozen=True)
@@ -60,16 +132,19 @@ class Row:
     seconds: float
     lines: int
 
-    def missed(self) -> list[str]:
-        """Goals that this run misses."""
+    def misses(self) -> dict[str, bool]:
+        """Each goal, and whether this run misses it."""
         floors, within, smallest = GOALS[self.steps == 1]
-        tests = {
+        return {
             "floors": self.floors > floors,
             "within": self.within < within,
             "smallest": self.smallest < smallest,
             "seconds": self.seconds > SECONDS,
         }
-        return [name for name, miss in tests.items() if miss]
+
+    def missed(self) -> list[str]:
+        """Goals that this run misses."""
+        return [name for name, miss in self.misses().items() if miss]
 
     def text(self) -> str:
         """As in the table."""
@@ -81,44 +156,119 @@ class Row:
         )
 
 
-def measure(method: str, mixture: str, steps: int | None, out: Path) -> Row:
-    """Distil in a process of its own, and look at the student."""
-    recipe = f"{PREFIX}{method}"
-    name = f"{method}-{Path(mixture).stem}" + (f"-{steps}" if steps else "")
-    command = [sys.executable, "-m", "edgedistill.cli", "distill", f"recipe={recipe}"]
-    command += [f"teacher.path={mixture}", f"out={out / name}"]
-    if steps:
-        command.append(f"student.steps={steps}")
-    shutil.rmtree(out / name, ignore_errors=True)
-    start = time.perf_counter()
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise RuntimeError(f"{name}: {done.stderr.strip().splitlines()[-1]}")
-    seconds = time.perf_counter() - start
-    student = load_student(out / name / "student")
+def digest(files: Iterable[Path], text: str = "") -> str:
+    """Of files with their names, and a text."""
+    found = hashlib.sha256(text.encode())
+    for file in sorted(files):
+        found.update(f"\0{file.name}\0".encode() + file.read_bytes())
+    return found.hexdigest()
+
+
+def code() -> str:
+    """Of the project as it is on disk."""
+    return digest(Path(edgedistill.__file__).parent.rglob("*.py"))
+
+
+CODE = code()
+"""Of the project as this process has loaded it."""
+
+
+def key_of(recipe: Recipe) -> str:
+    """What a run of the recipe depends on."""
+    mixture, init = Path(recipe.teacher.path), recipe.student.init
+    if not mixture.is_dir():
+        mixture = assets.find("mixtures", recipe.teacher.path)
+    files = [mixture, *mixture.rglob("*"), *(Path(init).rglob("*") if init else ())]
+    return digest(filter(Path.is_file, files), CODE + recipes.dump(recipe))
+
+
+class Fits:
+    """What students start from, equal for a mixture and seed: made once, then copied."""
+
+    def __init__(self) -> None:
+        self.spared = 0.0
+        """Seconds that copies would have taken."""
+        self._made: dict[bytes, tuple[Denoiser, float]] = {}
+
+    def share(self) -> None:
+        """From now on, in this process."""
+        alone = Mixture.spawn
+
+        def spawn(mixture: Mixture, generator: torch.Generator | None = None) -> Denoiser:
+            if generator is None:  # no fit
+                return alone(mixture)
+            numbers = (mixture.weights, mixture.means, mixture.scales, generator.get_state())
+            key = b"".join(n.numpy().tobytes() for n in numbers)
+            if key in self._made:
+                self.spared += self._made[key][1]
+            else:
+                start = time.perf_counter()
+                fitted = alone(mixture, generator)
+                self._made[key] = fitted, time.perf_counter() - start
+            return copy.deepcopy(self._made[key][0])
+
+        Mixture.spawn = spawn
+
+
+FITS = Fits()
+
+
+def measure(case: Case) -> Row:
+    """The row of a run that is there, or of a new one."""
+    recipe = case.recipe()
+    key = key_of(recipe)
+    row = None if case.again else kept(case.folder, key)
+    if row is None:
+        with torch.random.fork_rng(devices=[]):  # the next run begins as in a new process
+            row = figures(case, distil(recipe, case.folder))
+        if code() == CODE:  # else nobody knows which code it was
+            write_json(case.folder / KEPT, {"key": key, "row": asdict(row)})
+    return row
+
+
+def kept(folder: Path, key: str) -> Row | None:
+    """The row in a run dir, if it holds for `key`."""
+    try:
+        data = read_json(folder / KEPT)
+        return Row(**data["row"]) if data["key"] == key else None
+    except (ValueError, KeyError, TypeError):  # none, or of another version of this file
+        return None
+
+
+def distil(recipe: Recipe, folder: Path) -> float:
+    """Make a student as `edgedistill distill` does; returns the seconds it took."""
+    shutil.rmtree(folder, ignore_errors=True)
+    spared, start = FITS.spared, time.perf_counter()
+    # `runs` has the link to the latest run, which outside of OUT stays the user's own.
+    run = open_run(recipe, str(folder), False, lambda line: None, runs=folder.parent)
+    run.train(lambda step, figures: None)
+    return time.perf_counter() - start + FITS.spared - spared
+
+
+def figures(case: Case, seconds: float) -> Row:
+    """Look at the student."""
+    student = load_student(case.folder / "student")
     assert isinstance(student.teacher, Mixture)
     generator = torch.Generator().manual_seed(1234)
     noise = student.table.draw((SAMPLES, *student.teacher.sample_shape), generator)
     samples = student.sample({}, noise)
-    figures = planar_figures(samples, student.teacher, generator)
+    found = planar_figures(samples, student.teacher, generator)
     ode = None
     if student.table.draws == 1:
         grid = time_grid(student.teacher.denoiser.schedule, 500)
         exact = solve(student.teacher.denoiser, noise[0][:PATHS], grid, {}, "heun")
         ode = (samples[:PATHS] - exact).square().sum(1).mean().sqrt().item()
     return Row(
-        method=method,
-        mixture=mixture,
+        method=case.method,
+        mixture=case.mixture,
         steps=len(student.table.rows),
-        w2=figures["sliced_w2"],
-        floors=figures["w2_ratio"],
-        within=figures["within_3_sigma"],
-        smallest=figures["smallest_mode"],
+        w2=found["sliced_w2"],
+        floors=found["w2_ratio"],
+        within=found["within_3_sigma"],
+        smallest=found["smallest_mode"],
         ode=ode,
         seconds=seconds,
-        lines=lines(recipe),
+        lines=lines(PREFIX + case.method),
     )
 
 
@@ -128,44 +278,160 @@ def lines(recipe: str) -> int:
     return len(inspect.getsource(module).splitlines())
 
 
-def main() -> None:
-    """Print the table, a line as soon as it is there."""
+def work(line: Connection) -> None:
+    """A worker: for each case that comes along the line its row, or what went wrong."""
+    torch.set_num_threads(1)
+    FITS.share()
+    # What is suppressed says that the benchmark is over.
+    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt, Interrupted):
+        while True:
+            case = line.recv()
+            try:
+                line.send(measure(case))
+            except Interrupted:
+                raise
+            except Exception as error:
+                line.send((str(error).strip() or type(error).__name__).splitlines()[-1])
+
+
+class Worker:
+    """A process of its own that `work`s."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.line, theirs = context.Pipe()
+        self.process = context.Process(target=work, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def answer(self) -> Row | str | None:
+        """What came along the line; None if the process has died."""
+        try:
+            answer: Row | str = self.line.recv()
+        except (EOFError, OSError):
+            self.end()
+            return None
+        return answer
+
+    def end(self) -> None:
+        """Wait until there is no process."""
+        self.line.close()
+        self.process.terminate()
+        self.process.join()
+
+
+def spread(cases: Sequence[Case], jobs: int) -> Iterator[tuple[Case, Row | str]]:
+    """Each case and its row, or what went wrong, as they come from so many workers."""
+    waiting, idle = deque(cases), list[Worker]()
+    busy: dict[Connection, tuple[Worker, Case]] = {}
+    try:
+        while waiting or busy:
+            while waiting and len(busy) < jobs:
+                worker = idle.pop() if idle else Worker()
+                busy[worker.line] = worker, waiting.popleft()
+                with contextlib.suppress(OSError):  # it has died, which the line will say
+                    worker.line.send(busy[worker.line][1])
+            for line in wait(list(busy)):
+                worker, case = busy.pop(line)
+                answer = worker.answer()
+                if answer is None:  # another process will take its place
+                    answer = f"its process died with exit code {worker.process.exitcode}"
+                else:
+                    idle.append(worker)
+                yield case, answer
+    finally:
+        for worker in (*idle, *(worker for worker, _ in busy.values())):
+            worker.end()
+
+
+def cases_of(args: argparse.Namespace) -> list[Case]:
+    """What the command asks for."""
+    cases = []
+    for method in args.methods:
+        several = recipes.load(PREFIX + method).student.steps > 1
+        for mixture in args.mixtures.split(","):
+            folder = args.out / f"{method}-{Path(mixture).stem}"
+            cases.append(Case(method, mixture, tuple(args.words), folder, args.again))
+            if args.one_step and several and method in ONE_STEP:
+                words = (*args.words, "student.steps=1")
+                one = folder.with_name(f"{folder.name}-1")
+                cases.append(Case(method, mixture, words, one, args.again))
+    return cases
+
+
+def arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    """What the command says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     known = [n.removeprefix(PREFIX) for n in recipes.shipped() if n.startswith(PREFIX)]
-    parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"of {', '.join(known)}")
-    parser.add_argument("--mixtures", default=MIXTURES, help=f"by default {MIXTURES}")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
-    parser.add_argument("--one-step", action="store_true", help="also each method in one step")
-    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
-    args = parser.parse_args()
-    for name in set(args.methods) - set(known):
-        parser.error(f"no recipe {PREFIX}{name}; there are {', '.join(known)}")
     # What starts from a student is run when asked for, once there is one.
     alone = [n for n in known if not recipes.load(PREFIX + n).student.init]
-    runs = [
-        (method, mixture, steps)
-        for method in args.methods or alone
-        for mixture in args.mixtures.split(",")
-        for steps in ((None, 1) if args.one_step else (None,))
-    ]
-    torch.set_num_threads(1)
+    parser.add_argument(
+        "methods", nargs="*", default=alone, metavar="METHOD", help=f"of {', '.join(known)}"
+    )
+    parser.add_argument("--mixtures", default=MIXTURES, help=f"by default {MIXTURES}")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
+    parser.add_argument("--one-step", action="store_true", help="also in one, where claimed")
+    parser.add_argument("--again", action="store_true", help="also what is there already")
+    parser.add_argument(
+        "--set",
+        dest="words",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of every recipe; give such trials an --out of their own",
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
+    args = parser.parse_args(words)
+    if args.jobs < 1:
+        parser.error(f"--jobs {args.jobs}: at least 1")
+    for name in set(args.methods) - set(known):
+        parser.error(f"no recipe {PREFIX}{name}; there are {', '.join(known)}")
+    names = [Path(mixture).stem for mixture in args.mixtures.split(",")]
+    if len({*names}) < len(names) or len({*args.methods}) < len(args.methods):
+        parser.error("methods, and the names of mixtures, must differ")
+    return args
+
+
+def summary(rows: Sequence[Row]) -> Iterator[str]:
+    """By goal, how many rows hold and which do not."""
+    yield f"{sum(not row.missed() for row in rows)} of {len(rows)} runs reach every goal"
+    for goal in ("floors", "within", "smallest", "seconds"):
+        missing = [
+            f"{row.method} {Path(row.mixture).stem} {row.steps}"
+            for row in rows
+            if row.misses()[goal]
+        ]
+        names = f"; not {', '.join(missing)}" if missing else ""
+        yield f"{goal:8} {len(rows) - len(missing)} of {len(rows)}{names}"
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Print the table, a line as soon as it is there."""
+    args = arguments(words)
+    cases = cases_of(args)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers
     args.out.mkdir(parents=True, exist_ok=True)
     print("  ".join(HEADINGS), flush=True)
-    rows, failed = [], 0
-    with ThreadPoolExecutor(args.jobs) as pool:
-        waiting = [pool.submit(measure, *run, args.out) for run in runs]
-        for run, future in zip(runs, waiting, strict=True):
-            try:
-                rows.append(future.result())
-            except (RuntimeError, ValueError) as error:
-                failed += 1
-                print(f"{run[0]:20} {run[1]:10} failed: {error}", flush=True)
-            else:
-                print(rows[-1].text(), flush=True)
-    text = json.dumps([{**asdict(row), "missed": row.missed()} for row in rows], indent=1)
-    (args.out / "methods.json").write_text(text, encoding="utf-8")
-    sys.exit(1 if failed else 0)
+    rows: dict[Case, Row] = {}
+    with contextlib.closing(spread(cases, args.jobs)) as answers:
+        for case, row in answers:
+            if isinstance(row, str):
+                print(f"{case.folder.name} failed: {row}", flush=True)
+                continue
+            print(row.text(), flush=True)
+            rows[case] = row
+            # In the order of the cases, whichever came first.
+            there = [rows[case] for case in cases if case in rows]
+            data = [{**asdict(row), "missed": row.missed()} for row in there]
+            write_text(args.out / "methods.json", json.dumps(data, indent=1))
+    for line in summary(list(rows.values())):
+        print(line)
+    failed = len(cases) - len(rows)
+    if failed:
+        sys.exit(f"{failed} of {len(cases)} runs failed")
 
 
 if __name__ == "__main__":
+    # So that the workers end with it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     main()

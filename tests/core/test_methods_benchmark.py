@@ -1,0 +1,190 @@
+"""benchmarks/methods.py: its workers, what it reads, what it says of failures and of one step."""
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from edgedistill import recipe as recipes
+from edgedistill.cli import app
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+methods = importlib.import_module("methods")
+
+# The benchmark with short fits and few samples, in its workers too: they import its main file.
+PROGRAM = f"""
+import os, sys
+sys.path.append({str(BENCHMARKS)!r})
+from edgedistill.teachers import mixture
+import methods
+mixture.FIT_STEPS, mixture.FIT_BATCH = 20, 64
+methods.SAMPLES, methods.PATHS = 200, 50
+measure = methods.measure
+def fragile(case):
+    if case.method == "cd":
+        os._exit(7)
+    return measure(case)
+methods.measure = fragile
+if __name__ == "__main__":
+    methods.main()
+"""
+WORDS = ("train.steps=3", "train.batch_size=64", "data.samples=64")
+GOOD = ("lcm", "kd", "gdd")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, two_modes):
+    """(OUT, what the command did) of two workers: three methods, one that fails, one that dies."""
+    here = tmp_path_factory.mktemp("methods")
+    (here / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "program.py", "lcm", "kd", "diffusion-dpo", "cd", "gdd"]
+    command += ["--mixtures", str(two_modes), "--out", str(here / "out")]
+    done = subprocess.run(
+        [*command, *(f"--set={word}" for word in WORDS)],
+        cwd=here,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert (here / "out" / "methods.json").is_file(), done.stderr[-2000:]
+    return here / "out", done
+
+
+@pytest.fixture
+def few(monkeypatch, quick_fit):
+    """The same fits and samples in this process."""
+    monkeypatch.setattr(methods, "SAMPLES", 200)
+    monkeypatch.setattr(methods, "PATHS", 50)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def rows(out: Path) -> list[dict]:
+    return json.loads((out / "methods.json").read_text())
+
+
+def weights(student: Path) -> dict[str, torch.Tensor]:
+    (file,) = student.rglob("*.safetensors")
+    return load_file(file)
+
+
+def case_of(out: Path, mixture: Path, *words: str, again: bool = False) -> methods.Case:
+    return methods.Case("lcm", str(mixture), (*WORDS, *words), out / "lcm-two", again)
+
+
+@pytest.mark.parametrize("method", GOOD)
+def test_students_of_workers_are_those_of_plain_runs(
+    method, made, few, two_modes, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["distill", f"recipe=mixture-{method}", f"teacher.path={two_modes}", "out=plain"]
+    app([*words, *WORDS], standalone_mode=False)
+    plain = weights(tmp_path / "plain" / "student")
+    worker = weights(made[0] / f"{method}-two" / "student")
+    assert plain.keys() == worker.keys()
+    assert all(torch.equal(plain[name], worker[name]) for name in plain)
+
+
+def test_what_fails_is_a_line_and_the_others_go_on(made):
+    out, done = made
+    assert done.returncode == 1
+    failed = {line for line in done.stdout.splitlines() if "failed" in line}
+    assert failed == {
+        "diffusion-dpo-two failed: no student or bundle folder at 'runs/mixture-lcm/student'",
+        "cd-two failed: its process died with exit code 7",
+    }
+    assert [row["method"] for row in rows(out)] == list(GOOD)
+    assert all(row["seconds"] > 0 for row in rows(out))
+    assert " of 3 runs reach every goal\n" in done.stdout
+    assert "2 of 5 runs failed" in done.stderr
+    # The user's own latest run is not this one.
+    assert not (out.parent / "runs").exists()
+
+
+def test_a_run_that_is_there_is_read(made, two_modes):
+    out = made[0]
+    before = (out / "lcm-two").stat().st_ino
+    row = methods.measure(case_of(out, two_modes))
+    (expected,) = [row for row in rows(out) if row["method"] == "lcm"]
+    assert {**expected, "missed": row.missed()} == expected
+    assert row == methods.Row(**{k: v for k, v in expected.items() if k != "missed"})
+    assert (out / "lcm-two").stat().st_ino == before
+
+
+@pytest.mark.parametrize("change", ["recipe", "again", "unfinished"])
+def test_another_recipe_is_a_new_run(change, made, few, two_modes, tmp_path):
+    shutil.copytree(made[0] / "lcm-two", tmp_path / "lcm-two")
+    old = tmp_path / "lcm-two" / "old"
+    old.touch()
+    if change == "unfinished":
+        (tmp_path / "lcm-two" / methods.KEPT).unlink()
+    words = ["train.steps=2"] if change == "recipe" else []
+    case = case_of(tmp_path, two_modes, *words, again=change == "again")
+    row = methods.measure(case)
+    assert not old.exists()
+    assert recipes.read(case.folder / "recipe.yaml")["train"]["steps"] == (2 if words else 3)
+    # And that one is read from now on.
+    old.touch()
+    assert methods.measure(case_of(tmp_path, two_modes, *words)) == row
+    assert old.exists()
+
+
+def test_what_a_run_depends_on(two_modes, tmp_path, monkeypatch):
+    file = tmp_path / "two.json"
+    shutil.copy(two_modes, file)
+    recipe = case_of(tmp_path, file).recipe()
+    keys = [
+        methods.key_of(recipe),
+        methods.key_of(case_of(tmp_path, file, "train.seed=1").recipe()),
+    ]
+    file.write_text(file.read_text().replace("0.5", "0.6"))
+    keys.append(methods.key_of(recipe))
+    monkeypatch.setattr(methods, "CODE", "another")
+    keys.append(methods.key_of(recipe))
+    assert len({*keys}) == len(keys)
+
+
+def test_a_run_whose_code_changed_meanwhile_is_not_kept(few, two_modes, tmp_path, monkeypatch):
+    monkeypatch.setattr(methods, "CODE", "as it was")
+    case = case_of(tmp_path, two_modes)
+    methods.measure(case)
+    assert (case.folder / "student").is_dir()
+    assert not (case.folder / methods.KEPT).exists()
+
+
+def test_one_step_where_it_is_claimed_and_once(tmp_path):
+    words = ["lcm", "boot", "sds", "--mixtures", "ring", "--out", str(tmp_path)]
+    names = [case.folder.name for case in methods.cases_of(methods.arguments(words))]
+    assert names == ["lcm-ring", "boot-ring", "sds-ring"]
+    cases = methods.cases_of(methods.arguments([*words, "--one-step"]))
+    assert [case.folder.name for case in cases] == ["lcm-ring", "lcm-ring-1", *names[1:]]
+    assert [case.recipe().student.steps for case in cases] == [4, 1, 1, 4]
+
+
+@pytest.mark.parametrize("method", methods.ONE_STEP)
+def test_a_claim_is_of_a_recipe_of_several_steps(method):
+    assert recipes.load(methods.PREFIX + method).student.steps > 1
+
+
+def test_the_summary_names_what_misses():
+    good = methods.Row("kd", "ring", 4, 0.1, 1.0, 0.95, 0.9, 0.05, 60.0, 80)
+    bad = methods.Row("sds", "grid", 1, 0.5, 5.0, 0.75, 0.9, None, 99.0, 80)
+    assert list(methods.summary([good, bad])) == [
+        "1 of 2 runs reach every goal",
+        "floors   1 of 2; not sds grid 1",
+        "within   2 of 2",
+        "smallest 2 of 2",
+        "seconds  1 of 2; not sds grid 1",
+    ]
