@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -36,6 +36,9 @@ LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
 }
 """Fraction of the run done -> factor on the learning rate."""
+
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+"""How accelerate may run a network in pieces."""
 
 MAX_BAD_STEPS = 10
 """Updates in a row that may be skipped for a loss or gradient that is not finite."""
@@ -128,6 +131,11 @@ class Seat:
     ) -> None:
         self.index, self.player = index, player
         self.params = [p for p in player.net.parameters() if p.requires_grad]
+        if player.optim.name == "muon" and accelerator.distributed_type in SHARDED:
+            raise ValueError(
+                f"{player.name}: optim.name=muon needs whole matrices, which FSDP and DeepSpeed "
+                "cut up; choose adamw"
+            )
         self.raw = optimizers.make(player.net, player.optim, moments)
         self.turn, self.optimizer = accelerator.prepare(Turn(player, objective), self.raw)
         self.bad = 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -85,6 +86,15 @@ def student(lr: float = 0.1, **turns) -> Player:
 
 def weights(net: nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in net.parameters()]
+
+
+def test_muon_is_refused_where_matrices_are_cut_up(tmp_path, monkeypatch):
+    player = Player("student", linear(), Optim(name="muon"))
+    trainer_of(tmp_path, Double(player)).fit()
+    kind = property(lambda self: DistributedType.FSDP)
+    monkeypatch.setattr(Accelerator, "distributed_type", kind)
+    with pytest.raises(ValueError, match=r"student: optim\.name=muon needs whole matrices"):
+        trainer_of(tmp_path, Double(player))
 
 
 # --- Turns --------------------------------------------------------------------------------------
