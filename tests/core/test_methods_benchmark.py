@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from edgedistill import recipe as recipes
 from edgedistill.cli import app
+from edgedistill.teachers.mixture import Mixture
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
@@ -42,10 +43,13 @@ GOOD = ("lcm", "kd", "gdd")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, two_modes):
-    """(OUT, what the command did) of two workers: three methods, one that fails, one that dies."""
+    """(OUT, what the command did) of two workers: three methods, one that fails, one that dies.
+
+    Once that has been replaced, two workers make three students: one of them shares a fit.
+    """
     here = tmp_path_factory.mktemp("methods")
     (here / "program.py").write_text(PROGRAM)
-    command = [sys.executable, "program.py", "lcm", "kd", "diffusion-dpo", "cd", "gdd"]
+    command = [sys.executable, "program.py", "cd", "lcm", "kd", "diffusion-dpo", "gdd"]
     command += ["--mixtures", str(two_modes), "--out", str(here / "out")]
     done = subprocess.run(
         [*command, *(f"--set={word}" for word in WORDS)],
@@ -95,6 +99,25 @@ def test_students_of_workers_are_those_of_plain_runs(
     worker = weights(made[0] / f"{method}-two" / "student")
     assert plain.keys() == worker.keys()
     assert all(torch.equal(plain[name], worker[name]) for name in plain)
+
+
+def test_a_shared_fit_is_the_fit(few, two_modes, monkeypatch):
+    def spawn(seed: int) -> dict[str, torch.Tensor]:
+        denoiser = Mixture.load(str(two_modes)).spawn(torch.Generator().manual_seed(seed))
+        before = {name: weight.clone() for name, weight in denoiser.net.state_dict().items()}
+        torch.nn.init.zeros_(next(denoiser.parameters()).data)  # which no later one sees
+        return before
+
+    plain = [spawn(3), spawn(4)]
+    monkeypatch.setattr(Mixture, "spawn", Mixture.spawn)  # put back afterwards
+    fits = methods.Fits()
+    fits.share()
+    made = [spawn(3), spawn(4)]
+    assert fits.spared == 0
+    made.append(spawn(3))
+    assert fits.spared > 0
+    for own, shared in zip([*plain, plain[0]], made, strict=True):
+        assert all(torch.equal(own[name], shared[name]) for name in own)
 
 
 def test_what_fails_is_a_line_and_the_others_go_on(made):

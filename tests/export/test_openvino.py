@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from saturation import exact_int8
 
 from edgedistill_export import export_student
 from edgedistill_export.bundle import Settings
@@ -134,6 +135,7 @@ def test_half_precision_halves_the_weights(student, make, tmp_path, precision, l
 
 
 @pytest.mark.parametrize("name", ["text_encoder", "denoiser", "decoder"])
+@exact_int8
 def test_int8_quantizes_layers_and_their_inputs(student, make, tmp_path, capfd, name):
     graph = make("int8", name)
     assert capfd.readouterr() == ("", "")
@@ -151,6 +153,7 @@ def test_kept_layers_stay_in_floating_point_and_layers_that_are_gone_are_no_matt
     assert not fake_quantized(model) & keep
 
 
+@exact_int8
 def test_hybrid_quantizes_the_inputs_of_convolutions_only(student, make, tmp_path):
     graph = make("int8-hybrid", keep={CONV, LINEAR})
     model = read(tmp_path, graph)
@@ -201,6 +204,7 @@ def test_the_ratio_of_4_bit_weights_is_an_option(make, tmp_path):
     assert 0 < count(ratio=0.5) < count()
 
 
+@exact_int8
 def test_smooth_quant_moves_ranges_into_the_weights(student, make, tmp_path):
     plain = make("int8").sha256["denoiser.bin"]
     graph = make("int8", smooth_quant=0.5)
