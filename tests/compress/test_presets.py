@@ -50,7 +50,9 @@ def test_a_built_network_reloads_in_diffusers_and_gives_the_same(name, tmp_path)
     expected = output(new, call)
     assert expected.shape == call["sample"].shape
     new.save_pretrained(tmp_path)
-    assert torch.equal(output(type(net).from_pretrained(tmp_path), call), expected)
+    again = output(type(net).from_pretrained(tmp_path), call)
+    # Kernels without AVX-512 round by where a tensor lies in memory.
+    torch.testing.assert_close(again, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_bk_sdm_takes_the_last_up_layer_and_the_first_down_layer():

@@ -20,6 +20,8 @@ from edgedistill.plan.report import as_json, plan, tables
 SDXL = "teacher.path=stabilityai/stable-diffusion-xl-base-1.0"
 SD15 = "teacher.path=runwayml/stable-diffusion-v1-5"
 EMOJI = "recipe=emoji-4step"
+ADAMW = "train.optim.name=adamw"
+"""Two moments of everything, where the recipe's Muon has one of matrices."""
 
 
 def cli(*words):
@@ -28,7 +30,7 @@ def cli(*words):
 
 
 def test_sdxl_and_its_student_of_another_size_as_json():
-    done = cli(EMOJI, SDXL, "compress.preset=koala-700m", "train.batch_size=1", "--json")
+    done = cli(EMOJI, ADAMW, SDXL, "compress.preset=koala-700m", "train.batch_size=1", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["teacher"]["denoiser"]["parameters"] == 2_567_463_684
@@ -78,7 +80,7 @@ def test_samples_are_made_only_where_the_teacher_brings_none():
 
 
 def test_disk_holds_float32():
-    found = costs(recipes.load("emoji-4step", ["train.batch_size=1"]), Launch())
+    found = costs(recipes.load("emoji-4step", [ADAMW, "train.batch_size=1"]), Launch())
     whole = 4 * sum(found.parameters["teacher"].values())
     # Position ids and the like come on top.
     assert found.disk["teacher"] == found.disk["student"] == pytest.approx(whole, rel=1e-4)
@@ -95,7 +97,7 @@ def test_adapters_train_less_than_the_network():
 
 
 def test_a_reward_and_a_frozen_discriminator_are_counted_and_in_no_checkpoint():
-    words = ["train.batch_size=2", "objective.name=ladd"]
+    words = [ADAMW, "train.batch_size=2", "objective.name=ladd"]
     plain, judged = (
         costs(recipes.load("emoji-lcm", [*words, *more]), Launch())
         for more in ([], ["reward.name=clip"])
@@ -150,7 +152,7 @@ def needs(*words, launch=Launch()):  # noqa: B008  frozen
 
 
 def test_each_switch_that_is_named_was_planned_itself():
-    words = ["train.adapter.rank=8", "train.batch_size=8"]
+    words = [ADAMW, "train.adapter.rank=8", "train.batch_size=8"]
     whole = needs(*words)
     verdict = fit("emoji-4step", words, Launch(), int(0.99 * whole), whole)
     assert {str(way.switch): way.bytes for way in verdict.ways} == {
