@@ -97,6 +97,8 @@ ONE_STEP = {
 }
 """Methods with a recipe of several steps that claim to do it in one as well, and where. Recipes of
 one step, such as `boot` and `dmd`, run as they are."""
+WORDS = {"tract": ("objective.segments=[32,1]",)}
+"""What a recipe needs in one step besides."""
 KEPT = "methods-row.json"
 """In a run dir: its row, and the key that it holds for."""
 
@@ -353,7 +355,7 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
             folder = args.out / f"{method}-{Path(mixture).stem}"
             cases.append(Case(method, mixture, tuple(args.words), folder, args.again))
             if args.one_step and several and method in ONE_STEP:
-                words = (*args.words, "student.steps=1")
+                words = (*args.words, "student.steps=1", *WORDS.get(method, ()))
                 one = folder.with_name(f"{folder.name}-1")
                 cases.append(Case(method, mixture, words, one, args.again))
     return cases

@@ -188,12 +188,13 @@ def test_a_run_whose_code_changed_meanwhile_is_not_kept(few, two_modes, tmp_path
 
 
 def test_one_step_where_it_is_claimed_and_once(tmp_path):
-    words = ["lcm", "boot", "sds", "--mixtures", "ring", "--out", str(tmp_path)]
+    words = ["tract", "boot", "sds", "--mixtures", "ring", "--out", str(tmp_path)]
     names = [case.folder.name for case in methods.cases_of(methods.arguments(words))]
-    assert names == ["lcm-ring", "boot-ring", "sds-ring"]
+    assert names == ["tract-ring", "boot-ring", "sds-ring"]
     cases = methods.cases_of(methods.arguments([*words, "--one-step"]))
-    assert [case.folder.name for case in cases] == ["lcm-ring", "lcm-ring-1", *names[1:]]
+    assert [case.folder.name for case in cases] == ["tract-ring", "tract-ring-1", *names[1:]]
     assert [case.recipe().student.steps for case in cases] == [4, 1, 1, 4]
+    assert [case.recipe().objective["segments"] for case in cases[:2]] == [[32, 4], [32, 1]]
 
 
 @pytest.mark.parametrize("method", methods.ONE_STEP)
