@@ -152,6 +152,7 @@ class Trainer:
         hooks: Progress and sample grids.
         paths: The teacher's, in place of the clean data.
         prompted: Whether batches bring their prompts.
+        pictured: Whether batches bring the pictures they were encoded from, where those are known.
     """
 
     def __init__(
@@ -163,9 +164,10 @@ class Trainer:
         hooks: Hooks,
         paths: Paths | None = None,
         prompted: bool = False,
+        pictured: bool = False,
     ) -> None:
         self.objective, self.source, self.config = objective, source, config
-        self.paths, self.prompted = paths, prompted
+        self.paths, self.prompted, self.pictured = paths, prompted, pictured
         self.folder, self.hooks = folder, hooks
         self.accelerator = engine(config.precision)
         self.seats = [
@@ -322,7 +324,11 @@ class Trainer:
             x0 = path[:, -1]
         cond = {name: value.to(device) for name, value in cond.items()}
         prompts = self.source.prompts(count, _generator(key_of_rank)) if self.prompted else ()
-        return Batch(x0.to(device), cond, own, shared, step, path, prompts)
+        originals = None
+        if self.pictured:
+            originals = self.source.originals(count, _generator(key_of_rank))
+            originals = None if originals is None else originals.to(device)
+        return Batch(x0.to(device), cond, own, shared, step, path, prompts, originals)
 
     def _lr(self, lr: float) -> float:
         config = self.config

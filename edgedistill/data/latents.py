@@ -1,7 +1,9 @@
 """x0 of a person's own pictures: encoded once into shards on disk, drawn from often.
 
 CACHE/manifest.json               the `Spec`: all of a teacher that decides an x0
-CACHE/DIGEST/00000.safetensors    `x0` (n, ...); its captions and what was skipped in the metadata
+CACHE/DIGEST/00000.safetensors    `x0` (n, ...), and the `pictures` (n, channels, height, width) in
+                                  uint8 where a method asks for them; captions and what was skipped
+                                  in the metadata
 CACHE/DIGEST/index.json           the number of shards, once all are there
 
 DIGEST is that of the spec and of the pictures' names, sizes and times of change, so that runs may
@@ -29,6 +31,7 @@ from torch import Tensor
 from edgedistill.data.pictures import FAULTS, Codec, Listing, Record, list_pictures, read_picture
 from edgedistill.files import check_writable, read_json, write_json
 from edgedistill.teachers.base import Teacher
+from edgedistill.teachers.pipeline import to_float
 
 __all__ = ["CachedLatents", "Pictures", "Spec", "find_pictures"]
 
@@ -63,12 +66,18 @@ class CachedLatents:
         shards: x0 (n, ...) each; some may be empty.
         captions: Of all rows in order.
         teacher: Encodes the captions.
+        pictures: What was encoded, (n, channels, height, width) in uint8 each; None if not kept.
     """
 
     def __init__(
-        self, shards: Sequence[Tensor], captions: Sequence[str], teacher: Teacher
+        self,
+        shards: Sequence[Tensor],
+        captions: Sequence[str],
+        teacher: Teacher,
+        pictures: Sequence[Tensor] | None = None,
     ) -> None:
         self.shards, self.captions, self.teacher = list(shards), list(captions), teacher
+        self.pictures = None if pictures is None else list(pictures)
         self._ends = torch.tensor([len(shard) for shard in shards]).cumsum(0)
         if len(captions) != self._ends[-1]:
             raise ValueError(f"{int(self._ends[-1])} latents but {len(captions)} captions")
@@ -76,16 +85,26 @@ class CachedLatents:
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """`count` x0 with their captions encoded, drawn with replacement over all shards."""
         index = self._index(count, generator)
-        number = torch.bucketize(index, self._ends, right=True)
-        x0 = []
-        for i, at in zip(index.tolist(), number.tolist(), strict=True):
-            shard = self.shards[at]
-            x0.append(shard[i - (int(self._ends[at]) - len(shard))])
-        return torch.stack(x0), self.teacher.encode([self.captions[i] for i in index.tolist()])
+        x0 = self._rows(self.shards, index)
+        return x0, self.teacher.encode([self.captions[i] for i in index.tolist()])
 
     def prompts(self, count: int, generator: torch.Generator) -> list[str]:
         """Captions of what `draw` gives of a generator in the same state."""
         return [self.captions[i] for i in self._index(count, generator).tolist()]
+
+    def originals(self, count: int, generator: torch.Generator) -> Tensor | None:
+        """Pictures that were encoded to what `draw` gives of a generator in the same state."""
+        if self.pictures is None:
+            return None
+        return to_float(self._rows(self.pictures, self._index(count, generator)))
+
+    def _rows(self, shards: Sequence[Tensor], index: Tensor) -> Tensor:
+        number = torch.bucketize(index, self._ends, right=True)
+        rows = []
+        for i, at in zip(index.tolist(), number.tolist(), strict=True):
+            shard = shards[at]
+            rows.append(shard[i - (int(self._ends[at]) - len(shard))])
+        return torch.stack(rows)
 
     def _index(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randint(len(self.captions), (count,), generator=generator)
@@ -99,21 +118,26 @@ class Pictures:
         codec: The teacher's.
         cache: A folder, of this teacher's x0 if it exists.
         record: A file that remembers the pictures a run began with.
+        keep: Whether the cache has the pictures beside their x0.
 
     Raises:
         ValueError: If the cache is another teacher's, or cannot be written where it must be, or
             the run began with other pictures.
     """
 
-    def __init__(self, listing: Listing, codec: Codec, cache: Path, record: Path) -> None:
+    def __init__(
+        self, listing: Listing, codec: Codec, cache: Path, record: Path, *, keep: bool = False
+    ) -> None:
         self.listing, self.codec, self.teacher = listing, codec, codec.teacher
-        self.record = record
+        self.record, self.keep = record, keep
         self.spec = Spec(codec.fingerprint(), codec.shape, codec.factor, codec.shift)
-        self.rows = max(1, min(1024, SHARD // prod(self.teacher.sample_shape)))
+        numbers = prod(self.teacher.sample_shape) + (prod(codec.shape) // 4 if keep else 0)
+        self.rows = max(1, min(1024, SHARD // numbers))
         # What takes no prompts skips no picture for want of a caption.
         words = (
             *(sorted(asdict(self.spec).items()), self.rows),
             *(bool(self.teacher.prompts), listing.digest),
+            *(["pictures"] if keep else []),
         )
         self.digest = hashlib.sha256(repr(words).encode()).hexdigest()
         self.cache, self.folder = cache, cache / self.digest[:16]
@@ -140,10 +164,12 @@ class Pictures:
         shards = int(read_json(index).get("shards", 0)) if index.is_file() else 0
         if not shards or any(self._fault(self._shard(i)) for i in range(shards)):
             shards = self._make(say)
-        x0, captions, skipped = [], [], []
+        x0, pictures, captions, skipped = [], [], [], []
         for number in range(shards):
             with safe_open(self._shard(number), "pt") as file:
                 x0.append(file.get_tensor("x0"))  # a view of the mapped file
+                if self.keep:
+                    pictures.append(file.get_tensor("pictures"))
                 metadata = file.metadata()
             captions += json.loads(metadata["captions"])
             skipped += json.loads(metadata["skipped"])
@@ -159,7 +185,7 @@ class Pictures:
         if skipped:
             say(f"{len(skipped)} of {total} pictures skipped: {faults}")
         write_json(self.record, {"schema_version": 1, "digest": self.digest})
-        return CachedLatents(x0, captions, self.teacher)
+        return CachedLatents(x0, captions, self.teacher, pictures if self.keep else None)
 
     def _shard(self, number: int) -> Path:
         return self.folder / f"{number:05d}.safetensors"
@@ -190,6 +216,7 @@ class Pictures:
         channels, height, width = self.codec.shape
         together = max(1, min(64, 2**22 // (height * width)))
         x0 = [torch.empty(0, *self.teacher.sample_shape)]
+        kept = [torch.empty(0, *self.codec.shape, dtype=torch.uint8)]
         captions: list[str] = []
         skipped: list[tuple[str, str]] = []
         waiting: list[Tensor] = []
@@ -198,7 +225,10 @@ class Pictures:
             new = captions[len(captions) - len(waiting) :]
             if self.teacher.prompts:
                 self.teacher.tokenize(new)  # for what it refuses, before a long encoding
-            x0.append(self.codec.encode(torch.stack(waiting)))
+            pictures = torch.stack(waiting)
+            x0.append(self.codec.encode(pictures))
+            if self.keep:
+                kept.append(pictures)
             waiting.clear()
 
         for record in records:
@@ -220,7 +250,8 @@ class Pictures:
         if not bool(made.isfinite().all()):
             raise FloatingPointError(f"{shard}: what the autoencoder returns is not finite")
         metadata = {"captions": json.dumps(captions), "skipped": json.dumps(skipped)}
-        _save(shard, made, {"digest": self.digest, **metadata})
+        tensors = {"x0": made, **({"pictures": torch.cat(kept)} if self.keep else {})}
+        _save(shard, tensors, {"digest": self.digest, **metadata})
         return len(captions) + len(skipped)
 
     def _fault(self, shard: Path) -> str:
@@ -239,7 +270,9 @@ class Pictures:
         return "" if same else f"x0 of shape {shape[1:]}"
 
 
-def find_pictures(teacher: Teacher, path: str, cache: Path, key: str, run: Path) -> Pictures:
+def find_pictures(
+    teacher: Teacher, path: str, cache: Path, key: str, run: Path, *, keep: bool = False
+) -> Pictures:
     """Pictures for a run, checked as far as can be without reading one.
 
     Args:
@@ -248,12 +281,13 @@ def find_pictures(teacher: Teacher, path: str, cache: Path, key: str, run: Path)
         cache: Folder of x0.
         key: Of the caption in a .json of a tar.
         run: The run dir, which remembers what the pictures were.
+        keep: Whether the pictures are kept beside their x0.
 
     Raises:
         ValueError: If there are none, the teacher takes none, or as `Pictures` says.
     """
     record = run / "data" / "pictures.json"
-    return Pictures(list_pictures(path, key), Codec(teacher), cache, record)
+    return Pictures(list_pictures(path, key), Codec(teacher), cache, record, keep=keep)
 
 
 def _check_cache(cache: Path, spec: Spec) -> None:
@@ -270,13 +304,13 @@ def _check_cache(cache: Path, spec: Spec) -> None:
             )
 
 
-def _save(shard: Path, x0: Tensor, metadata: dict[str, str]) -> None:
+def _save(shard: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a shard whole or not at all; runs that share a cache may both do so."""
     handle, name = tempfile.mkstemp(prefix=f".{shard.name}-", dir=shard.parent)
     os.close(handle)
     part = Path(name)
     try:
-        save_file({"x0": x0}, part, metadata=metadata)
+        save_file(tensors, part, metadata=metadata)
         part.chmod(0o644)
         part.rename(shard)
     except BaseException:

@@ -263,6 +263,9 @@ class Paths:
         """Captions of what `draw` gives of a generator in the same state."""
         return [self.captions[i] for i in self.caption[self._index(count, generator)].tolist()]
 
+    def originals(self, count: int, generator: torch.Generator) -> None:
+        """None: the teacher made them."""
+
     def _index(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randint(len(self.caption), (count,), generator=generator)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from edgedistill.data.tars import read_samples, utf8
 from edgedistill.teachers.base import Teacher
-from edgedistill.teachers.pipeline import Decoder
+from edgedistill.teachers.pipeline import Decoder, to_float
 
 __all__ = ["FAULTS", "Codec", "Listing", "Record", "list_pictures", "read_picture"]
 
@@ -253,7 +253,7 @@ class Codec:
 
         Of an autoencoder's posterior the mode is taken: nothing is random.
         """
-        values = pictures.float() / 127.5 - 1
+        values = to_float(pictures)
         if self.autoencoder is None:
             return values * self.factor
         device = next(self.teacher.net.parameters()).device

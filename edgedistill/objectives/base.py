@@ -112,6 +112,8 @@ class Batch:
             x0 last. None unless the method needs paths.
         prompts: The captions of x0's rows; none unless the recipe has a reward and the teacher
             takes them.
+        originals: The pictures (N, channels, height, width) in [-1, 1] that were encoded to x0.
+            None unless the method asks for them.
     """
 
     x0: Tensor
@@ -121,6 +123,7 @@ class Batch:
     step: int = 0
     path: Tensor | None = None
     prompts: Sequence[str] = ()
+    originals: Tensor | None = None
 
     def noise(self) -> Tensor:
         """Standard normal, shaped and placed as x0."""
@@ -187,6 +190,11 @@ class Objective(ABC):
     """Whether its step table is one that no diffusers scheduler walks."""
     Config: ClassVar[type[Settings]]
     """Hyperparameters, with the paper's defaults."""
+
+    @classmethod
+    def wants_originals(cls, config: Any) -> bool:
+        """Whether batches bring the pictures that x0 was encoded from; of a `Config`."""
+        return False
 
     @abstractmethod
     def __init__(self, config: Any, setup: Setup) -> None:

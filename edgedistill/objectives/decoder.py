@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import permutations
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderTiny
@@ -55,6 +55,9 @@ class Decoding(Objective):
         blocks: tuple[int, ...] = (3, 3, 3, 1)
         """Residual blocks at each resolution of the decoder; each doubles the size of the one
         before, and the last is the picture's. A PatchDecoder may begin below the latent's."""
+        target: Literal["teacher", "originals"] = "teacher"
+        """What pictures are held against: what the teacher's decoder makes of the latent, or what
+        was encoded to it (`data.pictures`, or the teacher's own data)."""
         augment: float = Field(0.0, ge=0, le=1)
         """Share of a batch whose pictures are turned over or have their colours exchanged, and are
         encoded again: latents that the data has not."""
@@ -80,15 +83,20 @@ class Decoding(Objective):
 
     product = "decoder"
 
+    @classmethod
+    def wants_originals(cls, config: Any) -> bool:
+        return bool(config.target == "originals")
+
     def __init__(self, config: Decoding.Config, setup: Setup, *, below: bool = False) -> None:
         """Check `config`; `below` is whether levels below the latent's resolution can be."""
         if setup.autoencoder is None:
             raise ValueError(f"method {self.name!r} needs a teacher with an autoencoder")
-        self.augment = config.augment
+        self.augment, self.target = config.augment, config.target
         self.optim = setup.optim
         example = setup.example[0]
         self.vae = setup.autoencoder.to(example.device)  # where offloading left it elsewhere
-        factor = self._picture(example).shape[-1] // example.shape[-1]
+        self.shape = self._picture(example).shape[1:]
+        factor = self.shape[-1] // example.shape[-1]
         stages = len(config.blocks)
         enlarged = 2 ** (stages - 1)
         if enlarged % factor or (enlarged != factor and not below):
@@ -120,25 +128,34 @@ class Decoding(Objective):
 
     @torch.no_grad()
     def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Latents (N, ...) and the teacher's pictures of them.
+        """Latents (N, ...) and what they are held against.
 
         Each is made once while there is room: it costs more than a step.
         """
         x0, count = batch.x0, round(self.augment * len(batch.x0))
         drawn = torch.randint(len(VARIANTS), (count,), generator=batch.generator)
         if x0.is_meta:  # planned, not run
+            originals = x0.new_empty(len(x0), *self.shape)
+            pictures = originals if self.target == "originals" else self._picture(x0)
             if count:
-                self._encoded(VARIANTS[0](self._picture(x0[:count])))
-            return x0, self._picture(x0)
+                self._encoded(VARIANTS[0](pictures[:count]))
+            return x0, pictures
         found: dict[tuple[int, bytes], tuple[Tensor, Tensor]] = {}
         rows = [row.tobytes() for row in x0.float().cpu().numpy()]
         plain = [(-1, row) for row in rows]
-        self._make(found, plain, lambda i: (x0[i], self._picture(x0[i])))
+        self._make(found, plain, lambda i: (x0[i], self._truth(x0[i], batch.originals, i)))
         varied = list(zip(drawn.tolist(), rows, strict=False))
         changed = [VARIANTS[kind](found[-1, row][1][None]) for kind, row in varied]
         self._make(found, varied, lambda i: self._encoded(torch.cat([changed[k] for k in i])))
         pairs = [found[key] for key in (*varied, *plain[count:])]
         return torch.stack([z for z, _ in pairs]), torch.stack([picture for _, picture in pairs])
+
+    def _truth(self, x0: Tensor, originals: Tensor | None, rows: list[int]) -> Tensor:
+        """What latents of those rows of a batch are held against."""
+        if self.target == "teacher":
+            return self._picture(x0)
+        assert originals is not None
+        return originals[rows]
 
     def _make(
         self,
@@ -158,9 +175,10 @@ class Decoding(Objective):
                 self.made[key] = latent.clone(), picture.clone()
 
     def _encoded(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """What the teacher's encoder makes of pictures, and the teacher's pictures of that."""
-        z = self._latents(pictures.clamp(-1, 1))
-        return z, self._picture(z)
+        """What the teacher's encoder makes of pictures, and what that is held against."""
+        pictures = pictures.clamp(-1, 1)
+        z = self._latents(pictures)
+        return z, pictures if self.target == "originals" else self._picture(z)
 
     def _latents(self, picture: Tensor) -> Tensor:
         """What the teacher's encoder makes of pictures, scaled; of a posterior the mode."""

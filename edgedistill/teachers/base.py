@@ -26,6 +26,12 @@ class Source(Protocol):
     def prompts(self, count: int, generator: torch.Generator) -> list[str]:
         """Captions of what `draw` gives of a generator in the same state; [] without any."""
 
+    def originals(self, count: int, generator: torch.Generator) -> Tensor | None:
+        """Pictures in [-1, 1] that were encoded to what `draw` gives of a generator in this state.
+
+        (count, channels, height, width); None where they are not known.
+        """
+
 
 @dataclass(frozen=True)
 class Graph:

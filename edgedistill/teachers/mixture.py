@@ -177,6 +177,9 @@ class _Draws:
     def prompts(self, count: int, generator: torch.Generator) -> list[str]:
         return []
 
+    def originals(self, count: int, generator: torch.Generator) -> None:
+        """None: what is drawn was never encoded."""
+
 
 def _read_net(folder: Path) -> PlanarNet:
     try:

@@ -23,7 +23,7 @@ import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline, TCDScheduler
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import ModelCard
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
@@ -330,7 +330,13 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         if not (latents.is_file() and prompts.is_file()):
             return None
         captions = json.loads(prompts.read_text(encoding="utf-8"))["train"]
-        return Latents(load_file(latents)["latents"].float(), captions, self)
+        originals = folder / "originals.safetensors"
+        return Latents(
+            load_file(latents)["latents"].float(),
+            captions,
+            self,
+            originals if originals.is_file() else None,
+        )
 
     def save(self, folder: Path, net: nn.Module, table: StepTable) -> None:
         parts = dict(self.pipeline.components)
@@ -463,12 +469,30 @@ def _agree(scheduler: Any, table: StepTable, choices: dict[str, float]) -> bool:
 
 
 class Latents:
-    """Clean latents with a caption each."""
+    """Clean latents with a caption each.
 
-    def __init__(self, latents: Tensor, captions: Sequence[str], teacher: Teacher) -> None:
+    Args:
+        latents: (n, ...).
+        captions: n of them.
+        teacher: Encodes the captions.
+        originals: A file with the `pictures` (n, channels, height, width), uint8, that the latents
+            were encoded from; None where there is none.
+    """
+
+    def __init__(
+        self,
+        latents: Tensor,
+        captions: Sequence[str],
+        teacher: Teacher,
+        originals: Path | None = None,
+    ) -> None:
         if len(latents) != len(captions):
             raise ValueError(f"{len(latents)} latents but {len(captions)} captions")
         self.latents, self.captions, self.teacher = latents, list(captions), teacher
+        self._pictures = None
+        if originals is not None:
+            with safe_open(originals, "pt") as file:
+                self._pictures = file.get_tensor("pictures")  # a view of the mapped file
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """`count` latents with their captions encoded, drawn with replacement."""
@@ -480,8 +504,19 @@ class Latents:
         """Captions of what `draw` gives of a generator in the same state."""
         return [self.captions[i] for i in self._index(count, generator).tolist()]
 
+    def originals(self, count: int, generator: torch.Generator) -> Tensor | None:
+        """Pictures that were encoded to what `draw` gives of a generator in the same state."""
+        if self._pictures is None:
+            return None
+        return to_float(self._pictures[self._index(count, generator)])
+
     def _index(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randint(len(self.latents), (count,), generator=generator)
+
+
+def to_float(pictures: Tensor) -> Tensor:
+    """uint8 -> [-1, 1]."""
+    return pictures.float() / 127.5 - 1
 
 
 def _licences(folder: Path) -> list[str]:

@@ -28,7 +28,10 @@ from tokenizer import load as load_tokenizer
 PAIRS = 32
 OPEN = 64
 _PARTS = ("model_index.json", "scheduler", "text_encoder", "tokenizer", "unet", "vae", "clip")
-_LISTS = ("prompts.json", "data.safetensors", "reference.safetensors")
+_LISTS = (
+    *("prompts.json", "data.safetensors", "originals.safetensors"),
+    "reference.safetensors",
+)
 
 
 def pair_captions() -> list[str]:
@@ -49,6 +52,11 @@ def open_captions(pictures: list[data.Picture]) -> list[str]:
     """
     shared = Counter(f"{word}, {p.style}" for p in pictures for word in p.keywords)
     return [caption for caption, _ in shared.most_common(OPEN)]
+
+
+def save_originals(images: torch.Tensor, file: Path) -> None:
+    """Keep (N, 64, 64, 3) uint8 pictures as (N, 3, 64, 64), for decoders."""
+    save_file({"pictures": images.permute(0, 3, 1, 2).contiguous()}, file)
 
 
 @torch.no_grad()
@@ -82,6 +90,7 @@ def run(work: Path, destination: Path) -> None:
     (partial / "prompts.json").write_text(json.dumps(prompts, indent=1) + "\n")
     latents = load_tensor(work / "latents.safetensors")
     save_file({"latents": latents[trained].contiguous()}, partial / "data.safetensors")
+    save_originals(images[trained], partial / "originals.safetensors")
     scorer = CLIPModel.from_pretrained(work / "clip", dtype=torch.float32)
     real = images[data.chosen(pictures)]
     features = clip.image_features(scorer, to_float(real))

@@ -16,6 +16,7 @@ from edgedistill import cli
 from edgedistill.data import latents
 from edgedistill.data.latents import CachedLatents, find_pictures
 from edgedistill.data.pictures import FAULTS, Codec, list_pictures, read_picture
+from edgedistill.objectives.decoder import TinyDecoder
 from edgedistill.recipe import load
 from edgedistill.run_dir import open_run
 from edgedistill.teachers import load_teacher
@@ -197,6 +198,23 @@ def test_draws_are_those_of_the_generator(teachers, folder, tmp_path, small_shar
     captions = [first.captions[i] for i in index.tolist()]
     for name, value in teacher.encode(captions).items():
         assert torch.equal(cond[name], value)
+
+
+def test_pictures_are_kept_beside_their_latents_if_asked(teachers, folder, tmp_path, small_shards):
+    teacher = teachers()
+    plain = find(teacher, folder, tmp_path).open(silent)
+    assert plain.originals(3, torch.Generator()) is None
+    for _ in range(2):  # made, then read
+        source = find(teacher, folder, tmp_path, run=tmp_path / "kept", keep=True).open(silent)
+        assert len(source.shards) > 1
+        x0, _ = source.draw(16, torch.Generator().manual_seed(2))
+        originals = source.originals(16, torch.Generator().manual_seed(2))
+        assert originals.shape == (16, 3, 8, 8)
+        z = teacher.autoencoder.encode(originals).latent_dist.mean
+        factor = teacher.autoencoder.config.scaling_factor
+        torch.testing.assert_close(x0, z * factor, rtol=1e-4, atol=1e-5)
+    pixels = read_picture((folder / "a.png").read_bytes(), 3, 8, 8)
+    assert torch.equal(source.pictures[0][0], pixels)
 
 
 def test_draws_step_over_empty_shards(teachers):
@@ -391,6 +409,35 @@ def test_the_command(folder, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "mine" / "student" / "student.json").is_file()
     (shard,) = (tmp_path / "mine" / "data" / "pictures").glob("*/*.safetensors")
     assert len(load_file(shard)["x0"]) == 5
+
+
+DECODER = ["objective.channels=8", "objective.blocks=[1,0]", "objective.target=originals"]
+
+
+def test_a_decoder_learns_the_pictures_themselves(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [*SD, *DECODER, "train.steps=1"]
+    with pytest.raises(ValueError, match=r"^objective\.target=originals: .*with data\.pictures"):
+        open_run(load("emoji-decoder", words), "none", False, silent)
+    words.append(f"data.pictures={folder}")
+    batches, loss = [], TinyDecoder.loss
+    monkeypatch.setattr(TinyDecoder, "loss", lambda s, n, b: batches.append(b) or loss(s, n, b))
+    opened = open_run(load("emoji-decoder", words), "own", False, silent)
+    opened.train(lambda step, figures: None)
+    (batch,) = batches
+    z = opened.teacher.autoencoder.encode(batch.originals).latent_dist.mean
+    factor = opened.teacher.autoencoder.config.scaling_factor
+    torch.testing.assert_close(batch.x0, z * factor, rtol=1e-4, atol=1e-5)
+
+
+def test_emoji_brings_the_pictures_of_its_latents():
+    teacher = load_teacher("stable_diffusion", "emoji")
+    source = teacher.source()
+    x0, _ = source.draw(8, torch.Generator().manual_seed(1))
+    originals = source.originals(8, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        z = teacher.autoencoder.encode(originals).latent_dist.mean
+    torch.testing.assert_close(x0, z, rtol=0, atol=5e-3)  # kept as float16
 
 
 def test_a_resumed_run_is_the_same(folder, tmp_path, monkeypatch, small_shards):

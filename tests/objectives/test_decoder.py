@@ -238,6 +238,23 @@ def test_a_share_of_the_batch_is_varied_and_made_once(teacher):
         torch.testing.assert_close(latents[i : i + 1], tiny._latents(varied))
 
 
+def test_originals_are_what_was_encoded_not_what_the_teacher_decodes(teacher, monkeypatch):
+    tiny = method(teacher, target="originals", augment=0.67, jitter=0.0)
+    assert tiny.wants_originals(tiny.config)
+    assert not TinyDecoder.wants_originals(TinyDecoder.Config())
+    originals = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(4)) * 2 - 1
+    first = replace(batch(), originals=originals)
+    monkeypatch.setattr(tiny.vae, "decode", None)  # it is not asked
+    latents, pictures = tiny._pairs(first)
+    assert torch.equal(latents[2:], first.x0[2:])
+    assert torch.equal(pictures[2:], originals[2:])
+    drawn = torch.randint(len(VARIANTS), (2,), generator=batch().generator).tolist()
+    for i, kind in enumerate(drawn):
+        varied = VARIANTS[kind](originals[i : i + 1])
+        assert torch.equal(pictures[i : i + 1], varied)
+        torch.testing.assert_close(latents[i : i + 1], tiny._latents(varied))
+
+
 def test_patches_below_the_latents_see_all_of_them():
     torch.manual_seed(0)
     net = PatchDecoder(2, (8, 4, 0), (1, 0, 0), levels_below=1).eval()
