@@ -26,9 +26,24 @@ from edgedistill.sampling import SOLVERS, Boundary
 from edgedistill.stages import Stages
 from edgedistill.times import refine, stratified
 
-__all__ = ["Flash", "mode_masses"]
+__all__ = ["Flash", "mode_masses", "stage_shares"]
 
 Weights = tuple[Annotated[float, Field(ge=0)], ...]
+
+STAGES = 4
+
+
+def stage_shares(steps: int) -> tuple[Weights, ...]:
+    """Shares of a student's times, noise first, in each of four stages; of 4 times the paper's.
+
+    At first only the later half, then also pure noise, in the end mostly that.
+    """
+    rest = steps - steps // 2
+    later = (0.0,) * (steps // 2) + (1 / rest,) * rest
+    if steps == 1:
+        return (later,) * STAGES
+    first = (share / steps for share in (0.4, 1.0, 1.6))
+    return (later, *((share, *((1 - share) / (steps - 1),) * (steps - 1)) for share in first))
 
 
 def mode_masses(count: int, steps: int, shares: Weights, spread: float) -> Tensor:
@@ -63,13 +78,8 @@ class Flash(GAN):
         loss: Literal["hinge", "non-saturating", "lsgan", "relativistic"] = "lsgan"
         teacher_steps: int = Field(32, ge=1)
         """From pure noise; fewer from x_t."""
-        shares: tuple[Weights, ...] = (
-            (0.0, 0.0, 0.5, 0.5),
-            (0.1, 0.3, 0.3, 0.3),
-            (0.25, 0.25, 0.25, 0.25),
-            (0.4, 0.2, 0.2, 0.2),
-        )
-        """Of each of the student's times, in each stage."""
+        shares: tuple[Weights, ...] | None = None
+        """Of each of the student's times, in each stage; None is `stage_shares`."""
         spread: float = Field(0.5, gt=0)
         """Variance of a mode, in teacher steps."""
         distance: Distance = Distance()
@@ -84,7 +94,7 @@ class Flash(GAN):
 
         @model_validator(mode="after")
         def _stages(self) -> Flash.Config:
-            stages = len(self.shares)
+            stages = STAGES if self.shares is None else len(self.shares)
             for name in ("distillation", "adversarial", "matching"):
                 if len(getattr(self, name)) != stages:
                     raise ValueError(f"{name}={getattr(self, name)}: shares name {stages} stages")
@@ -96,16 +106,17 @@ class Flash(GAN):
     def __init__(self, config: Flash.Config, setup: Setup) -> None:
         super().__init__(config, setup)
         steps = len(self.times) - 1
-        for shares in config.shares:
+        stages = stage_shares(steps) if config.shares is None else config.shares
+        for shares in stages:
             if len(shares) != steps or not sum(shares):
                 raise ValueError(
                     f"objective.shares: {shares} are no shares of student.steps={steps} times"
                 )
-        self.stages = Stages(setup.train_steps, len(config.shares))
+        self.stages = Stages(setup.train_steps, len(stages))
         parts = max(1, config.teacher_steps // steps)
         self.grid = refine(self.student.schedule, self.times.cpu(), parts)
         count = len(self.grid) - 1
-        self.masses = [mode_masses(count, steps, row, config.spread) for row in config.shares]
+        self.masses = [mode_masses(count, steps, row, config.spread) for row in stages]
 
     def boundary(self) -> Boundary:
         return lcm_boundary(10.0)

@@ -14,7 +14,7 @@ from edgedistill.networks.planar import PlanarNet
 from edgedistill.objectives import find
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.ddgan import posterior
-from edgedistill.objectives.flash import mode_masses
+from edgedistill.objectives.flash import mode_masses, stage_shares
 from edgedistill.objectives.progressive import one_step_x0
 from edgedistill.prediction import Prediction
 from edgedistill.run_dir import open_run
@@ -333,9 +333,22 @@ def test_flash_changes_its_weights_from_stage_to_stage():
     objective = method("flash", student_of(DATA.consistency), gan_weight=2.0)
     assert [objective.weight(step) for step in (0, 100, 200, 399)] == [0, 0.2, 0.4, 0.6]
     with pytest.raises(ValueError, match=r"no shares of student.steps=2"):
-        method("flash", student_of(DATA.consistency), steps=2)
+        method("flash", student_of(DATA.consistency), steps=2, shares=[[0, 0, 1, 1]] * 4)
     with pytest.raises(ValueError, match="shares name 4 stages"):
         method("flash", student_of(DATA.consistency), matching=(1.0,))
+
+
+def test_flash_s_shares_are_the_paper_s_of_four_times_and_alike_for_others():
+    paper = [(0, 0, 0.5, 0.5), (0.1, 0.3, 0.3, 0.3), (0.25,) * 4, (0.4, 0.2, 0.2, 0.2)]
+    for ours, theirs in zip(stage_shares(4), paper, strict=True):
+        assert ours == pytest.approx(theirs)
+    for ours, alike in zip(stage_shares(2), (0, 0.2, 0.5, 0.8), strict=True):
+        assert ours == pytest.approx((alike, 1 - alike))
+    assert stage_shares(1) == ((1.0,),) * 4
+    for steps in (3, 5, 8):
+        assert [sum(stage) for stage in stage_shares(steps)] == pytest.approx([1] * 4)
+    for steps in (1, 2):
+        assert len(method("flash", student_of(DATA.consistency), steps=steps).masses) == 4
 
 
 def test_one_x0_along_path_and_line_has_no_loss():
