@@ -17,7 +17,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor, nn
 
-__all__ = ["Block", "PatchDecoder", "blocks_of", "joints_of", "widths_of"]
+__all__ = ["Block", "PatchDecoder", "WideBlock", "blocks_of", "joints_of", "widths_of"]
 
 
 class Block(nn.Module):
@@ -32,6 +32,25 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         moved: Tensor = x + self.second(self.first(x.relu()).relu())
+        return moved
+
+
+class WideBlock(nn.Module):
+    """x + conv(relu(conv(x))), at first x: 3 x 3 to more channels and 1 x 1 back.
+
+    A runtime computes each convolution together with what follows it, the ReLU or the sum, and
+    nothing else is left.
+    """
+
+    def __init__(self, channels: int, expansion: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, expansion * channels, 3, padding=1)
+        self.second = nn.Conv2d(expansion * channels, channels, 1)
+        for parameter in self.second.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        moved: Tensor = x + self.second(self.first(x).relu())
         return moved
 
 
@@ -59,10 +78,12 @@ def joints_of(widths: Sequence[int]) -> nn.ModuleList:
     )
 
 
-def blocks_of(widths: Sequence[int], counts: Sequence[int]) -> nn.ModuleList:
+def blocks_of(widths: Sequence[int], counts: Sequence[int], expansion: int = 0) -> nn.ModuleList:
     """The residual blocks of each level; `counts` may be longer."""
     return nn.ModuleList(
-        nn.Sequential(*(Block(width) for _ in range(count)))
+        nn.Sequential(
+            *(WideBlock(width, expansion) if expansion else Block(width) for _ in range(count))
+        )
         for width, count in zip(widths, counts, strict=False)
     )
 
@@ -80,6 +101,8 @@ class PatchDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         levels_below: How many of these resolutions are below the latent's, whose height and width
             must then divide by 2**levels_below. The latents enter at each up to their own.
         scaling_factor: Latents are x0 divided by this.
+        expansion: 0 for `Block`s, otherwise `WideBlock`s of this many times their channels.
+        last_channels: Of a layer with a ReLU before the last, which is then 1 x 1; 0 for none.
 
     Raises:
         ValueError: If the two lists differ in length, or channels return after a 0, or there are
@@ -94,6 +117,8 @@ class PatchDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         num_decoder_blocks: Sequence[int] = (2, 1, 0, 0),
         levels_below: int = 0,
         scaling_factor: float = 1.0,
+        expansion: int = 0,
+        last_channels: int = 0,
     ) -> None:
         super().__init__()
         widths = widths_of(block_out_channels, num_decoder_blocks)
@@ -109,10 +134,15 @@ class PatchDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
             for width, size in zip(widths, sizes, strict=False)
         )
         self.joints = joints_of(widths)
-        self.blocks = blocks_of(widths, num_decoder_blocks)
+        self.blocks = blocks_of(widths, num_decoder_blocks, expansion)
         patch = 2 ** (len(block_out_channels) - len(widths))
-        last = nn.Conv2d(widths[-1], 3 * patch**2, 3, padding=1)
-        self.last = nn.Sequential(nn.ReLU(), last, nn.PixelShuffle(patch))
+        # A Block leaves its ReLU to what comes after it, a WideBlock does not.
+        layers: list[nn.Module] = [] if expansion else [nn.ReLU()]
+        if last_channels:
+            layers += [nn.Conv2d(widths[-1], last_channels, 3, padding=1), nn.ReLU()]
+        size = 1 if last_channels else 3
+        last = nn.Conv2d(last_channels or widths[-1], 3 * patch**2, size, padding=size // 2)
+        self.last = nn.Sequential(*layers, last, nn.PixelShuffle(patch))
 
     def forward(self, z: Tensor) -> Tensor:
         """Pictures of latents."""

@@ -202,6 +202,11 @@ class TinyDecoder(Decoding):
     class Config(Decoding.Config):
         """Weights (TAESD's architecture: 64 channels, blocks 3, 3, 3, 1)."""
 
+        expansion: int = Field(0, ge=0)
+        """Of a PatchDecoder: 0 for blocks of two 3 x 3 convolutions; otherwise 3 x 3 to this many
+        times the channels, and 1 x 1 back."""
+        last_channels: int = Field(0, ge=0)
+        """Of a PatchDecoder: of a layer before the one that unfolds the pixels; 0 for none."""
         l1: float = Field(1.0, ge=0)
         """Weight of the mean absolute error, beside 1 for the squared."""
         encode: float = Field(0.1, ge=0)
@@ -275,7 +280,14 @@ def _network(
     config: TinyDecoder.Config, latent_channels: int, below: int
 ) -> AutoencoderTiny | PatchDecoder:
     if not isinstance(config.channels, int):
-        return PatchDecoder(latent_channels, config.channels, config.blocks, below)
+        return PatchDecoder(
+            latent_channels,
+            config.channels,
+            config.blocks,
+            below,
+            expansion=config.expansion,
+            last_channels=config.last_channels,
+        )
     widths = (config.channels,) * len(config.blocks)
     return AutoencoderTiny(
         latent_channels=latent_channels,

@@ -146,6 +146,36 @@ def test_patches_keep_their_weights_on_disk(tmp_path):
     assert again.config.scaling_factor == 0.5
 
 
+def test_wide_blocks_and_a_layer_before_the_last_are_what_they_say(tmp_path):
+    torch.manual_seed(0)
+    net = PatchDecoder(4, (8, 0), (1, 0), expansion=3, last_channels=10)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    z, conv = torch.randn(2, 4, 5, 5), torch.nn.functional.conv2d
+    (block,), (wide, _, last, _) = net.blocks[0], net.last
+    assert block.first.weight.shape == (24, 8, 3, 3)
+    assert block.second.weight.shape == (8, 24, 1, 1)
+    assert wide.weight.shape == (10, 8, 3, 3)
+    assert last.weight.shape == (12, 10, 1, 1)
+    h = conv(z, net.entries[0].weight, net.entries[0].bias, padding=1)
+    inner = conv(h, block.first.weight, block.first.bias, padding=1).relu()
+    h = h + conv(inner, block.second.weight, block.second.bias)
+    h = conv(h, wide.weight, wide.bias, padding=1).relu()
+    expected = torch.nn.functional.pixel_shuffle(conv(h, last.weight, last.bias), 2)
+    torch.testing.assert_close(net(z), expected)
+    net.save_pretrained(tmp_path)
+    assert torch.equal(PatchDecoder.from_pretrained(tmp_path)(z), net(z))
+
+
+def test_a_recipe_chooses_wide_blocks(teacher):
+    tiny = method(teacher, **PATCHES, expansion=2, last_channels=6)
+    assert tiny.student.config.expansion == 2
+    assert tiny.student.config.last_channels == 6
+    losses = tiny.loss("student", batch())
+    losses.total.backward()
+    assert all(p.grad is not None for p in tiny.student.parameters())
+
+
 @pytest.mark.parametrize(
     ("channels", "blocks", "message"),
     [
