@@ -119,7 +119,7 @@ def switches(recipe: Recipe) -> list[Switch]:
         Switch(("train.checkpointing=true",)): not train.checkpointing,
         # A reward's gradient needs the decoder to stay.
         Switch(("train.offload=true",)): not train.offload and not follows,
-        Switch(("train.moments=8bit",)): train.moments == "fp32",
+        Switch(("train.moments=8bit",)): train.moments == "fp32" and train.optim.name == "adamw",
         Switch(("train.roles=adapters",)): train.roles == "copies" and whole,
     }
     return [switch for switch, left in offered.items() if left]

@@ -170,7 +170,7 @@ def test_each_switch_that_is_named_was_planned_itself():
 
 
 def test_switches_add_up_where_none_is_enough():
-    words = ["train.adapter.rank=4", "train.batch_size=64"]
+    words = [ADAMW, "train.adapter.rank=4", "train.batch_size=64"]
     verdict = fit("emoji-4step", words, Launch(), 100 * 10**6, 10**9)
     (way,) = verdict.ways
     more = ["train.batch_size=1", "train.accumulate=64", "train.checkpointing=true"]
@@ -180,21 +180,22 @@ def test_switches_add_up_where_none_is_enough():
 
 
 def test_what_no_switch_makes_fit_says_what_all_of_them_need():
-    verdict = fit("emoji-4step", ["train.adapter.rank=8"], Launch(), 10**6, 10**9)
+    verdict = fit("emoji-4step", [ADAMW, "train.adapter.rank=8"], Launch(), 10**6, 10**9)
     assert verdict.ways == ()
     words = str(verdict.least.switch).split()
-    assert verdict.least.bytes == needs("train.adapter.rank=8", *words)
+    assert verdict.least.bytes == needs(ADAMW, "train.adapter.rank=8", *words)
     assert {"train.precision=bf16", "train.base=bf16", "train.moments=8bit"} <= set(words)
     assert f"nor with all switches: {' '.join(words)} would need 0." in str(verdict)
     # Each is thrown, so that none is left.
-    assert switches(recipes.load("emoji-4step", words)) == []
+    assert switches(recipes.load("emoji-4step", [ADAMW, *words])) == []
     (size,) = verdict.to_json()["all_switches"].values()
     assert size == round(verdict.least.bytes / 1e9, 3)
 
 
 def test_the_frozen_weights_precision_is_thrown_with_the_runs():
-    with_all = fit("emoji-4step", ["train.adapter.rank=8"], Launch(), 10**6, 10**9).least
-    (way,) = fit("emoji-4step", ["train.adapter.rank=8"], Launch(), with_all.bytes, 10**9).ways
+    words = [ADAMW, "train.adapter.rank=8"]
+    with_all = fit("emoji-4step", words, Launch(), 10**6, 10**9).least
+    (way,) = fit("emoji-4step", words, Launch(), with_all.bytes, 10**9).ways
     assert way == with_all
 
 
@@ -205,6 +206,17 @@ def test_a_recipe_with_every_switch_thrown_leaves_none():
     assert switches(recipes.load("emoji-4step", thrown)) == []
     verdict = fit("emoji-4step", thrown, Launch(), 1, 10**9)
     assert "leaves no switch" in str(verdict)
+
+
+def test_moments_in_bytes_are_offered_to_adamw_alone():
+    muon = recipes.load("emoji-4step", ["train.optim.name=muon"])
+    adamw = recipes.load("emoji-4step", [ADAMW])
+    assert [str(switch) for switch in switches(adamw)] == [
+        *("train.precision=bf16", "train.batch_size=1 train.accumulate=32"),
+        *("train.checkpointing=true", "train.offload=true"),
+        *("train.moments=8bit", "train.roles=adapters"),
+    ]
+    assert set(switches(adamw)) - set(switches(muon)) == {Switch(("train.moments=8bit",))}
 
 
 def test_switches_are_written_as_they_are_typed():
