@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,8 +22,9 @@ def sliced_w2(a: Tensor, b: Tensor, generator: torch.Generator) -> float:
         raise ValueError(f"samples of one shape expected, got {tuple(a.shape)}, {tuple(b.shape)}")
     directions = torch.randn(a.shape[1], PROJECTIONS, generator=generator, dtype=torch.float64)
     directions = directions / directions.norm(dim=0)
-    gap = (a.double() @ directions).sort(0).values - (b.double() @ directions).sort(0).values
-    return float(gap.square().mean().sqrt())
+    # NumPy sorts rows of contiguous numbers several times faster than torch.
+    ours, theirs = (np.sort((x.double() @ directions).T.contiguous().numpy()) for x in (a, b))
+    return float(np.sqrt(np.square(ours - theirs).mean()))
 
 
 def planar_figures(
