@@ -416,7 +416,10 @@ DECODER = ["objective.channels=8", "objective.blocks=[1,0]", "objective.target=o
 
 def test_a_decoder_learns_the_pictures_themselves(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = [*SD, *DECODER, "train.steps=1"]
+    make_tiny("stable_diffusion", tmp_path / "tiny")
+    (tmp_path / "tiny" / "originals.safetensors").unlink()
+    given = ["teacher.family=stable_diffusion", "teacher.path=tiny", "train.batch_size=2"]
+    words = [*given, *DECODER, "train.steps=1"]
     with pytest.raises(ValueError, match=r"^objective\.target=originals: .*with data\.pictures"):
         open_run(load("emoji-decoder", words), "none", False, silent)
     words.append(f"data.pictures={folder}")
