@@ -63,5 +63,5 @@ def make_tiny(family: str, folder: Path, seed: int = 0) -> Path:
         if teacher.autoencoder is not None and len(teacher.sample_shape) == 3:
             # No picture was encoded to random latents; what they are decoded to stands for it.
             pictures = ((teacher.decode(latents).clamp(-1, 1) + 1) * 127.5).round().byte()
-            save_file({"pictures": pictures}, work / "originals.safetensors")
+            save_file({"pictures": pictures.contiguous()}, work / "originals.safetensors")
     return folder
