@@ -342,13 +342,20 @@ def generate(
     teacher_share: Annotated[
         float, typer.Option(min=0, max=1, help="How far its x0 moves a student's at each step.")
     ] = 0.0,
+    negative: Annotated[
+        str | None,
+        typer.Option(help="What a student's attention moves away from: twice the work."),
+    ] = None,
+    negative_scale: Annotated[float, typer.Option(min=0, help="How far.")] = 0.3,
 ) -> None:
     """Draw with a bundle or a student. Sample i depends on the seed and i alone."""
     from edgedistill.collaborate import Help
+    from edgedistill.generate import Negative
     from edgedistill.generate import generate as draw
 
     given = Help(teacher_first, teacher_share)
-    draw(source, prompt, seed=seed, count=count, out=out, given=given)
+    away = None if negative is None else Negative(negative, negative_scale)
+    draw(source, prompt, seed=seed, count=count, out=out, given=given, negative=away)
     console.print(str(out))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from edgedistill.evaluate.subjects import (
     Subject,
     bundle_subject,
     helped_subject,
+    steered_subject,
     student_subject,
 )
 from edgedistill.report.pictures import grid, scatter
 from edgedistill.student import Student, load_student
 from edgedistill.teachers import Teacher, load_teacher
 
-__all__ = ["generate", "open_subject", "runtime_noise"]
+__all__ = ["Negative", "generate", "open_subject", "runtime_noise"]
 
 
 def runtime_noise() -> Noise:
@@ -30,12 +32,23 @@ def runtime_noise() -> Noise:
     return noise
 
 
-def open_subject(path: str | Path, given: Help = ALONE) -> tuple[Subject, bool]:
+@dataclass(frozen=True)
+class Negative:
+    """What a student's attention moves away from, and how far (0 or more)."""
+
+    prompt: str
+    scale: float
+
+
+def open_subject(
+    path: str | Path, given: Help = ALONE, negative: Negative | None = None
+) -> tuple[Subject, bool]:
     """A student or bundle by its folder, and whether it takes prompts.
 
     Args:
         path: The folder.
         given: What a student's teacher does, which is loaded if it does anything.
+        negative: A negative prompt, of a student alone.
 
     Raises:
         ValueError: If the folder is neither, or broken; names the file.
@@ -44,6 +57,8 @@ def open_subject(path: str | Path, given: Help = ALONE) -> tuple[Subject, bool]:
     if (folder / "manifest.json").is_file():
         if helped:
             raise ValueError(f"{path}: a bundle has no teacher; name the student")
+        if negative:
+            raise ValueError(f"{path}: a bundle's attention is fixed; name the student")
         from edgedistill_runtime import Pipeline
 
         pipeline = Pipeline.load(folder)
@@ -52,6 +67,13 @@ def open_subject(path: str | Path, given: Help = ALONE) -> tuple[Subject, bool]:
         ), pipeline.tokenizer is not None
     student = load_student(folder)
     takes_prompts = bool(student.teacher.prompts)
+    if negative:
+        if helped:
+            raise ValueError("a negative prompt is for a student without its teacher's help")
+        if not takes_prompts:
+            raise ValueError(f"{path} takes no prompt, so no negative one")
+        words = (negative.prompt, negative.scale, runtime_noise())
+        return steered_subject("student", student, *words), takes_prompts
     if helped:
         subject = helped_subject(
             "student with teacher", student, teacher_of(student), given, runtime_noise()
@@ -76,6 +98,7 @@ def generate(
     count: int,
     out: Path,
     given: Help = ALONE,
+    negative: Negative | None = None,
 ) -> None:
     """Draw `count` samples and write them: .npy holds (N, ...), .png a grid or a scatter plot.
 
@@ -86,13 +109,14 @@ def generate(
         count: How many.
         out: The file.
         given: What the student's teacher does.
+        negative: What the student's attention moves away from.
 
     Raises:
         ValueError: For a prompt missing or too many, or another kind of file.
     """
     if out.suffix not in (".npy", ".png"):
         raise ValueError(f"--out {out}: a .png or .npy file expected")
-    subject, takes_prompts = open_subject(source, given)
+    subject, takes_prompts = open_subject(source, given, negative)
     if takes_prompts and prompt is None:
         raise ValueError(f"{source} draws from a prompt; say what to draw")
     if not takes_prompts and prompt is not None:

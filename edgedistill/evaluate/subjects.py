@@ -13,6 +13,7 @@ from torch import Tensor
 
 from edgedistill.collaborate import Help, sample_with
 from edgedistill.denoiser import Denoiser
+from edgedistill.negative import Away
 from edgedistill.report.pictures import to_uint8
 from edgedistill.sampling import solve, time_grid
 from edgedistill.schedule import schedule_from_json
@@ -127,6 +128,20 @@ def helped_subject(
     refined = len(range(1 if given.first else 0, rows - 1)) if given.share else 0
     calls = rows - bool(given.first) + twice * (given.first + refined)
     return Subject(name, calls, draw)
+
+
+def steered_subject(
+    name: str, student: Student, negative: str, scale: float, noise: Noise, batch: int = 64
+) -> Subject:
+    """A student on its step table, its attention away from a negative prompt."""
+    teacher, table = student.teacher, student.table
+    net = Away(student.net, teacher.encode([negative]), scale)
+
+    def sampler(given: list[Tensor], cond: dict[str, Tensor]) -> Tensor:
+        return table.sample(net, given, cond)
+
+    draw = _drawer(teacher, sampler, table.draws, noise, batch)
+    return Subject(name, 2 * len(table.rows), draw)
 
 
 def bundle_subject(name: str, pipeline: Any) -> Subject:
