@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any, Literal
 
 import torch
@@ -32,15 +32,15 @@ REMEMBERED = 2**29
 """Bytes of the teacher's pictures that are kept, at most."""
 
 
-def _recoloured(picture: Tensor, order: tuple[int, ...]) -> Tensor:
-    return picture[:, list(order)]
+def _varied(picture: Tensor, dims: tuple[int, ...], order: tuple[int, ...]) -> Tensor:
+    return picture[:, list(order)].flip(dims)
 
 
-VARIANTS: tuple[Callable[[Tensor], Tensor], ...] = (
-    *(partial(torch.flip, dims=dims) for dims in ((3,), (2,), (2, 3))),
-    *(partial(_recoloured, order=order) for order in tuple(permutations(range(3)))[1:]),
-)
-"""What a picture may become, (N, 3, H, W) both: it is turned over, or its colours exchanged."""
+VARIANTS: tuple[Callable[[Tensor], Tensor], ...] = tuple(
+    partial(_varied, dims=dims, order=order)
+    for dims, order in product(((), (3,), (2,), (2, 3)), permutations(range(3)))
+)[1:]
+"""What a picture may become, (N, 3, H, W) both: turned over, its colours exchanged, or both."""
 
 
 class Decoding(Objective):
@@ -59,8 +59,8 @@ class Decoding(Objective):
         """What pictures are held against: what the teacher's decoder makes of the latent, or what
         was encoded to it (`data.pictures`, or the teacher's own data)."""
         augment: float = Field(0.0, ge=0, le=1)
-        """Share of a batch whose pictures are turned over or have their colours exchanged, and are
-        encoded again: latents that the data has not."""
+        """Share of a batch whose pictures are turned over, have their colours exchanged, or both,
+        and are encoded again: latents that the data has not."""
         jitter: float = Field(0.0, ge=0)
         """Standard deviation of noise added to the latents, whose pictures stay the same: for
         students that land near them."""
