@@ -212,7 +212,10 @@ def export(
     fused: Annotated[
         bool, typer.Option("--fused", help="One graph from prompt and noise to the picture.")
     ] = False,
-    depth: Annotated[str, typer.Option(help="Which depth of an elastic student.")] = "",
+    depth: Annotated[
+        str,
+        typer.Option(help="Of an elastic student: a name of its compress.elastic."),
+    ] = "",
     decoder: Annotated[
         Path | None, typer.Option(help="A decoder folder in place of the student's own.")
     ] = None,

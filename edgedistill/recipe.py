@@ -123,7 +123,11 @@ class Compress(Settings):
             )
         if self.variance and not self.active:
             raise ValueError("variance: nothing goes; name a preset, blocks to remove or a budget")
-        for name in self.elastic:
+        for name, share in self.elastic.items():
+            if not 0 < share < 1:
+                raise ValueError(
+                    f"elastic: {name}={share:g}: a share above 0 and below 1 expected"
+                )
             if not name.isidentifier() or name == "whole":
                 raise ValueError(
                     f"elastic: {name!r} is no name of letters, digits and _ other than whole"
@@ -333,6 +337,8 @@ def _explain(error: ValidationError, model: type[BaseModel], prefix: str) -> Val
         )
     if not key:
         return ValueError(reason)
+    if first["type"] == "tuple_type":
+        reason = f"a list expected, {key}=[...,...]"
     # Of a section as a whole, what it holds would bury the reason.
     given = "" if isinstance(first["input"], Mapping) else f"={first['input']!r}"
     return ValueError(f"{key}{given}: {reason[0].lower()}{reason[1:]}")

@@ -63,6 +63,8 @@ def test_unknown_key_of_a_method_names_the_nearest():
         (["objective.ema=1"], r"objective\.ema=1: "),
         (["objective.huber_c=0"], r"objective\.huber_c=0: "),
         (["train=3"], "train"),
+        (["compress.remove=5"], r"compress\.remove=5: a list expected, compress\.remove=\[\.\.\."),
+        (["compress.elastic.small=2"], "elastic: small=2: a share above 0 and below 1 expected"),
         (["teacher.path=[1, 2"], "override"),
     ],
 )
