@@ -91,20 +91,25 @@ def find_subjects(paths: Sequence[str | Path]) -> list[Subject]:
 
 
 def home_of(paths: Sequence[str | Path]) -> Path | None:
-    """The run dir that students and bundles (RUN/student, RUN/bundles/NAME) are all of, if one."""
+    """The run dir that all are of (RUN, RUN/student, RUN/bundles/NAME), if there is one."""
     homes = set()
     for path in map(Path, paths):
-        parent = path.absolute().parent
-        homes.add(parent.parent if parent.name == "bundles" else parent)
+        whole = path.absolute()
+        parent = whole.parent.parent if whole.parent.name == "bundles" else whole.parent
+        homes.add(whole if _is_run(whole) else parent)
     home = homes.pop()
-    return home if not homes and (home / "student" / "student.json").is_file() else None
+    return home if not homes and _is_run(home) else None
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "student" / "student.json").is_file()
 
 
 def _subjects(path: Path) -> list[Subject]:
     if (path / FILE_NAME).is_file():
         Manifest.read(path)
         return [Subject(name=f"bundle:{path.resolve().name}", path=str(path), bundle=True)]
-    if (path / "student" / "student.json").is_file():
+    if _is_run(path):
         path = path / "student"
     if not (path / "student.json").is_file():
         raise ValueError(f"{path}: neither a bundle ({FILE_NAME}) nor a student (student.json)")

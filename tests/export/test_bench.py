@@ -101,5 +101,7 @@ def test_figures_belong_to_the_run_that_all_subjects_are_of(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     one = ["one/student", "one/bundles/ort-fp32", tmp_path / "one" / "bundles" / "web-fp16"]
     assert home_of(one) == tmp_path / "one"
+    assert home_of([tmp_path / "one"]) == tmp_path / "one"
+    assert home_of([tmp_path / "one", *one]) == tmp_path / "one"
     assert home_of([*one, "two/student"]) is None
     assert home_of(["elsewhere/ort-fp32"]) is None
