@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from transformers.utils import logging as transformers_logging
 
 from edgedistill.files import atomic_folder, write_json
 from edgedistill.plugins import resolve
@@ -52,6 +53,7 @@ def make_tiny(family: str, folder: Path, seed: int = 0) -> Path:
         ValueError: If the family has no tiny teacher.
     """
     build: Callable[[], Any] = resolve("family with a tiny teacher", TINY, family, ENTRY_POINTS)
+    transformers_logging.disable_progress_bar()
     with torch.random.fork_rng(devices=[]), atomic_folder(folder) as work:
         torch.manual_seed(seed)
         build().save_pretrained(work, safe_serialization=True)
