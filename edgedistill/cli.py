@@ -194,9 +194,7 @@ def export(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="An option of the target, e.g. static=true."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The bundle; by default beside the student.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="By default beside the student.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Prompts of the parity check.")] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Prompts that quantization is calibrated on.")
@@ -212,13 +210,8 @@ def export(
     fused: Annotated[
         bool, typer.Option("--fused", help="One graph from prompt and noise to the picture.")
     ] = False,
-    depth: Annotated[
-        str,
-        typer.Option(help="Of an elastic student: a name of its compress.elastic."),
-    ] = "",
-    decoder: Annotated[
-        Path | None, typer.Option(help="A decoder folder in place of the student's own.")
-    ] = None,
+    depth: Annotated[str, typer.Option(help="Of an elastic student, a name of its recipe.")] = "",
+    decoder: Annotated[Path | None, typer.Option(help="Its folder, in the VAE's place.")] = None,
     strict: Annotated[bool, typer.Option(help="Refuse a bundle below the parity floor.")] = True,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Also what is up to date.")] = False,
 ) -> None:
@@ -345,10 +338,7 @@ def generate(
     teacher_share: Annotated[
         float, typer.Option(min=0, max=1, help="How far its x0 moves a student's at each step.")
     ] = 0.0,
-    negative: Annotated[
-        str | None,
-        typer.Option(help="What a student's attention moves away from: twice the work."),
-    ] = None,
+    negative: Annotated[str | None, typer.Option(help="A prompt that a student avoids.")] = None,
     negative_scale: Annotated[float, typer.Option(min=0, help="How far.")] = 0.3,
 ) -> None:
     """Draw with a bundle or a student. Sample i depends on the seed and i alone."""

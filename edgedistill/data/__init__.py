@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from edgedistill.data.prompts import CAPTION, read_prompts
 from edgedistill.sampling import solve, time_grid
 from edgedistill.teachers.base import Source, Teacher
-from edgedistill.teachers.pipeline import Latents
+from edgedistill.teachers.latents import Latents
 
 __all__ = ["find_captions", "open_source", "read_prompts"]
 

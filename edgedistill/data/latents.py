@@ -31,7 +31,7 @@ from torch import Tensor
 from edgedistill.data.pictures import FAULTS, Codec, Listing, Record, list_pictures, read_picture
 from edgedistill.files import check_writable, read_json, write_json
 from edgedistill.teachers.base import Teacher
-from edgedistill.teachers.pipeline import to_float
+from edgedistill.teachers.latents import to_float
 
 __all__ = ["CachedLatents", "Pictures", "Spec", "find_pictures"]
 

@@ -27,7 +27,7 @@ from edgedistill.denoiser import Condition, Denoiser, Guided
 from edgedistill.files import read_json, write_json
 from edgedistill.sampling import solve
 from edgedistill.teachers.base import Teacher
-from edgedistill.teachers.pipeline import Latents
+from edgedistill.teachers.latents import Latents
 from edgedistill.times import refine
 
 __all__ = ["Paths", "Spec", "captions_of", "follow", "make_paths", "open_paths", "spec_of"]

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from edgedistill.data.tars import read_samples, utf8
 from edgedistill.teachers.base import Teacher
-from edgedistill.teachers.pipeline import Decoder, to_float
+from edgedistill.teachers.latents import to_float
+from edgedistill.teachers.pipeline import Decoder
 
 __all__ = ["FAULTS", "Codec", "Listing", "Record", "list_pictures", "read_picture"]
 

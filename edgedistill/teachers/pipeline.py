@@ -23,7 +23,7 @@ import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline, TCDScheduler
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import ModelCard
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
@@ -38,9 +38,10 @@ from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
 from edgedistill.schedule import Schedule
 from edgedistill.teachers.base import Graph, PromptCache, Source, Teacher
+from edgedistill.teachers.latents import Latents
 from edgedistill.teachers.single_file import check_file, open_file, read_index
 
-__all__ = ["FAMILIES", "Decoder", "Latents", "PipelineTeacher"]
+__all__ = ["FAMILIES", "Decoder", "PipelineTeacher"]
 
 FAMILIES = {
     "StableDiffusionPipeline": "stable_diffusion",
@@ -466,57 +467,6 @@ def _agree(scheduler: Any, table: StepTable, choices: dict[str, float]) -> bool:
         seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         x = scheduler.step(_Probe()(seen, t), t, x, generator=generator, **choices).prev_sample
     return bool((x - ours).abs().max() <= 1e-4 * ours.abs().max().clamp(min=1))
-
-
-class Latents:
-    """Clean latents with a caption each.
-
-    Args:
-        latents: (n, ...).
-        captions: n of them.
-        teacher: Encodes the captions.
-        originals: A file with the `pictures` (n, channels, height, width), uint8, that the latents
-            were encoded from; None where there is none.
-    """
-
-    def __init__(
-        self,
-        latents: Tensor,
-        captions: Sequence[str],
-        teacher: Teacher,
-        originals: Path | None = None,
-    ) -> None:
-        if len(latents) != len(captions):
-            raise ValueError(f"{len(latents)} latents but {len(captions)} captions")
-        self.latents, self.captions, self.teacher = latents, list(captions), teacher
-        self._pictures = None
-        if originals is not None:
-            with safe_open(originals, "pt") as file:
-                self._pictures = file.get_tensor("pictures")  # a view of the mapped file
-
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """`count` latents with their captions encoded, drawn with replacement."""
-        index = self._index(count, generator)
-        cond = self.teacher.encode([self.captions[i] for i in index.tolist()])
-        return self.latents[index], cond
-
-    def prompts(self, count: int, generator: torch.Generator) -> list[str]:
-        """Captions of what `draw` gives of a generator in the same state."""
-        return [self.captions[i] for i in self._index(count, generator).tolist()]
-
-    def originals(self, count: int, generator: torch.Generator) -> Tensor | None:
-        """Pictures that were encoded to what `draw` gives of a generator in the same state."""
-        if self._pictures is None:
-            return None
-        return to_float(self._pictures[self._index(count, generator)])
-
-    def _index(self, count: int, generator: torch.Generator) -> Tensor:
-        return torch.randint(len(self.latents), (count,), generator=generator)
-
-
-def to_float(pictures: Tensor) -> Tensor:
-    """uint8 -> [-1, 1]."""
-    return pictures.float() / 127.5 - 1
 
 
 def _licences(folder: Path) -> list[str]:
