@@ -16,7 +16,10 @@ from edgedistill.tiny import make_tiny
 
 
 class Network(nn.Module):
-    """One transformer block whose self-attention and feed-forward are nothing."""
+    """One transformer block whose self-attention and feed-forward are nothing.
+
+    It is told the prompt beside the attention as well, as SDXL is.
+    """
 
     def __init__(self):
         super().__init__()
@@ -26,7 +29,11 @@ class Network(nn.Module):
             nn.init.zeros_(last.bias)
 
     def forward(self, x, t, *, states):
-        return self.block(x, encoder_hidden_states=states)
+        return self.block(told(x, states), encoder_hidden_states=states)
+
+
+def told(x, states):
+    return x + states.mean((1, 2), keepdim=True)
 
 
 def attended(attention, x, states):
@@ -44,11 +51,12 @@ def test_attention_returns_the_difference_of_both_prompts():
     net, x, t = Network(), torch.randn(3, 5, 8), torch.zeros(3)
     toward, away = torch.randn(3, 4, 6), torch.randn(1, 4, 6)
     steered = Away(net, {"states": away}, 0.4)
-    cross, seen = net.block.attn2, net.block.norm2(x)
+    hidden = told(x, toward)
+    cross, seen = net.block.attn2, net.block.norm2(hidden)
     z = attended(cross, seen, toward) - 0.4 * attended(cross, seen, away.expand(3, -1, -1))
-    torch.testing.assert_close(steered(x, t, states=toward), x + cross.to_out[0](z))
+    torch.testing.assert_close(steered(x, t, states=toward), hidden + cross.to_out[0](z))
     # Outside of it the network is as it was, and at scale 0 so is all of it.
-    plain = x + cross.to_out[0](attended(cross, seen, toward))
+    plain = hidden + cross.to_out[0](attended(cross, seen, toward))
     torch.testing.assert_close(net(x, t, states=toward), plain)
     torch.testing.assert_close(Away(net, {"states": away}, 0.0)(x, t, states=toward), plain)
 
