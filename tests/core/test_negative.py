@@ -33,7 +33,7 @@ class Network(nn.Module):
 
 
 def told(x, states):
-    return x + states.mean((1, 2), keepdim=True)
+    return x + states.mean((1, 2), keepdim=True) * torch.arange(8)
 
 
 def attended(attention, x, states):
