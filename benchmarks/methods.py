@@ -5,13 +5,14 @@
 Distils `mixture-METHOD` from each mixture (a shipped name or a file), one core a run, and prints
 for each: the student's steps, sliced W2 over the floor of two true draws, share of samples within
 3 sigma, the smallest mode's share over its weight, the root mean square distance to the end of the
-teacher's exact ODE path (where the student takes one noise), seconds, and lines of the method's
-file. `missed` names the goals that were: at 4 steps 2 floors, 85 %, 60 %; at one step 2 floors,
-70 %, 40 %; 90 s. --one-step runs what `ONE_STEP` lists in one step too.
+teacher's exact ODE path (where the student takes one noise), seconds of the processor, and lines
+of the method's file. `missed` names the goals that were: at 4 steps 2 floors, 85 %, 60 %; at one
+step 2 floors, 70 %, 40 %; 90 s. --one-step runs what `ONE_STEP` lists in one step too.
 
 Each of the --jobs processes loads the library once and makes run after run, so seconds are those
-from the loaded library to the student. Fits of the closed-form teacher, which students start from,
-are equal for a mixture and seed: a process makes each once, and its seconds count in every run.
+from the loaded library to the student; other work beside does not count. Fits of the closed-form
+teacher, which students start from, are equal for a mixture and seed: a process makes each once,
+and its seconds count in every run.
 
 A run that is there already, of the same recipe, mixture and code of `edgedistill`, is not
 repeated, and keeps its figures and the seconds it took; --again repeats it. Figures go to
@@ -204,9 +205,9 @@ class Fits:
             if key in self._made:
                 self.spared += self._made[key][1]
             else:
-                start = time.perf_counter()
+                start = time.process_time()
                 fitted = alone(mixture, generator)
-                self._made[key] = fitted, time.perf_counter() - start
+                self._made[key] = fitted, time.process_time() - start
             return copy.deepcopy(self._made[key][0])
 
         Mixture.spawn = spawn
@@ -240,11 +241,11 @@ def kept(folder: Path, key: str) -> Row | None:
 def distil(recipe: Recipe, folder: Path) -> float:
     """Make a student as `edgedistill distill` does; returns the seconds it took."""
     shutil.rmtree(folder, ignore_errors=True)
-    spared, start = FITS.spared, time.perf_counter()
+    spared, start = FITS.spared, time.process_time()
     # `runs` has the link to the latest run, which outside of OUT stays the user's own.
     run = open_run(recipe, str(folder), False, lambda line: None, runs=folder.parent)
     run.train(lambda step, figures: None)
-    return time.perf_counter() - start + FITS.spared - spared
+    return time.process_time() - start + FITS.spared - spared
 
 
 def figures(case: Case, seconds: float) -> Row:
