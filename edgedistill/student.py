@@ -113,7 +113,7 @@ class Student:
 
     @torch.no_grad()
     def sample(self, cond: Condition, noise: Sequence[Tensor]) -> Tensor:
-        """x0 (N, ...) from `table.draws` noise tensors (N, ...)."""
+        """x0 (N, ...) from noise tensors (N, ...) of `table.shapes`."""
         return self.table.sample(self.net, noise, cond)
 
 

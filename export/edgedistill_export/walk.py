@@ -59,7 +59,7 @@ def walk(
     Args:
         student: The student.
         tokens: What `Teacher.tokenize` makes, or None for a student without text.
-        noise: `student.table.draws` tensors (N, ...).
+        noise: Tensors (N, ...) of `student.table.shapes`.
         fused: Record the one call of the whole instead (see `fuse`).
     """
     way = Walk()
@@ -99,12 +99,13 @@ def calls_of(
         fused: The calls of the one network that `fuse` makes.
         batch: Samples drawn at a time.
     """
-    table, teacher = student.table, student.teacher
+    teacher = student.teacher
+    shapes = student.table.shapes(teacher.sample_shape)
     found: dict[str, list[Call]] = {}
     for start in range(0, len(prompts), batch):
         piece = list(prompts[start : start + batch])
         tokens = teacher.tokenize(piece) if "text_encoder" in teacher.graphs() else None
-        drawn = draw_noise(seed, start, len(piece), teacher.sample_shape, table.draws)
+        drawn = draw_noise(seed, start, len(piece), shapes)
         way = walk(student, tokens, [torch.from_numpy(noise) for noise in drawn], fused=fused)
         for name, calls in way.calls.items():
             found.setdefault(name, []).extend(
