@@ -374,7 +374,7 @@ def few_step_table(
         scale = schedule.input_scale(t)
         a, b, c = SAMPLERS[sampler](x0, eps, schedule.alpha(s), schedule.sigma(s) * (s > 0))
         numbers = [schedule.net_time(t), scale, a, b, c]
-        rows.append(Step(*(float(number) for number in numbers), size))
+        rows.append(replace(Step(*(float(number) for number in numbers)), size=size))
     return StepTable(tuple(rows), init_scale(schedule, times[0]))
 
 

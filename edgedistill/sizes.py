@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["check_sizes", "resized", "shape_at"]
+__all__ = ["check_sizes", "reduced", "resized", "shape_at"]
 
 
 def check_sizes(sizes: Sequence[float]) -> None:
@@ -44,3 +44,10 @@ def resized(x: Tensor, height: int, width: int) -> Tensor:
     planes = x.reshape(1, -1, *x.shape[-2:])
     grown = F.interpolate(planes, (height, width), mode="bicubic", align_corners=False)
     return grown.reshape(*x.shape[:-2], height, width)
+
+
+def reduced(x: Tensor, size: float) -> Tensor:
+    """Means of areas: x (..., h, w) at the fraction `size` of its height and width."""
+    shape = shape_at(x.shape, size)
+    planes = x.reshape(1, -1, *x.shape[-2:])
+    return F.interpolate(planes, shape[-2:], mode="area").reshape(shape)

@@ -119,6 +119,8 @@ def helped_subject(
 ) -> Subject:
     """A student on its step table with its teacher's help, guided as it was when it taught."""
     info, table = student.info, student.table
+    if table.grows:
+        raise ValueError(f"{student.path}: the student's steps grow, and its teacher's do not")
     denoiser = Denoiser(student.net, schedule_from_json(info.schedule), info.prediction)
     scale = float(info.teacher.get("guidance", 1.0))
     guided = teacher.guided(scale)
