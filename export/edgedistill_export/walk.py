@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from edgedistill.sizes import shape_at
 from edgedistill.student import Student
+from edgedistill.teachers.base import Graph
 from edgedistill_export.targets import Call
 from edgedistill_runtime.manifest import FUSED
 from edgedistill_runtime.noise import noise as draw_noise
 
-__all__ = ["Recorded", "Walk", "calls_of", "walk"]
+__all__ = ["Recorded", "Walk", "calls_of", "networks", "walk"]
 
 
 @dataclass
@@ -44,6 +47,16 @@ class _Recorder(nn.Module):
         f: Tensor = self.net(x, t, **cond)
         self.calls.append(Recorded({"x": x, "t": t, **cond}, (f,)))
         return f
+
+
+def networks(student: Student) -> dict[str, Graph]:
+    """The networks to compile, the denoiser for every size that the student's steps have."""
+    graphs, shape = student.teacher.graphs(), student.teacher.sample_shape
+    if not student.table.grows:
+        return graphs
+    sides = [shape_at(shape, row.size)[-2:] for row in student.table.rows]
+    height, width = (math.gcd(*each) for each in zip(*sides, strict=True))
+    return {**graphs, "denoiser": replace(graphs["denoiser"], step=(height, width))}
 
 
 @torch.no_grad()
