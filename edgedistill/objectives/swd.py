@@ -156,10 +156,6 @@ class SWD(PDM):
                 f"student.sampler={setup.sampler}: a step that grows draws noise, which makes the "
                 "larger x right; choose student.sampler=renoise"
             )
-        if config.small == "pictures" and setup.autoencoder is None:
-            raise ValueError(
-                "objective.small=pictures: the teacher has no autoencoder; choose small=latents"
-            )
         time = setup.times[0].to(x0.device)
         for size in sorted(set(self.sizes)):
             try:
@@ -176,6 +172,13 @@ class SWD(PDM):
                     f"objective.sizes: size {size:g}: the teacher's network takes no x of "
                     f"{' x '.join(map(str, shape))}; choose 1 for every step"
                 )
+        if config.small == "latents":
+            return
+        if setup.autoencoder is None:
+            raise ValueError(
+                "objective.small=pictures: the teacher has no autoencoder; choose small=latents"
+            )
+        self.vae = setup.autoencoder.to(x0.device)  # where offloading left it elsewhere
 
     def loss(self, player: str, batch: Batch) -> Losses:
         """On data of one of the sizes, each as often as there are steps of it."""
