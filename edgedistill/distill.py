@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -403,7 +404,11 @@ def preview_roles(run: Run, step: int) -> None:
     x0, cond = run.source.draw(8, generator)
     device = run.trainer.accelerator.device
     cond = {name: value.to(device) for name, value in cond.items()}
-    found = run.objective.predictions(Batch(x0.to(device), cond, generator, shared, step))
+    batch = Batch(x0.to(device), cond, generator, shared, step)
+    if run.trainer.pictured:
+        originals = run.source.originals(8, torch.Generator().manual_seed(0))
+        batch = replace(batch, originals=None if originals is None else originals.to(device))
+    found = run.objective.predictions(batch)
     if found:
         decoded = run.teacher.decode(torch.cat(list(found.values())))
         save_samples(run.folder / "samples" / f"roles-{step:08d}.png", decoded)

@@ -10,12 +10,17 @@ from torch.nn import functional as F
 
 from edgedistill.denoiser import Denoiser
 from edgedistill.objectives.base import Batch, Optim, Setup
+from edgedistill.objectives.beside import Beside
 from edgedistill.objectives.pdm import PDM
 from edgedistill.objectives.swd import SWD
 from edgedistill.prediction import Prediction
+from edgedistill.recipe import load
+from edgedistill.run_dir import open_run
 from edgedistill.sampling import time_grid
 from edgedistill.schedule import Trig
+from edgedistill.student import load_student
 from edgedistill.teachers.stable_diffusion import StableDiffusion
+from edgedistill.tiny import make_tiny
 
 
 class Net(nn.Module):
@@ -196,6 +201,12 @@ def test_a_network_of_one_size_is_named():
         SWD(config, setup(2, student=student))
 
 
+def test_nothing_beside_it_walks_at_one_size():
+    with pytest.raises(ValueError, match=r"^reward: the steps of method 'swd' grow"):
+        Beside("reward", swd(0.5, 1.0), setup(2))
+    assert Beside("reward", swd(1.0, 1.0), setup(2)).table() is not None
+
+
 def test_without_an_autoencoder_latents_are_the_choice():
     with pytest.raises(ValueError, match=r"objective\.small=pictures: .* choose small=latents"):
         SWD(SWD.Config(sizes=(0.5, 1)), setup(2))
@@ -205,3 +216,30 @@ def test_without_an_autoencoder_latents_are_the_choice():
 def test_sizes_that_are_none(sizes):
     with pytest.raises(ValidationError):
         SWD.Config(sizes=sizes)
+
+
+def test_a_run_makes_a_student_that_grows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_tiny("stable_diffusion", tmp_path / "tiny")
+    words = ["teacher.path=tiny", "train.steps=4", "train.batch_size=2"]
+    run = open_run(load("emoji-swd", words), "grown", False, lambda line: None)
+    student = load_student(run.train(lambda step, figures: None))
+    assert [row.size for row in student.table.rows] == [0.5, 0.5, 1, 1]
+    noise = student.table.draw((2, 4, 4, 4), torch.Generator().manual_seed(0))
+    assert student.sample(student.teacher.encode(["red", "blue"]), noise).shape == (2, 4, 4, 4)
+    # Its steps would need another sampling than the method's own.
+    words = [f"student.init={student.path}", "teacher.path=tiny"]
+    with pytest.raises(ValueError, match=r"student\.init: method 'qat' trains no student whose"):
+        open_run(load("emoji-4step-qat", words), "qat", False, lambda line: None)
+
+
+def test_without_the_pictures_latents_are_the_choice(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_tiny("stable_diffusion", tmp_path / "tiny")
+    (tmp_path / "tiny" / "originals.safetensors").unlink()
+    words = ["teacher.path=tiny", "train.steps=1", "train.batch_size=2"]
+    line = r"^objective\.small=pictures: .*with data\.pictures, or choose small=latents"
+    with pytest.raises(ValueError, match=line):
+        open_run(load("emoji-swd", words), "none", False, lambda line: None)
+    words.append("objective.small=latents")
+    open_run(load("emoji-swd", words), "some", False, lambda line: None)
