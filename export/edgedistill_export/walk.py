@@ -54,9 +54,22 @@ def networks(student: Student) -> dict[str, Graph]:
     graphs, shape = student.teacher.graphs(), student.teacher.sample_shape
     if not student.table.grows:
         return graphs
-    sides = [shape_at(shape, row.size)[-2:] for row in student.table.rows]
-    height, width = (math.gcd(*each) for each in zip(*sides, strict=True))
-    return {**graphs, "denoiser": replace(graphs["denoiser"], step=(height, width))}
+    shapes = [shape_at(shape, row.size) for row in student.table.rows]
+    height, width = (math.gcd(*(each[axis] for each in shapes)) for axis in (-2, -1))
+    sides = _example(height, shape[-2]), _example(width, shape[-1])
+    graph = graphs["denoiser"]
+    inputs = {**graph.inputs, "x": torch.zeros(2, *shape[:-2], *sides)}
+    return {**graphs, "denoiser": replace(graph, inputs=inputs, step=(height, width))}
+
+
+def _example(step: int, full: int) -> int:
+    """A side to trace multiples of `step` with: an odd multiple, which halves least often.
+
+    A U-Net that is traced where it must round takes what it need not round as well, not the other
+    way about. Five at least, so that no side inside is 1, which is another case to the tracer.
+    """
+    times = full // step
+    return step * max(5, times - 1 + times % 2)
 
 
 @torch.no_grad()

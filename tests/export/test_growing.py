@@ -155,6 +155,19 @@ def test_the_card_says_that_diffusers_does_not_grow(growing_dir):
     assert "runs every step at one size" in card
 
 
+def test_one_unet_for_sizes_that_do_and_do_not_halve(tiny_sd, tmp_path):
+    teacher = StableDiffusion.load(str(tiny_sd))
+    kind = teacher.denoiser.prediction
+    folder = save(tmp_path / "s", teacher, teacher.net, kind, steps=3, sizes=[0.5, 0.75, 1])
+    graph = networks(load_student(folder))["denoiser"]
+    assert graph.inputs["x"].shape == (2, 4, 5, 5)
+    assert graph.step == (1, 1)
+    place = export_student(folder, out=tmp_path / "b")
+    parity = Manifest.read(place).parity
+    assert parity.passed
+    assert parity.graphs["denoiser"].worst > 100
+
+
 class Halving(nn.Module):
     """Halves x and doubles it again."""
 
