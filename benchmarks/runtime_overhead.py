@@ -32,7 +32,7 @@ def bare(pipe: Pipeline) -> Callable[[], None]:
     """The same graph calls on ready-made inputs, and nothing else."""
     table, graphs = pipe.manifest.steps, pipe.graphs
     shape = pipe.manifest.latent.shape
-    x = noise(0, 0, 1, shape, 1)[0]
+    x = noise(0, 0, 1, [shape])[0]
     assert pipe.tokenizer is not None
     tokens = pipe.tokenizer([PROMPT])
     times = [np.array([row.t], np.float32) for row in table.rows]

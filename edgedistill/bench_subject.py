@@ -95,10 +95,12 @@ def _load_own(folder: str, steps: int, guidance: float, stages: _Stages) -> tupl
     start = time.perf_counter()
     if (Path(folder) / "student.json").is_file():
         student = load_student(folder)
-        teacher, draws = student.teacher, student.table.draws
+        teacher = student.teacher
+        shapes = student.table.shapes(teacher.sample_shape)
         sample = student.table.sample
     else:
-        teacher, draws = load_teacher(_family(folder), folder), 1
+        teacher = load_teacher(_family(folder), folder)
+        shapes = [teacher.sample_shape]
         denoise = teacher.guided(guidance)
         times = time_grid(teacher.denoiser.schedule, steps)
 
@@ -112,9 +114,8 @@ def _load_own(folder: str, steps: int, guidance: float, stages: _Stages) -> tupl
 
     @torch.no_grad()
     def draw(prompt: str, seed: int) -> None:
-        noise = torch.randn(
-            draws, 1, *teacher.sample_shape, generator=torch.Generator().manual_seed(seed)
-        )
+        generator = torch.Generator().manual_seed(seed)
+        noise = [torch.randn(1, *shape, generator=generator) for shape in shapes]
         cond: dict[str, Tensor] = {}
         if "text_encoder" in graphs:  # not Teacher.encode, which remembers
             encoder = graphs["text_encoder"]
@@ -123,7 +124,7 @@ def _load_own(folder: str, steps: int, guidance: float, stages: _Stages) -> tupl
             found = encoder.module(*tokens.values())
             tensors = found if isinstance(found, tuple) else (found,)
             cond = dict(zip(encoder.outputs, tensors, strict=True))
-        x0 = sample(graphs["denoiser"].module, noise.unbind(), cond)
+        x0 = sample(graphs["denoiser"].module, noise, cond)
         if "decoder" in graphs:
             graphs["decoder"].module(x0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -132,7 +133,7 @@ class Run:
             Hooks(self._progress, self._preview),
             self.paths,
             prompted=self.reward is not None,
-            pictured=self._wants_originals(),
+            pictured=bool(self._wants_originals()),
         )
         self._watch: Progress = lambda step, figures: None
 
@@ -144,29 +145,29 @@ class Run:
     def _pictures(self) -> Pictures | None:
         """The recipe's own pictures, if it names any."""
         recipe, data = self.recipe, self.recipe.data
+        asked = self._wants_originals()
         if data.pictures is None:
-            if self._wants_originals():
-                self._check_originals()
+            if asked:
+                self._check_originals(*asked)
             return None
         if recipe.method().needs_paths:
             name = recipe.objective["name"]
             raise ValueError(f"data.pictures={data.pictures}: method {name!r} needs paths instead")
         cache = Path(data.cache or self.folder / "data" / "pictures")
-        keep = self._wants_originals()
         return find_pictures(
-            self.teacher, data.pictures, cache, data.caption, self.folder, keep=keep
+            self.teacher, data.pictures, cache, data.caption, self.folder, keep=bool(asked)
         )
 
-    def _check_originals(self) -> None:
+    def _check_originals(self, choice: str, other: str) -> None:
         """ValueError if the teacher's own data does not serve, or has no pictures."""
         own = self.teacher.source() if self.recipe.data.prompts is None else None
         if own is None or own.originals(1, torch.Generator()) is None:
             raise ValueError(
-                "objective.target=originals: the run's clean data come without the pictures they "
-                "were encoded from; name some with data.pictures, or choose target=teacher"
+                f"objective.{choice}: the run's clean data come without the pictures they were "
+                f"encoded from; name some with data.pictures, or choose {other}"
             )
 
-    def _wants_originals(self) -> bool:
+    def _wants_originals(self) -> tuple[str, str] | None:
         return self.recipe.method().wants_originals(self.recipe.method_config())
 
     def _paths(self, progress: Callable[[int], None]) -> Paths:
@@ -403,7 +404,11 @@ def preview_roles(run: Run, step: int) -> None:
     x0, cond = run.source.draw(8, generator)
     device = run.trainer.accelerator.device
     cond = {name: value.to(device) for name, value in cond.items()}
-    found = run.objective.predictions(Batch(x0.to(device), cond, generator, shared, step))
+    batch = Batch(x0.to(device), cond, generator, shared, step)
+    if run.trainer.pictured:
+        originals = run.source.originals(8, torch.Generator().manual_seed(0))
+        batch = replace(batch, originals=None if originals is None else originals.to(device))
+    found = run.objective.predictions(batch)
     if found:
         decoded = run.teacher.decode(torch.cat(list(found.values())))
         save_samples(run.folder / "samples" / f"roles-{step:08d}.png", decoded)

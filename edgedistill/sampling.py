@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, pairwise
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from edgedistill.denoiser import Condition, Denoiser, Guided
 from edgedistill.prediction import Linear2, Prediction, to_eps, to_x0
 from edgedistill.schedule import Discrete, Schedule
+from edgedistill.sizes import check_sizes, resized, shape_at
 
 __all__ = [
     "SAMPLERS",
@@ -192,16 +193,21 @@ def init_scale(schedule: Schedule, t: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Step:
-    """One row: f = net(scale x, t, cond); x <- a x + b f + c noise."""
+    """One row: f = net(scale x, t, cond); x <- a x + b f + c noise.
+
+    `size` is the fraction of the full height and width that x has there. Before the noise x grows
+    to the next row's.
+    """
 
     t: float
     scale: float
     a: float
     b: float
     c: float
+    size: float = 1.0
 
     def mean(self, net: nn.Module, x: Tensor, cond: Condition) -> Tensor:
-        """Where the row leads from x (N, ...) before its noise: a x + b f."""
+        """Where the row leads from x (N, ...) before it grows: a x + b f."""
         time = torch.full((x.shape[0],), self.t, device=x.device)
         f: Tensor = net(self.scale * x, time, **cond).to(x.dtype)
         return self.a * x + self.b * f
@@ -209,33 +215,70 @@ class Step:
 
 @dataclass(frozen=True)
 class StepTable:
-    """How a few-step student is sampled: x = init_scale noise, then the rows."""
+    """How a few-step student is sampled: x = init_scale noise, then the rows.
+
+    Raises:
+        ValueError: For sizes that are none, or a row that grows without noise of its own.
+    """
 
     rows: tuple[Step, ...]
     init_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.grows:
+            return
+        check_sizes([row.size for row in self.rows])
+        if any(row.c == 0 for row, size in self.landings if size != row.size):
+            raise ValueError(
+                "a step that grows draws noise, which makes the larger x right; "
+                "choose student.sampler=renoise"
+            )
+
+    @property
+    def grows(self) -> bool:
+        """Whether some rows are of less than the full height and width."""
+        return any(row.size != 1 for row in self.rows)
+
+    @property
+    def landings(self) -> list[tuple[Step, float]]:
+        """Each row, and the size at which it lands: the next one's."""
+        return list(zip(self.rows, [*(row.size for row in self.rows[1:]), 1.0], strict=True))
 
     @property
     def draws(self) -> int:
         """Noise tensors one sample takes: the first, and one for each row with c != 0."""
         return 1 + sum(row.c != 0 for row in self.rows)
 
+    def shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
+        """Shape of each of those tensors for samples of `shape` (..., height, width).
+
+        Raises:
+            ValueError: If it cannot be that of samples that grow so.
+        """
+        if not self.grows:
+            return [tuple(shape)] * self.draws
+        sizes = [self.rows[0].size, *(size for row, size in self.landings if row.c)]
+        return [shape_at(shape, size) for size in sizes]
+
     def sample(self, net: nn.Module, noise: Sequence[Tensor], cond: Condition) -> Tensor:
         """Run the table.
 
         Args:
             net: Called as net(x, t, **cond), t float32 (N,).
-            noise: `draws` standard normal tensors (N, ...), in order of use.
+            noise: Standard normal tensors (N, ...) of the shapes of `shapes`, in order of use.
             cond: Condition of N rows.
 
         Returns:
-            x0, shaped as the noise.
+            x0 (N, ...).
         """
         if len(noise) != self.draws:
             raise ValueError(f"this table takes {self.draws} noise tensors, got {len(noise)}")
         fresh = iter(noise)
         x = self.init_scale * next(fresh)
-        for row in self.rows:
+        for row, size in self.landings:
             x = row.mean(net, x, cond)
+            if size != row.size:
+                x = resized(x, *(round(side * size / row.size) for side in x.shape[-2:]))
             if row.c:
                 x = x + row.c * next(fresh)
         return x
@@ -243,27 +286,39 @@ class StepTable:
     def draw(
         self, shape: Sequence[int], generator: torch.Generator, device: torch.device | None = None
     ) -> list[Tensor]:
-        """The noise of `sample`, (N, ...) each, drawn in the order diffusers draws it."""
-        return [
-            torch.randn(tuple(shape), generator=generator).to(device) for _ in range(self.draws)
-        ]
+        """The noise of `sample`s of `shape` (N, ...), drawn in the order diffusers draws it."""
+        return [torch.randn(each, generator=generator).to(device) for each in self.shapes(shape)]
+
+    def at_one_size(self) -> StepTable:
+        """The same steps, all of them at the full size."""
+        return replace(self, rows=tuple(replace(row, size=1.0) for row in self.rows))
 
     def to_json(self) -> dict[str, Any]:
-        """{"init_scale": ..., "rows": [{"t", "scale", "a", "b", "c"}, ...]}."""
-        return {"init_scale": self.init_scale, "rows": [asdict(row) for row in self.rows]}
+        """{"init_scale", "rows": [{"t", "scale", "a", "b", "c"}, ...]}, and a size below 1."""
+        rows = [asdict(row) for row in self.rows]
+        for row in rows:
+            if row["size"] == 1:
+                del row["size"]
+        return {"init_scale": self.init_scale, "rows": rows}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StepTable:
         """Read `to_json`; ValueError names what is missing or is no finite number."""
         names = ("t", "scale", "a", "b", "c")
         try:
-            rows = [[float(row[name]) for name in names] for row in data["rows"]]
+            rows = [
+                [*(float(row[name]) for name in names), float(row.get("size", 1))]
+                for row in data["rows"]
+            ]
             first = float(data["init_scale"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"step_table: missing or not a number: {error}") from None
         if not rows or not all(map(math.isfinite, chain([first], *rows))):
             raise ValueError("step_table: needs at least one row, and finite numbers only")
-        return cls(tuple(Step(*row) for row in rows), first)
+        try:
+            return cls(tuple(Step(*row) for row in rows), first)
+        except ValueError as error:
+            raise ValueError(f"step_table: {error}") from None
 
 
 def _renoise(x0: Linear2, eps: Linear2, alpha: Tensor, sigma: Tensor) -> list[Tensor]:
@@ -291,6 +346,7 @@ def few_step_table(
     times: Tensor,
     sampler: str = "renoise",
     boundary: Boundary | None = None,
+    sizes: Sequence[float] | None = None,
 ) -> StepTable:
     """The step table of a student that visits `times` (decreasing, ending in 0).
 
@@ -300,6 +356,7 @@ def few_step_table(
         times: (steps + 1,), as from `time_grid`.
         sampler: How a step lands on the next time; a key of `SAMPLERS`.
         boundary: The consistency boundary of students trained with one.
+        sizes: Of each step, where they are not all 1; for sampler renoise alone.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"unknown sampler {sampler!r}; choose from {', '.join(SAMPLERS)}")
@@ -307,7 +364,7 @@ def few_step_table(
     if times[-1] != 0 or not bool((times.diff() < 0).all()):
         raise ValueError(f"times must decrease and end in 0, got {times.tolist()}")
     rows = []
-    for t, s in pairwise(times):
+    for (t, s), size in zip(pairwise(times), sizes or [1.0] * (len(times) - 1), strict=True):
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         x0 = to_x0(prediction, alpha, sigma)
         if boundary is not None:
@@ -317,7 +374,7 @@ def few_step_table(
         scale = schedule.input_scale(t)
         a, b, c = SAMPLERS[sampler](x0, eps, schedule.alpha(s), schedule.sigma(s) * (s > 0))
         numbers = [schedule.net_time(t), scale, a, b, c]
-        rows.append(Step(*(float(number) for number in numbers)))
+        rows.append(replace(Step(*(float(number) for number in numbers)), size=size))
     return StepTable(tuple(rows), init_scale(schedule, times[0]))
 
 

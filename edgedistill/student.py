@@ -113,7 +113,7 @@ class Student:
 
     @torch.no_grad()
     def sample(self, cond: Condition, noise: Sequence[Tensor]) -> Tensor:
-        """x0 (N, ...) from `table.draws` noise tensors (N, ...)."""
+        """x0 (N, ...) from noise tensors (N, ...) of `table.shapes`."""
         return self.table.sample(self.net, noise, cond)
 
 
@@ -169,16 +169,21 @@ def save_student(folder: Path, info: StudentInfo, teacher: Teacher, net: nn.Modu
     table = StepTable.from_json(info.step_table)
     with atomic_folder(folder) as work:
         teacher.save(work, net.fused() if isinstance(net, Role) else net, table)
-        usage = teacher.usage_with(table)
+        usage = _GROWING_USAGE if table.grows else teacher.usage_with(table)
         index = work / "model_index.json"
         if isinstance(net, Role) and teacher.loads_lora:
             (work / "lora").mkdir()
             save_file(net.lora(), work / LORA, {"format": "pt"})
             info = info.model_copy(update={"lora_scale": 1.0})
-            usage += _LORA_USAGE.format(scheduler=read_json(index)["scheduler"][1])
+            if not table.grows:
+                usage += _LORA_USAGE.format(scheduler=read_json(index)["scheduler"][1])
         write_json(work / "student.json", info.model_dump(mode="json"))
         write_text(work / "README.md", _card(info, table, usage))
 
+
+_GROWING_USAGE = f"""{Teacher.usage} Its steps grow: the first run at a
+fraction of the height and width, as `step_table` in `student.json` says. A diffusers pipeline
+opens the folder, but runs every step at one size, which is not what the student learned."""
 
 LORA = "lora/pytorch_lora_weights.safetensors"
 

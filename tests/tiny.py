@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -26,11 +27,12 @@ def save(
     *,
     sampler: str = "renoise",
     spacing: str = "trailing",
+    sizes: Sequence[float] | None = None,
 ) -> Path:
     """A student folder of `net` as it is."""
     schedule = teacher.denoiser.schedule
     times = student_times(schedule, steps, spacing, sampler)
-    table = few_step_table(schedule, prediction, times, sampler)
+    table = few_step_table(schedule, prediction, times, sampler, sizes=sizes)
     info = StudentInfo(
         method="lcm",
         family=teacher.family,

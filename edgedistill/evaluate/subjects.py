@@ -15,7 +15,7 @@ from edgedistill.collaborate import Help, sample_with
 from edgedistill.denoiser import Denoiser
 from edgedistill.negative import Away
 from edgedistill.report.pictures import to_uint8
-from edgedistill.sampling import solve, time_grid
+from edgedistill.sampling import StepTable, solve, time_grid
 from edgedistill.schedule import schedule_from_json
 from edgedistill.student import Student
 from edgedistill.teachers import Teacher
@@ -31,11 +31,11 @@ __all__ = [
 
 
 class Noise(Protocol):
-    """Noise of pictures first .. first + count - 1 of a seed, (draws, count, *shape)."""
+    """Noise of pictures first .. first + count - 1 of a seed, (count, *shape) for each shape."""
 
     def __call__(
-        self, seed: int, first: int, count: int, shape: tuple[int, ...], draws: int
-    ) -> NDArray[np.float32]: ...
+        self, seed: int, first: int, count: int, shapes: Sequence[tuple[int, ...]]
+    ) -> list[NDArray[np.float32]]: ...
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,11 @@ Sampler = Callable[[list[Tensor], dict[str, Tensor]], Tensor]
 
 
 def _drawer(
-    teacher: Teacher, sampler: Sampler, draws: int, noise: Noise, batch: int
+    teacher: Teacher, sampler: Sampler, table: StepTable | None, noise: Noise, batch: int
 ) -> Callable[[Sequence[str] | int, int, Callable[[int], None]], NDArray[Any]]:
+    whole = teacher.sample_shape
+    shapes = [whole] if table is None else table.shapes(whole)
+
     @torch.no_grad()
     def draw(
         prompts: Sequence[str] | int, seed: int, progress: Callable[[int], None]
@@ -68,7 +71,7 @@ def _drawer(
         made = []
         for start in range(0, count, batch):
             size = min(batch, count - start)
-            given = noise(seed, start, size, teacher.sample_shape, draws)
+            given = noise(seed, start, size, shapes)
             cond = (
                 {} if isinstance(prompts, int) else teacher.encode(prompts[start : start + size])
             )
@@ -98,7 +101,7 @@ def teacher_subject(
         return solve(denoise, given[0], times, cond, solver)
 
     calls = steps * (1 if guidance == 1 else 2)
-    return Subject(name, calls, _drawer(teacher, sampler, 1, noise, batch))
+    return Subject(name, calls, _drawer(teacher, sampler, None, noise, batch))
 
 
 def student_subject(name: str, student: Student, noise: Noise, batch: int = 64) -> Subject:
@@ -107,7 +110,7 @@ def student_subject(name: str, student: Student, noise: Noise, batch: int = 64) 
     def sampler(given: list[Tensor], cond: dict[str, Tensor]) -> Tensor:
         return student.sample(cond, given)
 
-    draw = _drawer(student.teacher, sampler, student.table.draws, noise, batch)
+    draw = _drawer(student.teacher, sampler, student.table, noise, batch)
     return Subject(name, len(student.table.rows), draw)
 
 
@@ -116,6 +119,8 @@ def helped_subject(
 ) -> Subject:
     """A student on its step table with its teacher's help, guided as it was when it taught."""
     info, table = student.info, student.table
+    if table.grows:
+        raise ValueError(f"{student.path}: the student's steps grow, and its teacher's do not")
     denoiser = Denoiser(student.net, schedule_from_json(info.schedule), info.prediction)
     scale = float(info.teacher.get("guidance", 1.0))
     guided = teacher.guided(scale)
@@ -123,7 +128,7 @@ def helped_subject(
     def sampler(noises: list[Tensor], cond: dict[str, Tensor]) -> Tensor:
         return sample_with(denoiser, table, guided, given, noises, cond)
 
-    draw = _drawer(student.teacher, sampler, table.draws, noise, batch)
+    draw = _drawer(student.teacher, sampler, table, noise, batch)
     rows, twice = len(table.rows), 1 if scale == 1 else 2
     refined = len(range(1 if given.first else 0, rows - 1)) if given.share else 0
     calls = rows - bool(given.first) + twice * (given.first + refined)
@@ -140,7 +145,7 @@ def steered_subject(
     def sampler(given: list[Tensor], cond: dict[str, Tensor]) -> Tensor:
         return table.sample(net, given, cond)
 
-    draw = _drawer(teacher, sampler, table.draws, noise, batch)
+    draw = _drawer(teacher, sampler, table, noise, batch)
     return Subject(name, 2 * len(table.rows), draw)
 
 

@@ -85,6 +85,7 @@ OBJECTIVES = {
     "sid": "edgedistill.objectives.sid:SiD",
     "slam": "edgedistill.objectives.slam:SLAM",
     "slimflow": "edgedistill.objectives.slimflow:SlimFlow",
+    "swd": "edgedistill.objectives.swd:SWD",
     "swiftbrush": "edgedistill.objectives.vsd:SwiftBrush",
     "tbcm": "edgedistill.objectives.tbcm:TBCM",
     "tdd": "edgedistill.objectives.pcm:TDD",

@@ -32,6 +32,7 @@ __all__ = [
     "Setup",
     "Wrapper",
     "check_deterministic",
+    "table_of_init",
 ]
 
 RewardOf = Callable[[Tensor, Sequence[str]], Tensor]
@@ -174,6 +175,15 @@ def check_deterministic(name: str, setup: Setup) -> None:
         )
 
 
+def table_of_init(name: str, setup: Setup) -> StepTable:
+    """Steps of the student that `name` starts from; ValueError without one that it can train."""
+    if setup.init is None:
+        raise ValueError(f"method {name!r} starts from a student: set student.init=FOLDER")
+    if setup.init.grows:
+        raise ValueError(f"student.init: method {name!r} trains no student whose steps grow")
+    return setup.init
+
+
 class Objective(ABC):
     """A method. Subclasses sit one to a file with their `Config` inside."""
 
@@ -192,9 +202,12 @@ class Objective(ABC):
     """Hyperparameters, with the paper's defaults."""
 
     @classmethod
-    def wants_originals(cls, config: Any) -> bool:
-        """Whether batches bring the pictures that x0 was encoded from; of a `Config`."""
-        return False
+    def wants_originals(cls, config: Any) -> tuple[str, str] | None:
+        """Whether batches bring the pictures that x0 was encoded from; of a `Config`.
+
+        The choice that asks for them, and the one that does without, as KEY=VALUE.
+        """
+        return None
 
     @abstractmethod
     def __init__(self, config: Any, setup: Setup) -> None:

@@ -29,6 +29,11 @@ class Beside(Wrapper):
                 f"{section}: method {method.name!r} trains no student that takes the steps of "
                 "student.sampler"
             )
+        table = method.table()
+        if table and table.grows:
+            raise ValueError(
+                f"{section}: the steps of method {method.name!r} grow; choose another"
+            )
         super().__init__(method)
         self.student, self.times = setup.student, setup.times
         self.rollout = Rollout(setup.student, setup.times, setup.sampler)

@@ -26,10 +26,25 @@ from edgedistill.networks.taps import Taps
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings, Setup
 from edgedistill.objectives.shrink import feature_loss
 
-__all__ = ["Decoding", "TinyDecoder", "psnr"]
+__all__ = ["Decoding", "TinyDecoder", "latents_of", "picture_of", "psnr"]
 
 REMEMBERED = 2**29
 """Bytes of the teacher's pictures that are kept, at most."""
+
+
+def latents_of(vae: Any, pictures: Tensor) -> Tensor:
+    """What the teacher's encoder makes of pictures, scaled; of a posterior the mode."""
+    found = vae.encode(pictures, return_dict=False)[0]
+    z = found if isinstance(found, Tensor) else found.mode()
+    scaled: Tensor = (z - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    return scaled
+
+
+def picture_of(vae: Any, x0: Tensor) -> Tensor:
+    """What the teacher's decoder makes of scaled latents."""
+    latents = x0 / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+    picture: Tensor = vae.decode(latents, return_dict=False)[0]
+    return picture
 
 
 def _varied(picture: Tensor, dims: tuple[int, ...], order: tuple[int, ...]) -> Tensor:
@@ -84,8 +99,8 @@ class Decoding(Objective):
     product = "decoder"
 
     @classmethod
-    def wants_originals(cls, config: Any) -> bool:
-        return bool(config.target == "originals")
+    def wants_originals(cls, config: Any) -> tuple[str, str] | None:
+        return ("target=originals", "target=teacher") if config.target == "originals" else None
 
     def __init__(self, config: Decoding.Config, setup: Setup, *, below: bool = False) -> None:
         """Check `config`; `below` is whether levels below the latent's resolution can be."""
@@ -177,23 +192,11 @@ class Decoding(Objective):
     def _encoded(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """What the teacher's encoder makes of pictures, and what that is held against."""
         pictures = pictures.clamp(-1, 1)
-        z = self._latents(pictures)
+        z = latents_of(self.vae, pictures)
         return z, pictures if self.target == "originals" else self._picture(z)
 
-    def _latents(self, picture: Tensor) -> Tensor:
-        """What the teacher's encoder makes of pictures, scaled; of a posterior the mode."""
-        vae: Any = self.vae
-        found = vae.encode(picture, return_dict=False)[0]
-        z = found if isinstance(found, Tensor) else found.mode()
-        scaled: Tensor = (z - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
-        return scaled
-
     def _picture(self, x0: Tensor) -> Tensor:
-        """What the teacher makes of scaled latents."""
-        vae: Any = self.vae
-        latents = x0 / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        picture: Tensor = vae.decode(latents, return_dict=False)[0]
-        return picture
+        return picture_of(self.vae, x0)
 
 
 class TinyDecoder(Decoding):

@@ -27,7 +27,15 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.denoiser import Denoiser, cat
-from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
+from edgedistill.objectives.base import (
+    Batch,
+    Losses,
+    Objective,
+    Player,
+    Settings,
+    Setup,
+    table_of_init,
+)
 from edgedistill.objectives.policy import walk
 from edgedistill.objectives.pso import preference
 from edgedistill.sampling import StepTable
@@ -64,15 +72,12 @@ class DiffusionDPO(Objective):
     config: Config
 
     def __init__(self, config: DiffusionDPO.Config, setup: Setup) -> None:
-        if setup.init is None:
-            raise ValueError(
-                "method 'diffusion-dpo' starts from a student: set student.init=FOLDER"
-            )
+        self._table = table_of_init(self.name, setup)
         if setup.reward is None:
             raise ValueError("method 'diffusion-dpo' learns from a reward: set reward.name")
         self.config, self.optim = config, setup.optim
-        self.student, self.reward, self._table = setup.student, setup.reward, setup.init
-        self.times = times_of(setup.init, setup.student.schedule)
+        self.student, self.reward = setup.student, setup.reward
+        self.times = times_of(self._table, setup.student.schedule)
         net = copy.deepcopy(setup.student.net).requires_grad_(False)
         self.reference = setup.student.with_net(net)
 

@@ -6,8 +6,7 @@ being a token of its middle block (maximum mean discrepancy with a linear kernel
 loss in each channel). The mean is over all patches of a batch; the paper's code has that as an
 option, and compares each sample with the data of its prompt by default.
 
-The paper's students also grow from step to step. Steps here are of one resolution, as the step
-table's are.
+Steps are of one resolution here; the paper's students that grow from step to step are `swd`.
 """
 
 from __future__ import annotations

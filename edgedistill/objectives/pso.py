@@ -21,7 +21,15 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
+from edgedistill.objectives.base import (
+    Batch,
+    Losses,
+    Objective,
+    Player,
+    Settings,
+    Setup,
+    table_of_init,
+)
 from edgedistill.objectives.policy import actions, check_random, log_prob, walk
 from edgedistill.sampling import StepTable
 
@@ -54,13 +62,12 @@ class PSO(Objective):
     config: Config
 
     def __init__(self, config: PSO.Config, setup: Setup) -> None:
-        if setup.init is None:
-            raise ValueError("method 'pso' starts from a student: set student.init=FOLDER")
+        self._table = table_of_init(self.name, setup)
         if setup.reward is None:
             raise ValueError("method 'pso' learns from a reward: set reward.name")
-        check_random("student.init", setup.init)
+        check_random("student.init", self._table)
         self.config, self.optim = config, setup.optim
-        self.student, self.reward, self._table = setup.student, setup.reward, setup.init
+        self.student, self.reward = setup.student, setup.reward
         self.reference = copy.deepcopy(setup.student.net).requires_grad_(False)
 
     def players(self) -> list[Player]:

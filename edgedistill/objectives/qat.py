@@ -16,7 +16,15 @@ from torch.nn import functional as F
 
 from edgedistill.denoiser import Condition
 from edgedistill.networks.fake_quant import SCHEMES, FakeQuantize, Observe, layers
-from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
+from edgedistill.objectives.base import (
+    Batch,
+    Losses,
+    Objective,
+    Player,
+    Settings,
+    Setup,
+    table_of_init,
+)
 from edgedistill.sampling import StepTable
 
 __all__ = ["QAT"]
@@ -34,9 +42,8 @@ class QAT(Objective):
     name = "qat"
 
     def __init__(self, config: QAT.Config, setup: Setup) -> None:
-        if setup.init is None:
-            raise ValueError("method 'qat' starts from a student: set student.init=FOLDER")
-        self.student, self.optim, self._table = setup.student, setup.optim, setup.init
+        self._table = table_of_init(self.name, setup)
+        self.student, self.optim = setup.student, setup.optim
         self.float_net = copy.deepcopy(setup.student.net).requires_grad_(False)
         self.scheme = SCHEMES[config.scheme]
 

@@ -82,8 +82,12 @@ class Rollout:
             with torch.no_grad():
                 x_t = self.simulate(index, batch)
         else:
-            x_t = self.student.noised(batch.x0, t, batch.noise())
+            x_t = self.student.noised(self.clean(index, batch), t, batch.noise())
         return Sample(self.student(x_t, t.to(x_t.device), batch.cond), x_t, index, t)
+
+    def clean(self, index: int, batch: Batch) -> Tensor:
+        """The data that stand in for the student's sample before step `index`, (N, ...)."""
+        return batch.x0
 
     def simulate(self, index: int, batch: Batch) -> Tensor:
         """The student's own sample at times[index], (N, ...)."""

@@ -41,11 +41,14 @@ class Graph:
         module: Called with the inputs in order.
         inputs: Example tensors by name, a batch of two.
         outputs: Names of what it returns.
+        step: Heights and widths of the input x and of all outputs are free, as multiples of these
+            numbers (height, width); None where they are fixed.
     """
 
     module: nn.Module
     inputs: dict[str, Tensor]
     outputs: tuple[str, ...]
+    step: tuple[int, int] | None = None
 
 
 class Teacher(ABC):

@@ -352,7 +352,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         self.scheduler(table)
 
     def scheduler(self, table: StepTable) -> Any:
-        """The diffusers scheduler that walks the table.
+        """The diffusers scheduler that walks the table, at one size if its steps grow.
 
         Raises:
             ValueError: If there is none.
@@ -368,7 +368,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
 
     def _walker(self, table: StepTable) -> tuple[Any, list[int] | None]:
         """The scheduler, and the timesteps it must be given where their number is not enough."""
-        own = self.pipeline.scheduler
+        own, table = self.pipeline.scheduler, table.at_one_size()
         for scheduler in chain(self.schedulers(table), [type(own).from_config(own.config)]):
             set_steps = partial(self.set_steps, scheduler, len(table.rows))
             if _walks(scheduler, table, set_steps):

@@ -27,9 +27,18 @@ from edgedistill_export.parity import (
 )
 from edgedistill_export.prompts import calibration_prompts, parity_prompts
 from edgedistill_export.quantize.budget import Budget
-from edgedistill_export.targets import PROOFS, Built, Call, Job, Options, Target, find_target
+from edgedistill_export.targets import (
+    PROOFS,
+    TARGETS,
+    Built,
+    Call,
+    Job,
+    Options,
+    Target,
+    find_target,
+)
 from edgedistill_export.trace import ports
-from edgedistill_export.walk import calls_of
+from edgedistill_export.walk import calls_of, networks
 from edgedistill_runtime import manifest as schema
 from edgedistill_runtime.backends import open_graph
 from edgedistill_runtime.pipeline import Pipeline
@@ -160,6 +169,7 @@ def export_student(
     student = load_student(student_dir)
     if settings.depth:
         student.use_depth(settings.depth)
+    _check_sizes(student, goal, settings)
     if settings.decoder:
         student.teacher.use_decoder(str(settings.decoder))
     place = default_place(student.path, target, precision, settings.suffix)
@@ -189,6 +199,20 @@ def export_student(
         _check_budget(manifest, settings)
         replace(manifest, made_from=made_from).write(work)
     return place
+
+
+def _check_sizes(student: Student, target: Target, settings: Settings) -> None:
+    """ValueError if the student's steps grow and the bundle's could not."""
+    if not student.table.grows:
+        return
+    if not target.grows:
+        able = ", ".join(name for name, each in TARGETS.items() if each.grows)
+        raise ValueError(
+            f"target {target.name!r}: its graphs take x of one height and width, and the steps of "
+            f"{student.path} grow; choose from {able}"
+        )
+    if settings.fused:
+        raise ValueError(f"--fused: the steps of {student.path} grow, and one graph's do not")
 
 
 def _check_owner(place: Path, student: Student) -> None:
@@ -247,7 +271,7 @@ class _Export:
 
     def build(self, progress: Progress | None) -> schema.Manifest:
         """Compile every network, one after the other, and prove the whole."""
-        graphs = self.student.teacher.graphs()
+        graphs = networks(self.student)
         keep = self.settings.keep
         if self.settings.fused:
             graphs = {schema.FUSED: fuse(self.student)}

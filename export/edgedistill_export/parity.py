@@ -157,11 +157,12 @@ def compare(
         raise ValueError("parity needs at least one prompt")
     tokens = None if pipe.tokenizer is None else _tokens(student, pipe, prompts)
     manifest, floors = pipe.manifest, TIERS[tier]
-    draws = draw_noise(_SEED, 0, len(prompts), manifest.latent.shape, manifest.steps.draws)
+    shapes = manifest.steps.shapes(manifest.latent.shape)
+    draws = draw_noise(_SEED, 0, len(prompts), shapes)
     noise = [torch.from_numpy(draw.copy()) for draw in draws]
     way = walk(student, tokens, noise, fused=FUSED in pipe.graphs)
     graphs = {name: _graph_figures(pipe, name, calls) for name, calls in way.calls.items()}
-    ours, theirs, peak = _finals(pipe, prompts, list(draws), way)
+    ours, theirs, peak = _finals(pipe, prompts, draws, way)
     final = psnr(ours, theirs, peak)
     worst = int(np.argmin(final))
     perceptual, ratio = None, None

@@ -6,9 +6,10 @@ import ast
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnx_ir
 import torch
@@ -23,18 +24,22 @@ __all__ = ["BATCH", "OPSET", "layer_of", "ports", "trace"]
 BATCH = "batch"
 """Name of the free first axis of every input and output."""
 
+SIDES = ("height", "width")
+"""Names of the free last axes of an x that may have several sizes."""
+
 OPSET = 20
 """The first with Gelu. From 21 on, group norms become GroupNormalization, which ONNX Runtime's CPU
 kernels run 5 % (U-Net) to 12 % (decoder) slower than what 20 makes of them."""
 
 
 def trace(graph: Graph, path: Path) -> None:
-    """Export a network to an ONNX file with a free batch axis.
+    """Export a network to an ONNX file with a free batch axis, and a free size where asked for.
 
     Two traces of the same network give the same names. Weights over 2 GiB go to `path`.data.
 
     Raises:
-        ValueError: If the network works only for the batch it was traced with.
+        ValueError: If the network works only for the batch it was traced with, or not for all
+            sizes.
     """
     # diffusers' upsampling branches at 64, around a bug of torch's; without the bound, torch finds
     # that out by tracing everything twice. The ONNX axis is free all the same.
@@ -42,6 +47,10 @@ def trace(graph: Graph, path: Path) -> None:
     inputs = tuple(graph.inputs.values())
     bound = inspect.signature(graph.module.forward).bind(*inputs)
     shapes = tree_map_only(torch.Tensor, lambda _: {0: batch}, dict(bound.arguments))
+    if graph.step:
+        sides = zip((-2, -1), SIDES, graph.step, strict=True)
+        dims = {axis + inputs[0].ndim: _multiple(name, step) for axis, name, step in sides}
+        shapes[next(iter(shapes))] |= dims
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             graph.module.eval(),
@@ -62,6 +71,8 @@ def trace(graph: Graph, path: Path) -> None:
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is None or isinstance(value.shape[0], int):
             raise ValueError(f"{path.stem}: {value.name} is fixed to the batch it was traced with")
+    if graph.step:
+        _name_sides(model, graph.step, path.stem)
     _name_layers(model)
     _strip(model)
     size = sum(
@@ -71,6 +82,26 @@ def trace(graph: Graph, path: Path) -> None:
     )
     external = onnx_files.data_file(path).name if size > onnx_files.INLINE_LIMIT else None
     onnx_ir.save(model, path, external_data=external)
+
+
+def _name_sides(model: onnx_ir.Model, step: tuple[int, int], stem: str) -> None:
+    """Give the free sides of x and of the outputs their names; ValueError if they differ."""
+    borders = [model.graph.inputs[0], *model.graph.outputs]
+    shapes = [value.shape for value in borders if value.shape is not None]
+    if len({str(shape[-2:]) for shape in shapes}) > 1:
+        height, width = step
+        raise ValueError(
+            f"{stem}: no one graph for the student's sizes, multiples of {height} x {width}: the "
+            "network halves them further"
+        )
+    for shape in shapes:
+        for axis, name in zip((-2, -1), SIDES, strict=True):
+            shape[axis + len(shape)] = name
+
+
+def _multiple(name: str, step: int) -> Any:
+    """An axis that is a multiple of `step`."""
+    return torch.export.Dim(name) if step == 1 else step * torch.export.Dim(f"_{name}")
 
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -83,17 +114,22 @@ def ports(graph: Graph, batch: int | None = None) -> tuple[tuple[Port, ...], tup
     results = result if isinstance(result, tuple) else (result,)
     outputs = dict(zip(graph.outputs, results, strict=True))
 
-    def describe(tensors: dict[str, torch.Tensor]) -> tuple[Port, ...]:
+    def describe(tensors: dict[str, torch.Tensor], free: Collection[str]) -> tuple[Port, ...]:
         return tuple(
             Port(
                 name=name,
-                shape=(batch or BATCH, *tensor.shape[1:]),
+                shape=(
+                    batch or BATCH,
+                    *(tensor.shape[1:-2] if name in free else tensor.shape[1:]),
+                    *(SIDES if name in free else ()),
+                ),
                 dtype=str(tensor.dtype).removeprefix("torch."),
             )
             for name, tensor in tensors.items()
         )
 
-    return describe(graph.inputs), describe(outputs)
+    free = {"x", *outputs} if graph.step else set()
+    return describe(graph.inputs, free), describe(outputs, free)
 
 
 def layer_of(node: str) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from edgedistill.sizes import shape_at
 from edgedistill.student import Student
+from edgedistill.teachers.base import Graph
 from edgedistill_export.targets import Call
 from edgedistill_runtime.manifest import FUSED
 from edgedistill_runtime.noise import noise as draw_noise
 
-__all__ = ["Recorded", "Walk", "calls_of", "walk"]
+__all__ = ["Recorded", "Walk", "calls_of", "networks", "walk"]
 
 
 @dataclass
@@ -46,6 +49,29 @@ class _Recorder(nn.Module):
         return f
 
 
+def networks(student: Student) -> dict[str, Graph]:
+    """The networks to compile, the denoiser for every size that the student's steps have."""
+    graphs, shape = student.teacher.graphs(), student.teacher.sample_shape
+    if not student.table.grows:
+        return graphs
+    shapes = [shape_at(shape, row.size) for row in student.table.rows]
+    height, width = (math.gcd(*(each[axis] for each in shapes)) for axis in (-2, -1))
+    sides = _example(height, shape[-2]), _example(width, shape[-1])
+    graph = graphs["denoiser"]
+    inputs = {**graph.inputs, "x": torch.zeros(2, *shape[:-2], *sides)}
+    return {**graphs, "denoiser": replace(graph, inputs=inputs, step=(height, width))}
+
+
+def _example(step: int, full: int) -> int:
+    """A side to trace multiples of `step` with: an odd multiple, which halves least often.
+
+    A U-Net that is traced where it must round takes what it need not round as well, not the other
+    way about. Five at least, so that no side inside is 1, which is another case to the tracer.
+    """
+    times = full // step
+    return step * max(5, times - 1 + times % 2)
+
+
 @torch.no_grad()
 def walk(
     student: Student,
@@ -59,7 +85,7 @@ def walk(
     Args:
         student: The student.
         tokens: What `Teacher.tokenize` makes, or None for a student without text.
-        noise: `student.table.draws` tensors (N, ...).
+        noise: Tensors (N, ...) of `student.table.shapes`.
         fused: Record the one call of the whole instead (see `fuse`).
     """
     way = Walk()
@@ -99,12 +125,13 @@ def calls_of(
         fused: The calls of the one network that `fuse` makes.
         batch: Samples drawn at a time.
     """
-    table, teacher = student.table, student.teacher
+    teacher = student.teacher
+    shapes = student.table.shapes(teacher.sample_shape)
     found: dict[str, list[Call]] = {}
     for start in range(0, len(prompts), batch):
         piece = list(prompts[start : start + batch])
         tokens = teacher.tokenize(piece) if "text_encoder" in teacher.graphs() else None
-        drawn = draw_noise(seed, start, len(piece), teacher.sample_shape, table.draws)
+        drawn = draw_noise(seed, start, len(piece), shapes)
         way = walk(student, tokens, [torch.from_numpy(noise) for noise in drawn], fused=fused)
         for name, calls in way.calls.items():
             found.setdefault(name, []).extend(

@@ -208,7 +208,11 @@ class Manifest:
         """Write into a directory, at once or not at all."""
         path = directory / FILE_NAME
         beside = path.with_suffix(".tmp")
-        beside.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", "utf-8")
+        data = asdict(self)
+        for row in data["steps"]["rows"]:
+            if row["size"] == 1:
+                del row["size"]
+        beside.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", "utf-8")
         beside.replace(path)
 
     def verify(self, directory: Path) -> None:
@@ -251,6 +255,8 @@ def _check(data: Any) -> Manifest:
             f"schema_version: {version!r} is unknown; this runtime reads {SCHEMA_VERSION}"
         )
     manifest: Manifest = _read(Manifest, data, "")
+    if problem := manifest.steps.problem(manifest.latent.shape):
+        raise _KeyError(f"steps.rows: {problem}")
     _check_graphs(manifest)
     for name, graph in manifest.graphs.items():
         _check_files(graph, f"graphs.{name}")

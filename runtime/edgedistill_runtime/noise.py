@@ -8,13 +8,16 @@ random numbers: as easy as 1, 2, 3") with key (s, i). Blocks are drawn at counte
     z_2j   = sqrt(-2 ln u_2j) * cos(2 pi u_2j+1)              Box-Muller, float64
     z_2j+1 = sqrt(-2 ln u_2j) * sin(2 pi u_2j+1)              then rounded to float32
 
-z_0, z_1, ... fill the tensors x_T, noise_1, ... one after another in row-major order. A picture's
+z_0, z_1, ... fill the tensors x_T, noise_1, ... one after another in row-major order, each of
+the size at which the steps take it. A picture's
 noise depends on (s, i) only: not on the batch, nor on how many steps follow.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,11 +45,13 @@ def normals(seed: int, index: int, count: int) -> NDArray[np.float32]:
 
 
 def noise(
-    seed: int, first: int, count: int, shape: tuple[int, ...], draws: int
-) -> NDArray[np.float32]:
-    """Noise of pictures first .. first + count - 1, (draws, count, *shape) float32."""
-    size = math.prod(shape)
-    out = np.empty((draws, count, size), np.float32)
+    seed: int, first: int, count: int, shapes: Sequence[tuple[int, ...]]
+) -> list[NDArray[np.float32]]:
+    """Noise of pictures first .. first + count - 1, a tensor (count, *shape) for each shape."""
+    sizes = [math.prod(shape) for shape in shapes]
+    out = [np.empty((count, size), np.float32) for size in sizes]
     for row in range(count):
-        out[:, row] = normals(seed, first + row, draws * size).reshape(draws, size)
-    return out.reshape(draws, count, *shape)
+        z = normals(seed, first + row, sum(sizes))
+        for tensor, end in zip(out, accumulate(sizes), strict=True):
+            tensor[row] = z[end - tensor.shape[1] : end]
+    return [tensor.reshape(count, *shape) for tensor, shape in zip(out, shapes, strict=True)]

@@ -115,7 +115,7 @@ class Pipeline:
         Args:
             prompts: One or more texts.
             seed: Picture i depends on (seed, i) only, whatever else is drawn with it.
-            noise: Instead of the seed's: `manifest.steps.draws` tensors (N, *latent shape).
+            noise: Instead of the seed's: tensors (N, ...) of `manifest.steps.shapes`.
 
         Raises:
             ValueError: without prompts, or for a bundle that takes none.
@@ -143,13 +143,14 @@ class Pipeline:
         if count < 1:
             raise ValueError("nothing to draw: no prompts, or a count below 1")
         clock = _Clock(self.graphs)
-        shape, draws = self.manifest.latent.shape, self.manifest.steps.draws
+        shape = self.manifest.latent.shape
+        shapes = self.manifest.steps.shapes(shape)
         batch = max(1, _BATCH_VALUES // math.prod(shape))
         samples, images = [], []
         for start in range(0, count, batch):
             stop = min(start + batch, count)
             if noise is None:
-                given: Sequence[Array] = list(draw_noise(seed, start, stop - start, shape, draws))
+                given: Sequence[Array] = draw_noise(seed, start, stop - start, shapes)
             else:
                 given = [tensor[start:stop] for tensor in noise]
             draw = self._fused if FUSED in self.graphs else self._stepwise

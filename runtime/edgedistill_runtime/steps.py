@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Row", "StepTable", "sample"]
+__all__ = ["Row", "StepTable", "resized", "sample"]
 
 Array: TypeAlias = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One step: f = net(scale * x, t); x <- a x + b f + c noise."""
+    """One step: f = net(scale * x, t); x <- a x + b f + c noise.
+
+    `size` is the fraction of the full height and width that x has there. Before the noise x grows
+    to the next row's.
+    """
 
     t: float
     scale: float
     a: float
     b: float
     c: float
+    size: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +40,33 @@ class StepTable:
     rows: tuple[Row, ...]
 
     @property
+    def landings(self) -> list[tuple[Row, float]]:
+        """Each row, and the size at which it lands: the next one's."""
+        return list(zip(self.rows, [*(row.size for row in self.rows[1:]), 1.0], strict=True))
+
+    @property
     def draws(self) -> int:
         """Noise tensors one sample consumes: x_T, then one for each step with c != 0."""
         return 1 + sum(row.c != 0 for row in self.rows)
+
+    def shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Shape of each of those tensors for samples of `shape` (..., height, width)."""
+        sizes = [self.rows[0].size, *(size for row, size in self.landings if row.c != 0)]
+        return [_at(shape, size) for size in sizes]
+
+    def problem(self, shape: tuple[int, ...]) -> str | None:
+        """What is wrong with the rows' sizes for samples of `shape`, in words; None if nothing."""
+        sizes = [row.size for row in self.rows]
+        if all(size == 1 for size in sizes):
+            return None
+        if not all(size > 0 for size in sizes) or sizes != sorted(sizes) or sizes[-1] != 1:
+            return "sizes must be above 0, not decrease, and end at 1"
+        sides = [side * size for size in sizes for side in shape[-2:]]
+        if len(shape) < 3 or any(abs(side - round(side)) > 1e-6 * side for side in sides):
+            return f"sizes do not divide latent.shape {list(shape)} into whole numbers"
+        if any(row.c == 0 for row, size in self.landings if size != row.size):
+            return "a row that grows must draw noise"
+        return None
 
 
 def sample(
@@ -46,7 +77,7 @@ def sample(
     Args:
         net: Called as net(x, t) with x (N, ...) and t (N,), both float32; returns f like x.
         table: The steps.
-        noise: `table.draws` float32 tensors (N, ...): x_T, then the steps' own, in order.
+        noise: float32 tensors (N, ...) of `table.shapes`: x_T, then the steps' own, in order.
 
     Returns:
         x after the last step, (N, ...) float32.
@@ -60,11 +91,42 @@ def sample(
     # Python floats keep float32 arrays float32 and round once, as torch does.
     x = next(draws) * table.init_scale
     t = np.empty(len(x), np.float32)
-    for row in table.rows:
+    for row, size in table.landings:
         t.fill(row.t)
         f = net(x if row.scale == 1 else x * row.scale, t)
         x *= row.a
         x += f * row.b
+        if size != row.size:
+            x = resized(x, *_at(x.shape, size / row.size)[-2:])
         if row.c != 0:
             x += next(draws) * row.c
     return x
+
+
+def resized(x: Array, height: int, width: int) -> Array:
+    """Make x (..., h, w) larger, bicubic as torch's: (..., height, width).
+
+    Computed in float64 and rounded once, so that every language arrives at the same numbers.
+    """
+    down, across = _cubic(x.shape[-2], height), _cubic(x.shape[-1], width)
+    return (down @ x.astype(np.float64) @ across.T).astype(np.float32)
+
+
+@cache
+def _cubic(size: int, larger: int) -> NDArray[np.float64]:
+    """The matrix (larger, size) of Keys' cubic convolution with A = -0.75, its ends held."""
+    matrix = np.zeros((larger, size))
+    for row in range(larger):
+        place = (row + 0.5) * (size / larger) - 0.5
+        first = math.floor(place)
+        for tap in range(first - 1, first + 3):
+            x = abs(place - tap)
+            near = (1.25 * x - 2.25) * x * x + 1
+            far = ((-0.75 * x + 3.75) * x - 6) * x + 3
+            matrix[row, min(max(tap, 0), size - 1)] += near if x <= 1 else far
+    return matrix
+
+
+def _at(shape: tuple[int, ...], size: float) -> tuple[int, ...]:
+    """`shape` with height and width at the fraction `size`."""
+    return shape if size == 1 else (*shape[:-2], *(round(side * size) for side in shape[-2:]))

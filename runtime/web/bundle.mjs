@@ -1,5 +1,7 @@
 // A bundle, in a folder or behind a URL, checked before it is used.
 
+import { findSizeProblem } from "./steps.mjs";
+
 const SCHEMA_VERSION = 2;
 const BACKEND = "ort";
 const GRAPHS = ["text_encoder", "denoiser", "decoder"];
@@ -93,6 +95,8 @@ function findProblem(manifest) {
   }
   const missing = NEEDED.find((key) => typeof manifest[key] !== "object");
   if (missing) return `${missing}: missing`;
+  const sizes = findSizeProblem(manifest.steps, manifest.latent.shape);
+  if (sizes) return `steps.rows: ${sizes}`;
   const problem = findGraphProblem(manifest);
   if (problem) return problem;
   return parts(manifest)

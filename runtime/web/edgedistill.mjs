@@ -4,7 +4,7 @@ import * as ort from "onnxruntime-web";
 
 import { BundleError, readBundle, tokenizers } from "./bundle.mjs";
 import { normals } from "./noise.mjs";
-import { draws, sample } from "./steps.mjs";
+import { draws, sample, shapes } from "./steps.mjs";
 import { Tokenizer } from "./tokenizer.mjs";
 
 export { BundleError, Tokenizer, normals };
@@ -64,7 +64,8 @@ export class Pipeline {
     }
     const clock = new Clock(Object.keys(this.#sessions));
     const { latent, steps, image } = this.manifest;
-    const noise = normals(seed, index, draws(steps) * latent.shape.reduce((a, b) => a * b));
+    const values = shapes(steps, latent.shape).map((shape) => shape.reduce((a, b) => a * b));
+    const noise = normals(seed, index, values.reduce((a, b) => a + b));
     const drawn = this.#sessions.pipeline
       ? await this.#fused(prompt, noise, clock)
       : await this.#stepwise(prompt, noise, clock);
@@ -91,12 +92,12 @@ export class Pipeline {
     const { latent, steps, image } = this.manifest;
     const dims = [1, ...latent.shape];
     const cond = this.takesPrompt ? await this.#encode(prompt, clock) : {};
-    const net = async (x, t) => {
+    const net = async (x, t, shape) => {
       const time = new ort.Tensor("float32", [t], [1]);
-      const feeds = { x: new ort.Tensor("float32", x, dims), t: time, ...cond };
+      const feeds = { x: new ort.Tensor("float32", x, [1, ...shape]), t: time, ...cond };
       return (await clock.run("denoiser", this.#sessions.denoiser, feeds)).f.data;
     };
-    const x0 = await sample(net, steps, noise);
+    const x0 = await sample(net, steps, noise, latent.shape);
     return { x0, image: image && (await this.#decode(x0, dims, clock)) };
   }
 

@@ -20,7 +20,12 @@ def _trace_once():
     kept = {}
 
     def trace_once(graph, path):
-        key = (path.name, *graph.inputs, *(p.sum().item() for p in graph.module.parameters()))
+        key = (
+            path.name,
+            graph.step,
+            *graph.inputs,
+            *(p.sum().item() for p in graph.module.parameters()),
+        )
         if key not in kept:
             trace(graph, path)
             kept[key] = path.read_bytes()

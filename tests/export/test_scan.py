@@ -37,7 +37,7 @@ def test_a_cost_is_the_error_of_that_layer_alone(student, found):
     cost = found.layers[0]
     layer = student.teacher.graphs()[cost.graph].module.get_submodule(cost.layer)
     ids = student.teacher.tokenize(["red", "blue"])
-    drawn = noise(2, 0, 2, student.teacher.sample_shape, student.table.draws)
+    drawn = noise(2, 0, 2, student.table.shapes(student.teacher.sample_shape))
     pictures = []
     for modules in ([], [layer]):
         with FakeQuantize(modules, SCHEMES["int8"]):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from javascript import WEB, draw, needs_node, node
 from onnx import TensorProto, helper, numpy_helper
 from saturation import exact_int8
 
@@ -25,24 +26,9 @@ from edgedistill_runtime.manifest import sha256
 from edgedistill_runtime.noise import normals
 from edgedistill_runtime.tokenizer import Tokenizer
 
-WEB = Path(__file__).parents[2] / "runtime" / "web"
 PROMPTS = ["red", "a longer prompt than fits", "", "Über ☕ 日本 it's"]
 
-needs_node = pytest.mark.skipif(
-    shutil.which("node") is None or not (WEB / "node_modules" / "onnxruntime-web").is_dir(),
-    reason="needs node and `npm install --prefix runtime/web`",
-)
 pytestmark = needs_node
-
-
-def node(code, *arguments):
-    """What a module in runtime/web makes of `input`: it calls `give` with the answer."""
-    head = "const input = JSON.parse(process.argv[1]);"
-    head += "const give = (value) => console.log(JSON.stringify(value));"
-    command = ["node", "--input-type=module", "--eval", head + code, json.dumps(arguments)]
-    found = subprocess.run(command, cwd=WEB, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    return json.loads(found.stdout)
 
 
 def refusal(folder, call="await Pipeline.load(input[0])"):
@@ -52,24 +38,6 @@ def refusal(folder, call="await Pipeline.load(input[0])"):
     try {{ {call}; give(null); }} catch (error) {{ give([error.name, error.message]); }}
     """
     return node(code, str(folder))
-
-
-def draw(folder, *pictures):
-    """What the JavaScript runtime draws: pictures are (prompt, seed, index)."""
-    code = """
-    import { Pipeline } from "./edgedistill.mjs";
-    const [folder, pictures] = input;
-    const pipe = await Pipeline.load(folder);
-    const drawn = [];
-    for (const [prompt, seed, index] of pictures) {
-      const { sample, picture, timings } = await pipe.draw(prompt, { seed: BigInt(seed), index });
-      drawn.push({ sample: [...sample], timings, picture: picture && [...picture.data] });
-    }
-    await pipe.release();
-    give(drawn);
-    """
-    # As text, because JSON's numbers end at 2^53 in JavaScript.
-    return node(code, str(folder), [(prompt, str(seed), i) for prompt, seed, i in pictures])
 
 
 @pytest.fixture(scope="module")

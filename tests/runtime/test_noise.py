@@ -43,7 +43,7 @@ def test_pinned_values():
 
 
 def test_moments_of_a_normal():
-    z = noise(5, 0, 128, (16, 8, 8), 4).astype(np.float64).ravel()
+    z = np.stack(noise(5, 0, 128, [(16, 8, 8)] * 4)).astype(np.float64).ravel()
     n = len(z)
     assert abs(z.mean()) < 4 / math.sqrt(n)
     assert abs(z.var() - 1) < 4 * math.sqrt(2 / n)
@@ -52,16 +52,25 @@ def test_moments_of_a_normal():
 
 
 def test_a_picture_does_not_depend_on_its_batch_or_on_later_draws():
-    whole = noise(3, 0, 5, (2, 3), 4)
-    assert whole.shape == (4, 5, 2, 3)
-    np.testing.assert_array_equal(whole[:, 3:4], noise(3, 3, 1, (2, 3), 4))
-    np.testing.assert_array_equal(whole[:2], noise(3, 0, 5, (2, 3), 2))
+    whole = noise(3, 0, 5, [(2, 3)] * 4)
+    assert [tensor.shape for tensor in whole] == [(5, 2, 3)] * 4
+    np.testing.assert_array_equal([t[3:4] for t in whole], noise(3, 3, 1, [(2, 3)] * 4))
+    np.testing.assert_array_equal(whole[:2], noise(3, 0, 5, [(2, 3)] * 2))
+
+
+def test_tensors_of_several_shapes_take_the_same_normals_one_after_another():
+    small, large = noise(3, 2, 2, [(1, 2, 2), (1, 4, 4)])
+    assert (small.shape, large.shape) == ((2, 1, 2, 2), (2, 1, 4, 4))
+    for row, index in enumerate((2, 3)):
+        z = normals(3, index, 20)
+        np.testing.assert_array_equal(small[row].ravel(), z[:4])
+        np.testing.assert_array_equal(large[row].ravel(), z[4:])
 
 
 def test_pictures_and_seeds_differ():
-    first = noise(0, 0, 2, (64,), 1)[0]
+    first = noise(0, 0, 2, [(64,)])[0]
     assert abs(np.corrcoef(first)[0, 1]) < 0.5
-    assert not np.allclose(first, noise(1, 0, 2, (64,), 1)[0])
+    assert not np.allclose(first, noise(1, 0, 2, [(64,)])[0])
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])

@@ -17,7 +17,7 @@ def points(planar_bundle):
 
 
 def test_planar_samples_follow_the_closed_form(points):
-    x_T, extra = noise(4, 0, 3, (2,), 2)
+    x_T, extra = noise(4, 0, 3, [(2,)] * 2)
     x = 2 * x_T
     x = 0.3 * x + 0.6 * (0.5 * (0.5 * x) + 0.75) + 0.25 * extra
     x = 0.5 * x - 0.5 * (0.5 * x + 0.25)
@@ -27,7 +27,7 @@ def test_planar_samples_follow_the_closed_form(points):
 
 
 def test_pictures_follow_the_prompt_and_the_noise(pictures):
-    x_T, extra = noise(9, 0, 2, (3, 1, 1), 2)
+    x_T, extra = noise(9, 0, 2, [(3, 1, 1)] * 2)
     embedding = np.linspace(-1, 1, 18, dtype=np.float32).reshape(6, 3)
     ids = [[0, 2, 4, 1, 1, 1], [0, 3, 5, 1, 1, 1]]
     shift = embedding[ids].mean(1).reshape(2, 3, 1, 1)
@@ -53,7 +53,7 @@ def test_a_picture_is_the_same_in_any_batch(pictures, monkeypatch):
 
 
 def test_given_noise_replaces_the_seed(pictures):
-    draws = list(noise(7, 0, 2, (3, 1, 1), 2))
+    draws = noise(7, 0, 2, [(3, 1, 1)] * 2)
     given = pictures(["red", "blue"], seed=0, noise=draws)
     np.testing.assert_array_equal(given.samples, pictures(["red", "blue"], seed=7).samples)
 

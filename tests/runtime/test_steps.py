@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from edgedistill_runtime.steps import Row, StepTable, sample
+from edgedistill_runtime.steps import Row, StepTable, resized, sample
 
 TABLE = StepTable(
     init_scale=2.0,
@@ -39,3 +39,58 @@ def test_noise_of_the_caller_is_left_alone():
     noise = [np.ones((2, 3), np.float32), np.ones((2, 3), np.float32)]
     sample(lambda x, t: x, TABLE, noise)
     assert all((tensor == 1).all() for tensor in noise)
+
+
+GROWING = StepTable(
+    init_scale=2.0,
+    rows=(
+        Row(t=900.0, scale=0.5, a=0.25, b=2.0, c=0.5, size=0.5),
+        Row(t=100.0, scale=1.0, a=1.0, b=-1.0, c=0.0),
+    ),
+)
+
+
+@pytest.mark.parametrize("sides", [(4, 4, 8, 8), (4, 5, 6, 8), (8, 5, 13, 5), (2, 1, 4, 2)])
+def test_resizing_is_torchs(sides):
+    torch = pytest.importorskip("torch")
+    h, w, height, width = sides
+    x = np.random.default_rng(0).normal(size=(2, 3, h, w)).astype(np.float32)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(x), (height, width), mode="bicubic", align_corners=False
+    )
+    found = resized(x, height, width)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected.numpy(), atol=2e-6)
+
+
+def test_a_table_that_grows_by_hand():
+    assert GROWING.shapes((1, 2, 2)) == [(1, 1, 1), (1, 2, 2)]
+    seen = []
+
+    def net(x, t):
+        seen.append(x.shape)
+        return x + t[:, None, None, None] / 100
+
+    extra = np.arange(4, dtype=np.float32).reshape(1, 1, 2, 2)
+    found = sample(net, GROWING, [np.ones((1, 1, 1, 1), np.float32), extra])
+    # x = 2; f = 0.5 x + 9 = 10; x = 0.25 x + 2 f = 20.5, then 2 x 2 of it + 0.5 extra
+    # f = x + 1; x = x - f = -1
+    assert seen == [(1, 1, 1, 1), (1, 1, 2, 2)]
+    np.testing.assert_allclose(found, np.full((1, 1, 2, 2), -1.0))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "c", "shape", "line"),
+    [
+        ((0.5, 1.0), 1.0, (4, 8, 8), None),
+        ((1.0, 1.0), 0.0, (2,), None),
+        ((0.5, 0.5), 1.0, (4, 8, 8), "end at 1"),
+        ((0.5, 1.0), 1.0, (4, 7, 8), "whole numbers"),
+        ((0.5, 1.0), 1.0, (2,), "whole numbers"),
+        ((0.5, 1.0), 0.0, (4, 8, 8), "must draw noise"),
+    ],
+)
+def test_what_is_wrong_with_sizes(sizes, c, shape, line):
+    rows = tuple(Row(t=1.0, scale=1.0, a=1.0, b=1.0, c=c, size=size) for size in sizes)
+    problem = StepTable(init_scale=1.0, rows=rows).problem(shape)
+    assert problem is None if line is None else line in problem

@@ -196,11 +196,12 @@ Draw = Callable[[], NDArray[Any]]
 
 def _drawer(student: Student, prompts: Sequence[str], batch: int = 8) -> Draw:
     teacher = student.teacher
+    shapes = student.table.shapes(teacher.sample_shape)
     pieces: list[tuple[dict[str, Tensor] | None, list[Tensor]]] = []
     for start in range(0, len(prompts), batch):
         lines = list(prompts[start : start + batch])
         tokens = teacher.tokenize(lines) if "text_encoder" in teacher.graphs() else None
-        drawn = draw_noise(_SEED, start, len(lines), teacher.sample_shape, student.table.draws)
+        drawn = draw_noise(_SEED, start, len(lines), shapes)
         pieces.append((tokens, [torch.from_numpy(noise.copy()) for noise in drawn]))
 
     def draw() -> NDArray[Any]:

@@ -121,6 +121,8 @@ class Target:
         programs: Programs it calls.
         builds_on: Systems (`platform.system()`) on which it compiles.
         runs_on: Where the result runs, in words.
+        grows: Whether its graphs take x of several heights and widths, as students whose steps
+            grow need.
     """
 
     name: str
@@ -133,6 +135,7 @@ class Target:
     programs: tuple[str, ...] = ()
     builds_on: tuple[str, ...] = ("Linux", "Darwin", "Windows")
     runs_on: tuple[str, ...] = ()
+    grows: bool = False
 
     @property
     def file(self) -> str:
@@ -198,6 +201,7 @@ TARGETS = {
             },
             requires=("onnx", "onnxruntime"),
             runs_on=("any CPU", "CUDA with onnxruntime-gpu", "DirectML, CoreML by provider"),
+            grows=True,
         ),
         Target(
             name="openvino",
@@ -215,6 +219,7 @@ TARGETS = {
             extra="openvino",
             requires=("onnx", "openvino", "nncf"),
             runs_on=("Intel and ARM CPUs", "Intel GPU and NPU"),
+            grows=True,
         ),
         Target(
             name="trt",
@@ -275,6 +280,7 @@ TARGETS = {
             requires=("onnx", "onnxruntime"),
             programs=("node",),
             runs_on=("browsers with WebAssembly", "node"),
+            grows=True,
         ),
     )
 }
