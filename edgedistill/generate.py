@@ -70,7 +70,7 @@ def open_subject(
     student = open_student(folder)
     if isinstance(student, Students):
         if helped or negative:
-            raise ValueError(f"{path}: several students; name one, as {student.place(0)}")
+            raise ValueError(f"{path}: several students; name one, as {student.path / '0'}")
         return student_subject("students", student, runtime_noise()), True
     takes_prompts = bool(student.teacher.prompts)
     if negative:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -11,9 +10,7 @@ from torch import Tensor
 
 from edgedistill.denoiser import Condition
 from edgedistill.routing import first
-from edgedistill.sampling import StepTable
-from edgedistill.student import Student, StudentInfo, load_student
-from edgedistill.teachers import Teacher
+from edgedistill.student import Student, load_student
 
 __all__ = ["Students", "complete", "group_of", "open_student"]
 
@@ -47,7 +44,7 @@ def open_student(path: str | Path) -> Student | Students:
 
 
 class Students:
-    """A group of students, of which each is loaded when it is first needed.
+    """A group of students, loaded.
 
     Args:
         path: The folder with students.json.
@@ -55,6 +52,10 @@ class Students:
     Attributes:
         path: The folder.
         routes: Whose conditions are whose.
+        students: All of them.
+        info: Of the first one.
+        teacher: The first one's: all encode and decode alike.
+        table: The step table that draws most noise.
 
     Raises:
         ValueError: If students.json is wrong, or a student is not there yet; names it.
@@ -64,38 +65,17 @@ class Students:
         from edgedistill_runtime.routes import Routes
 
         self.path, self.routes = path, Routes.read(path)
-        for index in range(len(self.routes.parts)):
-            if not (self.place(index) / "student.json").is_file():
+        places = [path / str(index) for index in range(len(self.routes.parts))]
+        for index, place in enumerate(places):
+            if not (place / "student.json").is_file():
                 raise ValueError(
-                    f"{self.place(index)}: no student yet; train it with parts.only={index} "
-                    "--resume, or finish the run"
+                    f"{place}: no student yet; train it with parts.only={index} --resume, or "
+                    "finish the run"
                 )
-        self._loaded: dict[int, Student] = {}
-
-    def place(self, index: int) -> Path:
-        """The folder of a student."""
-        return self.path / str(index)
-
-    def __getitem__(self, index: int) -> Student:
-        if index not in self._loaded:
-            self._loaded[index] = load_student(self.place(index))
-        return self._loaded[index]
-
-    @property
-    def info(self) -> StudentInfo:
-        """The first one's."""
-        return self[0].info
-
-    @property
-    def teacher(self) -> Teacher:
-        """The first one's: all encode and decode alike."""
-        return self[0].teacher
-
-    @cached_property
-    def table(self) -> StepTable:
-        """The step table that draws most noise."""
-        tables = [self[index].table for index in range(len(self.routes.parts))]
-        return max(tables, key=lambda table: (len(table.rows), table.draws))
+        self.students = [load_student(place) for place in places]
+        self.info, self.teacher = self.students[0].info, self.students[0].teacher
+        tables = [student.table for student in self.students]
+        self.table = max(tables, key=lambda table: (table.draws, len(table.rows)))
 
     def noise(self, count: int, seed: int) -> list[Tensor]:
         """Noise for `count` samples."""
@@ -108,7 +88,7 @@ class Students:
         owner = torch.from_numpy(self.routes.of(first(cond)))
         x0 = torch.empty_like(noise[0])
         for index in sorted(set(owner.tolist())):
-            rows, student = owner == index, self[index]
+            rows, student = owner == index, self.students[index]
             given = [tensor[rows] for tensor in noise[: student.table.draws]]
             x0[rows] = student.sample({name: c[rows] for name, c in cond.items()}, given)
         return x0
