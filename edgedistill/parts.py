@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgedistill.checks import check_parts
 from edgedistill.data import find_captions
@@ -20,14 +19,11 @@ from edgedistill.distill import Run, preview_prompts
 from edgedistill.files import read_json, write_json
 from edgedistill.recipe import Recipe
 from edgedistill.report.pictures import save_samples
-from edgedistill.routing import Part, divide, route
+from edgedistill.routing import Part, Routes, divide, route
 from edgedistill.students import Students, complete
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill.teachers.latents import Captioned
 from edgedistill.trainer import engine
-
-if TYPE_CHECKING:
-    from edgedistill_runtime.routes import Routes
 
 __all__ = ["Group"]
 
@@ -95,9 +91,9 @@ class Group:
 
     def _kept(self) -> tuple[Routes, str]:
         """The division that is there, and a line about it."""
-        from edgedistill_runtime.routes import Routes
+        from edgedistill_runtime import routes as files
 
-        routes, count = Routes.read(self.place), self.recipe.parts.count
+        routes, count = files.Routes.read(self.place), self.recipe.parts.count
         if len(routes.parts) != count:
             there = len(routes.parts)
             raise ValueError(f"parts.count={count}: {self.place} is of {there} students")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from edgedistill_runtime.tokenizer import Tokenizers, open_tokenizer
 __all__ = ["Router"]
 
 _ENCODER = "text_encoder"
+_PIECE = 64
+"""Prompts encoded at once to find their bundles."""
 
 
 class Router:
@@ -69,8 +72,12 @@ class Router:
 
     def of(self, prompts: Sequence[str]) -> list[int]:
         """Which bundle draws each prompt; ValueError for a class that is none's."""
-        encoded = self._encoder(**self.tokenizer(prompts))[self._first_output]
-        return [int(part) for part in self.routes.of(encoded)]
+        found: list[int] = []
+        for start in range(0, len(prompts), _PIECE):
+            tokens = self.tokenizer(prompts[start : start + _PIECE])
+            encoded = self._encoder(**tokens)[self._first_output]
+            found += self.routes.of(encoded).tolist()
+        return found
 
     def pipeline(self, part: int) -> Pipeline:
         """A bundle, opened now unless it is open."""
@@ -101,8 +108,10 @@ class Router:
         if noise is None:
             shape = self.manifest.latent.shape
             noise = list(draw_noise(seed, 0, len(texts), shape, self.draws))
+        start = time.perf_counter()
         parts = np.array(self.of(texts))
-        timings: dict[str, float] = {}
+        seconds = time.perf_counter() - start
+        timings = {_ENCODER: seconds, "total": seconds}
         drawn: list[tuple[np.ndarray, Result]] = []
         for part in sorted(set(parts.tolist())):
             rows = np.flatnonzero(parts == part)
