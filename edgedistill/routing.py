@@ -1,7 +1,8 @@
 """Which student learns what: a teacher's conditions, divided once before training.
 
-Song et al. 2024 (arXiv 2410.23274, Section 4.1): classes in consecutive ranges, prompts by
-clusters of their embeddings; each student then sees its own conditions alone.
+Multi-student distillation, Song et al. 2024 (arXiv 2410.23274): each student sees its own part of
+the conditions alone. Classes are divided into consecutive ranges, prompts into clusters of their
+embeddings.
 """
 
 from __future__ import annotations
