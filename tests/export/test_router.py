@@ -11,7 +11,9 @@ from edgedistill.evaluate.subjects import student_subject
 from edgedistill.generate import generate, open_subject, runtime_noise
 from edgedistill.routing import divide
 from edgedistill.students import Students
+from edgedistill.teachers import load_teacher
 from edgedistill.teachers.stable_diffusion import StableDiffusion
+from edgedistill.tiny import make_tiny
 from edgedistill_export.bundle import Settings
 from edgedistill_export.many import export_group
 from edgedistill_runtime import BundleError, Pipeline, Router
@@ -86,3 +88,16 @@ def test_what_cannot_be_routed_is_refused(run, tmp_path):
         export_group(run / "students", [("ort", "fp32")], place, Settings())
     with pytest.raises(BundleError, match=r"students\.json: no such file"):
         Router(tmp_path)
+
+
+def test_classes_find_their_bundles(tmp_path):
+    teacher = load_teacher("dit", make_tiny("dit", tmp_path / "teacher"))
+    routes, prediction = divide(teacher, [], 2, seed=0), teacher.denoiser.prediction
+    for part in range(2):
+        save(tmp_path / "students" / str(part), teacher, teacher.net, prediction, steps=1)
+    (tmp_path / "students" / "students.json").write_text(json.dumps(routes.to_json()))
+    rows = export_group(tmp_path / "students", [("ort", "fp32")], tmp_path / "out", Settings())
+    assert [row.error for row in rows] == ["", ""]
+    router = Router(tmp_path / "out")
+    assert router.of(["blue", "500", "499", "999", "a red one", ""]) == [0, 1, 0, 1, 0, 1]
+    assert router(["red", "7", "999"]).images.shape == (3, 8, 8, 3)
