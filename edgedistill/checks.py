@@ -14,6 +14,7 @@ from edgedistill.teachers import Teacher
 __all__ = [
     "check_adapters",
     "check_coefficients",
+    "check_parts",
     "check_paths",
     "check_reward",
     "check_steps",
@@ -65,6 +66,26 @@ def check_paths(recipe: Recipe) -> None:
         raise ValueError(f"data.paths={recipe.data.paths}: method {name!r} needs no paths")
     if recipe.data.prompts is not None:
         raise ValueError("data.paths have their own prompts; leave data.prompts out")
+
+
+def check_parts(recipe: Recipe) -> None:
+    """Raise a ValueError if the recipe's students cannot be several."""
+    if recipe.parts.count == 1:
+        return
+    count = f"parts.count={recipe.parts.count}"
+    if recipe.compress.elastic:
+        raise ValueError(
+            f"{count}: compress.elastic makes one student of several depths; not both"
+        )
+    if recipe.data.paths is not None:
+        raise ValueError(
+            f"{count}: data.paths={recipe.data.paths} are of all conditions; leave them out, and "
+            "each student's are made"
+        )
+    product = recipe.method().product
+    if product != "student":
+        name = recipe.objective["name"]
+        raise ValueError(f"{count}: method {name!r} makes a {product}, which needs no conditions")
 
 
 def check_reward(recipe: Recipe) -> None:

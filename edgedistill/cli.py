@@ -9,16 +9,14 @@ import shlex
 import signal
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from edgedistill.progress import bar, console
-
-if TYPE_CHECKING:
-    from edgedistill.recipe import Recipe
 
 __all__ = ["app", "main"]
 
@@ -44,7 +42,6 @@ StudentArgument = Annotated[
 ]
 JSON = Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")]
 LATEST = Path("runs/latest")
-PLACES = ("recipe=", "out=")
 
 
 @app.callback()
@@ -71,46 +68,30 @@ def distill(
 
     Example: edgedistill distill recipe=emoji-4step train.batch_size=32 teacher.guidance=4
     """
+    from edgedistill.recipe import asked
     from edgedistill.run_dir import open_run
     from edgedistill.trainer import Interrupted
 
-    recipe, out = _asked("distill", words)
-    typed = [word.partition("=")[0] for word in words if not word.startswith(PLACES)]
-    run = open_run(recipe, out, resume, lambda line: console.print(line), typed=typed)
-    console.quiet = not run.trainer.accelerator.is_main_process
-    begin = run.restore() if resume else 0
-    if resume:
-        console.print(f"resuming at step {begin}")
-    try:
-        with bar("distil", run.recipe.train.steps, begin) as meter:
-            made = run.train(meter.follow)
-    except Interrupted as stop:
-        again = shlex.join(["edgedistill", "distill", *words, "--resume"])
-        console.print(
-            f"{stop}; a checkpoint is in {run.folder}/checkpoints. To go on:\n  {again}",
-            markup=False,
-            soft_wrap=True,
-        )
-        sys.exit(INTERRUPTED)
-    console.print(f"{run.objective.product} {made}")
-
-
-def _asked(verb: str, words: list[str]) -> tuple[Recipe, str | None]:
-    """The recipe that words name and override, and out=."""
-    from edgedistill import recipe as recipes
-
-    for key in PLACES:
-        found = [word for word in words if word.startswith(key)]
-        if len(found) > 1:
-            raise ValueError(f"{' '.join(found)}: name one")
-        if found == [key]:
-            raise ValueError(f"{key} names nothing")
-    given = dict(word.partition("=")[::2] for word in words if word.startswith(PLACES))
-    rest = [word for word in words if not word.startswith(PLACES)]
-    if "recipe" not in given:
-        names = ", ".join(recipes.shipped())
-        raise ValueError(f"name a recipe: edgedistill {verb} recipe=NAME, one of {names}")
-    return recipes.load(given["recipe"], rest), given.get("out")
+    recipe, out, typed = asked("distill", words)
+    opened = open_run(recipe, out, resume, lambda line: console.print(line), typed=typed)
+    for run in opened.runs():
+        console.quiet = not run.trainer.accelerator.is_main_process
+        begin = run.restore() if resume else 0
+        if resume:
+            console.print(f"resuming at step {begin}")
+        try:
+            with bar("distil", run.recipe.train.steps, begin) as meter:
+                made = run.train(meter.follow)
+        except Interrupted as stop:
+            again = shlex.join(["edgedistill", "distill", *words, "--resume"])
+            console.print(
+                f"{stop}; a checkpoint is in {run.folder}/checkpoints. To go on:\n  {again}",
+                markup=False,
+                soft_wrap=True,
+            )
+            sys.exit(INTERRUPTED)
+        console.print(f"{run.objective.product} {made}")
+        del run  # before the next one is opened
 
 
 @app.command()
@@ -129,9 +110,10 @@ def synth(
 
     Example: edgedistill synth recipe=mixture-kd data.samples=20000 out=paths/ring
     """
+    from edgedistill.recipe import asked
     from edgedistill.synth import synth as make
 
-    recipe, out = _asked("synth", words)
+    recipe, out, _ = asked("synth", words)
     with bar("paths", recipe.data.samples) as meter:
         made = make(recipe, out, lambda line: console.print(line), meter.update)
     console.print(f"paths {made}")
@@ -220,10 +202,11 @@ def export(
     Example: edgedistill export --target ort --target openvino --precision int8 --min-psnr 35
     """
     from edgedistill.data import read_prompts
+    from edgedistill.students import group_of
     from edgedistill_export.bundle import Settings
-    from edgedistill_export.many import export_many, memory_lines, pairs, table
+    from edgedistill_export.many import export_group, export_many, memory_lines, pairs, table
 
-    folder = Path(student) if student else LATEST / "student"
+    folder = Path(student) if student else _newest()
     settings = Settings(
         options=dict(_pair(word) for word in option or ()),
         prompts=read_prompts(prompts) if prompts else None,
@@ -238,8 +221,10 @@ def export(
     wanted = pairs(target or ["ort"], precision or [])
     if out and len(wanted) > 1:
         raise ValueError(f"--out names one bundle, but {len(wanted)} were asked for")
+    group = group_of(folder)
+    build = partial(export_group, group) if group else partial(export_many, folder)
     with bar("export", 1) as meter:
-        rows = export_many(folder, wanted, out, settings, rebuild=rebuild, progress=meter.step)
+        rows = build(wanted, out, settings, rebuild=rebuild, progress=meter.step)
     console.print(table(rows))
     for row in rows:
         for line in memory_lines(row):
@@ -247,6 +232,12 @@ def export(
         console.print(f"bundle {row.place}" if row.place else f"failed {row.name}: {row.error}")
     if any(row.error for row in rows):
         raise typer.Exit(1)
+
+
+def _newest() -> Path:
+    """The newest run's student, or its group of them."""
+    group = LATEST / "students"
+    return group if group.is_dir() else LATEST / "student"
 
 
 def _pair(word: str) -> tuple[str, str]:
@@ -376,7 +367,7 @@ def evaluate(
         check_writable(json, f"--json {json}")
     with bar("evaluate", 1) as meter:
         results, path = evaluate_subjects(
-            subjects or [str(LATEST / "student")], samples, prompts, json, meter, features
+            subjects or [str(_newest())], samples, prompts, json, meter, features
         )
     for table in tables(results):
         console.print(table)

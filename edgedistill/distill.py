@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,9 +37,12 @@ from edgedistill.objectives.order import ordered
 from edgedistill.recipe import Recipe
 from edgedistill.report.pictures import save_samples
 from edgedistill.rewards import reward_of
+from edgedistill.routing import Part
 from edgedistill.sampling import StepTable, few_step_table, student_times
 from edgedistill.student import Guidance, StudentInfo, load_student, save_student
 from edgedistill.teachers import Teacher, load_teacher
+from edgedistill.teachers.base import Source
+from edgedistill.teachers.latents import Captioned
 from edgedistill.trainer import Hooks, Trainer, engine
 
 __all__ = ["Run", "preview"]
@@ -58,10 +61,11 @@ class Run:
         recipe: Its choices.
         folder: The run dir; must exist.
         say: Called with a line at each stage.
+        part: The conditions that the student is for, if not for all.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, say: Say) -> None:
-        self.recipe, self.folder = recipe, folder
+    def __init__(self, recipe: Recipe, folder: Path, say: Say, part: Part | None = None) -> None:
+        self.recipe, self.folder, self.part = recipe, folder, part
         accelerator = engine(recipe.train.precision)
         device = accelerator.device
         section = recipe.teacher
@@ -76,7 +80,7 @@ class Run:
         # What can be wrong with the request shows before the first line of progress.
         check_paths(recipe)
         data, pictures = recipe.data, self._pictures()
-        captions = (
+        captions = self._own(
             find_captions(self.teacher, data.prompts, data.samples, data.caption)
             if data.paths is None and pictures is None
             else []
@@ -102,11 +106,11 @@ class Run:
             say(line)
 
         def show(made: int) -> None:
-            tell(f"teacher samples {made}/{recipe.data.samples}")
+            tell(f"teacher samples {made}/{len(captions) or self._samples}")
 
         with accelerator.main_process_first():  # which writes files that the others read
             self.paths = self._paths(show) if recipe.method().needs_paths else None
-            self.source = self.paths or (
+            self.source = self.paths or self._shared(
                 pictures.open(tell)
                 if pictures
                 else open_source(
@@ -153,9 +157,10 @@ class Run:
         if recipe.method().needs_paths:
             name = recipe.objective["name"]
             raise ValueError(f"data.pictures={data.pictures}: method {name!r} needs paths instead")
-        cache = Path(data.cache or self.folder / "data" / "pictures")
+        home = self.part.home if self.part else self.folder
+        cache = Path(data.cache or home / "data" / "pictures")
         return find_pictures(
-            self.teacher, data.pictures, cache, data.caption, self.folder, keep=bool(asked)
+            self.teacher, data.pictures, cache, data.caption, home, keep=bool(asked)
         )
 
     def _check_originals(self, choice: str, other: str) -> None:
@@ -170,11 +175,28 @@ class Run:
     def _wants_originals(self) -> tuple[str, str] | None:
         return self.recipe.method().wants_originals(self.recipe.method_config())
 
+    @property
+    def _samples(self) -> int:
+        """Samples the teacher makes: of several students each has its share."""
+        return -(-self.recipe.data.samples // self.recipe.parts.count)
+
+    def _own(self, captions: list[str]) -> list[str]:
+        """Those that the student is for."""
+        if self.part is None or not captions:
+            return captions
+        return [captions[row] for row in self.part.rows(self.teacher, captions)]
+
+    def _shared(self, source: Source) -> Source:
+        """Clean data of the conditions that the student is for."""
+        if self.part and isinstance(source, Captioned):
+            source.only(self.part.rows(self.teacher, source.captions))
+        return source
+
     def _paths(self, progress: Callable[[int], None]) -> Paths:
         """The teacher's paths at the student's times: the recipe's, or made into the run dir."""
         recipe, teacher = self.recipe, self.teacher
         section = recipe.teacher
-        captions = captions_of(teacher, recipe.data.prompts, recipe.data.caption)
+        captions = self._own(captions_of(teacher, recipe.data.prompts, recipe.data.caption))
         spec = spec_of(
             teacher,
             captions,
@@ -186,8 +208,7 @@ class Run:
         )
         folder = Path(recipe.data.paths or self.folder / "data" / "paths")
         if recipe.data.paths is None:
-            count = recipe.data.samples
-            make_paths(folder, teacher, spec, captions, count, self._say, progress)
+            make_paths(folder, teacher, spec, captions, self._samples, self._say, progress)
         return open_paths(folder, teacher, spec, self.times)
 
     def _objective(self, device: torch.device) -> Objective:
@@ -314,6 +335,10 @@ class Run:
             self.objective.boundary(),
         )
 
+    def runs(self) -> Iterator[Run]:
+        """What is to be trained: itself, as a `parts.Group` gives several."""
+        yield self
+
     def restore(self) -> int:
         """Take up the newest checkpoint; returns the step it stands at, 0 without one."""
         return self.trainer.resume()
@@ -325,7 +350,7 @@ class Run:
         net = trainer.fit()
         if isinstance(net, Denoiser):
             net = self.objective.finished(net)
-        made = self.folder / self.objective.product
+        made = self.part.place if self.part else self.folder / self.objective.product
         if trainer.accelerator.is_main_process:
             self._preview(net, trainer.step)
             if isinstance(net, Denoiser):
@@ -379,6 +404,8 @@ def preview(run: Run, denoiser: Denoiser, step: int) -> None:
     """Draw the student's samples at `step` into the run dir: always the same noise."""
     teacher, table = run.teacher, run.table
     prompts = preview_prompts(teacher)
+    if run.part:
+        prompts = run.part.own(teacher, prompts) or run.source.prompts(8, torch.Generator())
     count = len(prompts) or (2000 if len(teacher.sample_shape) == 1 else 64)
     generator = torch.Generator().manual_seed(0)
     cond = teacher.encode(prompts)

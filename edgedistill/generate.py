@@ -19,7 +19,8 @@ from edgedistill.evaluate.subjects import (
     student_subject,
 )
 from edgedistill.report.pictures import grid, scatter
-from edgedistill.student import Student, load_student
+from edgedistill.student import Student
+from edgedistill.students import Students, open_student
 from edgedistill.teachers import Teacher, load_teacher
 
 __all__ = ["Negative", "generate", "open_subject", "runtime_noise"]
@@ -54,18 +55,23 @@ def open_subject(
         ValueError: If the folder is neither, or broken; names the file.
     """
     folder, helped = Path(path), given != ALONE
-    if (folder / "manifest.json").is_file():
+    bundles = (folder / "0" / "manifest.json").is_file()
+    if bundles or (folder / "manifest.json").is_file():
         if helped:
             raise ValueError(f"{path}: a bundle has no teacher; name the student")
         if negative:
             raise ValueError(f"{path}: a bundle's attention is fixed; name the student")
-        from edgedistill_runtime import Pipeline
+        from edgedistill_runtime import Pipeline, Router
 
-        pipeline = Pipeline.load(folder)
+        pipeline = Router(folder, keep_all=True) if bundles else Pipeline.load(folder)
         return bundle_subject(
             f"bundle:{folder.resolve().name}", pipeline
         ), pipeline.tokenizer is not None
-    student = load_student(folder)
+    student = open_student(folder)
+    if isinstance(student, Students):
+        if helped or negative:
+            raise ValueError(f"{path}: several students; name one, as {student.path / '0'}")
+        return student_subject("students", student, runtime_noise()), True
     takes_prompts = bool(student.teacher.prompts)
     if negative:
         if helped:

@@ -20,7 +20,19 @@ from edgedistill.plugins import unknown
 from edgedistill.sampling import SAMPLERS, SOLVERS, SPACINGS
 from edgedistill.trainer import Train
 
-__all__ = ["Compress", "Judged", "Recipe", "dump", "find", "judged", "load", "read", "shipped"]
+__all__ = [
+    "Compress",
+    "Judged",
+    "Parts",
+    "Recipe",
+    "asked",
+    "dump",
+    "find",
+    "judged",
+    "load",
+    "read",
+    "shipped",
+]
 
 
 class TeacherSection(Settings):
@@ -140,6 +152,28 @@ class Compress(Settings):
         return bool(self.preset or self.remove) or self.budget < 1 or self.width < 1
 
 
+class Parts(Settings):
+    """Several students, each for its part of the conditions: see `parts.Group`."""
+
+    count: int = Field(1, ge=1)
+    """Students; from 2 on the conditions are divided among them."""
+    only: int | None = Field(None, ge=0)
+    """Train this one alone, from 0, so that several machines share the work."""
+
+    @model_validator(mode="after")
+    def _among(self) -> Parts:
+        if self.only is not None and self.count == 1:
+            raise ValueError(f"only={self.only}: there is one student; set parts.count")
+        if self.only is not None and self.only >= self.count:
+            raise ValueError(f"only={self.only}: a student from 0 to {self.count - 1} expected")
+        return self
+
+    @property
+    def trained(self) -> list[int]:
+        """The students that a run trains."""
+        return list(range(self.count)) if self.only is None else [self.only]
+
+
 class EvaluateSection(Settings):
     """What `edgedistill evaluate` measures by default."""
 
@@ -172,6 +206,7 @@ class Recipe(Settings):
     """{"name": a key of `objectives.OBJECTIVES`, **that method's Config}."""
     data: DataSection = DataSection()
     compress: Compress = Compress()
+    parts: Parts = Parts()
     embedding: Embedding | None = None
     """A loss beside the method's own, on random networks' features of samples and data."""
     reward: Reward | None = None
@@ -260,6 +295,31 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(f"cannot read overrides: {str(error).splitlines()[0]}") from None
     data.setdefault("name", path.stem)
     return resolve(data)
+
+
+def asked(verb: str, words: Sequence[str]) -> tuple[Recipe, str | None, list[str]]:
+    """The recipe that a verb's words name and override, out=, and the keys they override.
+
+    Raises:
+        ValueError: As `load` says, and if they name no recipe, or anything twice.
+    """
+    for key in PLACES:
+        found = [word for word in words if word.startswith(key)]
+        if len(found) > 1:
+            raise ValueError(f"{' '.join(found)}: name one")
+        if found == [key]:
+            raise ValueError(f"{key} names nothing")
+    given = dict(word.partition("=")[::2] for word in words if word.startswith(PLACES))
+    rest = [word for word in words if not word.startswith(PLACES)]
+    if "recipe" not in given:
+        names = ", ".join(shipped())
+        raise ValueError(f"name a recipe: edgedistill {verb} recipe=NAME, one of {names}")
+    keys = [word.partition("=")[0] for word in rest]
+    return load(given["recipe"], rest), given.get("out"), keys
+
+
+PLACES = ("recipe=", "out=")
+"""Words that are no keys of the recipe."""
 
 
 def resolve(data: Mapping[str, Any]) -> Recipe:

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from edgedistill import recipe as recipes
 from edgedistill.distill import Run
 from edgedistill.files import check_writable, write_text
+from edgedistill.parts import Group
 from edgedistill.recipe import Recipe
 from edgedistill.tiny import make_tiny
 from edgedistill.trainer import engine
@@ -24,6 +25,7 @@ RESUMABLE = {
     "train.log_every",
     "train.sample_every",
     "train.checkpoint_every",
+    "parts.only",
 }
 """Keys that may change when a run is taken up again."""
 
@@ -40,8 +42,8 @@ def open_run(
     say: Say,
     runs: Path = Path("runs"),
     typed: Collection[str] | None = None,
-) -> Run:
-    """A new or resumed run in its run dir, with its recipe.yaml.
+) -> Run | Group:
+    """A new or resumed run in its run dir, with its recipe.yaml; a group of a recipe with parts.
 
     runs/latest then points at it if it makes a student. A new run never writes into an older
     one: runs/NAME, then runs/NAME-2, ... Of several processes the main one chooses and writes; the
@@ -65,7 +67,7 @@ def open_run(
     """
     if not engine(recipe.train.precision).is_main_process:
         folder = Path(_from_main(""))
-        return Run(_stored(folder), folder, lambda line: None)
+        return _opened(_stored(folder), folder, lambda line: None)
     folder = _choose(recipe, out, resume, runs)
     recipe = _taken_up(recipe, folder, typed, say) if resume else _placed(recipe, folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -75,20 +77,24 @@ def open_run(
         make_tiny(recipe.teacher.family, Path(recipe.teacher.path), recipe.train.seed)
     _from_main(str(folder))
     try:
-        run = Run(recipe, folder, say)
+        run = _opened(recipe, folder, say)
     except ValueError:
         if made:
             shutil.rmtree(made[-1])
         elif not resume:
             (folder / "recipe.yaml").unlink()
         raise
-    if run.objective.product != "student":
+    if recipe.method().product != "student":
         return run
     runs.mkdir(parents=True, exist_ok=True)
     fresh = runs / f".latest-{os.getpid()}"
     fresh.symlink_to(os.path.relpath(folder, runs))
     fresh.rename(runs / "latest")
     return run
+
+
+def _opened(recipe: Recipe, folder: Path, say: Say) -> Run | Group:
+    return (Group if recipe.parts.count > 1 else Run)(recipe, folder, say)
 
 
 def _placed(recipe: Recipe, folder: Path) -> Recipe:
@@ -165,10 +171,11 @@ def _taken_up(new: Recipe, folder: Path, typed: Collection[str] | None, say: Say
         shown = [f"{key}={theirs.get(key)!r}, not {ours.get(key)!r}" for key in kept[:SHOWN]]
         more = f"; {len(kept) - SHOWN} more" if len(kept) > SHOWN else ""
         say(f"resumed with the recipe in {folder}: {'; '.join(shown)}{more}")
-    train = old.train.model_copy(
-        update={key.partition(".")[2]: ours[key] for key in asked if key in RESUMABLE}
-    )
-    return old.model_copy(update={"train": train})
+    data = old.model_dump(mode="json")
+    for key in asked:
+        section, _, name = key.partition(".")
+        data[section][name] = ours[key]
+    return recipes.resolve(data)
 
 
 def _among(key: str, typed: Collection[str]) -> bool:

@@ -131,9 +131,7 @@ def load_student(path: str | Path) -> Student:
     if not file.is_file() and (folder / "student" / "student.json").is_file():
         return load_student(folder / "student")
     if not file.is_file():
-        if (folder / "recipe.yaml").is_file():
-            raise ValueError(f"{folder}: a run without a student; finish it with --resume")
-        raise ValueError(f"{folder}: no student.json, so not a student folder")
+        raise _no_student(folder)
     data = read_json(file)
     if data.get("schema_version") != SCHEMA:
         version = data.get("schema_version")
@@ -152,6 +150,15 @@ def load_student(path: str | Path) -> Student:
     if info.family not in families:
         raise ValueError(f"{file}: family: {unknown('teacher family', info.family, families)}")
     return Student(folder, info, table, load_teacher(info.family, folder))
+
+
+def _no_student(folder: Path) -> ValueError:
+    for group in (folder, folder / "students"):
+        if (group / "students.json").is_file():
+            return ValueError(f"{folder}: several students; name one, as {group / '0'}")
+    if (folder / "recipe.yaml").is_file():
+        return ValueError(f"{folder}: a run without a student; finish it with --resume")
+    return ValueError(f"{folder}: no student.json, so not a student folder")
 
 
 def save_student(folder: Path, info: StudentInfo, teacher: Teacher, net: nn.Module) -> None:

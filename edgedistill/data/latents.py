@@ -31,7 +31,7 @@ from torch import Tensor
 from edgedistill.data.pictures import FAULTS, Codec, Listing, Record, list_pictures, read_picture
 from edgedistill.files import check_writable, read_json, write_json
 from edgedistill.teachers.base import Teacher
-from edgedistill.teachers.latents import to_float
+from edgedistill.teachers.latents import Captioned, to_float
 
 __all__ = ["CachedLatents", "Pictures", "Spec", "find_pictures"]
 
@@ -59,7 +59,7 @@ class Spec:
     shift: float
 
 
-class CachedLatents:
+class CachedLatents(Captioned):
     """x0 in memory-mapped shards, with a caption each.
 
     Args:
@@ -76,7 +76,8 @@ class CachedLatents:
         teacher: Teacher,
         pictures: Sequence[Tensor] | None = None,
     ) -> None:
-        self.shards, self.captions, self.teacher = list(shards), list(captions), teacher
+        super().__init__(captions, teacher)
+        self.shards = list(shards)
         self.pictures = None if pictures is None else list(pictures)
         self._ends = torch.tensor([len(shard) for shard in shards]).cumsum(0)
         if len(captions) != self._ends[-1]:
@@ -85,29 +86,21 @@ class CachedLatents:
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """`count` x0 with their captions encoded, drawn with replacement over all shards."""
         index = self._index(count, generator)
-        x0 = self._rows(self.shards, index)
-        return x0, self.teacher.encode([self.captions[i] for i in index.tolist()])
-
-    def prompts(self, count: int, generator: torch.Generator) -> list[str]:
-        """Captions of what `draw` gives of a generator in the same state."""
-        return [self.captions[i] for i in self._index(count, generator).tolist()]
+        return self._taken(self.shards, index), self._encoded(index)
 
     def originals(self, count: int, generator: torch.Generator) -> Tensor | None:
         """Pictures that were encoded to what `draw` gives of a generator in the same state."""
         if self.pictures is None:
             return None
-        return to_float(self._rows(self.pictures, self._index(count, generator)))
+        return to_float(self._taken(self.pictures, self._index(count, generator)))
 
-    def _rows(self, shards: Sequence[Tensor], index: Tensor) -> Tensor:
+    def _taken(self, shards: Sequence[Tensor], index: Tensor) -> Tensor:
         number = torch.bucketize(index, self._ends, right=True)
         rows = []
         for i, at in zip(index.tolist(), number.tolist(), strict=True):
             shard = shards[at]
             rows.append(shard[i - (int(self._ends[at]) - len(shard))])
         return torch.stack(rows)
-
-    def _index(self, count: int, generator: torch.Generator) -> Tensor:
-        return torch.randint(len(self.captions), (count,), generator=generator)
 
 
 class Pictures:

@@ -16,7 +16,8 @@ from edgedistill.files import read_json, write_json
 from edgedistill.generate import open_subject, runtime_noise
 from edgedistill.progress import Bar
 from edgedistill.recipe import Judged, judged
-from edgedistill.student import Student, load_student
+from edgedistill.student import Student
+from edgedistill.students import Students, open_student
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill.teachers.mixture import Mixture
 
@@ -72,23 +73,25 @@ def evaluate_subjects(
         )
     file = json or student.path.parent / "eval.json"
     write_json(file, results)
-    if not prompts:
+    if not prompts and isinstance(student, Student):
         _record(student, results["student"])
     return results, file
 
 
-def _open(path: str) -> tuple[list[Subject], Student]:
+def _open(path: str) -> tuple[list[Subject], Student | Students]:
     folder = Path(path)
-    if not (folder / "manifest.json").is_file():
-        return [], load_student(folder)
+    several = (folder / "0" / "manifest.json").is_file()
+    if not several and not (folder / "manifest.json").is_file():
+        return [], open_student(folder)
     subject, _ = open_subject(folder)
+    beside = "students/students.json" if several else "student/student.json"
     for home in (folder.parent, *folder.resolve().parents):
-        if (home / "student" / "student.json").is_file():
-            return [subject], load_student(home / "student")
+        if (home / beside).is_file():
+            return [subject], open_student((home / beside).parent)
     raise ValueError(f"{folder}: no student folder beside this bundle to evaluate it against")
 
 
-def _subjects(recipe: Judged, teacher: Teacher, student: Student) -> list[Subject]:
+def _subjects(recipe: Judged, teacher: Teacher, student: Student | Students) -> list[Subject]:
     section, noise = recipe.teacher, runtime_noise()
     steps = len(student.table.rows)
     wanted = [("teacher", section.guidance, section.steps)]

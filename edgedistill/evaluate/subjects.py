@@ -18,6 +18,7 @@ from edgedistill.report.pictures import to_uint8
 from edgedistill.sampling import StepTable, solve, time_grid
 from edgedistill.schedule import schedule_from_json
 from edgedistill.student import Student
+from edgedistill.students import Students
 from edgedistill.teachers import Teacher
 
 __all__ = [
@@ -104,8 +105,10 @@ def teacher_subject(
     return Subject(name, calls, _drawer(teacher, sampler, None, noise, batch))
 
 
-def student_subject(name: str, student: Student, noise: Noise, batch: int = 64) -> Subject:
-    """A student on its step table."""
+def student_subject(
+    name: str, student: Student | Students, noise: Noise, batch: int = 64
+) -> Subject:
+    """A student on its step table, or several, each on its own for its own conditions."""
 
     def sampler(given: list[Tensor], cond: dict[str, Tensor]) -> Tensor:
         return student.sample(cond, given)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from edgedistill.checks import check_parts
 from edgedistill.plan.architectures import find, place
 from edgedistill.plan.cast import Cast, cast
 from edgedistill.plan.flops import calls, decoder_flops, denoiser_flops
@@ -31,6 +32,8 @@ class Costs:
         flops: Of one call, one sample, and all samples the teacher makes.
         samples: That the teacher makes first, and that training draws.
         cast: The networks.
+        students: How many the run trains, one after the other; the rest is of one but for `disk`,
+            and for `samples`, of all.
     """
 
     parameters: dict[str, dict[str, int]]
@@ -40,6 +43,7 @@ class Costs:
     flops: dict[str, int]
     samples: dict[str, int]
     cast: Cast
+    students: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """Nested by role: teacher.denoiser.parameters, memory_gb.student, memory_gb.total, ..."""
@@ -64,6 +68,7 @@ class Costs:
             "disk": self.disk,
             "flops": self.flops,
             "samples": self.samples,
+            "students": self.students,
         }
 
     def by_role(self) -> dict[str, int]:
@@ -83,18 +88,25 @@ def costs(recipe: Recipe, launch: Launch) -> Costs:
     Raises:
         ValueError: If the recipe cannot be planned; names the key.
     """
+    check_parts(recipe)
     # FLOPs first: measuring memory leaves marks, such as gradients, on the networks.
     made = cast(recipe)
     flop, samples = _flops(made), _samples(made, launch)
     flop["teacher_samples"] = samples["made"] * flop["teacher_sample"]
+    disk, parts = _disk(made), recipe.parts
+    students = len(parts.trained)
+    for name in ("student", "checkpoints"):
+        disk[name] *= students
+    samples["drawn"] *= students
     return Costs(
         _parameters(made),
         _count(_student(made), trained=True),
         memory(made, launch),
-        _disk(made),
+        disk,
         flop,
         samples,
         made,
+        students,
     )
 
 

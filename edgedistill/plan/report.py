@@ -79,6 +79,8 @@ def _memory(found: Costs) -> Table:
 def _rest(found: Costs) -> Table:
     table = Table("further costs", "", box=None)
     table.columns[1].justify = "right"
+    if found.students > 1:
+        table.add_row("students, one after the other", str(found.students))
     for name, size in found.disk.items():
         table.add_row(f"disk: {name}", f"{_gb(size)} GB")
     for name, count in found.flops.items():

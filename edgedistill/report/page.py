@@ -77,7 +77,9 @@ def write_report(run: Path, out: Path, say: Callable[[str], None]) -> Path:
 
 
 def _student_of(run: Path) -> Path:
-    return run if (run / "student.json").is_file() else run / "student"
+    # Of several students none is the run's; what loads them says so.
+    whole = (run / "student.json").is_file() or (run / "students").is_dir()
+    return run if whole else run / "student"
 
 
 def _subjects(run: Path, recipe: Judged) -> tuple[list[Subject], list[str]]:

@@ -11,10 +11,39 @@ from torch import Tensor
 
 from edgedistill.teachers.base import Teacher
 
-__all__ = ["Latents", "to_float"]
+__all__ = ["Captioned", "Latents", "to_float"]
 
 
-class Latents:
+class Captioned:
+    """Rows with a caption each, drawn with replacement.
+
+    Args:
+        captions: Of all rows in order.
+        teacher: Encodes them.
+    """
+
+    def __init__(self, captions: Sequence[str], teacher: Teacher) -> None:
+        self.captions, self.teacher = list(captions), teacher
+        self._rows: Tensor | None = None
+
+    def only(self, rows: Sequence[int]) -> None:
+        """Draw from these rows alone from now on."""
+        self._rows = torch.tensor(list(rows))
+
+    def prompts(self, count: int, generator: torch.Generator) -> list[str]:
+        """Captions of what `draw` gives of a generator in the same state."""
+        return [self.captions[i] for i in self._index(count, generator).tolist()]
+
+    def _encoded(self, index: Tensor) -> dict[str, Tensor]:
+        return self.teacher.encode([self.captions[i] for i in index.tolist()])
+
+    def _index(self, count: int, generator: torch.Generator) -> Tensor:
+        if self._rows is None:
+            return torch.randint(len(self.captions), (count,), generator=generator)
+        return self._rows[torch.randint(len(self._rows), (count,), generator=generator)]
+
+
+class Latents(Captioned):
     """Clean latents with a caption each.
 
     Args:
@@ -34,7 +63,8 @@ class Latents:
     ) -> None:
         if len(latents) != len(captions):
             raise ValueError(f"{len(latents)} latents but {len(captions)} captions")
-        self.latents, self.captions, self.teacher = latents, list(captions), teacher
+        super().__init__(captions, teacher)
+        self.latents = latents
         self._pictures = None
         if originals is not None:
             with safe_open(originals, "pt") as file:
@@ -43,21 +73,13 @@ class Latents:
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """`count` latents with their captions encoded, drawn with replacement."""
         index = self._index(count, generator)
-        cond = self.teacher.encode([self.captions[i] for i in index.tolist()])
-        return self.latents[index], cond
-
-    def prompts(self, count: int, generator: torch.Generator) -> list[str]:
-        """Captions of what `draw` gives of a generator in the same state."""
-        return [self.captions[i] for i in self._index(count, generator).tolist()]
+        return self.latents[index], self._encoded(index)
 
     def originals(self, count: int, generator: torch.Generator) -> Tensor | None:
         """Pictures that were encoded to what `draw` gives of a generator in the same state."""
         if self._pictures is None:
             return None
         return to_float(self._pictures[self._index(count, generator)])
-
-    def _index(self, count: int, generator: torch.Generator) -> Tensor:
-        return torch.randint(len(self.latents), (count,), generator=generator)
 
 
 def to_float(pictures: Tensor) -> Tensor:

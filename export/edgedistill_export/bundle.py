@@ -42,6 +42,7 @@ from edgedistill_export.walk import calls_of, networks
 from edgedistill_runtime import manifest as schema
 from edgedistill_runtime.backends import open_graph
 from edgedistill_runtime.pipeline import Pipeline
+from edgedistill_runtime.routes import ROUTES
 from edgedistill_runtime.steps import Row, StepTable
 from edgedistill_runtime.tokenizer import open_tokenizer
 
@@ -124,8 +125,14 @@ class Settings:
 
 
 def default_place(student: str | Path, target: str, precision: str, suffix: str = "") -> Path:
-    """Where a bundle goes unless told otherwise: bundles/TARGET-PRECISION beside the student."""
-    return Path(student).parent / "bundles" / f"{target}-{precision}{suffix}"
+    """Where a bundle goes unless told otherwise: bundles/TARGET-PRECISION beside the student.
+
+    That of one of several students goes to its number in there, beside those of the others.
+    """
+    folder, name = Path(student), f"{target}-{precision}{suffix}"
+    if (folder.parent / ROUTES).is_file():
+        return folder.parent.parent / "bundles" / name / folder.name
+    return folder.parent / "bundles" / name
 
 
 def export_student(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.table import Table
 
+from edgedistill.files import write_json
 from edgedistill_export.bundle import Peaks, Settings, export_student
 from edgedistill_export.parity import ParityError
 from edgedistill_export.targets import find_target, target_names
-from edgedistill_runtime.manifest import Manifest, Parity
+from edgedistill_runtime.manifest import FILE_NAME, Manifest, Parity
+from edgedistill_runtime.routes import ROUTES, Routes
 
-__all__ = ["Row", "export_many", "memory_lines", "pairs", "table"]
+__all__ = ["Row", "export_group", "export_many", "memory_lines", "pairs", "table"]
 
 ALL = "all"
 """As a target: all that build here. As a precision: all that the target has."""
@@ -137,6 +139,53 @@ def export_many(
                 peaks=peaks,
             )
         )
+    return rows
+
+
+def export_group(
+    group: Path,
+    wanted: Sequence[tuple[str, str]],
+    out: Path | None,
+    settings: Settings,
+    *,
+    rebuild: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[Row]:
+    """Export each of several students, for each (target, precision) to one folder of bundles.
+
+    There students.json lies beside them once all are built, as `edgedistill_runtime.Router` reads
+    it. The arguments are those of `export_many`, but for the folder of the group.
+
+    Raises:
+        ValueError: For a request that is wrong.
+    """
+    if settings.fused:
+        raise ValueError(
+            "--fused: a fused bundle has no text encoder by which prompts find their student; "
+            f"name one student, as {group / '0'}"
+        )
+    if out and (out / FILE_NAME).is_file():
+        raise ValueError(f"--out {out}: holds one bundle; choose another place")
+    routes, rows = Routes.read(group), []
+    count = len(routes.parts)
+    for index, pair in enumerate(wanted):
+        made = []
+        for part in range(count):
+
+            def tell(done: int, total: int, what: str, at: int = index * count + part) -> None:
+                if progress:
+                    progress(at * total + done, len(wanted) * count * total, what)
+
+            place = out / str(part) if out else None
+            student = group / str(part)
+            made += export_many(
+                student, [pair], place, settings, rebuild=rebuild, keep_going=True, progress=tell
+            )
+            made[-1] = replace(made[-1], name=f"{made[-1].name}/{part}")
+        places = [row.place for row in made if row.place]
+        if len(places) == count:
+            write_json(places[0].parent / ROUTES, routes.to_json())
+        rows += made
     return rows
 
 

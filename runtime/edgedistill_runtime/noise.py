@@ -8,9 +8,9 @@ random numbers: as easy as 1, 2, 3") with key (s, i). Blocks are drawn at counte
     z_2j   = sqrt(-2 ln u_2j) * cos(2 pi u_2j+1)              Box-Muller, float64
     z_2j+1 = sqrt(-2 ln u_2j) * sin(2 pi u_2j+1)              then rounded to float32
 
-z_0, z_1, ... fill the tensors x_T, noise_1, ... one after another in row-major order, each of
-the size at which the steps take it. A picture's
-noise depends on (s, i) only: not on the batch, nor on how many steps follow.
+z_0, z_1, ... fill the tensors x_T, noise_1, ... one after another in row-major order, each of the
+size at which the steps take it. A picture's noise depends on (s, i) only: not on the batch, nor on
+how many steps follow.
 """
 
 from __future__ import annotations

@@ -42,6 +42,23 @@ def test_sdxl_and_its_student_of_another_size_as_json():
     )
 
 
+def test_several_students_are_planned_one_after_the_other():
+    one, two = (costs(recipes.load("emoji-4step", words), Launch()) for words in ([], PARTS))
+    assert two.memory == one.memory
+    assert two.disk == {**one.disk, **{k: 2 * one.disk[k] for k in ("student", "checkpoints")}}
+    assert two.samples["drawn"] == 2 * one.samples["drawn"]
+    assert costs(recipes.load("emoji-4step", [*PARTS, "parts.only=1"]), Launch()).students == 1
+    done = cli(EMOJI, *PARTS)
+    assert done.returncode == 0
+    assert "students, one after the other" in done.stderr + done.stdout
+    refused = cli(EMOJI, *PARTS, "compress.elastic.small=0.8")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "parts.count=2: compress.elastic" in refused.stderr
+
+
+PARTS = ["parts.count=2"]
+
+
 @pytest.mark.parametrize(
     ("preset", "left"), [("bk-sdm-base", 579_384_964), ("bk-sdm-tiny", 323_384_964)]
 )
