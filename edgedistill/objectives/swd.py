@@ -182,8 +182,8 @@ class SWD(PDM):
 
     def loss(self, player: str, batch: Batch) -> Losses:
         """On data of one of the sizes, each as often as there are steps of it."""
-        size = self.sizes[0]
-        if min(self.sizes) < 1:
+        size = 1.0  # and where the run is planned, the largest
+        if min(self.sizes) < 1 and not batch.x0.is_meta:
             size = self.sizes[int(torch.randint(len(self.sizes), (), generator=batch.shared))]
         return super().loss(player, self.at(batch, size))
 

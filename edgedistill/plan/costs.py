@@ -158,8 +158,17 @@ def _flops(made: Cast) -> dict[str, int]:
         "student_call": ours,
         "decoder": decoder,
         "teacher_sample": asked * call + decoder,
-        "student_sample": recipe.student.steps * ours + decoder,
+        "student_sample": _steps(made, ours) + decoder,
     }
+
+
+def _steps(made: Cast, call: int) -> int:
+    """All calls of the student for one sample, one at the full size being `call`."""
+    table = made.objective.table()
+    if table is None or not table.grows:
+        return made.recipe.student.steps * call
+    at = {row.size: denoiser_flops(made, made.small, row.size) for row in table.rows}
+    return sum(at[row.size] for row in table.rows)
 
 
 def _samples(made: Cast, launch: Launch) -> dict[str, int]:

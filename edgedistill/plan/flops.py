@@ -17,6 +17,7 @@ from edgedistill.plan.inputs import Net
 from edgedistill.plan.live import called
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import solve, time_grid
+from edgedistill.sizes import shape_at
 
 __all__ = ["calls", "decoder_flops", "denoiser_flops", "flops"]
 
@@ -57,10 +58,11 @@ def flops(run: Callable[[], Any], dtype: torch.dtype | None = None) -> int:
     return total
 
 
-def denoiser_flops(cast: Cast, core: nn.Module) -> int:
-    """One call of the diffusers model `core` for one sample."""
+def denoiser_flops(cast: Cast, core: nn.Module, size: float = 1.0) -> int:
+    """One call of the diffusers model `core` for one sample, at a fraction of the full size."""
     net = Net(cast.core, core, cast.inputs)
-    x, t = torch.empty(1, *cast.inputs.sample, device="meta"), torch.empty(1, device="meta")
+    shape = shape_at(cast.inputs.sample, size)
+    x, t = torch.empty(1, *shape, device="meta"), torch.empty(1, device="meta")
     low = LOW_PRECISION[cast.recipe.train.precision]
     return flops(lambda: net(x, t, **expand(cast.inputs.cond, 1)), low)
 

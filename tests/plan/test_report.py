@@ -311,3 +311,13 @@ def test_a_decoder_that_is_named_is_planned_as_what_it_is(make, tmp_path):
     words = [f"student.decoder={tmp_path / 'decoder'}", "train.batch_size=1"]
     found = as_json(costs(recipes.load("emoji-4step", words), Launch()), None)
     assert found["teacher"]["vae"]["parameters"] == sum(p.numel() for p in net.parameters())
+
+
+def test_steps_that_grow_take_less_than_steps_of_one_size():
+    grown, whole = (
+        costs(recipes.load("emoji-swd", [f"objective.sizes={sizes}"]), Launch()).flops
+        for sizes in ("[0.5,0.5,1,1]", "[1,1,1,1]")
+    )
+    assert grown["student_call"] == whole["student_call"]
+    saved = whole["student_sample"] - grown["student_sample"]
+    assert 1.3 * whole["student_call"] < saved < 1.6 * whole["student_call"]
