@@ -66,4 +66,5 @@ class PlanarNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is 
         h = self.embed(torch.cat([x, waves.sin(), waves.cos()], dim=-1))
         for block in self.blocks:
             h = block(h, emb)
-        return self.head(h)  # type: ignore[no-any-return]
+        out: Tensor = self.head(h)
+        return out
