@@ -29,17 +29,21 @@ def parameters(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters()) or sum(b.numel() for b in net.buffers())
 
 
-def unplayed(objective: Objective, steps: int) -> list[str]:
+def unplayed(objective: Objective, recipe: Recipe) -> list[str]:
     """A line for each player whose turns begin after the run; methods that only search have none.
 
     Short runs of long recipes end within what a method does before its own part.
     """
     if objective.searches:
         return []
-    first = {p.name: p.start + -(p.start + 1) % p.every for p in objective.players()}
+    steps, first = recipe.train.steps, recipe.compress.first
+    if first >= steps:
+        name = recipe.objective["name"]
+        return [f"compress.first={first} leaves none of train.steps={steps} to {name}"]
+    starts = {p.name: p.start + -(p.start + 1) % p.every for p in objective.players()}
     return [
         f"the turns of {name} begin at step {step}, and the run ends at {steps}"
-        for name, step in first.items()
+        for name, step in starts.items()
         if step >= steps
     ]
 

@@ -124,7 +124,7 @@ class Run:
                 )
             )
             self.objective = self._objective(device)
-        for line in (*lines, *unplayed(self.objective, recipe.train.steps)):
+        for line in (*lines, *unplayed(self.objective, recipe)):
             say(line)
         if isinstance(self.student.net, Role):
             rank = recipe.train.adapter.rank

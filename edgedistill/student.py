@@ -156,6 +156,9 @@ def _no_student(folder: Path) -> ValueError:
     for group in (folder, folder / "students"):
         if (group / "students.json").is_file():
             return ValueError(f"{folder}: several students; name one, as {group / '0'}")
+    if (folder / "decoder").is_dir():
+        made = folder / "decoder"
+        return ValueError(f"{folder}: a run that made a decoder; export STUDENT --decoder {made}")
     if (folder / "recipe.yaml").is_file():
         return ValueError(f"{folder}: a run without a student; finish it with --resume")
     return ValueError(f"{folder}: no student.json, so not a student folder")

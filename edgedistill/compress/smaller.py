@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgedistill.compress.criteria import plan_for_budget, removal_costs
-from edgedistill.compress.plan import Plan, build, source
+from edgedistill.compress.plan import Plan, build, count, source
 from edgedistill.compress.presets import preset
 from edgedistill.compress.units import without
 from edgedistill.compress.width import narrower
@@ -90,6 +90,11 @@ def choose(
     plans = []
     if section.preset:
         plans.append(preset(section.preset, net))
+        if count(plans[0], net) == sum(p.numel() for p in net.parameters()):
+            raise ValueError(
+                f"compress.preset={section.preset} takes nothing away: this network has no more "
+                "layers than it leaves"
+            )
     elif section.remove:
         plans.append(without(net, section.remove))
     elif section.budget < 1:

@@ -36,11 +36,14 @@ def ordered(
     if not (section.first or section.joint):
         return method
     config = Shrink.Config(features=section.features, taps=section.taps)
-    shrink: Objective = Shrink(config, setup)
-    if depths:
-        shrink = Elastic(shrink, setup, depths, lambda depth: Shrink(config, depth))
     beside = None
-    if section.joint:
-        only = Shrink.Config(task=0, output=0, features=section.joint, taps=section.taps)
-        beside = Shrink(only, setup)
+    try:
+        shrink: Objective = Shrink(config, setup)
+        if depths:
+            shrink = Elastic(shrink, setup, depths, lambda depth: Shrink(config, depth))
+        if section.joint:
+            only = Shrink.Config(task=0, output=0, features=section.joint, taps=section.taps)
+            beside = Shrink(only, setup)
+    except ValueError as error:
+        raise ValueError(f"compress.taps: {error}") from None
     return SizeFirst(method, shrink, section.first, beside)

@@ -59,6 +59,27 @@ def tap_paths(net: nn.Module, taps: str | Sequence[str]) -> list[str]:
     return paths
 
 
+def facing(ours: nn.Module, theirs: nn.Module, path: str, origin: str) -> tuple[str, str]:
+    """Where two networks are compared: (path in `ours`, path in `theirs`).
+
+    The modules themselves; or, of blocks of which only one changes the resolution at its end (the
+    innermost that BK-SDM tiny leaves), their last layers before that, as BK-SDM does.
+    """
+    pair = (ours.get_submodule(path), theirs.get_submodule(origin))
+    one, other = (any(getattr(block, name, None) for name in SAMPLERS) for block in pair)
+    if one == other:
+        return path, origin
+    return f"{path}.{_last_layer(pair[0])}", f"{origin}.{_last_layer(pair[1])}"
+
+
+def _last_layer(block: nn.Module) -> str:
+    kind = "attentions" if hasattr(block, "attentions") else "resnets"
+    return f"{kind}.{len(getattr(block, kind)) - 1}"
+
+
+SAMPLERS = ("downsamplers", "upsamplers")
+
+
 def feature_loss(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
     """Mean over features of |ours - theirs|^2 / |theirs|^2 (LAPTOP-Diff, Eq. 9).
 
@@ -109,8 +130,10 @@ class Shrink(Objective):
         theirs = self.teacher.net.get_submodule(setup.core)
         smaller = setup.smaller or Smaller(ours, ())
         paths = tap_paths(ours, self.config.taps)
+        pairs = [facing(ours, theirs, path, smaller.origin(path)) for path in paths]
+        paths = [path for path, _ in pairs]
         self.ours = Taps(ours, paths)
-        self.theirs = Taps(theirs, [smaller.origin(path) for path in paths])
+        self.theirs = Taps(theirs, [path for _, path in pairs])
         device = next(ours.parameters()).device
         self.channels = [
             None if index is None else torch.tensor(index, device=device)

@@ -307,7 +307,11 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
     def use_decoder(self, folder: str) -> None:
         if self.autoencoder is None:
             super().use_decoder(folder)
-        if not Path(folder).is_dir() and (folder.count("/") != 1 or folder[0] in "./"):
+        if (Path(folder) / "decoder").is_dir():  # the run that made one
+            folder = str(Path(folder) / "decoder")
+        # A Hub id has one slash, and no folder of ours before it.
+        hub = folder.count("/") == 1 and folder[0] not in "./" and not Path(folder).parent.is_dir()
+        if not (Path(folder).is_dir() or hub):
             raise ValueError(f"no decoder folder at {folder!r}")
         diffusers_logging.set_verbosity_error()
         try:
@@ -322,8 +326,18 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
                 f"{self.name} has {self.sample_shape[0]}"
             )
         vae.eval().requires_grad_(False).to(self.device)
+        decoder, sides = self.decoder_of(vae), [min(side, 8) for side in self.sample_shape[1:]]
+        x0 = torch.zeros(1, channels, *sides, device=self.device)
+        with torch.no_grad():
+            theirs, own = decoder(x0).shape[2:], self.decode(x0).shape[2:]
+        if theirs != own:
+            small, drawn, teachers = ("x".join(map(str, each)) for each in (sides, theirs, own))
+            raise ValueError(
+                f"decoder {folder!r} makes {drawn} of latents of {small}, {self.name}'s own "
+                f"{teachers}"
+            )
         self.pipeline.register_modules(vae=vae)
-        self.decoder = self.decoder_of(vae)
+        self.decoder = decoder
 
     def source(self) -> Source | None:
         folder = Path(self.path)

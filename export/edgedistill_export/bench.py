@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgedistill import assets
 from edgedistill.files import read_json
+from edgedistill.students import group_of
 from edgedistill_runtime.manifest import FILE_NAME, Manifest
 
 if TYPE_CHECKING:
@@ -111,6 +112,9 @@ def _subjects(path: Path) -> list[Subject]:
         return [Subject(name=f"bundle:{path.resolve().name}", path=str(path), bundle=True)]
     if _is_run(path):
         path = path / "student"
+    group = group_of(path)
+    if group:
+        raise ValueError(f"{path}: several students; name one, as {group / '0'}")
     if not (path / "student.json").is_file():
         raise ValueError(f"{path}: neither a bundle ({FILE_NAME}) nor a student (student.json)")
     info = read_json(path / "student.json")

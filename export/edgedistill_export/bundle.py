@@ -86,7 +86,8 @@ class Settings:
         max_size: Leave as many there as fit into so many MiB of weights.
         fused: Compile the whole student, its steps unrolled, as one graph.
         depth: Which of an elastic student's depths; "" is the whole.
-        decoder: A decoder folder, as method `decoder` makes them, in place of the student's own.
+        decoder: A decoder folder, as method `decoder` makes them, or the run dir of one, in place
+            of the student's own.
         strict: Fail under the parity floor; else write the bundle with `passed` false.
     """
 
@@ -105,8 +106,22 @@ class Settings:
     @property
     def suffix(self) -> str:
         """What tells such a bundle from the plain one by name."""
-        parts = [self.depth, "fused" if self.fused else "", "decoder" if self.decoder else ""]
+        parts = [self.depth, "fused" if self.fused else "", self._decoder]
         return "".join(f"-{part}" for part in parts if part)
+
+    @property
+    def _decoder(self) -> str:
+        """Name of the decoder: its run's, or its folder's."""
+        if self.decoder is None:
+            return ""
+        folder = self.decoder.absolute()
+        name = folder.parent.name if folder.name == "decoder" else folder.name
+        return name if "decoder" in name else f"decoder-{name}"
+
+    def _decoder_files(self) -> list[Path]:
+        assert self.decoder is not None
+        made = self.decoder / "decoder"  # where a run has it
+        return sorted((made if made.is_dir() else self.decoder).iterdir())
 
     def sha256(self, student: Student, target: Target, precision: str, options: Options) -> str:
         """Hash over everything a bundle is made from, but for the versions of the SDKs."""
@@ -119,7 +134,7 @@ class Settings:
             "budget": [self.min_psnr, self.max_size],
             "fused": self.fused,
             "depth": self.depth,
-            "decoder": self.decoder and [schema.sha256(f) for f in sorted(self.decoder.iterdir())],
+            "decoder": self.decoder and [schema.sha256(f) for f in self._decoder_files()],
         }
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 

@@ -79,11 +79,18 @@ def test_an_elastic_student_holds_its_depths(distil):
         load_student(folder / "student").use_depth("tiny")
 
 
+def test_a_run_that_leaves_no_step_to_its_method_says_so(distil):
+    _, said = distil(train={"steps": 1}, compress={**SMALL, "first": 1})
+    assert "compress.first=1 leaves none of train.steps=1 to lcm" in said
+
+
 def test_a_student_may_name_a_decoder(distil):
     made, _ = distil("d", objective={"name": "decoder", "channels": 8, "blocks": [1, 0]})
     assert (made / "decoder" / "config.json").is_file()
     assert list((made / "samples").glob("*.png"))
     assert not (made.parent / "latest").exists()  # there is no student in it
+    with pytest.raises(ValueError, match=r"made a decoder; export STUDENT --decoder .*d/decoder"):
+        load_student(made)
     folder, _ = distil("s", student={"decoder": str(made / "decoder")})
     pipe = DiffusionPipeline.from_pretrained(folder / "student")
     assert type(pipe.vae).__name__ == "AutoencoderTiny"
@@ -102,6 +109,8 @@ def test_what_cannot_be_made_smaller_is_refused(distil, two_modes, tiny_sd):
         distil(compress={"width": 0.5}, **planar)
     with pytest.raises(ValueError, match=r"choose train\.roles=copies"):
         distil(compress=SMALL, train={"roles": "adapters"})
+    with pytest.raises(ValueError, match=r"compress\.preset=bk-sdm-base takes nothing away"):
+        distil("bare", path="emoji", compress={"preset": "bk-sdm-base"})
     name = next(iter(units(StableDiffusion.load(str(tiny_sd)).net.unet)))
     with pytest.raises(ValueError, match="unknown unit"):
         distil(compress={"remove": [name, "down_blocks.7"]})
@@ -109,3 +118,5 @@ def test_what_cannot_be_made_smaller_is_refused(distil, two_modes, tiny_sd):
         distil(compress={"budget": 0.01})
     with pytest.raises(ValueError, match="no decoder folder"):
         distil(student={"decoder": "/nowhere"})
+    with pytest.raises(ValueError, match="no decoder folder"):  # not asked of the Hub
+        distil(student={"decoder": "tests/nowhere"})

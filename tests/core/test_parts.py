@@ -18,6 +18,7 @@ from edgedistill.student import load_student
 from edgedistill.students import Students, open_student
 from edgedistill.teachers import load_teacher
 from edgedistill.tiny import CAPTIONS, make_tiny
+from edgedistill_export.bench import find_subjects
 from edgedistill_runtime.routes import Routes
 
 
@@ -267,4 +268,6 @@ def test_what_reads_one_student_says_that_there_are_several(opened, tmp_path):
     train(opened("run", "train.steps=1"))
     with pytest.raises(ValueError, match=r"several students; name one, as .*students/0"):
         load_student(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"several students; name one, as .*students/0"):
+        find_subjects([tmp_path / "run"])
     assert json.loads((tmp_path / "run/students/students.json").read_text())["schema_version"] == 1

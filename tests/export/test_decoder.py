@@ -22,13 +22,18 @@ def folder(tmp_path):
 
 def test_a_bundle_carries_the_decoder_named(student_dir, folder, tmp_path):
     settings = Settings(decoder=folder)
-    assert settings.suffix == "-decoder"
+    assert settings.suffix == f"-decoder-{tmp_path.name}"
+    assert Settings(decoder=tmp_path).suffix == settings.suffix
+    assert Settings(decoder=tmp_path / "runs/emoji-decoder/decoder").suffix == "-emoji-decoder"
     plain = export_student(student_dir, out=tmp_path / "plain")
     place = export_student(student_dir, out=tmp_path / "small", settings=settings)
     assert Manifest.read(place).parity.graphs["decoder"].worst > 60
     found, other = Pipeline.load(place)("red", seed=1), Pipeline.load(plain)("red", seed=1)
     assert abs(found.samples - other.samples).max() < 1e-5
     assert (found.images != other.images).any()
+    # Its run dir stands for it.
+    again = export_student(student_dir, out=place, settings=Settings(decoder=tmp_path))
+    assert Manifest.read(again).made_from == Manifest.read(place).made_from
     # A changed decoder is another bundle.
     made = Manifest.read(place).made_from
     weights = AutoencoderTiny.from_pretrained(folder)
@@ -36,3 +41,14 @@ def test_a_bundle_carries_the_decoder_named(student_dir, folder, tmp_path):
     weights.save_pretrained(folder)
     export_student(student_dir, out=place, settings=settings)
     assert Manifest.read(place).made_from != made
+
+
+def test_a_decoder_of_another_size_is_refused(student_dir, tmp_path):
+    sizes = {f"{side}_block_out_channels": (8, 8, 8) for side in ("encoder", "decoder")}
+    blocks = {f"num_{side}_blocks": (1, 1, 1) for side in ("encoder", "decoder")}
+    AutoencoderTiny(latent_channels=4, **blocks, **sizes).save_pretrained(tmp_path / "big")
+    with pytest.raises(ValueError, match=r"big' makes 16x16 of latents of 4x4, .* own 8x8"):
+        export_student(
+            student_dir, out=tmp_path / "b", settings=Settings(decoder=tmp_path / "big")
+        )
+    assert not (tmp_path / "b").exists()

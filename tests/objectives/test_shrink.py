@@ -4,14 +4,21 @@ from dataclasses import replace
 
 import pytest
 import torch
+from compress import nets
 from torch import nn
 
-from edgedistill.compress import Plan, build, without
+from edgedistill.compress import Plan, build, preset, without
 from edgedistill.compress.smaller import Smaller, choose, depths, record
 from edgedistill.networks.taps import Taps
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Setup
 from edgedistill.objectives.elastic import Elastic
-from edgedistill.objectives.shrink import Shrink, SizeFirst, feature_loss, tap_paths
+from edgedistill.objectives.shrink import (
+    Shrink,
+    SizeFirst,
+    facing,
+    feature_loss,
+    tap_paths,
+)
 from edgedistill.recipe import Compress, load
 from edgedistill.teachers.stable_diffusion import StableDiffusion
 
@@ -280,3 +287,26 @@ def calls():
     """One call of the tiny U-Net."""
     states = {"encoder_hidden_states": torch.randn(1, 3, 16)}
     return [{"sample": torch.randn(1, 4, 4, 4), "timestep": torch.tensor([5]), **states}]
+
+
+def test_blocks_are_compared_before_one_of_them_changes_the_resolution():
+    """BK-SDM tiny's innermost block has no downsampler, the teacher's has one."""
+    net = nets.sd()
+    plan = preset("bk-sdm-tiny", net)
+    ours = build(plan, net)
+    smaller = Smaller(ours, (plan,))
+    pairs = [facing(ours, net, p, smaller.origin(p)) for p in tap_paths(ours, "blocks")]
+    assert pairs == [
+        ("down_blocks.0", "down_blocks.0"),
+        ("down_blocks.1", "down_blocks.1"),
+        ("down_blocks.2.attentions.0", "down_blocks.2.attentions.1"),
+        ("up_blocks.0", "up_blocks.1"),
+        ("up_blocks.1", "up_blocks.2"),
+        ("up_blocks.2", "up_blocks.3"),
+    ]
+    call = nets.calls(net)[0]
+    with Taps(ours, [a for a, _ in pairs]) as mine, Taps(net, [b for _, b in pairs]) as theirs:
+        nets.output(ours, call)
+        nets.output(net, call)
+    shapes = [[f.shape for f in taps.take()] for taps in (mine, theirs)]
+    assert shapes[0] == shapes[1]

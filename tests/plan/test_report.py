@@ -71,6 +71,11 @@ def test_presets_of_sd15(preset, left):
     assert found.flops["student_call"] < found.flops["teacher_call"]
 
 
+def test_the_shipped_recipe_of_bk_sdm_tiny_is_planned():
+    found = costs(recipes.load("sd15-bk-tiny-4step", ["train.batch_size=1"]), Launch())
+    assert found.parameters["student"]["denoiser"] == 323_384_964
+
+
 def test_operations_of_sampling():
     found = costs(
         recipes.load("emoji-4step", ["train.batch_size=1", "teacher.steps=10"]), Launch()
