@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, pairwise
+from itertools import chain, pairwise, zip_longest
 from typing import Any
 
 import torch
@@ -241,8 +241,11 @@ class StepTable:
 
     @property
     def landings(self) -> list[tuple[Step, float]]:
-        """Each row, and the size at which it lands: the next one's."""
-        return list(zip(self.rows, [*(row.size for row in self.rows[1:]), 1.0], strict=True))
+        """Each row, and the size at which it lands: the next one's, of the last one the full."""
+        return [
+            (row, after.size if after else 1.0)
+            for row, after in zip_longest(self.rows, self.rows[1:])
+        ]
 
     @property
     def draws(self) -> int:

@@ -96,3 +96,9 @@ def test_what_does_not_come_out_whole():
         shape_at((4, 8, 12), 0.3)
     with pytest.raises(ValueError, match=r"size 0\.5: data of shape \(2,\) has no height"):
         GROWING.shapes((2,))
+
+
+def test_a_table_without_rows_gives_its_noise():
+    """As methods take the steps before the first one."""
+    noise = torch.randn(2, 3)
+    assert torch.equal(StepTable((), 2.0).sample(torch.nn.Identity(), [noise], {}), 2 * noise)
