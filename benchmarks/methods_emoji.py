@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,12 @@ def processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+@cache
 def peaks(recipe: str) -> tuple[int, int]:
-    """Peak memory of training in MiB less the libraries', with copies and with adapters."""
+    """Peak memory of training in MiB less the libraries', with copies and with adapters.
+
+    Of the recipe as it is: the number of steps makes no difference to it.
+    """
     script = Path(__file__).with_name("training_memory.py")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "memory.json"
