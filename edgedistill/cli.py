@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from edgedistill.progress import bar, console
+from edgedistill.progress import answers, bar, console
 
 __all__ = ["app", "main"]
 
@@ -134,7 +134,7 @@ def plan(
     shard: Annotated[
         bool, typer.Option("--shard", help="Trained networks cut over them, by FSDP or ZeRO.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
     """Say what a recipe costs: parameters, memory by role, disk, compute. Downloads nothing.
 
@@ -154,9 +154,9 @@ def plan(
         typer.echo(dumps(as_json(found, verdict), indent=2))
         return
     for table in tables(found):
-        console.print(table)
+        answers.print(table)
     if verdict:
-        console.print(str(verdict), soft_wrap=True)
+        answers.print(str(verdict), soft_wrap=True)
 
 
 @app.command()
@@ -402,7 +402,7 @@ def recipes(context: typer.Context) -> None:
         table = Table("recipe", "what it makes", box=None)
         for name in recipes_.shipped():
             table.add_row(name, recipes_.load(name).description)
-        console.print(table)
+        answers.print(table)
 
 
 @recipes_app.command()
@@ -422,7 +422,7 @@ def doctor() -> None:
     from edgedistill.doctor import report_lines
 
     for line in report_lines():
-        console.print(line)
+        answers.print(line)
 
 
 # Of the click that typer stands on, whichever that is.

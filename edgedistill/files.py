@@ -16,7 +16,11 @@ __all__ = ["atomic_folder", "check_writable", "read_json", "write_json", "write_
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """A new folder to fill, which becomes `target` when the block ends without an error."""
+    """A new folder to fill, which becomes `target` when the block ends without an error.
+
+    After an error nothing is left of it, nor of folders made on the way.
+    """
+    missing = _missing(target.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     work.chmod(0o755)
@@ -29,27 +33,43 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
+        _drop(missing)
         raise
 
 
 def check_writable(path: Path, what: str) -> None:
     """Raise a ValueError that names `what` if a file could not be written at `path`.
 
-    Folders on the way are made, and removed again if it cannot.
+    Nothing is left behind, nor folders on the way.
     """
-    made = [folder for folder in path.parents if not folder.exists()]
+    missing = _missing(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        os.close(handle)
+        Path(name).unlink()
+    except FileExistsError:
+        raise ValueError(
+            f"{what}: cannot write there: a file is where a folder would be"
+        ) from None
     except OSError as error:
-        for folder in made:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
         raise ValueError(f"{what}: cannot write there: {error.strerror}") from None
-    os.close(handle)
-    Path(name).unlink()
+    finally:
+        _drop(missing)
     if path.is_dir():
         raise ValueError(f"{what}: cannot write there: Is a directory")
+
+
+def _missing(folder: Path) -> list[Path]:
+    """Which of a folder and those around it are not there, innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def _drop(folders: list[Path]) -> None:
+    """Remove those that are empty."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,10 +18,12 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ["Bar", "bar", "console"]
+__all__ = ["Bar", "answers", "bar", "console"]
 
 console = Console(stderr=True, highlight=False)
-"""Everything for people goes to stderr; results go to files or stdout."""
+"""Of work that goes on: how far it is, where its files are, what is wrong."""
+answers = Console(highlight=False)
+"""Of a verb whose result is what it prints: stdout, so that it can be kept and piped."""
 
 PLAIN_SECONDS = 10.0
 """Seconds between plain lines where there is no terminal."""

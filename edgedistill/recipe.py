@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -381,7 +382,7 @@ def _merge(below: Mapping[str, Any], above: Any) -> dict[str, Any]:
 def _explain(error: ValidationError, model: type[BaseModel], prefix: str) -> ValueError:
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
-    key = prefix + ".".join(place)
+    key = (prefix + ".".join(place)).rstrip(".")
     if first["type"] == "extra_forbidden":
         known = _fields(model, place[:-1])
         near = difflib.get_close_matches(place[-1], known, 1)
@@ -399,9 +400,11 @@ def _explain(error: ValidationError, model: type[BaseModel], prefix: str) -> Val
         return ValueError(reason)
     if first["type"] == "tuple_type":
         reason = f"a list expected, {key}=[...,...]"
-    # Of a section as a whole, what it holds would bury the reason.
-    given = "" if isinstance(first["input"], Mapping) else f"={first['input']!r}"
-    return ValueError(f"{key}{given}: {reason[0].lower()}{reason[1:]}")
+    given, reason = f"={first['input']!r}: ", f"{reason[0].lower()}{reason[1:]}"
+    if isinstance(first["input"], Mapping):
+        # What a section holds would bury the reason, which may name a key of it.
+        given = "." if re.split("[=:]", reason)[0] in first["input"] else ": "
+    return ValueError(f"{key}{given}{reason}")
 
 
 def _fields(model: type[BaseModel], place: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from edgedistill.files import atomic_folder, read_json, write_json, write_text
+from edgedistill.files import atomic_folder, check_writable, read_json, write_json, write_text
 
 
 class Power(BaseException):
@@ -26,8 +26,16 @@ def test_a_folder_appears_only_when_the_block_ends(tmp_path):
 
 def test_an_interrupted_folder_leaves_nothing(tmp_path):
     with pytest.raises(Power):
-        interrupted(tmp_path / "student")
+        interrupted(tmp_path / "deep" / "deeper" / "student")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_asking_whether_a_file_can_be_written_leaves_nothing(tmp_path):
+    check_writable(tmp_path / "deep" / "deeper" / "bench.json", "--json")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="--json: cannot write there: a file is"):
+        check_writable(tmp_path / "file" / "bench.json", "--json")
 
 
 def test_an_interrupted_folder_keeps_the_one_before_it(tmp_path):
