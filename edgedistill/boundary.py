@@ -35,8 +35,8 @@ def lcm_boundary(scaling: float, sigma_data: float = 0.5) -> Boundary:
 def noise_boundary(schedule: Schedule, sigma_data: float = 0.5) -> Boundary:
     """c_skip = s^2 / (r^2 + s^2) / alpha, c_out = r^2 / (r^2 + s^2), r = sigma / alpha.
 
-    The consistency models' of x_t / alpha (Song et al. 2023, arXiv 2303.01469, Eq. 5), for a
-    network that gives x0: their preconditioned F is (x0 - c_skip x_t / alpha) / c_out.
+    For a network that gives x0, in whose place x_t / alpha is taken where there is no noise, by
+    the c_skip of the consistency models' network (Song et al. 2023, arXiv 2303.01469, Eq. 5).
     """
 
     def boundary(t: Tensor) -> tuple[Tensor, Tensor]:

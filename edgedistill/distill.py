@@ -234,7 +234,7 @@ class Run:
             core=teacher.core,
             smaller=smaller,
             autoencoder=teacher.autoencoder,
-            train_steps=recipe.train.steps,
+            train_steps=recipe.method_steps,
             time_layer=teacher.time_layer,
             reward=self.reward,
         )

@@ -226,6 +226,12 @@ class Recipe(Settings):
                 raise unknown(what, name, table)
         return self
 
+    @property
+    def method_steps(self) -> int:
+        """Steps that the method has, after those of `compress.first`."""
+        steps, first = self.train.steps, self.compress.first
+        return steps - first if first < steps else steps
+
     def method(self) -> type[objectives.Objective]:
         """The objective's class."""
         return objectives.find(str(self.objective.get("name", "")))

@@ -29,6 +29,7 @@ class ADD(GAN):
 
         loss: Literal["hinge", "non-saturating", "lsgan", "relativistic"] = "hinge"
         r1: float = Field(1e-5, ge=0)
+        """By the gradient in x; the paper's is by that in the heads' inputs."""
         distillation: float = Field(2.5, ge=0)
         """Weight (lambda) of score distillation."""
         times: TimeSampling = TimeSampling()
@@ -38,7 +39,7 @@ class ADD(GAN):
     name = "add"
 
     def round(self, batch: Batch) -> Round:
-        x_t, t, _ = self.start(batch)
+        x_t, t = self.begin(batch)
         x0 = self.student(x_t, t, batch.cond)
         return Round(x_t, t, x0, [self.clean(x0)], [self.clean(batch.x0)])
 

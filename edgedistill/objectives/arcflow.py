@@ -83,7 +83,8 @@ class ArcFlow(Imitation):
     def __init__(self, config: ArcFlow.Config, setup: Setup) -> None:
         self.count = config.components - 1
         super().__init__(config, setup, 2 * self.count)
-        spread = torch.linspace(-SPREAD, SPREAD, self.count)
+        # Without 0, where a component has no gradient in its rate and leaf.
+        spread = torch.linspace(-SPREAD, SPREAD, self.count + self.count % 2)[: self.count]
         self.spread = spread.to(setup.example[0])
 
     def policy(self, x0: Tensor, extra: Tensor, y: Tensor, tau: Tensor, end: Tensor) -> Momenta:

@@ -77,7 +77,7 @@ class Setup:
         core: Module path inside a net of the diffusers model.
         smaller: How the student's core was made from the teacher's, None if it is as large.
         autoencoder: The teacher's, between pictures and x0; None where x0 is the data itself.
-        train_steps: Steps of the whole run, for methods in stages.
+        train_steps: Steps that the method has, for methods in stages.
         time_layer: Module path inside a net of the time embedding's last linear layer.
         reward: What the recipe's reward says of x0, with its gradient; None if it names none.
     """

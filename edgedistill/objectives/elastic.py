@@ -63,11 +63,12 @@ class Elastic(Wrapper):
             self.net.set_submodule(self.core, self.depths[""])
 
     def loss(self, player: str, batch: Batch) -> Losses:
-        if player != "student":
-            return self.method.loss(player, batch)
+        # A follower, too: it is to know the samples of every depth.
         index = int(torch.randint(len(self.depths), (), generator=batch.shared))
         name = list(self.depths)[index]
         with self._at(name):
             losses = self.methods[name].loss(player, batch)
+        if player != "student":
+            return losses
         label = f"loss_{name}" if name else "loss_whole"
         return Losses(losses.total, {**losses.logs, label: losses.total.detach()})

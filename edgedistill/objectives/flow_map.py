@@ -19,22 +19,27 @@ At s = t all three say u = v(y_t).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgedistill.denoiser import Condition, Denoiser, Guided
+from edgedistill.ema import follow
 from edgedistill.networks.two_times import TwoTimes, steps_of
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
-from edgedistill.schedule import Schedule
+from edgedistill.schedule import Rectified, Schedule
 from edgedistill.tangents import DERIVATIVES, Derivative
 from edgedistill.times import TimeSampling, sample_times
 
 __all__ = ["FlowMap", "MeanFlow", "Shortcut"]
+
+STRAIGHT = Rectified()
+"""Of which tau is the time."""
 
 
 def tau_of(schedule: Schedule, t: Tensor) -> Tensor:
@@ -84,6 +89,7 @@ class Legs:
         end: The time led to, (N,), at most tau.
         v: Velocity of the flow at (y, tau).
         ours: The student's mean velocity.
+        theirs: Of whom targets are made: the same, or an average of it.
         flow: The teacher's velocity.
         derivative: A value of `tangents.DERIVATIVES`.
         step: Of differences.
@@ -94,6 +100,7 @@ class Legs:
     end: Tensor
     v: Tensor
     ours: Path
+    theirs: Path
     flow: Path
     derivative: Derivative
     step: Tensor
@@ -124,9 +131,9 @@ def _lagrangian(legs: Legs) -> Tensor:
 
 def _progressive(legs: Legs) -> Tensor:
     middle = (legs.tau + legs.end) / 2
-    first = legs.ours(legs.y, legs.tau, middle)
+    first = legs.theirs(legs.y, legs.tau, middle)
     landed = legs.y - legs.length / 2 * first
-    return (first + legs.ours(landed, middle, legs.end)) / 2
+    return (first + legs.theirs(landed, middle, legs.end)) / 2
 
 
 RULES: dict[str, Callable[[Legs], Tensor]] = {
@@ -155,7 +162,8 @@ class FlowMap(Objective):
         difference: float = Field(1e-2, gt=0, lt=1)
         """Step of the difference, as a share of the distance to the ends of the flow."""
         power: float = Field(0.0, ge=0)
-        """p of the weight 1 / (|error|^2 + c)^p (MeanFlow, Eq. 22)."""
+        """p of the weight 1 / (e + c)^p, e the mean of the squared error (MeanFlow, Eq. 22: the
+        sum)."""
         constant: float = Field(1e-3, gt=0)
         """Its c."""
 
@@ -167,6 +175,9 @@ class FlowMap(Objective):
         steps = steps_of(self.student, setup.times, to_end=setup.sampler == "renoise")
         device = setup.example[0].device
         self.student.net = TwoTimes(self.student.net, setup.time_layer, steps).to(device)
+        self.target = self.student
+        self.limit = float(tau_of(self.student.schedule, setup.times[0]))
+        """The largest tau: there is no more noise to tell a network of."""
 
     def players(self) -> list[Player]:
         return [Player("student", self.student, self.setup.optim)]
@@ -177,14 +188,27 @@ class FlowMap(Objective):
         x0, cond = self.setup.example
         return student.with_net(net.folded(x0, cond))
 
+    def drawn(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Where random legs begin and end on the straight flow, (N,) each."""
+        first, second = (self.taus(batch) for _ in range(2))
+        return torch.maximum(first, second), torch.minimum(first, second)
+
+    def instant(self, count: int) -> Tensor:
+        """Which of so many legs have no length, (N,)."""
+        return torch.arange(count) < self.config.instant * count
+
+    def taus(self, batch: Batch) -> Tensor:
+        """Random times on the straight flow, (N,)."""
+        drawn = sample_times(self.config.times, STRAIGHT, len(batch.x0), batch.generator)
+        return drawn.clamp(max=self.limit)
+
     @torch.no_grad()
     def legs(self, batch: Batch) -> Legs:
         """Random legs of the flow."""
-        config, schedule = self.config, self.student.schedule
-        count, device = len(batch.x0), batch.x0.device
-        draws = [sample_times(config.times, schedule, count, batch.generator) for _ in range(2)]
-        tau, end = torch.maximum(*draws).to(device), torch.minimum(*draws).to(device)
-        end = torch.where(torch.arange(count, device=device) < config.instant * count, tau, end)
+        config, device = self.config, batch.x0.device
+        tau, end = self.drawn(batch)
+        end = torch.where(self.instant(len(tau)), tau, end).to(device)
+        tau = tau.to(device)
         eps = batch.noise()
         y = over(1 - tau, eps) * batch.x0 + over(tau, eps) * eps
         flow = Path(self.teacher, batch.cond)
@@ -193,8 +217,8 @@ class FlowMap(Objective):
         place = end if config.rule == "lagrangian" else tau
         step = config.difference * torch.minimum(place, 1 - place).clamp(min=1e-3)
         derivative = DERIVATIVES[config.derivative]
-        ours = Path(self.student, batch.cond)
-        return Legs(y, tau, end, v, ours, flow, derivative, step)
+        ours, theirs = (Path(net, batch.cond) for net in (self.student, self.target))
+        return Legs(y, tau, end, v, ours, theirs, flow, derivative, step)
 
     def loss(self, player: str, batch: Batch) -> Losses:
         legs = self.legs(batch)
@@ -224,14 +248,49 @@ class MeanFlow(FlowMap):
 class Shortcut(FlowMap):
     """Frans et al. 2024 (arXiv 2410.12557): the progressive rule, velocities of the data.
 
-    Theirs has legs of 1, 1/2, ... 1/128; here they have any length.
+    Legs are 1, 1/2, 1/4, ... of the flow and as often the student's own, which on most schedules
+    are none of these; they begin anywhere.
     """
 
     class Config(FlowMap.Config):
         """Hyperparameters (the paper's: a quarter of the batch agrees with itself)."""
 
-        rule: Literal["eulerian", "lagrangian", "progressive"] = "progressive"
+        rule: Literal["progressive"] = "progressive"
         velocity: Literal["teacher", "data"] = "data"
         instant: float = Field(0.75, ge=0, lt=1)
+        levels: int = Field(7, ge=1)
+        """Lengths of legs; the shortest is 1 / 2^(levels - 1) of the flow, its halves the paper's
+        1 / 128."""
+        ema: float = Field(0.999, ge=0, lt=1)
+        """Decay of the average whose two half steps are the target; 0 is the student itself."""
 
+    config: Shortcut.Config
     name = "shortcut"
+
+    def __init__(self, config: Shortcut.Config, setup: Setup) -> None:
+        super().__init__(config, setup)
+        if config.ema:
+            self.target = copy.deepcopy(self.student).requires_grad_(False)
+        stops = tau_of(self.student.schedule, setup.times)
+        to_end = setup.sampler == "renoise"
+        self.own = stops[:-1], torch.zeros_like(stops[:-1]) if to_end else stops[1:]
+
+    def followers(self) -> dict[str, nn.Module]:
+        return {"target": self.target} if self.config.ema else {}
+
+    def updated(self, player: str) -> None:
+        if self.config.ema:
+            follow(self.target, self.student, self.config.ema)
+
+    def drawn(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        anywhere, count, random = self.taus(batch), len(batch.x0), batch.generator
+        level = torch.randint(self.config.levels + 1, (count,), generator=random)
+        own = torch.randint(len(self.own[0]), (count,), generator=random)
+        length = self.limit * 0.5 ** level.double()
+        end = (1 - length / self.limit) * anywhere
+        tau, end = (
+            torch.where(level == self.config.levels, mine[own], halved)
+            for mine, halved in zip(self.own, (end + length, end), strict=True)
+        )
+        instant = self.instant(count)
+        return torch.where(instant, anywhere, tau), torch.where(instant, anywhere, end)

@@ -18,6 +18,7 @@ from edgedistill.denoiser import Condition, cat
 from edgedistill.distances import drift
 from edgedistill.networks.heads import Discriminator, Shown
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings, Setup
+from edgedistill.sampling import init_scale
 from edgedistill.times import neighbours
 
 __all__ = ["GAN", "Round"]
@@ -108,9 +109,23 @@ class GAN(Objective):
 
     def start(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Noised data at random of the student's times: (x_t, t, the next time)."""
+        t, s, eps = self._steps(batch)
+        return self.student.noised(batch.x0, t, eps), t, s
+
+    def begin(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(x_t, t) as `start`, but pure noise at the first time, as it is where sampling begins.
+
+        There, many schedules leave a trace of the data, which ADD's Sec. 3.1 takes away as well.
+        """
+        t, _, eps = self._steps(batch)
+        first = (t == self.times[0].to(t)).reshape(-1, *[1] * (eps.ndim - 1))
+        noise = init_scale(self.student.schedule, self.times[0]) * eps
+        return torch.where(first, noise, self.student.noised(batch.x0, t, eps)), t
+
+    def _steps(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Random of the student's times, the times after them, and noise."""
         t, s = neighbours(self.times.cpu(), len(batch.x0), batch.generator)
-        t, s = t.to(batch.x0.device), s.to(batch.x0.device)
-        return self.student.noised(batch.x0, t, batch.noise()), t, s
+        return t.to(batch.x0.device), s.to(batch.x0.device), batch.noise()
 
     def seen(self, t: Tensor) -> Tensor:
         """Times (N,) that a network has seen: the nearest, above 0."""

@@ -48,6 +48,6 @@ class GDD(GAN):
                 layer.requires_grad_(False)
 
     def round(self, batch: Batch) -> Round:
-        x_t, t, _ = self.start(batch)
+        x_t, t = self.begin(batch)
         x0 = self.student(x_t, t, batch.cond)
         return Round(x_t, t, x0, [self.clean(x0)], [self.clean(batch.x0)])

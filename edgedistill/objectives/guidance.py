@@ -84,7 +84,7 @@ class Guidance(Objective):
     """S(x_t, t, w) = T(x_t, null) + w (T(x_t, cond) - T(x_t, null)), w = 1 being no guidance."""
 
     class Config(Settings):
-        """Hyperparameters (the paper's scales for latent models, in this convention)."""
+        """Hyperparameters."""
 
         low: float = Field(1.0, ge=0)
         """Least scale."""

@@ -41,6 +41,6 @@ class LADD(GAN):
         return [(self.student.noised(x0, t, batch.noise()), t)]
 
     def round(self, batch: Batch) -> Round:
-        x_t, t, _ = self.start(batch)
+        x_t, t = self.begin(batch)
         x0 = self.student(x_t, t, batch.cond)
         return Round(x_t, t, x0, self.shown(x0, batch), self.shown(batch.x0, batch))

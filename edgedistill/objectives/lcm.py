@@ -28,7 +28,7 @@ class LCM(Objective):
     """f(x_t, t) = sg f_ema(x_s, s), with x_s one guided DDIM step of the teacher away."""
 
     class Config(Settings):
-        """Hyperparameters (LCM, Sec. 4.3 and Table 4)."""
+        """Hyperparameters (of LCM's published training script)."""
 
         solver_steps: int = Field(50, ge=2)
         """Teacher steps the time axis is cut into; one consistency step skips 1000 / this."""

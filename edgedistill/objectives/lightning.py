@@ -10,6 +10,7 @@ discriminator is a diffusion network that trains.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
@@ -56,7 +57,7 @@ class Lightning(GAN):
         discriminator, student = super().players()
         return [
             Player("discriminator", discriminator.net, discriminator.optim, start=first),
-            student,
+            replace(student, prelude=first),  # it plays alone
         ]
 
     def followers(self) -> dict[str, nn.Module]:

@@ -246,14 +246,14 @@ class FakeScored(Scored):
     def beside(self, sample: Sample, batch: Batch) -> dict[str, tuple[float, Tensor]]:
         terms = super().beside(sample, batch)
         if self.config.gan_weight > 0:
-            logits = self.logits(sample.x0, batch, batch.cond)
+            levels = stratified(len(sample.x0), batch.generator)
+            logits = self.logits(self.place(sample, levels, batch), batch.cond)
             terms["gan"] = (self.config.gan_weight, gan_generator(logits))
         return terms
 
-    def logits(self, x0: Tensor, batch: Batch, cond: Condition) -> Tensor:
-        """Discriminator logits on x0 noised at any level (diffusion GAN, DMD2, Sec. 4.3)."""
+    def logits(self, noised: Noised, cond: Condition) -> Tensor:
+        """Discriminator logits on what is noised at any level (diffusion GAN, DMD2, Sec. 4.3)."""
         assert self.tap is not None
-        noised = self.noised(x0, stratified(len(x0), batch.generator), batch)
         self.fake_score.output(noised.x_t, noised.t, cond)
         logits: Tensor = self.head(self.tap.take())
         return logits
@@ -272,14 +272,18 @@ class FakeScored(Scored):
         denoising = self.denoising(noised, batch.cond)
         if config.gan_weight == 0:
             return Losses(denoising, {"denoising": denoising.detach()})
-        # The features of the denoising call are the fake logits: one forward fewer.
-        assert self.tap is not None
-        fake_logits = self.head(self.tap.take())
-        real_logits = self.logits(batch.x0, batch, batch.cond)
+        fake_logits = self.seen(noised, batch.cond)
+        real_logits = self.logits(self.noised(batch.x0, noised.t, batch), batch.cond)
         gan = gan_discriminator(real_logits, fake_logits)
         accuracy = 0.5 * ((real_logits > 0).float().mean() + (fake_logits < 0).float().mean())
         logs = {"denoising": denoising.detach(), "gan": gan.detach(), "accuracy": accuracy}
         return Losses(denoising + config.classify_weight * gan, logs)
+
+    def seen(self, noised: Noised, cond: Condition) -> Tensor:
+        """The logits of what `denoising` has just seen: its features, one call fewer."""
+        assert self.tap is not None
+        logits: Tensor = self.head(self.tap.take())
+        return logits
 
     def denoising(self, noised: Noised, cond: Condition) -> Tensor:
         """The fake score's loss at a noised sample, as its network was trained: a scalar."""

@@ -23,7 +23,7 @@ from torch.func import functional_call, jvp
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from edgedistill.denoiser import Condition, take
+from edgedistill.denoiser import Condition, Guided, take
 from edgedistill.losses import toward
 from edgedistill.objectives.base import Batch, Losses, Setup
 from edgedistill.objectives.matching import Matching, Scored, View, moved
@@ -84,6 +84,11 @@ class MomentMatchingGradient(Scored):
     name = "moment-matching-gradient"
 
     def __init__(self, config: MomentMatchingGradient.Config, setup: Setup) -> None:
+        if isinstance(setup.teacher, Guided):
+            raise ValueError(
+                f"teacher.guidance={setup.teacher.scale:g}: {self.name} differentiates the "
+                "unguided teacher; choose teacher.guidance=1, or moment-matching"
+            )
         super().__init__(config, setup)
         self.copy = setup.spawn()
         """The teacher, with weights to differentiate by; it never trains."""

@@ -3,7 +3,8 @@
 Wang et al. 2024, "Phased Consistency Models" (arXiv 2405.18407); Ren et al. 2024, "Hyper-SD"
 (arXiv 2404.13686), whose trajectory-segmented consistency distillation is the same with fewer
 segments from stage to stage; Wang et al. 2024, "Target-Driven Distillation" (arXiv 2409.01347),
-which draws the segments at random. Their adversarial terms are left to other methods.
+which draws the segments at random. Their adversarial terms are left to other methods, and so are
+the random shortening of Target-Driven Distillation's targets and its decoupled guidance.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settin
 from edgedistill.sampling import ddim_step, time_grid
 from edgedistill.times import below, neighbours, with_edges
 
-__all__ = ["PCM", "TDD", "Legs", "agreement"]
+__all__ = ["PCM", "TDD", "Legs", "agreement", "wanted"]
 
 
 def _by_stage(counts: tuple[int, ...], batch: Batch, steps: int) -> int:
@@ -56,6 +57,17 @@ class Legs:
         return Legs(self.t.to(device), self.s.to(device), self.edge.to(device))
 
 
+@torch.no_grad()
+def wanted(
+    target: Denoiser, guide: Denoiser | Guided, batch: Batch, legs: Legs
+) -> tuple[Tensor, Tensor]:
+    """x_t, noised data, and where the target lands at the edge from x_s, a step of `guide` on."""
+    schedule, t, s = target.schedule, legs.t, legs.s
+    x_t = target.noised(batch.x0, t, batch.noise())
+    x_s = ddim_step(schedule, x_t, guide(x_t, t, batch.cond), t, s)
+    return x_t, landed(schedule, x_s, target(x_s, s, batch.cond), s, legs.edge)
+
+
 def agreement(
     metric: Distance,
     student: Denoiser,
@@ -64,17 +76,10 @@ def agreement(
     batch: Batch,
     legs: Legs,
 ) -> Tensor:
-    """Mean distance at the edges between the student's x_t and the target's x_s.
-
-    x_t is noised data and x_s one DDIM step of `guide` away; the target has no gradient.
-    """
-    schedule, t, s, edge = student.schedule, legs.t, legs.s, legs.edge
-    x_t = student.noised(batch.x0, t, batch.noise())
-    with torch.no_grad():
-        x_s = ddim_step(schedule, x_t, guide(x_t, t, batch.cond), t, s)
-        wanted = landed(schedule, x_s, target(x_s, s, batch.cond), s, edge)
-    ours = landed(schedule, x_t, student(x_t, t, batch.cond), t, edge)
-    return distance(metric, ours, wanted).mean()
+    """Mean distance at the edges between where the student lands from x_t and what is `wanted`."""
+    x_t, edge = wanted(target, guide, batch, legs)
+    ours = landed(student.schedule, x_t, student(x_t, legs.t, batch.cond), legs.t, legs.edge)
+    return distance(metric, ours, edge).mean()
 
 
 class PCM(Objective):
@@ -145,17 +150,22 @@ class PCM(Objective):
         guide, grid = self.path(stage)
         t, s = neighbours(grid, len(batch.x0), batch.generator)
         legs = Legs(t, s, below(self.edges[stage], t)).to(batch.x0.device)
-        loss = agreement(self.config.distance, self.student, self.target, guide, batch, legs)
+        loss = self.apart(guide, batch, legs)
         return Losses(loss, {"consistency": loss.detach()})
+
+    def apart(self, guide: Denoiser | Guided, batch: Batch, legs: Legs) -> Tensor:
+        """How far the student is from its target."""
+        return agreement(self.config.distance, self.student, self.target, guide, batch, legs)
 
 
 class TDD(PCM):
     """The same with segments drawn at random: one student for any of these numbers of steps."""
 
     class Config(PCM.Config):
-        """Hyperparameters (the paper's 4 to 8 steps)."""
+        """Hyperparameters (the paper's 4 to 8 steps of 250)."""
 
         segments: tuple[Annotated[int, Field(ge=1)], ...] = (4, 5, 6, 7, 8)
+        solver_steps: int = Field(250, ge=2)
         choice: Literal["stages", "random"] = "random"
 
     name = "tdd"

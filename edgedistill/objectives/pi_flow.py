@@ -6,8 +6,9 @@ step's time, and the teacher is imitated along the policy's own path (Alg. 1): w
 held fixed, leads at a random time of the step, its velocity must be the teacher's. The batch's
 data is not used; steps start where the student's own path is.
 
-The policy here is the paper's DX: x0 at equal points of the step's time, linear in between. It
-lands on
+The policy here is the paper's DX: x0 at equal points of the step's time, linear in between, where
+time is tau below, of which its teachers' is a shifted form. The paper also begins with states of
+the teacher's path for the student's (`teacher_ratio` of its code), which is left out. It lands on
 
     y_s = (tau_s / tau_t) y_t + (1 - tau_s / tau_t) sum_k w_k x0_k,  y = x / (alpha + sigma),
 

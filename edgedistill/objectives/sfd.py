@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import torch
 
-from edgedistill.distances import distance
+from edgedistill.distances import Distance, distance
 from edgedistill.objectives.base import Batch, Losses
 from edgedistill.objectives.kd import KD
 from edgedistill.sampling import ddim_step
@@ -23,6 +23,12 @@ __all__ = ["SFD"]
 class SFD(KD):
     """`kd` whose steps start where the student is, not where the teacher would be."""
 
+    class Config(KD.Config):
+        """Hyperparameters (the paper's distance)."""
+
+        distance: Distance = Distance(kind="l1")
+
+    config: SFD.Config
     name = "sfd"
 
     def loss(self, player: str, batch: Batch) -> Losses:

@@ -21,7 +21,7 @@ from torch import Tensor
 from edgedistill.denoiser import Condition, Guided, cat, expand
 from edgedistill.objectives.base import Batch, Losses, Setup
 from edgedistill.objectives.matching import FakeScored, View, health
-from edgedistill.objectives.rollout import Sample
+from edgedistill.objectives.rollout import Noised, Sample
 
 __all__ = ["SiD"]
 
@@ -68,6 +68,10 @@ class SiD(FakeScored):
         both = super().fake_output(torch.cat([x_t, x_t]), torch.cat([t, t]), cat(null, cond))
         without, wanted = both.chunk(2)
         return torch.lerp(without, wanted, self.scale)
+
+    def seen(self, noised: Noised, cond: Condition) -> Tensor:
+        # Data is judged under its condition, which the denoising call had not alone.
+        return super().seen(noised, cond) if self.scale == 1 else self.logits(noised, cond)
 
     def move(self, sample: Sample, batch: Batch) -> Losses:
         x0 = sample.x0

@@ -14,12 +14,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from edgedistill.denoiser import Denoiser, Guided
+from edgedistill.distances import Distance, distance
 from edgedistill.ema import follow
 from edgedistill.objectives.base import Batch, Losses, Setup
-from edgedistill.objectives.pcm import PCM
+from edgedistill.objectives.pcm import PCM, Legs, wanted
+from edgedistill.objectives.progressive import WEIGHTS, one_step_x0
 from edgedistill.times import with_edges
 
 __all__ = ["TRACT"]
+
+LEFT = 1e-3
+"""Share of where a stage began in its average at its end."""
 
 
 class StageTeacher(nn.Module):
@@ -37,7 +42,8 @@ class TRACT(PCM):
     """Consistency inside groups of the teacher's steps, where each stage's teacher is the last's.
 
     A stage's teacher takes one step where its own stage had a segment, so that errors add up over
-    the few stages and not over the many steps.
+    the few stages and not over the many steps. It is the student's long average over that stage,
+    of whose beginning 1/1000 is left at its end.
     """
 
     class Config(PCM.Config):
@@ -46,6 +52,8 @@ class TRACT(PCM):
         segments: tuple[Annotated[int, Field(ge=1)], ...] = (32, 4)
         solver_steps: int = Field(1024, ge=2)
         ema: float = Field(0.5, ge=0, lt=1)
+        distance: Distance = Distance()
+        """Of two x0, to be weighted by max(SNR, 1)."""
 
     name = "tract"
 
@@ -56,10 +64,17 @@ class TRACT(PCM):
         for many, few in zip(self.counts, self.counts[1:], strict=False):
             if many <= few:
                 raise ValueError(f"segments: {many} then {few}; each must be below the last")
-        self.stage_teacher = StageTeacher(self.target)
+        self.stage_teacher = StageTeacher(setup.student)
+        self.average = copy.deepcopy(setup.student).requires_grad_(False)
+        self.decay = LEFT ** (len(self.counts) / setup.train_steps)
 
     def followers(self) -> dict[str, nn.Module]:
-        return {**super().followers(), "stage_teacher": self.stage_teacher}
+        own = {"average": self.average, "stage_teacher": self.stage_teacher}
+        return {**super().followers(), **own}
+
+    def updated(self, player: str) -> None:
+        super().updated(player)
+        follow(self.average, self.student, self.decay)
 
     def path(self, stage: int) -> tuple[Denoiser | Guided, Tensor]:
         if stage == 0:
@@ -69,6 +84,15 @@ class TRACT(PCM):
     def loss(self, player: str, batch: Batch) -> Losses:
         stage = self.stage(batch)
         if stage > int(self.stage_teacher.stage):
-            follow(self.stage_teacher.denoiser, self.target, 0.0)
+            follow(self.stage_teacher.denoiser, self.average, 0.0)
             self.stage_teacher.stage.fill_(stage)
         return super().loss(player, batch)
+
+    def apart(self, guide: Denoiser | Guided, batch: Batch, legs: Legs) -> Tensor:
+        """Of the x0 with which one step leads to the edge, as in progressive distillation."""
+        schedule, t = self.student.schedule, legs.t
+        x_t, edge = wanted(self.target, guide, batch, legs)
+        x0 = one_step_x0(schedule, x_t, edge, t, legs.edge)
+        apart = distance(self.config.distance, self.student(x_t, t, batch.cond), x0)
+        weight = WEIGHTS["truncated-snr"](schedule.log_snr(t).exp()).to(apart)
+        return (weight * apart).mean()

@@ -19,7 +19,7 @@ from edgedistill.denoiser import Denoiser
 from edgedistill.distances import Distance, distance
 from edgedistill.networks.two_times import TwoTimes, steps_of
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
-from edgedistill.objectives.flow_map import Path, over
+from edgedistill.objectives.flow_map import STRAIGHT, Path, over, tau_of
 from edgedistill.times import TimeSampling, sample_times
 
 __all__ = ["TraFlow", "trajectory"]
@@ -62,6 +62,7 @@ class TraFlow(Objective):
     def __init__(self, config: TraFlow.Config, setup: Setup) -> None:
         self.config, self.setup = config, setup
         self.teacher, self.student = setup.teacher, setup.student
+        self.limit = float(tau_of(self.student.schedule, setup.times[0]))
         steps = steps_of(self.student, setup.times, to_end=setup.sampler == "renoise")
         net = TwoTimes(self.student.net, setup.time_layer, steps)
         self.student.net = net.to(setup.example[0].device)
@@ -75,8 +76,8 @@ class TraFlow(Objective):
 
     def loss(self, player: str, batch: Batch) -> Losses:
         config, count = self.config, len(batch.x0)
-        tau = sample_times(config.times, self.student.schedule, count, batch.generator)
-        tau = tau.to(batch.x0.device)
+        tau = sample_times(config.times, STRAIGHT, count, batch.generator)
+        tau = tau.clamp(max=self.limit).to(batch.x0.device)
         eps, zero = batch.noise(), torch.zeros_like(tau)
         y = over(1 - tau, eps) * batch.x0 + over(tau, eps) * eps
         ours = Path(self.student, batch.cond)

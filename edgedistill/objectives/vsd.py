@@ -68,7 +68,8 @@ class DiffInstruct(VSD):
         weight: Literal["sigma2", "x0"] = "x0"
         mean: float = -1.2
         std: float = Field(1.2, gt=0)
-        """Of log(sigma / alpha) where the scores are compared, cut to `min_time` .. `max_time`."""
+        """Of log(sigma / alpha) where the scores are compared, cut to `min_time` .. `max_time`. An
+        EDM teacher's x0 has deviation 1, the paper's 0.5: there the same noise is mean=-0.5."""
 
     name = "diff-instruct"
     config: Config
@@ -145,6 +146,9 @@ class PGSB(SwiftBrush):
             for guided in (self.guided, self.guided_fake)
         )
         return View(sample.x0.detach(), x_t, t, real, fake)
+
+    def seen(self, noised: Noised, cond: Condition) -> Tensor:
+        return self.logits(noised, cond)  # data is judged under its condition, in every row
 
     def denoising(self, noised: Noised, cond: Condition) -> Tensor:
         # Rows of a batch are drawn at random: the first are as good as any.

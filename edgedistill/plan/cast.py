@@ -126,7 +126,7 @@ def cast(recipe: Recipe) -> Cast:
         core=core,
         smaller=smaller,
         autoencoder=networks.get("vae"),
-        train_steps=recipe.train.steps,
+        train_steps=recipe.method_steps,
         time_layer=_family(recipe).time_layer,
         reward=reward,
     )

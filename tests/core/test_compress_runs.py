@@ -7,6 +7,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from edgedistill.compress import units
+from edgedistill.objectives import progressive
 from edgedistill.recipe import resolve
 from edgedistill.run_dir import open_run
 from edgedistill.student import load_student
@@ -82,6 +83,15 @@ def test_an_elastic_student_holds_its_depths(distil):
 def test_a_run_that_leaves_no_step_to_its_method_says_so(distil):
     _, said = distil(train={"steps": 1}, compress={**SMALL, "first": 1})
     assert "compress.first=1 leaves none of train.steps=1 to lcm" in said
+
+
+def test_a_method_in_stages_goes_through_all_in_the_steps_left_to_it(distil, monkeypatch):
+    seen = []
+    stages = progressive.Stages
+    monkeypatch.setattr(progressive, "Stages", lambda *given: seen.append(given) or stages(*given))
+    halving = {"name": "progressive", "stages": 2}
+    distil(steps=6, objective=halving, student={"sampler": "ddim"}, compress={**SMALL, "first": 2})
+    assert seen == [(4, 2)]
 
 
 def test_a_student_may_name_a_decoder(distil):

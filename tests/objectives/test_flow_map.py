@@ -1,5 +1,6 @@
 """Flow maps of a Gaussian, which are a closed form: the same quantile at every time."""
 
+import diffusers
 import pytest
 import torch
 from oracles import Gaussian
@@ -10,13 +11,13 @@ from edgedistill.networks.planar import PlanarNet
 from edgedistill.networks.roles import Adapter, adapt
 from edgedistill.networks.two_times import TwoTimes, steps_of
 from edgedistill.objectives.base import Batch, Optim, Setup
-from edgedistill.objectives.flow_map import RULES, FlowMap, Path, over, tau_of, time_at
+from edgedistill.objectives.flow_map import RULES, FlowMap, Path, Shortcut, over, tau_of, time_at
 from edgedistill.objectives.traflow import TraFlow, trajectory
 from edgedistill.prediction import Prediction
 from edgedistill.recipe import load
 from edgedistill.run_dir import open_run
 from edgedistill.sampling import ddim_step, few_step_table, time_grid
-from edgedistill.schedule import Cosine, Linear, Trig
+from edgedistill.schedule import Cosine, Discrete, Linear, Trig
 from edgedistill.student import load_student
 
 DATA = Gaussian([0.7, -0.4], 0.5, Trig())
@@ -44,7 +45,7 @@ class Exact(nn.Module):
         return self.gain * x0 + self.shift
 
 
-def method(data=DATA, gain=1.0, shift=0.0, **config):
+def method(data=DATA, gain=1.0, shift=0.0, kind=FlowMap, **config):
     student = Denoiser(PlanarNet(width=16), data.schedule, Prediction.X0)
     setup = Setup(
         teacher=data.denoiser(),
@@ -57,7 +58,7 @@ def method(data=DATA, gain=1.0, shift=0.0, **config):
         example=(torch.zeros(2, 2), {}),
         time_layer="embed_time.2",
     )
-    made = FlowMap(FlowMap.Config(**config), setup)
+    made = kind(kind.Config(**config), setup)
     student.net = Exact(data, gain, shift)
     return made
 
@@ -85,6 +86,53 @@ def test_the_exact_flow_map_has_no_loss_and_no_gradient(rule, schedule):
     off, off_gradient = loss_and_gradient(method(data, 0.8, 0.1, rule=rule, times=inside), data)
     assert off > 1e-3
     assert off_gradient > 1e-2
+
+
+@pytest.mark.parametrize("kind", [FlowMap, Shortcut])
+def test_no_leg_begins_where_the_schedule_has_no_time(kind):
+    schedule = Discrete(diffusers.DDIMScheduler(beta_schedule="scaled_linear").alphas_cumprod)
+    objective = method(Gaussian([0.7, -0.4], 0.5, schedule), kind=kind, instant=0.5)
+    assert objective.limit < 0.98
+    tau, end = objective.drawn(batch(4096))
+    told = schedule.net_time(time_at(schedule, tau))
+    assert told.max().item() == pytest.approx(999, abs=0.5)
+    assert (end <= tau).all()
+    assert end.min().item() >= 0
+
+
+def test_times_by_noise_are_those_of_the_straight_flow():
+    times = {"kind": "log-normal", "std": 0.01}
+    objective = method(Gaussian([0.7, -0.4], 0.5, Linear()), times=times)
+    assert objective.taus(batch()).mean().item() == pytest.approx(0.5, abs=1e-2)  # sigma = alpha
+
+
+def test_legs_of_a_shortcut_are_halves_of_halves_or_the_students_own():
+    objective = method(Gaussian([0.7, -0.4], 0.5, Linear()), kind=Shortcut, instant=0.5, levels=3)
+    tau, end = objective.drawn(batch(8192))
+    assert (tau[:4096].mean() / objective.limit).item() == pytest.approx(0.5, abs=0.01)
+    lengths = (tau - end)[4096:] / objective.limit
+    stops = tau_of(Linear(), objective.setup.times) / objective.limit
+    own = set((stops[:-1] - stops[1:]).tolist())
+    shares = {
+        length: (lengths - length).abs().lt(1e-9).double().mean() for length in (1, 0.5, 0.25)
+    }
+    for share in shares.values():
+        assert share.item() == pytest.approx(1 / 4, abs=0.03)
+    rest = [x for x in lengths.tolist() if min(abs(x - length) for length in shares) > 1e-9]
+    assert max(min(abs(x - length) for length in own) for x in rest) < 1e-9
+
+
+def test_half_steps_of_a_shortcut_are_its_averages():
+    objective = method(kind=Shortcut, gain=0.5, ema=0.9)
+    objective.target.net = Exact(DATA)
+    legs = objective.legs(batch())
+    whole = legs.theirs(legs.y, legs.tau, legs.end)
+    moved = legs.length > 0.1
+    found = RULES["progressive"](legs)
+    assert moved.sum() > 20
+    assert ((found - whole).abs() * moved).max() < 1e-4
+    objective.updated("student")
+    assert objective.target.net.gain.item() == pytest.approx(0.95)
 
 
 @pytest.mark.parametrize("rule", ["eulerian", "lagrangian"])

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import diffusers
 import pytest
 import torch
 from oracles import Affine, Gaussian
@@ -19,7 +20,7 @@ from edgedistill.objectives.progressive import one_step_x0
 from edgedistill.prediction import Prediction
 from edgedistill.run_dir import open_run
 from edgedistill.sampling import ddim_step, time_grid
-from edgedistill.schedule import Trig
+from edgedistill.schedule import Discrete, Trig
 from edgedistill.times import TimeSampling
 
 SCHEDULE = Trig()
@@ -58,6 +59,21 @@ def batch(count=4096, seed=0, step=0):
     times = time_grid(SCHEDULE, 4)
     path = torch.stack([DATA.flow(eps, times[:1], s.expand(1)) for s in times], 1)
     return Batch(x0, {}, generator, shared, step, path)
+
+
+@pytest.mark.parametrize("name", ["add", "gdd", "ladd"])
+def test_the_first_step_begins_with_noise_alone(name):
+    """As sampling does; Stable Diffusion's schedule leaves 7 % of the data in its noisiest x_t."""
+    schedule = Discrete(diffusers.DDIMScheduler(beta_schedule="scaled_linear").alphas_cumprod)
+    student = Denoiser(Affine(lambda x, t: x), schedule, Prediction.X0)
+    objective = method(name, student, **({"keep": ()} if name == "gdd" else {}))
+    objective.times = time_grid(schedule, 4)
+    given = batch(4000)
+    given = replace(given, x0=given.x0 + 100)
+    made = objective.round(given)
+    first = made.t == objective.times[0]
+    assert made.x_t[first].mean().abs() < 0.1
+    assert made.x_t[~first].mean(1).min() > 10
 
 
 class Ratio(nn.Module):
@@ -282,6 +298,13 @@ def test_lightning_begins_as_progressive_distillation():
     assert [judge.plays(step) for step in (0, 199, 200, 399)] == [False, False, True, True]
     with pytest.raises(ValueError, match=r"regressed=2: none of the 2 stages"):
         lightning(student, regressed=2)
+
+
+def test_lightnings_student_plays_each_step_while_it_is_alone():
+    objective = lightning(student_of(DATA.posterior), stages=4, regressed=2, turns=3)
+    _, student = objective.players()
+    assert all(student.plays(step) for step in range(200))
+    assert sum(student.plays(step) for step in range(200, 400)) in (66, 67)
 
 
 def test_lightnings_discriminator_sees_x_t_at_first():

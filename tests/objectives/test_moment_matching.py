@@ -1,8 +1,9 @@
 """Moment matching: at rest at the teacher's law, and each form by its own algebra."""
 
+import pytest
 import torch
 from oracles import Affine, Gaussian
-from scored import DATA, FAR, batch, exact_steps, located, method, seed_of, stepped
+from scored import DATA, FAR, batch, exact_steps, guided, located, method, seed_of, stepped
 
 from edgedistill.denoiser import Denoiser
 from edgedistill.networks.planar import PlanarNet
@@ -48,6 +49,11 @@ def test_moments_are_matched_on_the_students_own_step():
     torch.testing.assert_close(noised.x_t, x_s, atol=1e-5, rtol=1e-5)
     x_0 = DATA.flow(sample.x_t, half[None], torch.zeros(1).double())
     torch.testing.assert_close(noised.x0, x_0, atol=1e-5, rtol=1e-5)
+
+
+def test_the_gradient_form_refuses_a_guidance_that_it_would_ignore():
+    with pytest.raises(ValueError, match=r"teacher\.guidance=3: .*gradient differentiates"):
+        method(MomentMatchingGradient, located(FAR, 0.5), teacher=guided(3.0))
 
 
 def test_the_gradient_form_follows_the_teachers_own_gradient():

@@ -74,7 +74,7 @@ def test_the_exact_flow_has_no_loss_and_no_gradient(kind: type[PCM], config: dic
     loss, slope = gradient(method(kind, exact(4), **config), batch(step=799))
     off_loss, off_slope = gradient(method(kind, exact(4, 0.7, 0.1), **config), batch(step=799))
     assert loss < 1e-6
-    assert slope < 1e-4
+    assert slope < 1e-4 * max(1, off_slope)  # of TRACT as of the SNR
     assert off_loss > 100 * loss
     assert off_slope > 10 * slope
 
@@ -126,12 +126,16 @@ def test_a_stage_of_tract_is_taught_by_the_student_of_the_last():
     assert objective.path(0)[0] is objective.teacher
     with torch.no_grad():
         student.net.gain.fill_(1.5)
-    objective.loss("student", batch(8, step=400))
-    assert teacher.denoiser.net.gain.item() == 1.5
+    for _ in range(400):  # the first of two stages, of whose beginning a thousandth is left
+        objective.updated("student")
     with torch.no_grad():
         student.net.gain.fill_(2.0)
+    objective.loss("student", batch(8, step=400))
+    taught = teacher.denoiser.net.gain.item()
+    assert taught == pytest.approx(1.5 - 1e-3 * 0.6, abs=1e-5)
+    objective.updated("student")
     objective.loss("student", batch(8, step=401))
-    assert (teacher.denoiser.net.gain.item(), int(teacher.stage)) == (1.5, 1)
+    assert (teacher.denoiser.net.gain.item(), int(teacher.stage)) == (taught, 1)
     guide, grid = objective.path(1)
     assert guide is teacher.denoiser
     assert grid.tolist() == time_grid(Trig(), 8).tolist()

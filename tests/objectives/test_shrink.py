@@ -239,6 +239,20 @@ def test_depths_take_turns_on_one_set_of_weights(teacher):
     assert whole.mid_block.resnets[0].conv1.weight.grad is None
 
 
+def test_followers_learn_of_every_depth(teacher):
+    given = setup(teacher, Compress())
+    whole = given.student.net.unet
+    elastic = Elastic(Calling(given), given, {"small": without(whole, ["mid_block"])})
+    shared, alone, found = batch(teacher), Calling(given), set()
+    for seed in range(8):
+        drawn = replace(shared, shared=_seeded(seed))
+        losses = elastic.loss("fake_score", drawn)
+        assert not losses.logs
+        found.add(round(losses.total.item(), 6))
+    assert len(found) == 2
+    assert round(alone.loss("student", shared).total.item(), 6) in found
+
+
 def test_each_depth_learns_its_own_features(teacher):
     given = setup(teacher, Compress())
     whole = given.student.net.unet
@@ -272,7 +286,7 @@ def test_elastic_depths_stand_alone():
         Compress(elastic={"../x": 0.5})
     with pytest.raises(ValueError, match="'whole' is no name"):
         Compress(elastic={"whole": 0.5})
-    with pytest.raises(ValueError, match=r"^compress: elastic: '../x' is no name"):
+    with pytest.raises(ValueError, match=r"^compress\.elastic: '../x' is no name"):
         load("emoji-4step-elastic", ["compress.elastic={'../x': 0.7}"])
 
 
