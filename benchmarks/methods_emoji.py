@@ -6,8 +6,8 @@ Distils each recipe in each number of steps, one run at a time, and prints FD an
 score on trained captions, FD on combinations never trained, the diversity of pictures of a caption
 over the teacher's where many pictures answer it, CPU minutes, and with --memory the peak memory of
 training with copies and with adapters of rank 8, less the libraries'. OUT/methods.json has the
-same, OUT/methods.png the same captions by each. A run that is there already is not repeated, and
-keeps the minutes it took.
+same, OUT/methods-STEPS.png the same captions by each. A run that is there already is not repeated,
+and keeps the minutes it took.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
 from edgedistill.evaluate.evaluate import evaluate_pictures, prompt_sets
 from edgedistill.evaluate.pictures import Features, Reference
@@ -41,6 +42,8 @@ SEED, SHOWN = 1234, 16
 """Of the samples; how many captions of the teacher's own grid the sheet has."""
 GUIDANCE, TEACHER_STEPS = 2.0, 25
 """Of the teacher whose diversity is 1: what the recipes distil."""
+MARGIN = 150
+"""Pixels left of the sheet for names."""
 HEADINGS = f"{'recipe':20} steps      FD text-image FD unseen diversity minutes       memory"
 
 
@@ -175,6 +178,17 @@ def drawn(student: Student) -> NDArray[np.uint8]:
     return pictures
 
 
+def sheet(found: dict[str, NDArray[np.uint8]]) -> Image.Image:
+    """Rows of pictures (SHOWN, H, W, 3) by name, the name beside each."""
+    pictures = grid(np.concatenate(list(found.values())), columns=SHOWN)
+    paper = Image.new("RGB", (pictures.width + MARGIN, pictures.height), "white")
+    paper.paste(pictures, (MARGIN, 0))
+    pen, height = ImageDraw.Draw(paper), pictures.height / len(found)
+    for row, name in enumerate(found):
+        pen.text((4, (row + 0.5) * height), name, "black", anchor="lm")
+    return paper
+
+
 def main() -> None:
     """Print the table, a line as soon as it is there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -188,7 +202,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.teacher = teachers_diversity(args.samples)
     print(HEADINGS, flush=True)
-    rows, sheet, failed = [], [], 0
+    rows, failed = [], 0
+    sheets: dict[int, dict[str, NDArray[np.uint8]]] = {}
     for recipe in args.recipes:
         for steps in map(int, args.steps.split(",")):
             folder = args.out / f"{recipe}-{steps}"
@@ -200,12 +215,13 @@ def main() -> None:
                 print(f"{recipe:20} {steps:5} failed: {error}", flush=True)
                 continue
             rows.append(measure(recipe, student, args, minutes))
-            sheet.append(drawn(student))
+            sheets.setdefault(steps, {})[recipe] = drawn(student)
             print(rows[-1].text(), flush=True)
     if rows:
         text = json.dumps([asdict(row) for row in rows], indent=1)
         (args.out / "methods.json").write_text(text, encoding="utf-8")
-        grid(np.concatenate(sheet), columns=SHOWN).save(args.out / "methods.png")
+        for steps, found in sheets.items():
+            sheet(found).save(args.out / f"methods-{steps}.png")
     sys.exit(1 if failed else 0)
 
 
