@@ -14,6 +14,7 @@ from edgedistill.teachers import Teacher
 __all__ = [
     "check_adapters",
     "check_coefficients",
+    "check_depths",
     "check_parts",
     "check_paths",
     "check_reward",
@@ -90,6 +91,15 @@ def check_parts(recipe: Recipe) -> None:
     if product != "student":
         name = recipe.objective["name"]
         raise ValueError(f"{count}: method {name!r} makes a {product}, which needs no conditions")
+
+
+def check_depths(recipe: Recipe) -> None:
+    """Raise a ValueError if the method has no place for several depths that take turns."""
+    if recipe.compress.elastic and recipe.method().restarts:
+        raise ValueError(
+            f"compress.elastic: {recipe.objective['name']} sets the weights of the whole student "
+            "between its stages, while its depths take turns; choose another method"
+        )
 
 
 def check_reward(recipe: Recipe) -> None:

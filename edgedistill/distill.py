@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from edgedistill.checks import (
     check_adapters,
     check_coefficients,
+    check_depths,
     check_paths,
     check_reward,
     check_steps,
@@ -267,6 +268,7 @@ class Run:
     def _depths(self, student: Denoiser) -> dict[str, Plan]:
         """The smaller students inside this one; the same again when resumed."""
         section = self.recipe.compress
+        check_depths(self.recipe)
         if not section.elastic:
             return {}
         core, plans = self._core(student), self._kept_plans()

@@ -198,6 +198,8 @@ class Objective(ABC):
     """Whether there is anything for `search` to find."""
     own_coefficients: ClassVar[bool] = False
     """Whether its step table is one that no diffusers scheduler walks."""
+    restarts: ClassVar[bool] = False
+    """Whether it sets the student's weights itself where a stage begins."""
     Config: ClassVar[type[Settings]]
     """Hyperparameters, with the paper's defaults."""
 

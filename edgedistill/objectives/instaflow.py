@@ -40,6 +40,7 @@ class InstaFlow(Objective):
         """Decay of the average of the student that is frozen as the straightened flow."""
 
     name = "instaflow"
+    restarts = True
     needs_paths = True
 
     def __init__(self, config: InstaFlow.Config, setup: Setup) -> None:

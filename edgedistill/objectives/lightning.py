@@ -39,6 +39,7 @@ class Lightning(GAN):
 
     config: Lightning.Config
     name = "lightning"
+    restarts = True
     frozen = False
     places = 2
 

@@ -80,6 +80,7 @@ class Progressive(Objective):
         student then starts; 0 is the student itself."""
 
     name = "progressive"
+    restarts = True
 
     def __init__(self, config: Progressive.Config, setup: Setup) -> None:
         check_deterministic(self.name, setup)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from edgedistill.checks import check_parts
+from edgedistill.checks import check_depths, check_parts
 from edgedistill.plan.architectures import find, place
 from edgedistill.plan.cast import Cast, cast
 from edgedistill.plan.flops import calls, decoder_flops, denoiser_flops
@@ -89,6 +89,7 @@ def costs(recipe: Recipe, launch: Launch) -> Costs:
         ValueError: If the recipe cannot be planned; names the key.
     """
     check_parts(recipe)
+    check_depths(recipe)
     # FLOPs first: measuring memory leaves marks, such as gradients, on the networks.
     made = cast(recipe)
     flop, samples = _flops(made), _samples(made, launch)

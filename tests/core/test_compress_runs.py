@@ -6,8 +6,10 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from edgedistill import recipe as recipes
 from edgedistill.compress import units
 from edgedistill.objectives import progressive
+from edgedistill.plan.report import plan
 from edgedistill.recipe import resolve
 from edgedistill.run_dir import open_run
 from edgedistill.student import load_student
@@ -78,6 +80,18 @@ def test_an_elastic_student_holds_its_depths(distil):
     assert student.teacher.graphs()["denoiser"].module is student.net
     with pytest.raises(ValueError, match=r"unknown depth 'tiny'.*small"):
         load_student(folder / "student").use_depth("tiny")
+
+
+@pytest.mark.parametrize("method", ["progressive", "lightning", "instaflow"])
+def test_a_method_that_restarts_has_no_depths(tmp_path, method):
+    """It met a shallow student where it expected the whole, by chance, in the midst of a run."""
+    words = [f"recipe=emoji-{method}", "compress.elastic.small=0.8"]
+    said = f"elastic: {method} sets the weights of the whole"
+    with pytest.raises(ValueError, match=said):
+        plan(words)
+    with pytest.raises(ValueError, match=said):
+        open_run(recipes.load(words[0][7:], words[1:]), str(tmp_path / "run"), False, print)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_leaves_no_step_to_its_method_says_so(distil):
