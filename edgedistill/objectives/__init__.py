@@ -80,7 +80,7 @@ OBJECTIVES = {
     "sds": "edgedistill.objectives.sds:SDS",
     "self-corrected": "edgedistill.objectives.self_corrected:SelfCorrected",
     "sfd": "edgedistill.objectives.sfd:SFD",
-    "shortcut": "edgedistill.objectives.flow_map:Shortcut",
+    "shortcut": "edgedistill.objectives.shortcut:Shortcut",
     "shrink": "edgedistill.objectives.shrink:Shrink",
     "sid": "edgedistill.objectives.sid:SiD",
     "slam": "edgedistill.objectives.slam:SLAM",

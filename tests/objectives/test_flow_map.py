@@ -11,7 +11,8 @@ from edgedistill.networks.planar import PlanarNet
 from edgedistill.networks.roles import Adapter, adapt
 from edgedistill.networks.two_times import TwoTimes, steps_of
 from edgedistill.objectives.base import Batch, Optim, Setup
-from edgedistill.objectives.flow_map import RULES, FlowMap, Path, Shortcut, over, tau_of, time_at
+from edgedistill.objectives.flow_map import RULES, FlowMap, Path, over, tau_of, time_at
+from edgedistill.objectives.shortcut import Shortcut
 from edgedistill.objectives.traflow import TraFlow, trajectory
 from edgedistill.prediction import Prediction
 from edgedistill.recipe import load
