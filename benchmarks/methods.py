@@ -398,6 +398,11 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--jobs {args.jobs}: at least 1")
     for name in set(args.methods) - set(known):
         parser.error(f"no recipe {PREFIX}{name}; there are {', '.join(known)}")
+    for mixture in args.mixtures.split(","):
+        try:
+            Mixture.load(mixture)
+        except ValueError as error:
+            parser.error(str(error))
     names = [Path(mixture).stem for mixture in args.mixtures.split(",")]
     if len({*names}) < len(names) or len({*args.methods}) < len(args.methods):
         parser.error("methods, and the names of mixtures, must differ")
@@ -446,4 +451,8 @@ def main(words: Sequence[str] | None = None) -> None:
 if __name__ == "__main__":
     # So that the workers end with it.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

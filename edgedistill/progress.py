@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,8 @@ __all__ = ["Bar", "answers", "bar", "console"]
 
 console = Console(stderr=True, highlight=False)
 """Of work that goes on: how far it is, where its files are, what is wrong."""
-answers = Console(highlight=False)
-"""Of a verb whose result is what it prints: stdout, so that it can be kept and piped."""
+answers = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+"""Of a verb whose result is what it prints: stdout, to be kept and piped, a row a line."""
 
 PLAIN_SECONDS = 10.0
 """Seconds between plain lines where there is no terminal."""

@@ -43,7 +43,13 @@ class Elastic(Wrapper):
     ) -> None:
         super().__init__(method)
         self.net, self.core = setup.student.net, setup.core
-        whole = self.net.get_submodule(self.core)
+        try:
+            whole = self.net.get_submodule(self.core)
+        except AttributeError:
+            raise ValueError(
+                f"compress.elastic: {method.name} trains a network around the student's, in which "
+                "its depths cannot take turns; choose another method"
+            ) from None
         self.depths = {"": whole, **{name: share(plan, whole) for name, plan in plans.items()}}
         self.methods = dict.fromkeys(self.depths, method)
         if make is None:

@@ -43,7 +43,7 @@ def scatter(points: NDArray[np.float32], reference: NDArray[np.float32] | None =
     if reference is not None:
         axes.scatter(reference[:, 0], reference[:, 1], s=3, c="0.8", label="true")
     axes.scatter(points[:, 0], points[:, 1], s=3, c="tab:blue", alpha=0.6, label="drawn")
-    axes.set_aspect("equal")
+    axes.set_aspect("equal", adjustable="datalim")  # else a single point has a sliver of a plot
     axes.legend(loc="upper right", markerscale=3)
     return figure
 

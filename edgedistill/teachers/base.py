@@ -189,8 +189,20 @@ class Teacher(ABC):
         return self.encode([""])
 
     def guided(self, scale: float) -> Denoiser | Guided:
-        """The denoiser with guidance; 1 is none."""
-        return self.denoiser if scale == 1 else Guided(self.denoiser, self.null(), scale)
+        """The denoiser with guidance; 1 is none.
+
+        Raises:
+            ValueError: For guidance of a teacher that takes no condition.
+        """
+        if scale == 1:
+            return self.denoiser
+        null = self.null()
+        if not null:
+            raise ValueError(
+                f"teacher.guidance={scale:g}: {self.name!r} takes no condition to guide by; "
+                "choose teacher.guidance=1"
+            )
+        return Guided(self.denoiser, null, scale)
 
 
 class PromptCache:

@@ -94,6 +94,14 @@ def test_a_method_that_restarts_has_no_depths(tmp_path, method):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("method", ["shortcut", "meanflow", "flow-map"])
+def test_a_method_that_wraps_the_network_has_no_depths(distil, tmp_path, method):
+    sampler, elastic = {"sampler": "ddim"}, {"elastic": {"small": 0.8}}
+    with pytest.raises(ValueError, match=f"elastic: {method} trains a network around"):
+        distil(objective={"name": method}, student=sampler, compress=elastic)
+    assert not (tmp_path / "runs" / "a").exists()
+
+
 def test_a_run_that_leaves_no_step_to_its_method_says_so(distil):
     _, said = distil(train={"steps": 1}, compress={**SMALL, "first": 1})
     assert "compress.first=1 leaves none of train.steps=1 to lcm" in said

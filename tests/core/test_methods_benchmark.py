@@ -212,3 +212,12 @@ def test_the_summary_names_what_misses():
         "smallest 2 of 2",
         "seconds  1 of 2; not sds grid 1",
     ]
+
+
+def test_a_mixture_that_cannot_be_read_is_told_before_anything_runs(tmp_path, capsys):
+    file = tmp_path / "mine.json"
+    file.write_text('{"weights": [1]}')
+    with pytest.raises(SystemExit) as stopped:
+        methods.arguments(["lcm", "--mixtures", f"ring,{file}"])
+    assert stopped.value.code == 2
+    assert "mine.json" in capsys.readouterr().err

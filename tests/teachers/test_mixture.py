@@ -177,3 +177,10 @@ def test_dimensions_other_than_two_work(tmp_path):
     mixture = Mixture.load(str(file))
     assert mixture.sample_shape == (1,)
     assert mixture.spawn().net(torch.zeros(4, 1), torch.full((4,), 0.5)).shape == (4, 1)
+
+
+def test_there_is_nothing_to_guide_by(two_modes):
+    teacher = Mixture.load(str(two_modes))
+    assert teacher.guided(1) is teacher.denoiser
+    with pytest.raises(ValueError, match=r"guidance=4: .* takes no condition to guide by"):
+        teacher.guided(4)
