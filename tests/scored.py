@@ -121,3 +121,27 @@ def pathed(count: int = 256, steps: int = 1, step: int = 0, shared: int = 0) -> 
     points = [DATA.flow(noise, times[:1], t[None]) for t in times]
     path = torch.stack(points, dim=1).float()
     return replace(given, x0=path[:, -1], path=path)
+
+
+class Shown:
+    """A tap that notes the condition of the call that its features come from."""
+
+    def __init__(self, net: nn.Module, shown: list[Tensor]) -> None:
+        self.shown = shown
+        net.register_forward_hook(self.note, with_kwargs=True)
+
+    def note(self, net, args, kwargs, output) -> None:
+        self.last = kwargs["y"], output
+
+    def take(self) -> Tensor:
+        self.shown.append(self.last[0])
+        return self.last[1].mean(1, keepdim=True)
+
+
+def judging(objective) -> list[Tensor]:
+    """Give it a discriminator; the conditions under which that will judge, as they come."""
+    shown: list[Tensor] = []
+    objective.config = objective.config.model_copy(update={"gan_weight": 0.1})
+    objective.tap = Shown(objective.fake_score.net, shown)
+    objective.head = nn.Identity()
+    return shown

@@ -205,3 +205,31 @@ def test_discrete_times_are_never_those_of_the_landing():
     noised = objective.place(objective.rollout(given), torch.linspace(0, 1, 64).double(), given)
     assert noised.x0.isfinite().all()
     assert noised.weight.min() > 0
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("kind", [TDM, PhasedDMD])
+def test_the_discriminator_judges_landings_where_it_was_trained(kind, index, monkeypatch):
+    """Not the x0 of an early step, which no data looks like."""
+    objective = method(kind, exact_steps(), steps=2, sampler="ddim")
+    objective.config = objective.config.model_copy(update={"gan_weight": 0.1})
+    seen = {"student": [], "fake_score": []}
+    for player, noted in seen.items():
+        given = replace(batch(2000, shared=seed_of(index, 2)), step=0 if kind is TDM else 99)
+
+        def judge(noised, cond, noted=noted):
+            noted.append(noised)
+            return noised.x_t.mean(1, keepdim=True)
+
+        monkeypatch.setattr(objective, "logits", judge)
+        monkeypatch.setattr(objective, "seen", judge)
+        objective.loss(player, given)
+    (ours,), (fake, real) = seen["student"], seen["fake_score"]
+    assert torch.equal(fake.t, real.t)
+    low, high = [(0.5, 1.0), (0.0, 0.5 if kind is TDM else 1.0)][index]
+    for shown in (ours, fake, real):
+        assert shown.t.min() == pytest.approx(low, abs=0.01)
+        assert shown.t.max() == pytest.approx(high, abs=0.01)
+        alpha, deviation = (v.flatten() for v in DATA.deviation(shown.t, shown.x_t[:, :1]))
+        standard = (shown.x_t[:, 0] - alpha * DATA.mean[0]) / deviation
+        assert standard.std().item() == pytest.approx(1, abs=0.1)

@@ -120,6 +120,15 @@ def batch(count: int = 64) -> Batch:
     return Batch(torch.zeros(count, 2), {}, g, shared)
 
 
+@pytest.mark.parametrize("components", [2, 3, 5, 16])
+def test_no_momentum_starts_where_it_has_no_gradient(components):
+    student, teacher = (Denoiser(Still(0.7), Trig(), Prediction.X0) for _ in range(2))
+    objective = ArcFlow(ArcFlow.Config(components=components), setup_of(student, teacher))
+    assert len(objective.spread) == components - 1
+    assert objective.spread.abs().min() > 0.1
+    assert objective.spread.abs().max() == 4
+
+
 @pytest.mark.parametrize("kind", [PiFlow, ArcFlow])
 def test_no_loss_where_the_teachers_path_is_straight(kind):
     teacher = Denoiser(Still(0.7), Trig(), Prediction.X0)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from oracles import Gaussian
-from scored import DATA, FAR, Conditioned, Told, batch, guided, located, method, told
-from torch import nn
+from scored import DATA, FAR, Conditioned, Told, batch, guided, judging, located, method, told
 
 from edgedistill.denoiser import Denoiser
 from edgedistill.networks.planar import PlanarNet
@@ -67,30 +66,12 @@ def test_the_discriminator_sees_samples_and_data_under_one_condition(guidance):
         teacher=guided(3.0),
         guidance=guidance,
     )
-    shown = []
-    objective.config = objective.config.model_copy(update={"gan_weight": 0.1})
-    objective.tap = Shown(objective.fake_score.net, shown)
-    objective.head = nn.Identity()
+    shown = judging(objective)
     given = told(batch(8))
     objective.loss("fake_score", given)
     objective.loss("student", given)
     assert len(shown) == 3
     assert all(torch.equal(y, given.cond["y"]) for y in shown)
-
-
-class Shown:
-    """A tap that notes the condition of the call that its features come from."""
-
-    def __init__(self, net, shown):
-        self.shown = shown
-        net.register_forward_hook(self.note, with_kwargs=True)
-
-    def note(self, net, args, kwargs, output):
-        self.last = kwargs["y"], output
-
-    def take(self):
-        self.shown.append(self.last[0])
-        return self.last[1].mean(1, keepdim=True)
 
 
 def test_sid_takes_a_gan_as_well():

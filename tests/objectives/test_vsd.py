@@ -5,7 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 from oracles import Gaussian
-from scored import DATA, FAR, Conditioned, Told, batch, guided, located, method, stepped, told
+from scored import (
+    DATA,
+    FAR,
+    Conditioned,
+    Told,
+    batch,
+    guided,
+    judging,
+    located,
+    method,
+    stepped,
+    told,
+)
 
 from edgedistill.denoiser import Denoiser
 from edgedistill.objectives.sds import NFSD, SDS
@@ -110,6 +122,15 @@ def test_pg_sbs_fake_score_learns_some_samples_without_condition():
     one = told(batch(4))
     objective.loss("fake_score", replace(one, cond={"y": one.cond["y"] + 1}))
     assert fake.heard.flatten().tolist() == pytest.approx([0] + [1.3] * 3)
+
+
+def test_pg_sbs_discriminator_judges_all_samples_under_their_condition():
+    objective = pgsb(Conditioned(), null_share=0.5)
+    shown, given = judging(objective), told(batch(8))
+    objective.loss("fake_score", given)
+    objective.loss("student", given)
+    assert len(shown) == 3
+    assert all(torch.equal(y, given.cond["y"]) for y in shown)
 
 
 def test_pg_sb_wants_guidance_and_one_step():
