@@ -49,8 +49,14 @@ def unplayed(objective: Objective, recipe: Recipe) -> list[str]:
     ]
 
 
-def check_steps(steps: int, schedule: Schedule) -> None:
-    """Raise a ValueError for more steps than the teacher has timesteps."""
+def check_steps(recipe: Recipe, schedule: Schedule) -> None:
+    """Raise a ValueError for more steps than the method trains, or the teacher has timesteps."""
+    steps = recipe.student.steps
+    if recipe.method().single_step and steps > 1:
+        name = recipe.objective["name"]
+        raise ValueError(
+            f"student.steps={steps}: {name}'s students take one step; choose student.steps=1"
+        )
     if isinstance(schedule, Discrete) and steps > schedule.num_timesteps:
         raise ValueError(
             f"student.steps={steps}: the teacher has {schedule.num_timesteps} timesteps"

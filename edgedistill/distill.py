@@ -76,7 +76,7 @@ class Run:
         if recipe.student.decoder:
             self.teacher.use_decoder(recipe.student.decoder)
         denoiser, few = self.teacher.denoiser, recipe.student
-        check_steps(few.steps, denoiser.schedule)
+        check_steps(recipe, denoiser.schedule)
         self.times = student_times(denoiser.schedule, few.steps, few.spacing, few.sampler)
         # What can be wrong with the request shows before the first line of progress.
         check_paths(recipe)

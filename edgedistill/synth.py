@@ -30,7 +30,13 @@ def synth(
 
     Returns:
         The folder.
+
+    Raises:
+        ValueError: If the recipe's method has no use for paths, or they cannot be made.
     """
+    if not recipe.method().needs_paths:
+        name = recipe.objective["name"]
+        raise ValueError(f"objective.name={name}: method {name!r} needs no paths")
     if recipe.data.pictures:
         raise ValueError(
             f"data.pictures={recipe.data.pictures}: paths begin with noise and take captions "

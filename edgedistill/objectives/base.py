@@ -194,6 +194,8 @@ class Objective(ABC):
     """Whether batches bring paths of the teacher, stored before the run (`data.paths`)."""
     needs_reward: ClassVar[bool] = False
     """Whether the recipe's reward is what it learns from, and no loss beside its own."""
+    single_step: ClassVar[bool] = False
+    """Whether its students take one step, and no more."""
     searches: ClassVar[bool] = False
     """Whether there is anything for `search` to find."""
     own_coefficients: ClassVar[bool] = False

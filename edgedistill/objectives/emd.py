@@ -21,7 +21,7 @@ from torch import Tensor
 
 from edgedistill.denoiser import Condition
 from edgedistill.losses import toward
-from edgedistill.objectives.base import Batch, Losses, Setup
+from edgedistill.objectives.base import Batch, Losses
 from edgedistill.objectives.matching import FakeScored, View, health
 from edgedistill.objectives.rollout import Sample
 from edgedistill.sampling import init_scale
@@ -30,11 +30,7 @@ __all__ = ["EMD"]
 
 
 class EMD(FakeScored):
-    """S(z) moves along the corrected eps.
-
-    Raises:
-        ValueError: If the student takes several steps.
-    """
+    """S(z) moves along the corrected eps."""
 
     class Config(FakeScored.Config):
         """Hyperparameters (the paper's on ImageNet)."""
@@ -47,15 +43,8 @@ class EMD(FakeScored):
         """gamma_z."""
 
     name = "emd"
+    single_step = True
     config: Config
-
-    def __init__(self, config: EMD.Config, setup: Setup) -> None:
-        if len(setup.times) != 2:
-            raise ValueError(
-                f"student.steps={len(setup.times) - 1}: emd's students take one step; "
-                "choose student.steps=1"
-            )
-        super().__init__(config, setup)
 
     def move(self, sample: Sample, batch: Batch) -> Losses:
         config, schedule = self.config, self.student.schedule

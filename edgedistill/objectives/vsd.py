@@ -87,28 +87,17 @@ class DiffInstruct(VSD):
 
 
 class SwiftBrush(VSD):
-    """The same of a student of one step.
-
-    Raises:
-        ValueError: With more steps.
-    """
+    """The same of a student of one step."""
 
     name = "swiftbrush"
-
-    def __init__(self, config: VSD.Config, setup: Setup) -> None:
-        if len(setup.times) != 2:
-            raise ValueError(
-                f"student.steps={len(setup.times) - 1}: {self.name}'s students take one step; "
-                "choose student.steps=1"
-            )
-        super().__init__(config, setup)
+    single_step = True
 
 
 class PGSB(SwiftBrush):
     """The same where both scores are guided, at random scales.
 
     Raises:
-        ValueError: With more steps, or unless the teacher has a null condition.
+        ValueError: Unless the teacher has a null condition.
     """
 
     class Config(VSD.Config):

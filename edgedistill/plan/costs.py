@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from edgedistill.checks import check_depths, check_parts
+from edgedistill.checks import check_depths, check_parts, check_steps
 from edgedistill.plan.architectures import find, place
-from edgedistill.plan.cast import Cast, cast
+from edgedistill.plan.cast import SCHEDULE, Cast, cast
 from edgedistill.plan.flops import calls, decoder_flops, denoiser_flops
 from edgedistill.plan.memory import Launch, Memory, frozen, holdings, memory
 from edgedistill.recipe import Recipe
@@ -90,6 +90,7 @@ def costs(recipe: Recipe, launch: Launch) -> Costs:
     """
     check_parts(recipe)
     check_depths(recipe)
+    check_steps(recipe, SCHEDULE)
     # FLOPs first: measuring memory leaves marks, such as gradients, on the networks.
     made = cast(recipe)
     flop, samples = _flops(made), _samples(made, launch)

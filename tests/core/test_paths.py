@@ -256,6 +256,13 @@ def test_the_verb(two_modes, tmp_path, monkeypatch, capsys):
     assert len(load_file("mine/00000.safetensors")["path"]) == 20
 
 
+def test_no_paths_are_made_that_a_run_would_refuse(two_modes, tmp_path):
+    recipe = recipes.load("mixture-lcm", [*SMALL, f"teacher.path={two_modes}"])
+    with pytest.raises(ValueError, match="method 'lcm' needs no paths"):
+        synth(recipe, str(tmp_path / "p"), silent, silent)
+    assert not (tmp_path / "p").exists()
+
+
 def test_pictures_make_no_paths(two_modes, tmp_path):
     words = [*SMALL, f"teacher.path={two_modes}", f"data.pictures={tmp_path}"]
     with pytest.raises(ValueError, match=r"data.pictures=.*: paths begin with noise"):

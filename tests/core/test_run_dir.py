@@ -81,6 +81,17 @@ def test_a_stored_recipe_that_cannot_be_read_names_its_file(mine, tmp_path):
         opened()
 
 
+@pytest.mark.parametrize("method", ["boot", "emd", "instaflow", "slimflow", "swiftbrush"])
+def test_students_of_one_step_take_no_more(method, tmp_path, two_modes):
+    """Refused before the first line, let alone the teacher's paths."""
+    recipe = recipes.load(f"mixture-{method}", ["student.steps=4", f"teacher.path={two_modes}"])
+    said = []
+    with pytest.raises(ValueError, match=f"student.steps=4: {method}'s students take one step"):
+        open_run(recipe, str(tmp_path / "run"), False, said.append, tmp_path)
+    assert not said
+    assert not list(tmp_path.glob("run/data/*"))
+
+
 @pytest.mark.parametrize(
     ("regression", "warmup", "turns", "steps", "first"), [(3, 2, 3, 5, 5), (0, 0, 4, 3, 3)]
 )

@@ -100,8 +100,3 @@ def test_its_last_word_is_that_of_an_ordinary_step():
     torch.testing.assert_close(table.sample(student.net, [noise], {}), exact)
     ours = method(student).signal(noise, torch.zeros(64).double(), {})
     torch.testing.assert_close(ours, exact)
-
-
-def test_several_steps_are_refused():
-    with pytest.raises(ValueError, match=r"student\.steps=4: boot's students take one step"):
-        method(student_of(), 4)

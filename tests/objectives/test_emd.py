@@ -1,6 +1,5 @@
 """EM distillation: its one-step case, and the law of its corrected samples."""
 
-import pytest
 import torch
 from oracles import Gaussian
 from scored import DATA, FAR, batch, located, method, stepped
@@ -35,8 +34,3 @@ def test_emds_corrected_samples_have_the_teachers_marginal():
 def test_emd_is_at_rest_at_the_teachers_law():
     objective = method(EMD, located(DATA.mean.tolist(), 0.5), DATA.denoiser(), langevin_steps=4)
     assert objective.loss("student", batch()).total < 1e-10
-
-
-def test_emd_takes_one_step():
-    with pytest.raises(ValueError, match=r"student\.steps=4: emd"):
-        method(EMD, located(FAR, 0.5), steps=4)

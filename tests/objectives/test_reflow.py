@@ -193,11 +193,6 @@ def test_the_second_stage_starts_from_the_average_of_the_first():
     assert student.net.gain.item() == 2.0
 
 
-def test_several_steps_are_refused():
-    with pytest.raises(ValueError, match=r"student.steps=4: instaflow's students take one step"):
-        InstaFlow(InstaFlow.Config(), setup_of(straightened(Trig()), 4))
-
-
 # --- SlimFlow
 
 

@@ -21,7 +21,7 @@ from scored import (
 
 from edgedistill.denoiser import Denoiser
 from edgedistill.objectives.sds import NFSD, SDS
-from edgedistill.objectives.vsd import PGSB, VSD, DiffInstruct, SwiftBrush
+from edgedistill.objectives.vsd import PGSB, VSD, DiffInstruct
 from edgedistill.prediction import Prediction
 from edgedistill.schedule import Trig
 
@@ -82,11 +82,6 @@ def test_diff_instruct_compares_at_log_normal_levels():
     assert ratio.std().item() == pytest.approx(0.5, abs=0.01)
 
 
-def test_swiftbrush_takes_one_step():
-    with pytest.raises(ValueError, match=r"student\.steps=4: swiftbrush"):
-        method(SwiftBrush, located(FAR, 0.5), steps=4)
-
-
 class Heard(Conditioned):
     """Keeps the conditions it was told."""
 
@@ -133,10 +128,8 @@ def test_pg_sbs_discriminator_judges_all_samples_under_their_condition():
     assert all(torch.equal(y, given.cond["y"]) for y in shown)
 
 
-def test_pg_sb_wants_guidance_and_one_step():
+def test_pg_sb_wants_guidance():
     with pytest.raises(ValueError, match=r"teacher\.guidance=1: pg-sb"):
         method(PGSB, located(FAR, 0.5))
-    with pytest.raises(ValueError, match=r"student\.steps=4: pg-sb's students take one step"):
-        pgsb(Conditioned(), steps=4)
     with pytest.raises(ValueError, match=r"low=2 must be below high=1"):
         pgsb(Conditioned(), low=2, high=1)
