@@ -101,12 +101,26 @@ one step, such as `boot` and `dmd`, run as they are."""
 ONE_PATH = ("objective.regression_steps=16",)
 """The recipes' 8 solver steps a student's step are too few for the whole path: on `grid` they lose
 a sixth of the smallest mode, and every method that starts from them with them."""
-WORDS = {
+STEEP = (
+    *("objective.loss=relativistic", "objective.r1=0.5", "objective.discriminator.lr=1e-3"),
+    "train.optim.lr=3e-4",
+)
+"""Where one step decides everything, the papers' games forget modes on points: all go to one of
+`ring`. Against real logits and with a steep penalty more are kept."""
+WORDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("diff-instruct", "disback", "dmd2", "f-distill", "sid", "twinflow", "uni-instruct"),
         ONE_PATH,
     ),
+    "add": (*STEEP, "objective.distillation=0.02"),
+    "embedding": (*STEEP, "embedding.weight=10", "train.steps=2500"),
+    "lightning": (
+        *(*STEEP, "objective.r1=0.1", "objective.regressed=3", "objective.alone=0"),
+        "train.steps=6000",
+    ),
+    "meanflow": ("train.steps=6000",),
     "tract": ("objective.segments=[32,1]",),
+    "ufogen": STEEP,
 }
 """What a recipe needs in one step besides."""
 KEPT = "methods-row.json"
