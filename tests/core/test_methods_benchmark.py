@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -221,3 +222,31 @@ def test_a_mixture_that_cannot_be_read_is_told_before_anything_runs(tmp_path, ca
         methods.arguments(["lcm", "--mixtures", f"ring,{file}"])
     assert stopped.value.code == 2
     assert "mine.json" in capsys.readouterr().err
+
+
+def test_an_interrupted_benchmark_ends_in_a_line(two_modes, tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "methods.py"), "lcm", "--mixtures", str(two_modes)]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "out")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline().startswith("method")  # its worker is loading by then
+    os.killpg(process.pid, signal.SIGINT)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == "interrupted; the same command goes on from here"
+    assert "Traceback" not in stderr
+
+
+def test_a_method_has_in_one_step_what_it_needs_there():
+    words = methods.arguments(["gdd", "meanflow", "ufogen", "--mixtures", "ring", "--one-step"])
+    recipe = {case.folder.name: case.recipe() for case in methods.cases_of(words)}
+    assert recipe["gdd-ring"].student.steps == 1
+    assert recipe["meanflow-ring"].train.steps == 3000
+    assert recipe["meanflow-ring-1"].train.steps == 6000
+    games = [recipe[name].objective.get("loss") for name in ("ufogen-ring", "ufogen-ring-1")]
+    assert games == ["non-saturating", "relativistic"]

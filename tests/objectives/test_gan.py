@@ -14,7 +14,7 @@ from edgedistill.distances import Ensemble
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.objectives import find
 from edgedistill.objectives.base import Batch, Optim, Setup
-from edgedistill.objectives.ddgan import posterior
+from edgedistill.objectives.ddgan import DDGAN, posterior
 from edgedistill.objectives.flash import mode_masses, stage_shares
 from edgedistill.objectives.progressive import one_step_x0
 from edgedistill.prediction import Prediction
@@ -442,3 +442,7 @@ def test_two_steps_on_pictures_move_the_student_and_leave_the_teacher(name, tmp_
         {k for k in student if k.split(".")[-2] in ("conv1", "conv2")} if name == "gdd" else set()
     )
     assert still == kept
+
+
+def test_ddgan_penalises_as_much_as_the_paper_which_does_so_every_15th_time():
+    assert 15 * DDGAN.Config().r1 == pytest.approx(0.02)

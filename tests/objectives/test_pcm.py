@@ -182,3 +182,9 @@ def test_a_target_of_its_own_follows():
 def test_a_wrong_choice_is_named(kind: type[PCM], arguments: dict, message: str):
     with pytest.raises(ValueError, match=message):
         method(kind, exact(4), **arguments)
+
+
+def test_tdd_has_the_papers_segments_of_250_steps():
+    config = TDD.Config()
+    assert config.segments == (4, 5, 6, 7, 8)
+    assert config.solver_steps == 250
