@@ -379,7 +379,7 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
             folder = args.out / f"{method}-{Path(mixture).stem}"
             cases.append(Case(method, mixture, tuple(args.words), folder, args.again))
             if args.one_step and several and method in ONE_STEP:
-                words = (*args.words, "student.steps=1", *WORDS.get(method, ()))
+                words = (*WORDS.get(method, ()), *args.words, "student.steps=1")
                 one = folder.with_name(f"{folder.name}-1")
                 cases.append(Case(method, mixture, words, one, args.again))
     return cases
@@ -392,7 +392,13 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     # What starts from a student is run when asked for, once there is one.
     alone = [n for n in known if not recipes.load(PREFIX + n).student.init]
     parser.add_argument(
-        "methods", nargs="*", default=alone, metavar="METHOD", help=f"of {', '.join(known)}"
+        "methods",
+        nargs="*",
+        default=alone,
+        type=lambda name: name.removeprefix(PREFIX),
+        metavar="METHOD",
+        help=f"of {', '.join(known)}; by default all but "
+        f"{', '.join(sorted({*known} - {*alone}))}, which start from a student",
     )
     parser.add_argument("--mixtures", default=MIXTURES, help=f"by default {MIXTURES}")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
@@ -413,13 +419,22 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     for name in set(args.methods) - set(known):
         parser.error(f"no recipe {PREFIX}{name}; there are {', '.join(known)}")
     for mixture in args.mixtures.split(","):
+        if not mixture:
+            parser.error(f"--mixtures {args.mixtures!r}: an empty name")
         try:
             Mixture.load(mixture)
         except ValueError as error:
             parser.error(str(error))
     names = [Path(mixture).stem for mixture in args.mixtures.split(",")]
     if len({*names}) < len(names) or len({*args.methods}) < len(args.methods):
-        parser.error("methods, and the names of mixtures, must differ")
+        parser.error("a method or the name of a mixture is there twice")
+    for method in args.methods if args.words else ():
+        try:
+            recipes.load(PREFIX + method, args.words)
+        except ValueError as error:
+            parser.error(f"{PREFIX}{method}: {error}")
+    if args.out.exists() and not args.out.is_dir():
+        parser.error(f"--out {args.out}: not a folder")
     return args
 
 

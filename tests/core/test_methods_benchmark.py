@@ -250,3 +250,30 @@ def test_a_method_has_in_one_step_what_it_needs_there():
     assert recipe["meanflow-ring-1"].train.steps == 6000
     games = [recipe[name].objective.get("loss") for name in ("ufogen-ring", "ufogen-ring-1")]
     assert games == ["non-saturating", "relativistic"]
+
+
+def test_what_the_user_sets_goes_before_what_one_step_needs():
+    words = ["lightning", "--mixtures", "ring", "--one-step", "--set", "train.steps=20"]
+    cases = methods.cases_of(methods.arguments([*words, "--set", "student.steps=2"]))
+    assert [case.recipe().student.steps for case in cases] == [2, 1]
+    assert [case.recipe().train.steps for case in cases] == [20, 20]
+    assert [case.recipe().objective["regressed"] for case in cases] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--mixtures", "ring,"], "an empty name"),
+        (["--set", "nosuch=1"], "mixture-gdd: unknown key nosuch"),
+        (["--set", "train.steps=abc"], "train.steps"),
+        (["--out", __file__], "not a folder"),
+        (["gdd"], "there twice"),
+        (["nosuch"], "no recipe mixture-nosuch"),
+    ],
+)
+def test_what_cannot_be_run_is_told_before_anything_runs(words, line, capsys):
+    assert methods.arguments(["mixture-gdd"]).methods == ["gdd"]
+    with pytest.raises(SystemExit) as stopped:
+        methods.arguments(["gdd", *words])
+    assert stopped.value.code == 2
+    assert line in capsys.readouterr().err
