@@ -18,7 +18,8 @@ __all__ = ["atomic_folder", "check_writable", "read_json", "write_json", "write_
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A new folder to fill, which becomes `target` when the block ends without an error.
 
-    After an error nothing is left of it, nor of folders made on the way.
+    Then all may read its files. After an error nothing is left of it, nor of folders made on the
+    way.
     """
     missing = _missing(target.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -26,6 +27,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     work.chmod(0o755)
     try:
         yield work
+        for file in work.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                file.chmod(file.stat().st_mode | 0o444)  # safetensors keeps files to their owner
         old = work.with_name(work.name + "-old")
         if target.exists():
             target.rename(old)

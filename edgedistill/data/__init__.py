@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from edgedistill.data.prompts import CAPTION, read_prompts
+from edgedistill.data.shards import write_shard
 from edgedistill.sampling import solve, time_grid
 from edgedistill.teachers.base import Source, Teacher
 from edgedistill.teachers.latents import Latents
@@ -76,9 +77,7 @@ def open_source(
     file = folder / "data" / "latents.safetensors"
     if not file.is_file():
         x0 = _make(teacher, captions, guidance, steps, seed, progress)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"latents": x0}, file.with_suffix(".part"))
-        file.with_suffix(".part").rename(file)
+        write_shard(file, {"latents": x0})
     return Latents(load_file(file)["latents"], captions, teacher)
 
 

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, count, islice
@@ -25,10 +23,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from edgedistill.data.pictures import FAULTS, Codec, Listing, Record, list_pictures, read_picture
+from edgedistill.data.shards import write_shard
 from edgedistill.files import check_writable, read_json, write_json
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.latents import Captioned, to_float
@@ -244,7 +242,7 @@ class Pictures:
             raise FloatingPointError(f"{shard}: what the autoencoder returns is not finite")
         metadata = {"captions": json.dumps(captions), "skipped": json.dumps(skipped)}
         tensors = {"x0": made, **({"pictures": torch.cat(kept)} if self.keep else {})}
-        _save(shard, tensors, {"digest": self.digest, **metadata})
+        write_shard(shard, tensors, {"digest": self.digest, **metadata})
         return len(captions) + len(skipped)
 
     def _fault(self, shard: Path) -> str:
@@ -295,20 +293,6 @@ def _check_cache(cache: Path, spec: Spec) -> None:
                 f"{cache}: wrong latent cache: made with {name}={found.get(name)}, not {ours}; "
                 "choose another data.cache"
             )
-
-
-def _save(shard: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a shard whole or not at all; runs that share a cache may both do so."""
-    handle, name = tempfile.mkstemp(prefix=f".{shard.name}-", dir=shard.parent)
-    os.close(handle)
-    part = Path(name)
-    try:
-        save_file(tensors, part, metadata=metadata)
-        part.chmod(0o644)
-        part.rename(shard)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _reason(error: Exception) -> str:

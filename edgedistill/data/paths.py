@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgedistill.data import read_prompts
+from edgedistill.data.shards import write_shard
 from edgedistill.denoiser import Condition, Denoiser, Guided
 from edgedistill.files import read_json, write_json
 from edgedistill.sampling import solve
@@ -192,9 +192,7 @@ def _make(
     path = follow(guided, noise.to(device), times, spec.steps, cond, spec.solver).cpu()
     if not bool(path.isfinite().all()):
         raise FloatingPointError(f"{shard}: the teacher's samples are not finite")
-    part = shard.with_suffix(".part")
-    save_file({"path": path, "caption": caption}, part, metadata={"spec": spec.digest})
-    part.rename(shard)
+    write_shard(shard, {"path": path, "caption": caption}, {"spec": spec.digest})
 
 
 def _fault(shard: Path, spec: Spec, shape: tuple[int, ...]) -> str:

@@ -134,10 +134,11 @@ def _rows(
 
 
 def _clouds(subjects: list[Subject], drawn: list[NDArray[Any]]) -> list[dict[str, str]]:
-    truth = drawn[0].astype(np.float32)
+    clouds = [points.astype(np.float32) for points in drawn]
+    extent = 1.05 * max(float(np.abs(points).max()) for points in clouds)
     return [
-        {"name": s.name, "picture": _figure_uri(scatter(points.astype(np.float32), truth))}
-        for s, points in zip(subjects, drawn, strict=True)
+        {"name": s.name, "picture": _figure_uri(scatter(points, clouds[0], extent))}
+        for s, points in zip(subjects, clouds, strict=True)
     ]
 
 

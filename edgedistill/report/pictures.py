@@ -36,16 +36,34 @@ def grid(images: NDArray[np.uint8], columns: int = 8) -> Image.Image:
     return Image.fromarray(paper)
 
 
-def scatter(points: NDArray[np.float32], reference: NDArray[np.float32] | None = None) -> Figure:
-    """Points (N, 2 or more; the first two are drawn), over reference points in grey."""
+def scatter(
+    points: NDArray[np.float32],
+    reference: NDArray[np.float32] | None = None,
+    extent: float | None = None,
+) -> Figure:
+    """Points (N, D) over reference points in grey: their first two numbers, or one on a line.
+
+    Args:
+        points: What was drawn.
+        reference: Of the truth.
+        extent: Largest number on the axes; None is as far as the points go.
+    """
     figure = Figure(figsize=(4.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
     if reference is not None:
-        axes.scatter(reference[:, 0], reference[:, 1], s=3, c="0.8", label="true")
-    axes.scatter(points[:, 0], points[:, 1], s=3, c="tab:blue", alpha=0.6, label="drawn")
+        axes.scatter(*_plane(reference), s=3, c="0.8", label="true")
+    axes.scatter(*_plane(points), s=3, c="tab:blue", alpha=0.6, label="drawn")
+    if extent is not None:
+        axes.set_xlim(-extent, extent)
+        axes.set_ylim(-extent, extent)
     axes.set_aspect("equal", adjustable="datalim")  # else a single point has a sliver of a plot
     axes.legend(loc="upper right", markerscale=3)
     return figure
+
+
+def _plane(points: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    x = points[:, 0]
+    return x, points[:, 1] if points.shape[1] > 1 else np.zeros_like(x)
 
 
 def save_samples(

@@ -25,6 +25,8 @@ from edgedistill.teachers.base import Graph, Source, Teacher
 __all__ = ["Mixture", "MixtureNet"]
 
 FIT_STEPS, FIT_BATCH, FIT_LR = 1500, 512, 2e-3
+LARGEST = 1e6
+"""Of a mixture's means and scales: what networks and figures are made for, many times over."""
 
 
 class MixtureNet(nn.Module):
@@ -206,12 +208,15 @@ def _read(file: Path) -> tuple[Tensor, Tensor, Tensor]:
         or scales.shape != weights.shape
         or means.shape[:1] != weights.shape
         or means.ndim != 2
+        or not means.shape[1]
         or not len(weights)
     ):
         shapes = f"{tuple(weights.shape)}, {tuple(means.shape)}, {tuple(scales.shape)}"
         raise ValueError(f"{file}: weights [K], means [K][D], scales [K] expected, got {shapes}")
     if not all(bool(n.isfinite().all()) for n in numbers):
         raise ValueError(f"{file}: a number is not finite")
+    if bool((means.abs() > LARGEST).any()) or bool((scales > LARGEST).any()):
+        raise ValueError(f"{file}: means and scales must be at most {LARGEST:g}")
     if bool((weights <= 0).any()) or bool((scales <= 0).any()):
         raise ValueError(f"{file}: weights and scales must be positive")
     return weights, means, scales

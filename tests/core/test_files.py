@@ -1,7 +1,10 @@
 """Files and folders appear whole or not at all."""
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from edgedistill.data.shards import write_shard
 from edgedistill.files import atomic_folder, check_writable, read_json, write_json, write_text
 
 
@@ -22,6 +25,21 @@ def test_a_folder_appears_only_when_the_block_ends(tmp_path):
         assert not target.exists()
     assert [p.name for p in target.iterdir()] == ["a"]
     assert [p.name for p in target.parent.iterdir()] == ["student"]
+
+
+def test_all_may_read_what_appears(tmp_path):
+    """Of safetensors, which it keeps to their owner, too."""
+    with atomic_folder(tmp_path / "student") as work:
+        (work / "deep").mkdir()
+        save_file({"a": torch.zeros(1)}, work / "deep" / "a.safetensors")
+        (work / "tool").touch(0o700)
+    modes = [
+        (tmp_path / "student" / name).stat().st_mode for name in ("deep/a.safetensors", "tool")
+    ]
+    assert [oct(mode & 0o777) for mode in modes] == ["0o644", "0o744"]
+    write_shard(tmp_path / "b" / "b.safetensors", {"a": torch.zeros(1)})
+    assert (tmp_path / "b" / "b.safetensors").stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["b.safetensors"]
 
 
 def test_an_interrupted_folder_leaves_nothing(tmp_path):

@@ -108,6 +108,9 @@ def test_a_student_starts_near_the_teacher_and_the_same_for_a_seed(mixture, monk
         ('{"weights": [-1, 2], "means": [[0], [1]], "scales": [1, 1]}', "must be positive"),
         ('{"weights": [1], "means": [[0]], "scales": [0]}', "must be positive"),
         ('{"weights": 1, "means": [[0]], "scales": [0]}', "expected"),
+        ('{"weights": [1], "means": [[]], "scales": [1]}', "expected"),
+        ('{"weights": [1], "means": [[1e30, 0]], "scales": [1]}', r"at most 1e\+06"),
+        ('{"weights": [1], "means": [[0, 0]], "scales": [1e7]}', r"at most 1e\+06"),
         (b"\xff\xfe", "not a mixture file"),
     ],
 )
