@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgedistill.collaborate import ALONE, Help
 from edgedistill.evaluate.subjects import (
@@ -18,6 +16,7 @@ from edgedistill.evaluate.subjects import (
     steered_subject,
     student_subject,
 )
+from edgedistill.files import atomic_file, check_writable
 from edgedistill.report.pictures import grid, scatter
 from edgedistill.student import Student
 from edgedistill.students import Students, open_student
@@ -128,20 +127,12 @@ def generate(
     if not takes_prompts and prompt is not None:
         raise ValueError(f"{source} takes no prompt, got {prompt!r}")
     asked = count if prompt is None else [prompt] * count
+    check_writable(out, f"--out {out}")
     drawn = subject.draw(asked, seed, lambda done: None)
-    try:
-        _write(out, drawn)
-    except OSError as error:
-        raise ValueError(f"--out {out}: cannot write there: {error.strerror}") from None
-
-
-def _write(out: Path, drawn: NDArray[Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.part{out.suffix}")
-    if out.suffix == ".npy":
-        np.save(part, drawn)
-    elif drawn.ndim == 4:
-        grid(drawn).save(part)
-    else:
-        scatter(drawn).savefig(part, dpi=110)
-    part.rename(out)
+    with atomic_file(out) as made:
+        if out.suffix == ".npy":
+            np.save(made, drawn)
+        elif drawn.ndim == 4:
+            grid(drawn).save(made)
+        else:
+            scatter(drawn).savefig(made, dpi=110)

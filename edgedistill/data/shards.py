@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
+
+from edgedistill.files import atomic_file
 
 __all__ = ["write_shard"]
 
@@ -19,14 +19,5 @@ def write_shard(
 
     Several runs may write the same one at once.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(handle)
-    part = Path(name)
-    try:
-        save_file(tensors, part, metadata=metadata)
-        part.chmod(0o644)  # safetensors keeps files to their owner
-        part.rename(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with atomic_file(path) as made:
+        save_file(tensors, made, metadata=metadata)

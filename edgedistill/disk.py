@@ -1,0 +1,195 @@
+"""What the system does for `files.py`: locks, swaps, writes that last, reasons of failures."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["WriteError", "lock", "naming", "put", "sync", "sync_all", "unlock"]
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""Of Linux, see renameat2(2)."""
+
+WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+"""Errors that only a write has, so that they need no file's name to be told apart."""
+
+ROOM = 2**16
+"""Bytes that must be left on a disk that is not full."""
+
+
+class WriteError(ValueError):
+    """A place cannot be written, for reasons outside this program; says where and why."""
+
+
+# --- Locks --------------------------------------------------------------------------------------
+
+
+def lock(path: Path) -> int | None:
+    """Lock the file or folder at `path` until `unlock`, or until this process ends, however.
+
+    Returns:
+        What `unlock` takes; None where the system or the file system has no locks (flock(2)).
+
+    Raises:
+        BlockingIOError: If it is locked already, by this process or another.
+        FileNotFoundError: If nothing is there.
+    """
+    if sys.platform == "win32":
+        return None
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Who had it until now may have moved or removed what was there.
+        if os.path.samestat(os.fstat(handle), path.stat()):
+            return handle
+        raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK), str(path))
+    except OSError as error:
+        os.close(handle)
+        if isinstance(error, BlockingIOError | FileNotFoundError):
+            raise
+        return None
+
+
+def unlock(handle: int | None) -> None:
+    """Let go of a lock; None is nothing to let go of."""
+    if handle is not None:
+        os.close(handle)
+
+
+# --- Renames that last --------------------------------------------------------------------------
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or a folder's list of names, to the disk."""
+    if sys.platform == "win32":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems without it
+            raise
+    finally:
+        os.close(handle)
+
+
+def sync_all(folder: Path) -> None:
+    """Bring a folder with all that is in it to the disk, for all to read."""
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_symlink():
+            continue
+        if path.is_file():
+            path.chmod(path.stat().st_mode | 0o444)  # safetensors keeps files to their owner
+        sync(path)
+
+
+def put(new: Path, target: Path, aside: Path) -> None:
+    """Rename the folder `new` to `target`, whatever is there.
+
+    What was at `target` is then at `new`, swapped with it at one instant; or at `aside`, where the
+    file system cannot swap: then there is a moment with nothing at `target`.
+    """
+    try:
+        new.rename(target)
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+    if not os.path.lexists(target):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
+    if _swapped(new, target):
+        return
+    target.rename(aside)
+    try:
+        new.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Swap two paths; False where the system or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    paths = os.fsencode(one), os.fsencode(other)
+    if call(AT_FDCWD, paths[0], AT_FDCWD, paths[1], RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+# --- Reasons ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def naming(target: Path, what: str = "") -> Iterator[None]:
+    """Turn what the system refuses inside the block into a `WriteError` that names `target`.
+
+    Libraries lose the file's name, and some the reason too: a full disk is looked for itself.
+
+    Args:
+        target: What is being written.
+        what: How a user calls it; its path if left out.
+    """
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        reason = _reason(error, target)
+        if not reason:
+            raise
+        raise WriteError(f"{what or target}: cannot write there: {reason}") from error
+
+
+def _reason(error: Exception, target: Path) -> str:
+    """Why `target` could not be written; "" if the error is about something else."""
+    if isinstance(error, FileExistsError | NotADirectoryError) and _ours(error, target):
+        return "a file is where a folder would be"
+    if isinstance(error, OSError) and error.errno and _ours(error, target):
+        return os.strerror(error.errno)
+    said = re.search(r"os error (\d+)|requested and \d+ written", str(error))
+    if said:  # by a library in Rust, or by NumPy
+        return os.strerror(int(said[1])) if said[1] else said[0]
+    return os.strerror(errno.ENOSPC) if _full(target) else ""
+
+
+def _ours(error: OSError, target: Path) -> bool:
+    """Whether an error is about `target`, folders around it or what is being made of it."""
+    if error.filename is None:
+        return error.errno in WRITES
+    place, absolute = Path(os.fsdecode(error.filename)).absolute(), target.absolute()
+    if place == absolute or place in absolute.parents:
+        return True
+    return place.parent.is_relative_to(absolute.parent) and ".part" in str(place)
+
+
+def _home(target: Path) -> Path:
+    """The innermost folder around `target` that is there."""
+    absolute = target.absolute()
+    return next((path for path in absolute.parents if path.is_dir()), absolute)
+
+
+def _full(target: Path) -> bool:
+    if sys.platform == "win32":
+        return False
+    try:
+        space = os.statvfs(_home(target))
+    except OSError:
+        return False
+    left = space.f_bfree if os.geteuid() == 0 else space.f_bavail
+    return left * space.f_frsize < ROOM or (space.f_files > 0 and space.f_favail == 0)
