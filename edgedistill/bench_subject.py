@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgedistill.files import read_json
+from edgedistill.sampling import StepTable
+
 __all__ = ["main", "measure"]
 
 Draw = Callable[[str, int], None]
@@ -59,7 +62,7 @@ def _load_pipeline(
     import diffusers
 
     index = Path(folder) / "model_index.json"
-    name = json.loads(index.read_text("utf-8"))["_class_name"] if index.is_file() else None
+    name = read_json(index).get("_class_name") if index.is_file() else None
     # By its own name, so that its slow imports are over before the clock starts.
     family = getattr(diffusers, name or "DiffusionPipeline")
     start = time.perf_counter()
@@ -154,7 +157,13 @@ def _own_steps(folder: str) -> int | None:
     file = Path(folder) / "student.json"
     if not file.is_file():
         return None
-    return len(json.loads(file.read_text("utf-8"))["step_table"]["rows"])
+    table = read_json(file).get("step_table")
+    if not isinstance(table, dict):
+        raise ValueError(f"{file}: step_table: missing")
+    try:
+        return len(StepTable.from_json(table).rows)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def measure(folder: str, steps: int | None, guidance: float, runs: int) -> dict[str, Any]:

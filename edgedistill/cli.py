@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import shlex
 import signal
 import sys
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from edgedistill.progress import answers, bar, console
+from edgedistill.complaints import INTERRUPTED, complain, misused, settle
+from edgedistill.progress import answers, bar, console, say
 
 __all__ = ["app", "main"]
 
@@ -73,24 +71,21 @@ def distill(
     from edgedistill.trainer import Interrupted
 
     recipe, out, typed = asked("distill", words)
-    opened = open_run(recipe, out, resume, lambda line: console.print(line), typed=typed)
+    opened = open_run(recipe, out, resume, say, typed=typed)
     for run in opened.runs():
         console.quiet = not run.trainer.accelerator.is_main_process
         begin = run.restore() if resume else 0
         if resume:
-            console.print(f"resuming at step {begin}")
+            say(f"resuming at step {begin}")
         try:
             with bar("distil", run.recipe.train.steps, begin) as meter:
                 made = run.train(meter.follow)
         except Interrupted as stop:
             again = shlex.join(["edgedistill", "distill", *words, "--resume"])
-            console.print(
-                f"{stop}; a checkpoint is in {run.folder}/checkpoints. To go on:\n  {again}",
-                markup=False,
-                soft_wrap=True,
-            )
+            say(f"{stop}; a checkpoint is in {run.folder}/checkpoints. To go on:")
+            say(f"  {again}")
             sys.exit(INTERRUPTED)
-        console.print(f"{run.objective.product} {made}")
+        say(f"{run.objective.product} {made}")
         del run  # before the next one is opened
 
 
@@ -115,8 +110,8 @@ def synth(
 
     recipe, out, _ = asked("synth", words)
     with bar("paths", recipe.data.samples) as meter:
-        made = make(recipe, out, lambda line: console.print(line), meter.update)
-    console.print(f"paths {made}")
+        made = make(recipe, out, say, meter.update)
+    say(f"paths {made}")
 
 
 @app.command()
@@ -228,8 +223,8 @@ def export(
     console.print(table(rows))
     for row in rows:
         for line in memory_lines(row):
-            console.print(line)
-        console.print(f"bundle {row.place}" if row.place else f"failed {row.name}: {row.error}")
+            say(line)
+        say(f"bundle {row.place}" if row.place else f"failed {row.name}: {row.error}")
     if any(row.error for row in rows):
         raise typer.Exit(1)
 
@@ -281,7 +276,7 @@ def adopt(
     from edgedistill.adopt import adopt as take
 
     made = take(checkpoint, kind, base=base, steps=steps, guidance=guidance, out=out)
-    console.print(f"student {made}")
+    say(f"student {made}")
 
 
 @app.command()
@@ -311,7 +306,7 @@ def bench(
     chart(results, path.with_suffix(".png"))
     for table in tables(results):
         console.print(table)
-    console.print(f"{path}  {path.with_suffix('.png')}")
+    say(f"{path}  {path.with_suffix('.png')}")
 
 
 @app.command()
@@ -340,7 +335,7 @@ def generate(
     given = Help(teacher_first, teacher_share)
     away = None if negative is None else Negative(negative, negative_scale)
     draw(source, prompt, seed=seed, count=count, out=out, given=given, negative=away)
-    console.print(str(out))
+    say(str(out))
 
 
 @app.command()
@@ -371,7 +366,7 @@ def evaluate(
         )
     for table in tables(results):
         console.print(table)
-    console.print(str(path))
+    say(str(path))
 
 
 @app.command()
@@ -385,8 +380,8 @@ def report(
 
     if out:
         check_writable(out, f"--out {out}")
-    path = write_report(run, out or run / "report.html", lambda line: console.print(line))
-    console.print(str(path))
+    path = write_report(run, out or run / "report.html", say)
+    say(str(path))
 
 
 recipes_app = typer.Typer(invoke_without_command=True, help="List the recipes, or show one.")
@@ -429,24 +424,9 @@ def doctor() -> None:
 _UsageError: Any = typer.BadParameter.__base__
 
 
-def _quiet() -> None:
-    """Silence what libraries say at import: nothing there is for our users."""
-    warnings.filterwarnings("ignore")
-    # Some set the root logger up for themselves unless somebody has.
-    logging.basicConfig(level=logging.ERROR)
-    for library in ("TRANSFORMERS", "DIFFUSERS", "HF_HUB"):
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    for name in ("torchao", "torch.utils._pytree", "onnx_ir"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-INTERRUPTED = 130
-"""Exit code."""
-
-
 def main() -> None:
     """Run the command line; exit 0 done, 1 failed, 2 asked wrongly, 130 interrupted."""
-    _quiet()
+    settle()
     # So that what is half written goes, as it does on Ctrl-C.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     debug = "--debug" in sys.argv
@@ -455,35 +435,18 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except _UsageError as error:
-        sys.exit(_misused(error))
+        sys.exit(misused(error))
     except Exception as error:
         if debug:
             raise
         wrong = isinstance(error, ValueError)
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        _complain(lines[0])
+        complain(str(error) or type(error).__name__)
         if not wrong:
-            console.print("run again with --debug before the verb for the traceback")
+            say("run again with --debug before the verb for the traceback")
         sys.exit(2 if wrong else 1)
     if code == INTERRUPTED:  # what typer makes of Ctrl-C, without a word
-        console.print("interrupted")
+        say("interrupted")
     sys.exit(code)
-
-
-def _misused(error: Any) -> int:
-    if type(error).__name__ == "NoArgsIsHelpError":
-        error.show()
-        return 2
-    message = " ".join(error.format_message().split()).rstrip(".")
-    where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
-    _complain(message + where)
-    return 2
-
-
-def _complain(line: str) -> None:
-    if re.match(r"[A-Z][a-z]* ", line):  # a word, not a name
-        line = line[0].lower() + line[1:]
-    console.print(f"edgedistill: {line}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -447,5 +446,5 @@ def preview_prompts(teacher: Teacher) -> list[str]:
     """Prompts shown while training: the teacher's own grid, or a few that it knows."""
     file = Path(teacher.path) / "prompts.json"
     if file.is_file():
-        return list(json.loads(file.read_text(encoding="utf-8"))["grid"][:64])
+        return list(read_json(file).get("grid") or ())[:64]
     return list(teacher.prompts)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill.disk import WriteError, lock, naming, put, sync, sync_all, unlock
+from edgedistill.reading import parse_json, read_bytes
 
 __all__ = [
     "WriteError",
@@ -110,14 +111,12 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; ValueError names the file."""
+def read_json(path: Path, limit: int | None = None) -> dict[str, Any]:
+    """Read a JSON object of at most `limit` bytes, by default 16 MiB; ValueError names the file."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(read_bytes(path, limit))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except RecursionError:
-        raise ValueError(f"{path}: not readable as JSON: nested too deeply") from None
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(data, dict):

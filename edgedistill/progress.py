@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -14,20 +17,75 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
-    TextColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
 
-__all__ = ["Bar", "answers", "bar", "console"]
+__all__ = ["Bar", "Handler", "answers", "bar", "console", "say", "visible"]
 
-console = Console(stderr=True, highlight=False)
+_HIDDEN = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode categories of control characters, lone surrogates and separators of lines."""
+
+_DIRECTIONS = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+"""Characters that turn the direction in which those after them are shown."""
+
+
+def visible(text: str) -> str:
+    """`text` in one line, with an escape for each character that a terminal would act on.
+
+    So the control character ESC becomes the four letters x1b after a backslash.
+    """
+    if text.isprintable():
+        return text
+    return "".join(_escape(char) if _acts(char) else char for char in text)
+
+
+def _acts(char: str) -> bool:
+    return unicodedata.category(char) in _HIDDEN or ord(char) in _DIRECTIONS
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape", "surrogatepass").decode()
+
+
+class _Plain(Console):
+    """A console that prints every text as it is: no markup, no emoji codes, no control characters.
+
+    Cells, titles and columns of tables are texts too.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+
+console = _Plain(stderr=True)
 """Of work that goes on: how far it is, where its files are, what is wrong."""
-answers = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+answers = _Plain(width=None if sys.stdout.isatty() else 160)
 """Of a verb whose result is what it prints: stdout, to be kept and piped, a row a line."""
+
+
+def say(line: str) -> None:
+    """Print a line of any text on the console, however long."""
+    console.print(line, soft_wrap=True)
+
+
+class Handler(logging.Handler):
+    """Prints log messages on the console."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
 
 PLAIN_SECONDS = 10.0
 """Seconds between plain lines where there is no terminal."""
+
+
+class _Title(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(visible(task.description))
 
 
 class _Rate(ProgressColumn):
@@ -57,9 +115,7 @@ class Bar:
         self._printed = now
         rate = (done - self.start) / max(now - self._begin, 1e-9)
         left = (self.total - done) / rate if rate else float("inf")
-        console.print(
-            f"{self.title} {done}/{self.total}  {rate:.1f}/s  {left:.0f} s left  {note}".rstrip()
-        )
+        say(f"{self.title} {done}/{self.total}  {rate:.1f}/s  {left:.0f} s left  {note}".rstrip())
 
     def retotal(self, total: int) -> None:
         """Set how much work there is, once it is known."""
@@ -87,7 +143,7 @@ def bar(title: str, total: int, start: int = 0) -> Iterator[Bar]:
         yield Bar(title, total, start, None)
         return
     columns = (
-        TextColumn("{task.description}"),
+        _Title(),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),

@@ -6,7 +6,6 @@ Solvers are functions of (denoise, x, times, cond), where `denoise(x_t, t, cond)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, pairwise, zip_longest
@@ -188,6 +187,10 @@ def init_scale(schedule: Schedule, t: Tensor) -> float:
     return max(1.0, schedule.sigma(t).item())
 
 
+LARGEST = torch.finfo(torch.float32).max
+"""Networks and devices run a step table in float32."""
+
+
 # --- The step table -----------------------------------------------------------------------------
 
 
@@ -314,10 +317,10 @@ class StepTable:
                 for row in data["rows"]
             ]
             first = float(data["init_scale"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise ValueError(f"step_table: missing or not a number: {error}") from None
-        if not rows or not all(map(math.isfinite, chain([first], *rows))):
-            raise ValueError("step_table: needs at least one row, and finite numbers only")
+        if not rows or not all(abs(number) <= LARGEST for number in chain([first], *rows)):
+            raise ValueError("step_table: needs at least one row, and finite float32 numbers only")
         try:
             return cls(tuple(Step(*row) for row in rows), first)
         except ValueError as error:

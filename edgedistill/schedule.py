@@ -399,7 +399,7 @@ def schedule_from_json(data: Mapping[str, Any]) -> Schedule:
     """Rebuild a schedule from `Schedule.to_json`; ValueError names an unknown one."""
     arguments = dict(data)
     name = arguments.pop("name", None)
-    if name not in SCHEDULES:
+    if not isinstance(name, str) or name not in SCHEDULES:
         raise ValueError(f"unknown schedule {name!r}; choose from {', '.join(sorted(SCHEDULES))}")
     try:
         return SCHEDULES[name](**arguments)

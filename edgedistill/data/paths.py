@@ -32,6 +32,9 @@ from edgedistill.times import refine
 
 __all__ = ["Paths", "Spec", "captions_of", "follow", "make_paths", "open_paths", "spec_of"]
 
+MAX_CAPTIONS = 2**30
+"""Bytes of the largest captions.json."""
+
 FIXED = ("teacher", "weights", "guidance")
 """What a run's paths must have in common with the run."""
 
@@ -297,7 +300,7 @@ def open_paths(folder: Path, teacher: Teacher, spec: Spec, times: Tensor) -> Pat
         with safe_open(shard, "pt") as file:
             shards.append(file.get_tensor("path"))
             caption.append(file.get_tensor("caption"))
-    captions = read_json(folder / "captions.json").get("captions")
+    captions = read_json(folder / "captions.json", MAX_CAPTIONS).get("captions")
     if not isinstance(captions, list) or _sha256("\0".join(map(str, captions))) != found.captions:
         raise ValueError(f"{folder / 'captions.json'}: not the captions of these paths")
     columns = [found.times.index(t) for t in times.tolist()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from edgedistill.evaluate.pictures import Features, Reference, frechet_distance
 from edgedistill.evaluate.planar import planar_figures
 from edgedistill.evaluate.subjects import Subject
+from edgedistill.files import read_json
 from edgedistill.teachers import Teacher
 from edgedistill.teachers.mixture import Mixture
 
@@ -51,7 +51,7 @@ def prompt_sets(teacher: Teacher, prompts: Sequence[str] | None) -> dict[str, li
     file = Path(teacher.path) / "prompts.json"
     if not file.is_file():
         raise ValueError(f"{teacher.path} ships no prompts.json; name a file with --prompts")
-    shipped = json.loads(file.read_text(encoding="utf-8"))
+    shipped = read_json(file)
     kinds = {"seen": "train", "unseen": "unseen", "open": "open", "pairs": "pairs"}
     return {kind: shipped[key] for kind, key in kinds.items() if key in shipped}
 

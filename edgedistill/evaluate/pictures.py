@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPModel
 
+from edgedistill.files import read_json
 from edgedistill.teachers.base import Teacher
 
 __all__ = ["Features", "Reference", "features_of", "frechet_distance"]
@@ -69,7 +69,7 @@ class Features:
         """Size and scale of the pictures it is shown."""
         self.size = self.model.config.vision_config.image_size
         file = Path(path) / "preprocessor_config.json"
-        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        config = read_json(file) if file.is_file() else {}
         self.mean = torch.tensor(config.get("image_mean", [0.48145466, 0.4578275, 0.40821073]))
         self.std = torch.tensor(config.get("image_std", [0.26862954, 0.26130258, 0.27577711]))
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from edgedistill import assets
 from edgedistill.data import read_prompts
+from edgedistill.files import read_json
 from edgedistill.student import Student
 
 __all__ = ["calibration_prompts", "home_of_teacher", "parity_prompts"]
@@ -61,4 +61,4 @@ def _shipped(student: Student, kind: str) -> Sequence[str]:
     file = home / "prompts.json" if home else None
     if file is None or not file.is_file():
         return ()
-    return list(json.loads(file.read_text(encoding="utf-8")).get(kind) or ())
+    return list(read_json(file).get(kind) or ())

@@ -120,7 +120,7 @@ def test_json_that_cannot_be_read_names_its_file(tmp_path, text):
     [
         ('{"a": {"b": [1, NaN]}}', r"a\.b\.1 is nan"),
         ('{"a": 1e999}', "a is inf"),
-        ("[" * 100_000, "nested too deeply"),
+        ("[" * 100_000, "nested deeper"),
     ],
 )
 def test_numbers_of_json_are_finite_and_it_is_not_too_deep(tmp_path, text, line):

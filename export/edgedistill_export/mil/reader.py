@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgedistill.files import read_json
 from edgedistill_export.mil.sdk import coremltools
 from edgedistill_export.mil.values import TYPES, Stored, Value, read_blob, read_immediate
 
@@ -92,9 +92,9 @@ def read_package(path: Path) -> Program:
 
 def _model_file(package: Path) -> Path:
     try:
-        manifest = json.loads((package / "Manifest.json").read_bytes())
+        manifest = read_json(package / "Manifest.json")
         root = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
-    except (OSError, ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         raise ValueError(f"{package}: not an .mlpackage") from None
     return package / "Data" / str(root)
 
