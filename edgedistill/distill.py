@@ -234,6 +234,7 @@ class Run:
             core=teacher.core,
             smaller=smaller,
             autoencoder=teacher.autoencoder,
+            scaling=teacher.scaling,
             train_steps=recipe.method_steps,
             time_layer=teacher.time_layer,
             reward=self.reward,

@@ -6,6 +6,7 @@ and webdataset shards. What is found is decided by names; what is in a file show
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import struct
@@ -25,7 +26,6 @@ from torch import Tensor
 from edgedistill.data.tars import read_samples, utf8
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.latents import to_float
-from edgedistill.teachers.pipeline import Decoder
 
 __all__ = ["FAULTS", "Codec", "Listing", "Record", "list_pictures", "read_picture"]
 
@@ -222,14 +222,14 @@ class Codec:
             raise ValueError(
                 f"data.pictures: {teacher.family} teachers do not learn from pictures"
             )
+        self.scaling = copy.deepcopy(teacher.scaling).cpu()
+        self.factor, self.shift = self.scaling.factor, self.scaling.shift
         channels, height, width = teacher.sample_shape
         self.shape: tuple[int, int, int]
         if vae is None:
-            self.factor, self.shift = float(teacher.describe()["scaling_factor"]), 0.0
             self.shape = (channels, height, width)
             return
-        own, config = Decoder(vae), dict(vae.config)
-        self.factor, self.shift = own.scaling_factor, own.shift_factor
+        config = dict(vae.config)
         blocks = config.get("encoder_block_out_channels") or config["block_out_channels"]
         ratio = 2 ** (len(blocks) - 1)
         self.shape = (config["in_channels"], ratio * height, ratio * width)
@@ -242,6 +242,8 @@ class Codec:
         config = {k: v for k, v in self.autoencoder.config.items() if not k.startswith("_")}
         words = f"{type(self.autoencoder).__name__} {json.dumps(config, sort_keys=True)}"
         digest = hashlib.sha256(words.encode())
+        if self.scaling.mean is not None:  # which was not read once
+            digest.update(json.dumps(self.scaling.describe()).encode())
         for name, value in sorted(self.autoencoder.state_dict().items()):
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
             flat = value.detach().cpu().contiguous().flatten()
@@ -256,7 +258,7 @@ class Codec:
         """
         values = to_float(pictures)
         if self.autoencoder is None:
-            return values * self.factor
+            return self.scaling.inverse(values)
         device = next(self.teacher.net.parameters()).device
         home = next(self.autoencoder.parameters()).device  # elsewhere with train.offload
         try:
@@ -265,4 +267,4 @@ class Codec:
         finally:
             self.autoencoder.to(home)
         z: Tensor = found if isinstance(found, Tensor) else found.mode()
-        return ((z - self.shift) * self.factor).cpu()
+        return self.scaling.inverse(z.cpu())

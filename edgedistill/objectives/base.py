@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from edgedistill.denoiser import Condition, Denoiser, Guided
+from edgedistill.networks.scaling import Scaling
 from edgedistill.sampling import Boundary, StepTable
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Setup:
         core: Module path inside a net of the diffusers model.
         smaller: How the student's core was made from the teacher's, None if it is as large.
         autoencoder: The teacher's, between pictures and x0; None where x0 is the data itself.
+        scaling: Between x0 and its latents.
         train_steps: Steps that the method has, for methods in stages.
         time_layer: Module path inside a net of the time embedding's last linear layer.
         reward: What the recipe's reward says of x0, with its gradient; None if it names none.
@@ -94,6 +96,7 @@ class Setup:
     core: str = ""
     smaller: Smaller | None = None
     autoencoder: nn.Module | None = None
+    scaling: Scaling = field(default_factory=Scaling)
     train_steps: int = 1
     time_layer: str = ""
     reward: RewardOf | None = None

@@ -9,6 +9,7 @@ arXiv 2012.09841, Eq. 5-7); the perceptual distance is taken in the teacher's ow
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from itertools import permutations, product
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 
 from edgedistill.losses import gan_discriminator, gan_generator
 from edgedistill.networks.patch_decoder import PatchDecoder
+from edgedistill.networks.scaling import Scaling
 from edgedistill.networks.taps import Taps
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings, Setup
 from edgedistill.objectives.shrink import feature_loss
@@ -32,18 +34,15 @@ REMEMBERED = 2**29
 """Bytes of the teacher's pictures that are kept, at most."""
 
 
-def latents_of(vae: Any, pictures: Tensor) -> Tensor:
-    """What the teacher's encoder makes of pictures, scaled; of a posterior the mode."""
+def latents_of(vae: Any, scaling: Scaling, pictures: Tensor) -> Tensor:
+    """x0 of pictures by the teacher's encoder; of a posterior the mode."""
     found = vae.encode(pictures, return_dict=False)[0]
-    z = found if isinstance(found, Tensor) else found.mode()
-    scaled: Tensor = (z - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
-    return scaled
+    return scaling.inverse(found if isinstance(found, Tensor) else found.mode())
 
 
-def picture_of(vae: Any, x0: Tensor) -> Tensor:
-    """What the teacher's decoder makes of scaled latents."""
-    latents = x0 / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-    picture: Tensor = vae.decode(latents, return_dict=False)[0]
+def picture_of(vae: Any, scaling: Scaling, x0: Tensor) -> Tensor:
+    """What the teacher's decoder makes of x0."""
+    picture: Tensor = vae.decode(scaling(x0), return_dict=False)[0]
     return picture
 
 
@@ -110,6 +109,7 @@ class Decoding(Objective):
         self.optim = setup.optim
         example = setup.example[0]
         self.vae = setup.autoencoder.to(example.device)  # where offloading left it elsewhere
+        self.scaling = copy.deepcopy(setup.scaling).to(example.device)
         self.shape = self._picture(example).shape[1:]
         factor = self.shape[-1] // example.shape[-1]
         stages = len(config.blocks)
@@ -192,11 +192,11 @@ class Decoding(Objective):
     def _encoded(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """What the teacher's encoder makes of pictures, and what that is held against."""
         pictures = pictures.clamp(-1, 1)
-        z = latents_of(self.vae, pictures)
+        z = latents_of(self.vae, self.scaling, pictures)
         return z, pictures if self.target == "originals" else self._picture(z)
 
     def _picture(self, x0: Tensor) -> Tensor:
-        return picture_of(self.vae, x0)
+        return picture_of(self.vae, self.scaling, x0)
 
 
 class TinyDecoder(Decoding):

@@ -14,6 +14,7 @@ As in the paper's code, pictures are made small by the means of areas.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -179,6 +180,7 @@ class SWD(PDM):
                 "objective.small=pictures: the teacher has no autoencoder; choose small=latents"
             )
         self.vae = setup.autoencoder.to(x0.device)  # where offloading left it elsewhere
+        self.scaling = copy.deepcopy(setup.scaling).to(x0.device)
 
     def loss(self, player: str, batch: Batch) -> Losses:
         """On data of one of the sizes, each as often as there are steps of it."""
@@ -205,8 +207,8 @@ class SWD(PDM):
         pictures = batch.originals
         if pictures is None:  # planned, not run
             assert batch.x0.is_meta
-            pictures = picture_of(self.vae, batch.x0)
-        return latents_of(self.vae, reduced(pictures, size))
+            pictures = picture_of(self.vae, self.scaling, batch.x0)
+        return latents_of(self.vae, self.scaling, reduced(pictures, size))
 
     def table(self) -> StepTable:
         student, sampler = self.student, self.rollout.sampler

@@ -20,7 +20,7 @@ from edgedistill import assets
 from edgedistill.files import read_json
 from edgedistill.plugins import unknown
 from edgedistill.recipe import TeacherSection
-from edgedistill.teachers.pipeline import decoder_class
+from edgedistill.teachers.decoders import decoder_class
 
 __all__ = ["ALIASES", "architecture", "build", "decoder", "find", "place", "shipped"]
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from edgedistill import rewards
 from edgedistill.checks import check_reward
 from edgedistill.evaluate.pictures import Features
+from edgedistill.networks.scaling import Scaling
 from edgedistill.plan.architectures import build, find, place
 from edgedistill.plan.inputs import Inputs
 from edgedistill.recipe import Recipe
-from edgedistill.teachers.pipeline import Decoder
+from edgedistill.teachers.decoders import Decoder
 from edgedistill.teachers.wan import VideoDecoder
 
 __all__ = ["Judge", "Outline", "judge"]
@@ -59,7 +60,8 @@ class Judge:
         self.decoder: nn.Module | None = None
         if autoencoder is not None:
             kind = VideoDecoder if len(inputs.sample) == 4 else Decoder
-            self.decoder = kind(autoencoder).to("meta")
+            # Numbers alone, which cost nothing.
+            self.decoder = kind(autoencoder, Scaling()).to("meta")
 
     def __call__(self, x0: Tensor, prompts: Sequence[str]) -> Tensor:
         return self.model(self.decode(x0), prompts).float()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgedistill.denoiser import Condition, Denoiser, Guided, cat
+from edgedistill.networks.scaling import Scaling
 from edgedistill.sampling import StepTable
 
 __all__ = ["Graph", "PromptCache", "Source", "Teacher"]
@@ -66,6 +67,7 @@ class Teacher(ABC):
         time_layer: Module path inside it of the time embedding's last linear layer, "" if none.
         core: Module path inside the net of the diffusers model that can be made smaller.
         autoencoder: Between pictures and x0; None where x0 is the data itself.
+        scaling: Between x0 and that autoencoder's latents, or the pictures.
         tokenizers: Input of the text encoder by the tokenizer's folder, in its order.
         prompts: Some that it knows, to show and to trace with; none if it takes none.
         loads_lora: Whether its diffusers pipeline has `load_lora_weights`.
@@ -86,6 +88,7 @@ class Teacher(ABC):
     sample_shape: tuple[int, ...]
     licences: list[str]
     autoencoder: nn.Module | None = None
+    scaling: Scaling = Scaling()
     loads_lora: bool = False
     tokenizers: dict[str, str] = {}  # noqa: RUF012  an instance may have fewer
     masks: ClassVar[dict[str, str]] = {}

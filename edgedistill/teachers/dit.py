@@ -24,6 +24,10 @@ from edgedistill.teachers.stable_diffusion import discrete_border, discrete_sche
 __all__ = ["DiT"]
 
 
+IMAGENET = 1000
+"""Classes."""
+
+
 class Transformer(nn.Module):
     """DiTTransformer2DModel called as net(x, t, class_labels)."""
 
@@ -62,6 +66,11 @@ class DiT(ClassTeacher):
                 # Training drops labels by it, from the global generator; distillation drops none.
                 module.dropout_prob = 0.0
         return Transformer(core)
+
+    def asks(self, x0: Tensor, prompt: str) -> dict[str, Any] | None:
+        # The pipeline's null class is the one after ImageNet's 1000, whatever the network has.
+        scale = 2.0 if self.classes[NULL] == IMAGENET else 1.0
+        return {"class_labels": [self.classes[prompt]], "guidance_scale": scale}
 
     def schedulers(self, table: StepTable) -> Iterator[Any]:
         return discrete_schedulers(self.pipeline.scheduler, table)

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgedistill.denoiser import Denoiser, Guided
+from edgedistill.networks.scaling import Scaling
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
 from edgedistill.schedule import Rectified, Schedule
+from edgedistill.teachers.decoders import shifted
 from edgedistill.teachers.flow import euler, flow_schedule
 from edgedistill.teachers.pipeline import PipelineTeacher
 
@@ -141,6 +143,10 @@ class Flux(PipelineTeacher):
         tokens = (height // 2) * (width // 2)
         return flow_schedule(self.pipeline.scheduler, tokens, self.path), Prediction.FLOW
 
+    @classmethod
+    def scaling_of(cls, config: Any) -> Scaling:
+        return shifted(config)
+
     def wrap(self, core: nn.Module) -> Transformer:
         return self._reading(core, GUIDANCE)
 
@@ -158,6 +164,10 @@ class Flux(PipelineTeacher):
             return super().guided(scale)
         net = self._reading(self.net.get_submodule(self.core), scale)
         return self.denoiser.with_net(net.to(self.device))
+
+    def asks(self, x0: Tensor, prompt: str) -> dict[str, Any] | None:
+        given = super().asks(x0, prompt) or {}
+        return {**given, "latents": pack(x0), "guidance_scale": GUIDANCE}
 
     def schedulers(self, table: StepTable) -> Iterator[Any]:
         schedule = self.denoiser.schedule

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import diffusers
 import torch
-from diffusers import AutoencoderTiny, DiffusionPipeline, TCDScheduler
+from diffusers import DiffusionPipeline, TCDScheduler
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
@@ -30,18 +30,16 @@ from transformers.utils import logging as transformers_logging
 
 from edgedistill import assets
 from edgedistill.denoiser import Denoiser
-from edgedistill.files import read_json
-from edgedistill.networks.diffusion_decoder import DiffusionDecoder
-from edgedistill.networks.patch_decoder import PatchDecoder
-from edgedistill.plugins import unknown
+from edgedistill.networks.scaling import Scaling
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
 from edgedistill.schedule import Schedule
 from edgedistill.teachers.base import Graph, PromptCache, Source, Teacher
+from edgedistill.teachers.decoders import Decoder, check_autoencoder, open_decoder
 from edgedistill.teachers.latents import Latents
 from edgedistill.teachers.single_file import check_file, open_file, read_index
 
-__all__ = ["FAMILIES", "Decoder", "PipelineTeacher"]
+__all__ = ["FAMILIES", "PipelineTeacher"]
 
 FAMILIES = {
     "StableDiffusionPipeline": "stable_diffusion",
@@ -60,37 +58,6 @@ FAMILIES = {
 
 _BATCH = 64
 """Prompts a call of the text encoders."""
-
-
-class Decoder(nn.Module):
-    """x0 (N, C, h, w) -> pictures (N, 3, H, W) in [-1, 1]; the latent scaling is inside."""
-
-    def __init__(self, vae: Any) -> None:
-        super().__init__()
-        self.vae = vae
-        self.scaling_factor: float = vae.config.scaling_factor
-        # AutoencoderTiny's and AutoencoderDC's configs know no shift.
-        self.shift_factor: float = getattr(vae.config, "shift_factor", None) or 0.0
-
-    def forward(self, x0: Tensor) -> Tensor:
-        latents = x0 / self.scaling_factor + self.shift_factor
-        result: Tensor = self.vae.decode(latents, return_dict=False)[0]
-        return result
-
-
-DECODERS: dict[str, Any] = {
-    kind.__name__: kind for kind in (AutoencoderTiny, DiffusionDecoder, PatchDecoder)
-}
-"""What may stand in the place of a teacher's autoencoder, by the class in its config.json."""
-
-
-def decoder_class(folder: str) -> Any:
-    """The class of a decoder folder; ValueError for one that is not in `DECODERS`."""
-    file = Path(folder) / "config.json"
-    name = read_json(file).get("_class_name", "") if file.is_file() else "AutoencoderTiny"
-    if name not in DECODERS:
-        raise unknown("class", name, DECODERS)
-    return DECODERS[name]
 
 
 class PipelineTeacher(Teacher):
@@ -130,7 +97,10 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         self.net = self.denoiser.net
         self.sample_shape = self.shape()
         self.autoencoder = getattr(pipeline, "vae", None)
+        if self.autoencoder is not None:
+            check_autoencoder(self.autoencoder, self.sample_shape[0], path)
         self.decoder = self.decoder_of(self.autoencoder)
+        self.scaling = self.decoder.scaling
         self.text_encoder = self.encoder()
         self.loads_lora = hasattr(pipeline, "load_lora_weights")
         self.licences = _licences(Path(path))
@@ -145,13 +115,18 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
     def wrap(self, core: nn.Module) -> nn.Module:
         """The network around `core` (an attribute named `self.core`): net(x, t, **conditions)."""
 
-    def decoder_of(self, autoencoder: nn.Module | None) -> Any:
-        """x0 -> pictures, with `scaling_factor` and `shift_factor`.
+    @classmethod
+    def scaling_of(cls, config: Any) -> Scaling:
+        """Between x0 and what an autoencoder of this config decodes, as the pipeline has it."""
+        return Scaling(config.scaling_factor)
+
+    def decoder_of(self, autoencoder: Any) -> Any:
+        """x0 -> pictures, with its `scaling`.
 
         Args:
             autoencoder: The pipeline's or another; None where it has none.
         """
-        return Decoder(autoencoder)
+        return Decoder(autoencoder, self.scaling_of(autoencoder.config))
 
     @abstractmethod
     def encoder(self) -> nn.Module | None:
@@ -163,6 +138,21 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
     @abstractmethod
     def schedulers(self, table: StepTable) -> Iterator[Any]:
         """Diffusers schedulers that may walk a table, the plainest first."""
+
+    def asks(self, x0: Tensor, prompt: str) -> dict[str, Any] | None:
+        """What its own pipeline's call is given to draw x0 (1, ...) for a prompt, guided.
+
+        None where the family's pipelines are not made for such a network.
+        """
+        height, width = (side * self.pipeline.vae_scale_factor for side in x0.shape[-2:])
+        return {
+            "prompt": [prompt],
+            "guidance_scale": 2.0,
+            "latents": x0,
+            "height": height,
+            "width": width,
+            "max_sequence_length": self.length(list(self.tokenizers)[-1]),
+        }
 
     def set_steps(self, scheduler: Any, steps: int) -> None:
         """Ask a scheduler for a number of steps as the pipeline does."""
@@ -307,26 +297,10 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
     def use_decoder(self, folder: str) -> None:
         if self.autoencoder is None:
             super().use_decoder(folder)
-        if (Path(folder) / "decoder").is_dir():  # the run that made one
-            folder = str(Path(folder) / "decoder")
-        # A Hub id has one slash, and no folder of ours before it.
-        hub = folder.count("/") == 1 and folder[0] not in "./" and not Path(folder).parent.is_dir()
-        if not (Path(folder).is_dir() or hub):
-            raise ValueError(f"no decoder folder at {folder!r}")
-        diffusers_logging.set_verbosity_error()
-        try:
-            vae = decoder_class(folder).from_pretrained(folder, use_safetensors=True)
-        except (OSError, ValueError, SafetensorError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise ValueError(f"cannot load decoder {folder!r}: {first}") from error
-        channels = vae.config.latent_channels
-        if channels != self.sample_shape[0]:
-            raise ValueError(
-                f"decoder {folder!r} is for latents of {channels} channels, "
-                f"{self.name} has {self.sample_shape[0]}"
-            )
-        vae.eval().requires_grad_(False).to(self.device)
-        decoder, sides = self.decoder_of(vae), [min(side, 8) for side in self.sample_shape[1:]]
+        channels = self.sample_shape[0]
+        vae = open_decoder(folder, channels, self.name).to(self.device)
+        decoder = self.decoder_of(vae).to(self.device)
+        sides = [min(side, 8) for side in self.sample_shape[1:]]
         x0 = torch.zeros(1, channels, *sides, device=self.device)
         with torch.no_grad():
             theirs, own = decoder(x0).shape[2:], self.decode(x0).shape[2:]
@@ -415,11 +389,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         return {"text_encoder": Graph(self.text_encoder, ids, self.conditions), **graphs}
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "shape": list(self.sample_shape),
-            "scaling_factor": self.decoder.scaling_factor,
-            "shift_factor": self.decoder.shift_factor,
-        }
+        return {"shape": list(self.sample_shape), **self.decoder.scaling.describe()}
 
 
 def _check_place(folder: Path, path: str) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from diffusers import PixArtAlphaPipeline
 from tokenizers import normalizers
 from torch import Tensor, nn
 
@@ -29,20 +30,26 @@ LENGTHS = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
 """Tokens of a prompt."""
 
 
+LARGE = 128
+"""Size of the latents of networks that Alpha's pipeline tells the picture's size."""
+
+
 class Transformer(nn.Module):
     """PixArtTransformer2DModel called as net(x, t, encoder_hidden_states, encoder_attention_mask).
 
     Args:
         transformer: The network.
-        size: Height and width of a whole picture in pixels.
+        size: Height and width of a whole picture in pixels, which it reads; None if it does not.
     """
 
     resolution: Tensor
     aspect_ratio: Tensor
 
-    def __init__(self, transformer: nn.Module, size: tuple[int, int]) -> None:
+    def __init__(self, transformer: nn.Module, size: tuple[int, int] | None) -> None:
         super().__init__()
-        self.transformer = transformer
+        self.transformer, self.sized = transformer, size is not None
+        if size is None:
+            return
         height, width = size
         numbers = {"resolution": [[height, width]], "aspect_ratio": [[height / width]]}
         for name, value in numbers.items():
@@ -52,10 +59,10 @@ class Transformer(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor
     ) -> Tensor:
-        added = {
-            "resolution": self.resolution.expand(x.shape[0], -1),
-            "aspect_ratio": self.aspect_ratio.expand(x.shape[0], -1),
-        }
+        added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
+        if self.sized:
+            added["resolution"] = self.resolution.expand(x.shape[0], -1)
+            added["aspect_ratio"] = self.aspect_ratio.expand(x.shape[0], -1)
         result: Tensor = self.transformer(
             x,
             timestep=t,
@@ -104,7 +111,9 @@ class PixArt(PipelineTeacher):
 
     def wrap(self, core: nn.Module) -> Transformer:
         height, width = (size * self.pipeline.vae_scale_factor for size in self.shape()[1:])
-        return Transformer(core, (height, width))
+        alpha = isinstance(self.pipeline, PixArtAlphaPipeline)
+        sized = alpha and self.pipeline.transformer.config.sample_size == LARGE
+        return Transformer(core, (height, width) if sized else None)
 
     def encoder(self) -> MaskedEncoder:
         return MaskedEncoder(self.pipeline.text_encoder)

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgedistill.networks.scaling import Scaling
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
 from edgedistill.schedule import Schedule
+from edgedistill.teachers.decoders import shifted
 from edgedistill.teachers.flow import flow_schedule, flow_schedulers
 from edgedistill.teachers.pipeline import PipelineTeacher
 
@@ -102,6 +104,10 @@ class StableDiffusion3(PipelineTeacher):
         tokens = (height // patch) * (width // patch)
         return flow_schedule(self.pipeline.scheduler, tokens, self.path), Prediction.FLOW
 
+    @classmethod
+    def scaling_of(cls, config: Any) -> Scaling:
+        return shifted(config)
+
     def wrap(self, core: nn.Module) -> Transformer:
         return Transformer(core)
 
@@ -112,6 +118,11 @@ class StableDiffusion3(PipelineTeacher):
     def length(self, tokenizer: str) -> int:
         own = super().length(tokenizer)
         return min(own, T5_LENGTH) if tokenizer == "tokenizer_3" else own
+
+    def asks(self, x0: Tensor, prompt: str) -> dict[str, Any] | None:
+        given = super().asks(x0, prompt) or {}
+        length = self.length("tokenizer_3") if "tokenizer_3" in self.tokenizers else T5_LENGTH
+        return {**given, "max_sequence_length": length}
 
     def schedulers(self, table: StepTable) -> Iterator[Any]:
         return flow_schedulers(self.pipeline.scheduler.config.num_train_timesteps, table)

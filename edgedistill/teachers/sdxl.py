@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgedistill.networks.scaling import Scaling
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
 from edgedistill.schedule import Discrete
@@ -75,6 +76,13 @@ class StableDiffusionXL(PipelineTeacher):
 
     def border(self) -> tuple[Discrete, Prediction]:
         return discrete_border(self.pipeline.scheduler, self.path)
+
+    @classmethod
+    def scaling_of(cls, config: Any) -> Scaling:
+        mean, deviation = (getattr(config, f"latents_{name}", None) for name in ("mean", "std"))
+        if mean is None or deviation is None:  # the pipeline uses both or neither
+            return Scaling(config.scaling_factor)
+        return Scaling(config.scaling_factor, mean, deviation)
 
     def wrap(self, core: nn.Module) -> UNet:
         height, width = (size * self.pipeline.vae_scale_factor for size in self.shape()[1:])

@@ -16,6 +16,7 @@ from diffusers import EDMEulerScheduler
 from torch import Tensor, nn
 
 from edgedistill.denoiser import Denoiser, Guided
+from edgedistill.networks.scaling import Scaling
 from edgedistill.plugins import unknown
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
@@ -57,14 +58,13 @@ class Pixels(nn.Module):
         scaling_factor: x0 is the picture times this.
     """
 
-    shift_factor = 0.0
-
     def __init__(self, scaling_factor: float) -> None:
         super().__init__()
-        self.scaling_factor = scaling_factor
+        self.scaling = Scaling(scaling_factor)
 
     def forward(self, x0: Tensor) -> Tensor:
-        return (x0 / self.scaling_factor).clamp(-1, 1).expand(-1, 3, -1, -1)
+        pictures: Tensor = self.scaling(x0)
+        return pictures.clamp(-1, 1).expand(-1, 3, -1, -1)
 
 
 class UNet2D(ClassTeacher):
@@ -130,6 +130,10 @@ image = pipe(num_inference_steps={steps}).images[0]
                 "from; choose teacher.guidance=1"
             )
         return self.denoiser
+
+    def asks(self, x0: Tensor, prompt: str) -> dict[str, Any] | None:
+        # No pipeline of diffusers feeds classes, or scales as EDM's networks want it.
+        return None if self.edm or self.classes else {"batch_size": 1}
 
     def schedulers(self, table: StepTable) -> Iterator[Any]:
         return discrete_schedulers(self.pipeline.scheduler, table)

@@ -16,14 +16,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from diffusers.models.embeddings import TimestepEmbedding
 from tokenizers import Regex, normalizers
 from torch import Tensor, nn
 
+from edgedistill.networks.scaling import Scaling
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
 from edgedistill.schedule import Rectified, Schedule
+from edgedistill.teachers.decoders import Decoder
 from edgedistill.teachers.flow import flow_schedule, flow_schedulers
 from edgedistill.teachers.pipeline import PipelineTeacher
 
@@ -70,30 +71,11 @@ class TextEncoder(nn.Module):
         return states * attention_mask[..., None].to(states.dtype)
 
 
-class VideoDecoder(nn.Module):
-    """x0 (N, C, F, h, w) -> sheets (N, 3, rows H, columns W) in [-1, 1] of 4 F - 3 frames.
-
-    Every channel has a mean and a deviation of its own, so there is no one scaling to tell.
-    """
-
-    scaling_factor = 1.0
-    shift_factor = 0.0
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, vae: Any) -> None:
-        super().__init__()
-        self.vae = vae
-        for name, values in (
-            ("mean", vae.config.latents_mean),
-            ("deviation", vae.config.latents_std),
-        ):
-            tensor = torch.tensor(values).reshape(1, -1, 1, 1, 1)
-            self.register_buffer(name, tensor, persistent=False)
+class VideoDecoder(Decoder):
+    """x0 (N, C, F, h, w) -> sheets (N, 3, rows H, columns W) in [-1, 1] of 4 F - 3 frames."""
 
     def forward(self, x0: Tensor) -> Tensor:
-        video: Tensor = self.vae.decode(x0 * self.deviation + self.mean, return_dict=False)[0]
-        return sheet(video)
+        return sheet(super().forward(x0))
 
 
 class Wan(PipelineTeacher):
@@ -147,8 +129,12 @@ export_to_video(video, "video.mp4", fps=16)
     def encoder(self) -> TextEncoder:
         return TextEncoder(self.pipeline.text_encoder)
 
-    def decoder_of(self, autoencoder: nn.Module | None) -> VideoDecoder:
-        return VideoDecoder(autoencoder)
+    @classmethod
+    def scaling_of(cls, config: Any) -> Scaling:
+        return Scaling(1.0, config.latents_mean, config.latents_std, 3)
+
+    def decoder_of(self, autoencoder: Any) -> VideoDecoder:
+        return VideoDecoder(autoencoder, self.scaling_of(autoencoder.config))
 
     def shape(self) -> tuple[int, ...]:
         config = self.pipeline.transformer.config
@@ -156,6 +142,19 @@ export_to_video(video, "video.mp4", fps=16)
 
     def length(self, tokenizer: str) -> int:
         return min(super().length(tokenizer), LENGTH)
+
+    def asks(self, x0: Tensor, prompt: str) -> dict[str, Any] | None:
+        pipeline, (_, _, frames, height, width) = self.pipeline, x0.shape
+        side = pipeline.vae_scale_factor_spatial
+        return {
+            "prompt": [prompt],
+            "guidance_scale": 2.0,
+            "latents": x0,
+            "num_frames": (frames - 1) * pipeline.vae_scale_factor_temporal + 1,
+            "height": height * side,
+            "width": width * side,
+            "max_sequence_length": self.length("tokenizer"),
+        }
 
     def schedulers(self, table: StepTable) -> Iterator[Any]:
         return flow_schedulers(self.pipeline.scheduler.config.num_train_timesteps, table)

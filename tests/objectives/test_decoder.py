@@ -265,7 +265,7 @@ def test_a_share_of_the_batch_is_varied_and_made_once(teacher):
     drawn = torch.randint(len(VARIANTS), (2,), generator=batch().generator).tolist()
     for i, kind in enumerate(drawn):
         varied = VARIANTS[kind](teacher.decode(first.x0[i : i + 1]).clamp(-1, 1))
-        torch.testing.assert_close(latents[i : i + 1], latents_of(tiny.vae, varied))
+        torch.testing.assert_close(latents[i : i + 1], latents_of(tiny.vae, tiny.scaling, varied))
 
 
 def test_originals_are_what_was_encoded_not_what_the_teacher_decodes(teacher, monkeypatch):
@@ -282,7 +282,7 @@ def test_originals_are_what_was_encoded_not_what_the_teacher_decodes(teacher, mo
     for i, kind in enumerate(drawn):
         varied = VARIANTS[kind](originals[i : i + 1])
         assert torch.equal(pictures[i : i + 1], varied)
-        torch.testing.assert_close(latents[i : i + 1], latents_of(tiny.vae, varied))
+        torch.testing.assert_close(latents[i : i + 1], latents_of(tiny.vae, tiny.scaling, varied))
 
 
 def test_patches_below_the_latents_see_all_of_them():
