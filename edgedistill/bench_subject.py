@@ -67,7 +67,11 @@ def _load_pipeline(
     family = getattr(diffusers, name or "DiffusionPipeline")
     start = time.perf_counter()
     pipe = family.from_pretrained(
-        folder, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+        folder,
+        dtype=torch.float32,
+        use_safetensors=True,
+        safety_checker=None,
+        requires_safety_checker=False,
     )
     load_s = time.perf_counter() - start
     pipe.set_progress_bar_config(disable=True)

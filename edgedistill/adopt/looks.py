@@ -11,11 +11,11 @@ from safetensors import SafetensorError, safe_open
 
 from edgedistill.adopt.kinds import FOLDER, KINDS, LORA, WEIGHTS, Kind
 from edgedistill.files import read_json
+from edgedistill.teachers.loading import PICKLES
 from edgedistill.teachers.pipeline import FAMILIES
 
 __all__ = ["Looks", "check_fits", "family_of", "look", "named_steps"]
 
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _LORA_MARKS = (".lora_", "lora_down", "lora_up", ".lora.")
 _CLASSES = {**FAMILIES, "LatentConsistencyModelPipeline": "stable_diffusion"}
 
@@ -128,7 +128,7 @@ def _look_folder(folder: Path) -> Looks:
 
 
 def _look_file(path: Path, file: Path) -> Looks:
-    if file.suffix in _PICKLES:
+    if file.suffix in PICKLES:
         raise ValueError(f"{file}: a pickle, which is never opened; convert it to safetensors")
     try:
         with safe_open(file, "pt") as weights:

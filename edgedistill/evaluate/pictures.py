@@ -14,7 +14,9 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPModel
 
 from edgedistill.files import read_json
+from edgedistill.finite import check_finite
 from edgedistill.teachers.base import Teacher
+from edgedistill.teachers.loading import check_pickles, whole_weights
 
 __all__ = ["Features", "Reference", "features_of", "frechet_distance"]
 
@@ -60,7 +62,12 @@ class Features:
     """
 
     def __init__(self, path: str) -> None:
-        self.model = CLIPModel.from_pretrained(path, dtype=torch.float32).eval()
+        check_pickles(Path(path))
+        with whole_weights(path):
+            self.model = CLIPModel.from_pretrained(
+                path, dtype=torch.float32, use_safetensors=True
+            ).eval()
+        check_finite(path, self.model.state_dict())
         self.model.requires_grad_(False)
         self.tokenizer = AutoTokenizer.from_pretrained(_tokenizer(path))
         self._settle(path)

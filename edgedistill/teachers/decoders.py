@@ -17,10 +17,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from edgedistill.files import read_json
+from edgedistill.finite import check_finite
 from edgedistill.networks.diffusion_decoder import DiffusionDecoder
 from edgedistill.networks.patch_decoder import PatchDecoder
 from edgedistill.networks.scaling import Scaling
 from edgedistill.plugins import unknown
+from edgedistill.teachers.loading import check_pickles, whole_weights
 
 __all__ = ["DECODERS", "Decoder", "check_autoencoder", "decoder_class", "open_decoder", "shifted"]
 
@@ -110,8 +112,11 @@ def open_decoder(folder: str, channels: int, name: str) -> Any:
     if not (Path(folder).is_dir() or hub):
         raise ValueError(f"no decoder folder at {folder!r}")
     diffusers_logging.set_verbosity_error()
+    check_pickles(Path(folder))
     try:
-        vae = decoder_class(folder).from_pretrained(folder, use_safetensors=True)
+        with whole_weights(folder):
+            vae = decoder_class(folder).from_pretrained(folder, use_safetensors=True)
+        check_finite(folder, vae.state_dict())
     except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"cannot load decoder {folder!r}: {first}") from error

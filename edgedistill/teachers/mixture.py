@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from edgedistill import assets
 from edgedistill.denoiser import Denoiser
 from edgedistill.files import read_json
+from edgedistill.finite import check_finite
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
 from edgedistill.schedule import Schedule, Trig
 from edgedistill.teachers.base import Graph, Source, Teacher
+from edgedistill.teachers.loading import check_pickles, whole_weights
 
 __all__ = ["Mixture", "MixtureNet"]
 
@@ -184,10 +186,15 @@ class _Draws:
 
 
 def _read_net(folder: Path) -> PlanarNet:
+    check_pickles(folder)
     try:
-        net: PlanarNet = PlanarNet.from_pretrained(folder, local_files_only=True)
+        with whole_weights(str(folder)):
+            net: PlanarNet = PlanarNet.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: {str(error).strip().splitlines()[0]}") from error
+    check_finite(str(folder), net.state_dict())
     net.eval().requires_grad_(False)
     return net
 

@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from edgedistill import assets
 from edgedistill.denoiser import Denoiser
+from edgedistill.finite import check_finite
 from edgedistill.networks.scaling import Scaling
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
@@ -37,7 +38,9 @@ from edgedistill.schedule import Schedule
 from edgedistill.teachers.base import Graph, PromptCache, Source, Teacher
 from edgedistill.teachers.decoders import Decoder, check_autoencoder, open_decoder
 from edgedistill.teachers.latents import Latents
+from edgedistill.teachers.loading import check_pickles, whole_weights
 from edgedistill.teachers.single_file import check_file, open_file, read_index
+from edgedistill.teachers.tokenizers import UNBOUNDED, complete, nulls
 
 __all__ = ["FAMILIES", "PipelineTeacher"]
 
@@ -89,9 +92,11 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
 
     def __init__(self, name: str, path: str, pipeline: Any) -> None:
         self.name, self.path, self.pipeline = name, path, pipeline
-        for module in pipeline.components.values():
+        for part, module in pipeline.components.items():
             if isinstance(module, nn.Module):
                 module.eval().requires_grad_(False)
+                check_finite(f"{path}/{part}", module.state_dict())
+        complete(pipeline, self.tokenizers, path)
         schedule, prediction = self.border()
         self.denoiser = Denoiser(self.wrap(getattr(pipeline, self.core)), schedule, prediction)
         self.net = self.denoiser.net
@@ -181,6 +186,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         shipped = assets.ROOT / path
         folder = shipped if "/" not in path and shipped.is_dir() else Path(path)
         _check_place(folder, path)
+        check_pickles(folder)
         where = str(folder) if folder.is_dir() else path
         try:
             index = DiffusionPipeline.load_config(where)
@@ -188,13 +194,13 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             name = str(index.get("_class_name") or cls.pipelines[0])
             _check_class(cls, name, where)
             pipeline = cls.open(name, index, where)
-        except (OSError, ValueError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             if not folder.is_dir():
                 raise ValueError(
                     f"no folder at {path!r}, and no such model could be had from the Hub; "
                     "a gated one needs `hf auth login`, or teacher.path=FOLDER of a copy"
                 ) from error
-            first = str(error).strip().splitlines()[0]
+            first = nulls(folder) or (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(f"cannot load {path!r}: {first}") from error
         return cls(Path(path).name, where, pipeline)
 
@@ -204,7 +210,8 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         where, index = read_index(cls.family, path, config)
         _check_class(cls, str(index.get("_class_name")), where)
         try:
-            pipeline = open_file(cls.family, path, where, index, **cls.options)
+            with whole_weights(path):
+                pipeline = open_file(cls.family, path, where, index, **cls.options)
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]
             raise ValueError(f"cannot load {path!r}: {first}") from error
@@ -216,9 +223,10 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         # Diffusers must be told what is left out, unless every pipeline may leave it out.
         absent = [part for part, found in index.items() if found == [None, None]]
         unused = dict.fromkeys((*cls.unused, *absent))
-        return getattr(diffusers, name).from_pretrained(
-            where, dtype=torch.float32, use_safetensors=True, **unused, **cls.options
-        )
+        with whole_weights(where):
+            return getattr(diffusers, name).from_pretrained(
+                where, dtype=torch.float32, use_safetensors=True, **unused, **cls.options
+            )
 
     @property
     def device(self) -> torch.device:
@@ -255,7 +263,13 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         return getattr(self.pipeline, name)
 
     def length(self, tokenizer: str) -> int:
-        return int(self.tokenizer(tokenizer).model_max_length)
+        length = int(self.tokenizer(tokenizer).model_max_length)
+        if length >= UNBOUNDED:
+            raise ValueError(
+                f'{self.path}/{tokenizer}/tokenizer_config.json: no "model_max_length", and its '
+                "text encoder says none; name one"
+            )
+        return length
 
     def tokenize(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         inputs = {}

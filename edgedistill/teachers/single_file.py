@@ -19,10 +19,9 @@ from diffusers.loaders.single_file_utils import fetch_diffusers_config
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-__all__ = ["CORES", "PARTS", "PICKLES", "check_file", "family_of", "open_file", "read_index"]
+from edgedistill.teachers.loading import PICKLES
 
-PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
-"""Ends of files that run code when they are opened."""
+__all__ = ["CORES", "PARTS", "check_file", "family_of", "open_file", "read_index"]
 
 CORES = {
     "flux": "double_blocks.0.",

@@ -1,0 +1,99 @@
+"""Weights that a library would lose or make up with no more than a warning: an error here."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["PICKLES", "check_pickles", "whole_weights"]
+
+PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+"""Ends of files that may run code when they are opened; none ever is."""
+
+_LIBRARIES = ("diffusers", "transformers")
+
+_MISSING = (
+    re.compile(r"Some weights of (?P<model>\w+) were not initialized.*?\[(?P<names>.*?)\]", re.S),
+    re.compile(r"(?P<model>\w+) LOAD REPORT.*?\n(?P<names>\S+)\s*\| MISSING", re.S),
+)
+_OTHER = re.compile(r"(?P<model>\w+) LOAD REPORT.*?\n(?P<names>\S+)\s*\| MISMATCH", re.S)
+_UNUSED = re.compile(
+    r"Some weights of the model checkpoint.*initializing (?P<model>\w+).*?\[(?P<names>.*?)\]", re.S
+)
+"""Of diffusers alone: a text encoder's file may hold more layers, or another tower, by design."""
+
+
+def check_pickles(folder: Path) -> None:
+    """Raise a ValueError if a network below a folder has its weights in a pickle alone."""
+    for file in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        if file.suffix not in PICKLES or any(file.parent.glob("*.safetensors")):
+            continue
+        raise ValueError(
+            f"{file}: a pickle, which is never opened; load it where you trust it, and save it "
+            "with save_pretrained(..., safe_serialization=True)"
+        )
+
+
+class _Ear(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(record.getMessage())
+
+
+@contextmanager
+def whole_weights(place: str) -> Iterator[list[str]]:
+    """Load networks in this block, and raise a ValueError if a weight was made up or left over.
+
+    diffusers and transformers fill weights that a file lacks with random numbers, and skip those
+    they have no place for. They say so in their logs, which are read here and not shown.
+
+    Args:
+        place: File or folder, for the message.
+
+    Yields:
+        The warnings heard so far.
+
+    Raises:
+        ValueError: At the end of the block; names the network and the first weight.
+    """
+    ear = _Ear()
+    loggers = [logging.getLogger(name) for name in _LIBRARIES]
+    before = [(each.level, each.handlers, each.propagate) for each in loggers]
+    for each in loggers:
+        each.handlers, each.propagate = [ear], False
+        each.setLevel(logging.WARNING)
+    try:
+        yield ear.heard
+    except RuntimeError as error:
+        if found := _OTHER.search(_plain(ear.heard)):
+            raise ValueError(f"{place}: {_told(found)} has another shape in its config") from error
+        raise
+    finally:
+        for each, (level, handlers, propagate) in zip(loggers, before, strict=True):
+            each.handlers, each.propagate = handlers, propagate
+            each.setLevel(level)
+    plain = _plain(ear.heard)
+    for pattern in _MISSING:
+        if found := pattern.search(plain):
+            raise ValueError(f"{place}: no weights for {_told(found)}; the file is not whole")
+    if found := _UNUSED.search(plain):
+        raise ValueError(
+            f"{place}: weights that its config.json has no place for: {_told(found)}; "
+            "they belong to another configuration"
+        )
+
+
+def _plain(heard: list[str]) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", "\n\n".join(heard))
+
+
+def _told(found: re.Match[str]) -> str:
+    names = [name.strip(" '\"\n") for name in found["names"].split(",")]
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{found['model']}'s {names[0]}{others}"

@@ -1,0 +1,83 @@
+"""Tokenizers of a pipeline made whole: what a configuration leaves out, its text encoder says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from edgedistill.files import read_json
+
+__all__ = ["UNBOUNDED", "complete", "nulls"]
+
+UNBOUNDED = 10**9
+"""A length from which on transformers means that none is given."""
+
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
+
+
+def complete(pipeline: Any, names: Iterable[str], path: str) -> None:
+    """Give a pipeline's tokenizers the lengths that their files lack.
+
+    A tokenizer without `model_max_length` takes `max_position_embeddings` of its text encoder,
+    and is saved with it. One whose encoder has none either keeps what it has: the family knows a
+    length of its own, or says what is missing when it needs one.
+
+    Args:
+        pipeline: A pipeline of diffusers.
+        names: Its tokenizers; those that the pipeline does not have are skipped.
+        path: Folder or Hub id, for messages.
+
+    Raises:
+        ValueError: If a tokenizer has no vocabulary, cannot pad, is longer than its text encoder
+            takes, or knows more tokens than that; names the file and the key.
+    """
+    for name in names:
+        tokenizer = getattr(pipeline, name, None)
+        if tokenizer is None:
+            continue
+        _check_vocabulary(Path(path) / name)
+        part = name.replace("tokenizer", "text_encoder")
+        encoder = getattr(pipeline, part, None)
+        config = None if encoder is None else encoder.config
+        most = getattr(config, "max_position_embeddings", None)
+        file = f"{path}/{name}/tokenizer_config.json"
+        length = tokenizer.model_max_length
+        if isinstance(length, str) or length != length // 1 or length < 1:
+            raise ValueError(f"{file}: model_max_length={length!r}; a number of tokens expected")
+        if most and length >= UNBOUNDED:
+            tokenizer.model_max_length = length = most
+        if most and length > most:
+            raise ValueError(
+                f"{file}: model_max_length={length}, and {part}/config.json takes "
+                f"max_position_embeddings={most}; make the former no larger"
+            )
+        if tokenizer.pad_token is None:
+            raise ValueError(f'{file}: no "pad_token"; name the token that fills short prompts')
+        known = getattr(config, "vocab_size", None)
+        if known and len(tokenizer) > known:
+            raise ValueError(
+                f"{path}/{name}: {len(tokenizer)} tokens, and {part}/config.json has "
+                f"vocab_size={known}; they are not of one model"
+            )
+
+
+def nulls(folder: Path) -> str:
+    """Names a special token that a tokenizer of a pipeline folder sets to null; "" if none does.
+
+    CLIP's tokenizer fails on one without a word of which.
+    """
+    for file in sorted(folder.glob("tokenizer*/tokenizer_config.json")):
+        config = read_json(file)
+        for key in ("bos_token", "eos_token"):
+            if key in config and config[key] is None:
+                return f"{file}: {key} is null; name a token or leave the key out"
+    return ""
+
+
+def _check_vocabulary(folder: Path) -> None:
+    """ValueError if a folder on disk has no vocabulary: transformers would make one up."""
+    if folder.is_dir() and not any((folder / file).is_file() for file in _VOCABULARIES):
+        raise ValueError(
+            f"{folder}: no vocabulary (tokenizer.json, or its older forms); copy the folder whole"
+        )

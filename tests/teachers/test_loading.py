@@ -1,0 +1,198 @@
+"""What a teacher's folder lacks or has too much of is found elsewhere, or refused by name."""
+
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel
+
+from edgedistill.evaluate.pictures import Features
+from edgedistill.finite import check_finite
+from edgedistill.teachers import load_teacher
+from edgedistill.teachers.loading import whole_weights
+from edgedistill.teachers.mixture import Mixture
+
+PARTS = ["unet", "vae", "text_encoder"]
+
+
+@pytest.fixture
+def folder(tiny_sd, tmp_path):
+    return shutil.copytree(tiny_sd, tmp_path / "teacher")
+
+
+def weights(folder, part, change):
+    """Change the weights of a part by a function of them and their first name; the latter."""
+    file = next((folder / part).glob("*.safetensors"))
+    state = load_file(file)
+    first = sorted(state)[0]
+    change(state, first)
+    save_file(state, file, {"format": "pt"})
+    return first
+
+
+def config(folder, file, **values):
+    """Set keys of a JSON file; `...` takes one away."""
+    place = folder / file
+    found = {**json.loads(place.read_text()), **values}
+    place.write_text(json.dumps({k: v for k, v in found.items() if v is not ...}))
+
+
+def load(folder):
+    return load_teacher("stable_diffusion", folder)
+
+
+def refused(folder, *words):
+    with pytest.raises(ValueError, match=words[0]) as caught:
+        load(folder)
+    line = str(caught.value)
+    assert len(line.splitlines()) == 1
+    for word in words:
+        assert word in line
+
+
+# --- Weights ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_weights_that_would_be_made_up_are_refused(folder, part):
+    refused(folder, weights(folder, part, lambda state, first: state.pop(first)), "no weights for")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_weights_without_a_place_are_refused(folder, part):
+    weights(folder, part, lambda state, _: state.update(odd=torch.zeros(2)))
+    refused(folder, "odd", "no place for")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_weights_of_another_shape_are_refused(folder, part):
+    first = weights(folder, part, lambda state, first: state.update({first: torch.zeros(3, 7)}))
+    refused(folder, first, "shape")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("part", PARTS)
+def test_weights_that_are_not_finite_are_refused(folder, part, number):
+    def change(state, first):
+        state[first].view(-1)[-1] = number
+
+    refused(folder, part, weights(folder, part, change), "not finite")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e5m2]
+)
+def test_one_number_among_thousands_is_found(dtype, number):
+    largest = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
+    good = torch.full((1000,), largest).to(dtype)  # whose sum may be infinite
+    check_finite("file", {"good": good, "ids": torch.arange(3), "none": torch.empty(0)})
+    bad = good.clone()
+    bad[500] = number
+    with pytest.raises(ValueError, match=r"^file: bad holds .* not finite, and so do 1 others"):
+        check_finite("file", {"good": good, "bad": bad, "worse": bad})
+    check_finite("file", {"meta": torch.empty(3, device="meta")})
+
+
+def test_the_libraries_logs_are_as_before(folder):
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    before = [(each.handlers, each.level, each.propagate) for each in loggers]
+    weights(folder, "text_encoder", lambda state, first: state.pop(first))
+    with pytest.raises(ValueError, match="no weights for"), whole_weights("place"):
+        CLIPTextModel.from_pretrained(folder / "text_encoder")
+    assert before == [(each.handlers, each.level, each.propagate) for each in loggers]
+
+
+# --- Pickles ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_weights_in_a_pickle_alone_are_refused_by_name(folder, part):
+    file = next((folder / part).glob("*.safetensors"))
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    load(folder)  # beside safetensors it is not looked at
+    file.unlink()
+    refused(folder, file.with_suffix(".bin").name, "never opened", "safe_serialization")
+
+
+def test_a_planar_student_and_features_in_a_pickle_are_refused(tmp_path, two_modes, quick_fit):
+    from edgedistill import assets
+
+    teacher = Mixture.load(str(two_modes))
+    net = teacher.spawn(torch.Generator().manual_seed(0)).net
+    net.save_pretrained(tmp_path / "net", safe_serialization=False)
+    shutil.copy(two_modes, tmp_path / "mixture.json")
+    (tmp_path / "student.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"\.bin: a pickle, which is never opened"):
+        Mixture.load(str(tmp_path))
+    net.save_pretrained(tmp_path / "net")
+    assert Mixture.load(str(tmp_path)).net is not None
+    clip = shutil.copytree(assets.ROOT / "emoji" / "clip", tmp_path / "clip")
+    torch.save(load_file(clip / "model.safetensors"), clip / "pytorch_model.bin")
+    (clip / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin: a pickle, which is never opened"):
+        Features(str(clip))
+
+
+# --- Tokenizers ---------------------------------------------------------------------------------
+
+TOKENIZER = "tokenizer/tokenizer_config.json"
+
+
+@pytest.mark.parametrize("length", [..., None, 10**30, 1e30])
+def test_a_length_that_is_not_given_is_the_text_encoder_s(folder, tmp_path, length):
+    wanted = load(folder).tokenize(["red apple"])["input_ids"]
+    config(folder, TOKENIZER, model_max_length=length)
+    teacher = load(folder)
+    assert torch.equal(teacher.tokenize(["red apple"])["input_ids"], wanted)
+    teacher.pipeline.tokenizer.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert saved["model_max_length"] == wanted.shape[1]
+
+
+def test_a_tokenizer_without_its_configuration_is_whole(folder):
+    wanted = load(folder).tokenize(["red apple"])["input_ids"]
+    (folder / TOKENIZER).unlink()
+    assert torch.equal(load(folder).tokenize(["red apple"])["input_ids"], wanted)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model_max_length": 512}, ["model_max_length=512", "max_position_embeddings=8"]),
+        ({"model_max_length": 0}, ["model_max_length=0"]),
+        ({"model_max_length": -1}, ["model_max_length=-1"]),
+        ({"model_max_length": 3.5}, ["model_max_length=3.5"]),
+        ({"model_max_length": "77"}, ["model_max_length='77'"]),
+        ({"pad_token": None}, ["pad_token"]),
+        ({"bos_token": None}, ["bos_token is null"]),
+        ({"eos_token": None}, ["eos_token is null"]),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_used_names_the_key(folder, values, words):
+    config(folder, TOKENIZER, **values)
+    refused(folder, TOKENIZER, *words)
+
+
+def test_a_tokenizer_without_a_vocabulary_is_refused(folder):
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    refused(folder, "tokenizer: no vocabulary")
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder):
+    file = folder / "tokenizer" / "tokenizer.json"
+    data = json.loads(file.read_text())
+    data["model"]["vocab"] |= {f"word{i}": len(data["model"]["vocab"]) + i for i in range(9)}
+    file.write_text(json.dumps(data))
+    refused(folder, "vocab_size=516", "not of one model")
+
+
+@pytest.mark.parametrize(
+    "key", ["max_position_embeddings", "vocab_size", "hidden_size", "num_hidden_layers"]
+)
+def test_a_text_encoder_s_sizes_may_not_be_left_out(folder, key):
+    config(folder, "text_encoder/config.json", **{key: ...})
+    refused(folder, "CLIPTextModel")
