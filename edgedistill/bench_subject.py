@@ -95,7 +95,7 @@ def _load_pipeline(
 def _load_own(folder: str, steps: int, guidance: float, stages: _Stages) -> tuple[Draw, float]:
     """A student on its step table, or a teacher on its solver, by edgedistill itself."""
     from edgedistill.denoiser import Condition
-    from edgedistill.sampling import solve, time_grid
+    from edgedistill.sampling import solve
     from edgedistill.student import load_student
     from edgedistill.teachers import load_teacher
 
@@ -109,7 +109,7 @@ def _load_own(folder: str, steps: int, guidance: float, stages: _Stages) -> tupl
         teacher = load_teacher(_family(folder), folder)
         shapes = [teacher.sample_shape]
         denoise = teacher.guided(guidance)
-        times = time_grid(teacher.denoiser.schedule, steps)
+        times = teacher.grid(steps)
 
         def sample(net: nn.Module, noise: Sequence[Tensor], cond: Condition) -> Tensor:
             return solve(denoise, noise[0], times, cond)

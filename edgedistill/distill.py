@@ -43,6 +43,7 @@ from edgedistill.student import Guidance, StudentInfo, load_student, save_studen
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill.teachers.base import Source
 from edgedistill.teachers.latents import Captioned
+from edgedistill.teachers.proof import prove
 from edgedistill.trainer import Hooks, Trainer, engine
 
 __all__ = ["Run", "preview"]
@@ -52,6 +53,22 @@ PLANS = "compress.json"
 
 Say = Callable[[str], None]
 Progress = Callable[[int, "dict[str, float] | None"], None]
+
+
+def open_teacher(recipe: Recipe, device: torch.device) -> tuple[Teacher, str]:
+    """The recipe's teacher, on the device, and a line that says how it was proven.
+
+    Raises:
+        ValueError: If it cannot be loaded, or is not drawn as its own pipeline draws it.
+    """
+    section, train = recipe.teacher, recipe.train
+    teacher = load_teacher(section.family, section.path, section.config)
+    teacher.spare(checkpointing=train.checkpointing, offload=train.offload)
+    teacher.to(device)
+    proof = prove(teacher) if section.verify else ""
+    if recipe.student.decoder:
+        teacher.use_decoder(recipe.student.decoder)
+    return teacher, proof
 
 
 class Run:
@@ -69,11 +86,7 @@ class Run:
         accelerator = engine(recipe.train.precision)
         device = accelerator.device
         section = recipe.teacher
-        self.teacher = load_teacher(section.family, section.path, section.config)
-        self.teacher.spare(checkpointing=recipe.train.checkpointing, offload=recipe.train.offload)
-        self.teacher.to(device)
-        if recipe.student.decoder:
-            self.teacher.use_decoder(recipe.student.decoder)
+        self.teacher, proof = open_teacher(recipe, device)
         denoiser, few = self.teacher.denoiser, recipe.student
         check_steps(recipe, denoiser.schedule)
         self.times = student_times(denoiser.schedule, few.steps, few.spacing, few.sampler)
@@ -98,6 +111,7 @@ class Run:
             f"run {folder}  method {recipe.objective['name']}  "
             f"teacher {self.teacher.name}: {parameters(denoiser):,} parameters"
         ]
+        lines += [proof] if proof else []
         self._say = lines.append
 
         def tell(line: str) -> None:

@@ -112,7 +112,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path, limit: int | None = None) -> dict[str, Any]:
-    """Read a JSON object of at most `limit` bytes, by default 16 MiB; ValueError names the file."""
+    """Read a JSON object of at most `limit` bytes, by default 16 MiB; errors name the file."""
     try:
         data = parse_json(read_bytes(path, limit))
     except FileNotFoundError:

@@ -52,6 +52,9 @@ class TeacherSection(Settings):
     steps: int = Field(25, gt=0)
     """Steps of the teacher as the reference in evaluation and report."""
     solver: str = "ddim"
+    verify: bool = True
+    """Compare it with its own diffusers pipeline before anything is trained, and refuse it if it
+    is not drawn here as there; a teacher is compared once."""
     tiny: bool = False
     """Put a tiny random teacher of the family in the place of `path`, to try a recipe."""
 

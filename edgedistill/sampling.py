@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, pairwise, zip_longest
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from edgedistill.denoiser import Condition, Denoiser, Guided
+from edgedistill.denoiser import Bound, Condition
 from edgedistill.prediction import Linear2, Prediction, to_eps, to_x0
 from edgedistill.schedule import Discrete, Schedule
 from edgedistill.sizes import check_sizes, resized, shape_at
@@ -24,8 +24,10 @@ __all__ = [
     "SOLVERS",
     "SPACINGS",
     "Boundary",
+    "Denoise",
     "Step",
     "StepTable",
+    "TimeGrid",
     "ddim_step",
     "few_step_table",
     "solve",
@@ -93,7 +95,56 @@ def student_times(schedule: Schedule, steps: int, spacing: str, sampler: str) ->
     return times
 
 
+@dataclass(frozen=True)
+class TimeGrid:
+    """Where a teacher's sampler calls its network, and where each of its steps lands.
+
+    A step usually lands where the next one starts. diffusers' DDIM does not when its number of
+    timesteps is no multiple of the number of steps, or with linspace spacing.
+
+    Attributes:
+        starts: Decreasing times of the calls, (steps,), float64.
+        ends: Times of the landings, (steps,), float64; 0 is clean data.
+        init_scale: Standard deviation of x at the first start.
+        net_times: What the network reads at the starts, (steps,), where that is not the
+            schedule's own time, as with timesteps that a scheduler rounds.
+    """
+
+    starts: Tensor
+    ends: Tensor
+    init_scale: float = 1.0
+    net_times: Tensor | None = None
+
+    @classmethod
+    def of(cls, schedule: Schedule, times: Tensor) -> TimeGrid:
+        """The grid of steps from each of `times` (steps + 1,) to the next."""
+        return cls(times[:-1], times[1:], init_scale(schedule, times[0]))
+
+    @property
+    def times(self) -> Tensor:
+        """The starts and the last end, (steps + 1,)."""
+        return torch.cat([self.starts, self.ends[-1:]])
+
+
 # --- Solvers of the probability-flow ODE --------------------------------------------------------
+
+
+class Denoise(Protocol):
+    """What a solver asks of a teacher: a `Denoiser`, or a `Guided` one."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    @property
+    def bound(self) -> Bound | None: ...
+
+    def __call__(
+        self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
+    ) -> Tensor: ...
+
+    def x0_and_eps(
+        self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 def ddim_step(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -113,17 +164,33 @@ def ddim_step(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor)
     return ratio.to(x_t) * x_t + keep.to(x_t) * x0
 
 
-def _ddim(denoise: Denoiser | Guided, x: Tensor, times: Tensor, cond: Condition) -> Tensor:
+def _ddim(denoise: Denoise, x: Tensor, times: Tensor, cond: Condition) -> Tensor:
     for t, s in pairwise(times):
-        x = ddim_step(denoise.schedule, x, denoise(x, t, cond), t, s)
+        x = _ddim_call(denoise, x, t, s, cond)
     return x
+
+
+def _ddim_call(
+    denoise: Denoise,
+    x: Tensor,
+    t: Tensor,
+    s: Tensor,
+    cond: Condition,
+    net_time: Tensor | None = None,
+) -> Tensor:
+    """One call and its DDIM step, which keeps the network's eps beside an x0 that was bounded."""
+    schedule, bound = denoise.schedule, denoise.bound
+    if bound is None or not bound.keeps_eps:
+        return ddim_step(schedule, x, denoise(x, t, cond, net_time), t, s)
+    x0, eps = denoise.x0_and_eps(x, t, cond, net_time)
+    return schedule.alpha(s).to(x) * x0 + schedule.sigma(s).to(x) * eps
 
 
 MAX_HEUN_RATIO = 1e3
 """Above this sigma / alpha Heun's correction is rounding error; the first-order step is taken."""
 
 
-def _heun(denoise: Denoiser | Guided, x: Tensor, times: Tensor, cond: Condition) -> Tensor:
+def _heun(denoise: Denoise, x: Tensor, times: Tensor, cond: Condition) -> Tensor:
     """Karras et al. 2022 (arXiv 2206.00364), Alg. 1, in x / alpha against sigma / alpha."""
     schedule = denoise.schedule
     for t, s in pairwise(times):
@@ -140,7 +207,7 @@ def _heun(denoise: Denoiser | Guided, x: Tensor, times: Tensor, cond: Condition)
     return x
 
 
-def _dpmpp_2m(denoise: Denoiser | Guided, x: Tensor, times: Tensor, cond: Condition) -> Tensor:
+def _dpmpp_2m(denoise: Denoise, x: Tensor, times: Tensor, cond: Condition) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, Alg. 2); first order at both ends."""
     schedule = denoise.schedule
     previous: tuple[Tensor, float] | None = None
@@ -157,7 +224,7 @@ def _dpmpp_2m(denoise: Denoiser | Guided, x: Tensor, times: Tensor, cond: Condit
     return x
 
 
-SOLVERS: dict[str, Callable[[Denoiser | Guided, Tensor, Tensor, Condition], Tensor]] = {
+SOLVERS: dict[str, Callable[[Denoise, Tensor, Tensor, Condition], Tensor]] = {
     "ddim": _ddim,
     # Euler in x / alpha against sigma / alpha is DDIM (Song et al. 2021, Eq. 14), and so is Euler
     # in t on a rectified flow.
@@ -167,19 +234,47 @@ SOLVERS: dict[str, Callable[[Denoiser | Guided, Tensor, Tensor, Condition], Tens
 }
 
 
+FIRST_ORDER = ("ddim", "euler")
+"""Solvers whose steps need not start where the last one landed."""
+
+
 @torch.no_grad()
 def solve(
-    denoise: Denoiser | Guided, noise: Tensor, times: Tensor, cond: Condition, solver: str = "ddim"
+    denoise: Denoise,
+    noise: Tensor,
+    times: Tensor | TimeGrid,
+    cond: Condition,
+    solver: str = "ddim",
 ) -> Tensor:
-    """Follow the teacher's ODE from standard normal `noise` at times[0] to x0 at time 0.
+    """Follow the teacher's ODE from standard normal noise to x0.
+
+    Args:
+        denoise: The teacher.
+        noise: Standard normal, (N, ...).
+        times: Decreasing times (steps + 1,) that end in 0, or a teacher's own grid, whose last
+            step gives x0 itself where it lands on 0.
+        cond: Condition of N rows.
+        solver: A key of `SOLVERS`.
+
+    Returns:
+        x0 (N, ...).
 
     Raises:
         ValueError: If `solver` is not in `SOLVERS`.
     """
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}; choose from {', '.join(SOLVERS)}")
-    x = noise * init_scale(denoise.schedule, times[0])
-    return SOLVERS[solver](denoise, x, times.to(noise.device), cond)
+    if isinstance(times, Tensor):
+        x = noise * init_scale(denoise.schedule, times[0])
+        return SOLVERS[solver](denoise, x, times.to(noise.device), cond)
+    x, grid = noise * times.init_scale, times
+    starts, ends = grid.starts.to(noise.device), grid.ends.to(noise.device)
+    if solver not in FIRST_ORDER:
+        return SOLVERS[solver](denoise, x, torch.cat([starts, ends[-1:]]), cond)
+    told = [None] * len(starts) if grid.net_times is None else list(grid.net_times)
+    for t, s, time in zip(starts, ends, told, strict=True):
+        x = _ddim_call(denoise, x, t, s, cond, time) if s > 0 else denoise(x, t, cond, time)
+    return x
 
 
 def init_scale(schedule: Schedule, t: Tensor) -> float:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="edgedistill-tests-")
 
 TWO_MODES = '{"weights": [1, 2], "means": [[-1, 0], [1, 0.5]], "scales": [0.2, 0.3]}'
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from edgedistill.data.prompts import CAPTION, read_prompts
 from edgedistill.data.shards import write_shard
-from edgedistill.sampling import solve, time_grid
+from edgedistill.sampling import solve
 from edgedistill.teachers.base import Source, Teacher
 from edgedistill.teachers.latents import Latents
 
@@ -91,7 +91,7 @@ def _make(
 ) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     denoise = teacher.guided(guidance)
-    times = time_grid(teacher.denoiser.schedule, steps)
+    times = teacher.grid(steps)
     device = next(teacher.denoiser.parameters()).device
     made = []
     for start in range(0, len(captions), 16):

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +22,9 @@ from torch import Tensor, nn
 
 from edgedistill.data import read_prompts
 from edgedistill.data.shards import write_shard
-from edgedistill.denoiser import Condition, Denoiser, Guided
+from edgedistill.denoiser import Condition
 from edgedistill.files import read_json, write_json
-from edgedistill.sampling import solve
+from edgedistill.sampling import Denoise, solve
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.latents import Latents
 from edgedistill.times import refine
@@ -107,7 +106,7 @@ def captions_of(teacher: Teacher, prompts: str | None, caption: str = "caption")
 
 @torch.no_grad()
 def follow(
-    denoise: Denoiser | Guided,
+    denoise: Denoise,
     noise: Tensor,
     times: Tensor,
     steps: int,
@@ -118,18 +117,33 @@ def follow(
     grid = refine(denoise.schedule, times, -(-steps // (len(times) - 1)))
     kept, seen = times.tolist(), {}
 
-    def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def look(x: Tensor, t: float) -> None:
         # A solver that looks ahead asks at its next time twice, the second time at where it is.
-        x, t = inputs[0], float(inputs[1])
         if t in kept:
             seen[t] = x
 
-    handle = denoise.register_forward_pre_hook(look)
-    try:
-        x0 = solve(denoise, noise, grid, cond, solver)
-    finally:
-        handle.remove()
+    x0 = solve(_Watched(denoise, look), noise, grid, cond, solver)
     return torch.stack([*(seen[t] for t in kept[:-1]), x0], 1)
+
+
+class _Watched:
+    """A teacher that shows x and t of each call before it answers."""
+
+    def __init__(self, denoise: Denoise, look: Callable[[Tensor, float], None]) -> None:
+        self._denoise, self._look = denoise, look
+        self.schedule, self.bound = denoise.schedule, denoise.bound
+
+    def __call__(
+        self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
+    ) -> Tensor:
+        self._look(x_t, float(t))
+        return self._denoise(x_t, t, cond, net_time)
+
+    def x0_and_eps(
+        self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        self._look(x_t, float(t))
+        return self._denoise.x0_and_eps(x_t, t, cond, net_time)
 
 
 def make_paths(

@@ -15,7 +15,7 @@ from edgedistill.collaborate import Help, sample_with
 from edgedistill.denoiser import Denoiser
 from edgedistill.negative import Away
 from edgedistill.report.pictures import to_uint8
-from edgedistill.sampling import StepTable, solve, time_grid
+from edgedistill.sampling import StepTable, solve
 from edgedistill.schedule import schedule_from_json
 from edgedistill.student import Student
 from edgedistill.students import Students
@@ -96,7 +96,7 @@ def teacher_subject(
 ) -> Subject:
     """The teacher at so many solver steps and this guidance scale."""
     denoise = teacher.guided(guidance)
-    times = time_grid(teacher.denoiser.schedule, steps)
+    times = teacher.grid(steps)
 
     def sampler(given: list[Tensor], cond: dict[str, Tensor]) -> Tensor:
         return solve(denoise, given[0], times, cond, solver)

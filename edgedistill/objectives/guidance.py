@@ -71,7 +71,8 @@ class Scales:
     def guided(self, x_t: Tensor, t: Tensor, cond: Condition, scale: Tensor) -> Tensor:
         """The teacher's x0 at each row's scale, (N, ...)."""
         null, wanted = self.teacher.both(x_t, t, cond)
-        return torch.lerp(null, wanted, scale.reshape((-1,) + (1,) * (x_t.ndim - 1)).to(x_t))
+        weight = scale.reshape((-1,) + (1,) * (x_t.ndim - 1)).to(x_t)
+        return self.teacher.bounded(torch.lerp(null, wanted, weight))
 
     def kept(self, student: Denoiser) -> Denoiser:
         """The student at the teacher's scale, its network as it was before it was told any."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgedistill.denoiser import Condition, Denoiser, Guided, cat
 from edgedistill.networks.scaling import Scaling
-from edgedistill.sampling import StepTable
+from edgedistill.sampling import StepTable, TimeGrid, time_grid
 
 __all__ = ["Graph", "PromptCache", "Source", "Teacher"]
 
@@ -155,6 +155,15 @@ class Teacher(ABC):
     @abstractmethod
     def source(self) -> Source | None:
         """Clean data that comes with the teacher; None where it brings none."""
+
+    def grid(self, steps: int) -> TimeGrid:
+        """Where the teacher's own sampler calls the network in so many steps, and lands.
+
+        Raises:
+            ValueError: If `steps` is below 1, or the sampler's steps are not understood.
+        """
+        schedule = self.denoiser.schedule
+        return TimeGrid.of(schedule, time_grid(schedule, steps))
 
     def check(self, table: StepTable) -> None:  # noqa: B027  most families have nothing to refuse
         """Raise a ValueError if a student with this table could not be saved."""

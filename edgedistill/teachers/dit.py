@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from edgedistill.files import read_json, write_json
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
-from edgedistill.schedule import Discrete
+from edgedistill.schedule import Schedule
 from edgedistill.teachers.classes import NULL, ClassTeacher
-from edgedistill.teachers.stable_diffusion import discrete_border, discrete_schedulers
+from edgedistill.teachers.schedulers import discrete_border
+from edgedistill.teachers.student_schedulers import discrete_schedulers
 
 __all__ = ["DiT"]
 
@@ -57,7 +58,7 @@ class DiT(ClassTeacher):
         super().__init__(name, path, pipeline)
         self.prompts = tuple(list(self.classes)[:4])
 
-    def border(self) -> tuple[Discrete, Prediction]:
+    def border(self) -> tuple[Schedule, Prediction]:
         return discrete_border(self.pipeline.scheduler, self.path)
 
     def wrap(self, core: nn.Module) -> Transformer:

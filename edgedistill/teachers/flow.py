@@ -16,8 +16,16 @@ from edgedistill.files import read_json
 from edgedistill.plugins import unknown
 from edgedistill.sampling import StepTable
 from edgedistill.schedule import Rectified, Schedule, schedule_from_json
+from edgedistill.teachers.schedulers import (
+    FLOW,
+    SIBLINGS,
+    check_flow_prediction,
+    check_known,
+    is_flow,
+    setting,
+)
 
-__all__ = ["euler", "flow_schedule", "flow_schedulers"]
+__all__ = ["euler", "flow_schedule", "flow_schedulers", "shift_asked"]
 
 SHIFTS: dict[str, Callable[[float], float]] = {"exponential": math.exp, "linear": float}
 """From the number mu that a pipeline makes of the picture's size, by diffusers' names."""
@@ -28,24 +36,41 @@ def flow_schedule(scheduler: Any, tokens: int, path: str) -> Schedule:
 
     A student's folder says its schedule itself: its scheduler is made for its steps alone.
 
+    DPM-Solver++ and UniPC with `use_flow_sigmas` walk a flow too, as SANA and Wan are released.
+
     Raises:
-        ValueError: If the scheduler is no flow Euler scheduler.
+        ValueError: If the scheduler walks no flow.
     """
     student = Path(path) / "student.json"
     if student.is_file():
         return schedule_from_json(read_json(student)["schedule"])
-    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        name = type(scheduler).__name__
-        choices = [FlowMatchEulerDiscreteScheduler.__name__]
-        raise ValueError(f"{path}: {unknown('flow scheduler', name, choices)}")
+    check_known(scheduler, path)
     config = scheduler.config
-    if not config.use_dynamic_shifting:
+    if setting(scheduler, "use_flow_sigmas"):
+        check_flow_prediction(scheduler, path)
+        return Rectified(config.num_train_timesteps, config.flow_shift)
+    if not is_flow(scheduler):
+        name = type(scheduler).__name__
+        choices = [kind for kind, found in SIBLINGS.items() if found is FLOW]
+        raise ValueError(
+            f"{path}: {unknown('flow scheduler', name, choices)}, or a solver with use_flow_sigmas"
+        )
+    if not setting(scheduler, "use_dynamic_shifting"):
         return Rectified(config.num_train_timesteps, config.shift)
     slope = (config.max_shift - config.base_shift) / (
         config.max_image_seq_len - config.base_image_seq_len
     )
     mu = config.base_shift + slope * (tokens - config.base_image_seq_len)
     return Rectified(config.num_train_timesteps, SHIFTS[config.time_shift_type](mu))
+
+
+def shift_asked(scheduler: Any, schedule: Schedule) -> dict[str, float]:
+    """{"mu": ...} as a pipeline tells a scheduler that shifts by the picture's size; else {}."""
+    if not scheduler.config.get("use_dynamic_shifting"):
+        return {}
+    assert isinstance(schedule, Rectified)
+    linear = scheduler.config.get("time_shift_type") == "linear"
+    return {"mu": schedule.shift if linear else math.log(schedule.shift)}
 
 
 def euler(num_timesteps: int, table: StepTable, **choices: Any) -> Any:

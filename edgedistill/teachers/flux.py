@@ -21,8 +21,9 @@ from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
 from edgedistill.schedule import Rectified, Schedule
 from edgedistill.teachers.decoders import shifted
-from edgedistill.teachers.flow import euler, flow_schedule
+from edgedistill.teachers.flow import euler, flow_schedule, shift_asked
 from edgedistill.teachers.pipeline import PipelineTeacher
+from edgedistill.teachers.schedulers import setting
 
 __all__ = ["Flux", "pack", "unpack"]
 
@@ -173,6 +174,13 @@ class Flux(PipelineTeacher):
         schedule = self.denoiser.schedule
         assert isinstance(schedule, Rectified)
         yield euler(schedule.num_timesteps, table, shift=schedule.shift)
+
+    def set_own_steps(self, scheduler: Any, steps: int) -> None:
+        asked = shift_asked(scheduler, self.denoiser.schedule)
+        if setting(scheduler, "use_flow_sigmas"):
+            scheduler.set_timesteps(steps, **asked)
+        else:
+            scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)], **asked)
 
     def set_steps(self, scheduler: Any, steps: int) -> None:
         scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)])

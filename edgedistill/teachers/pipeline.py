@@ -7,20 +7,17 @@ encoders return, and which schedule and prediction its scheduler stands for.
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, TCDScheduler
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
@@ -33,13 +30,16 @@ from edgedistill.denoiser import Denoiser
 from edgedistill.finite import check_finite
 from edgedistill.networks.scaling import Scaling
 from edgedistill.prediction import Prediction
-from edgedistill.sampling import StepTable
+from edgedistill.sampling import StepTable, TimeGrid
 from edgedistill.schedule import Schedule
 from edgedistill.teachers.base import Graph, PromptCache, Source, Teacher
 from edgedistill.teachers.decoders import Decoder, check_autoencoder, open_decoder
+from edgedistill.teachers.flow import shift_asked
 from edgedistill.teachers.latents import Latents
 from edgedistill.teachers.loading import check_pickles, whole_weights
+from edgedistill.teachers.schedulers import bound_of, check_grid, grid_of, sibling
 from edgedistill.teachers.single_file import check_file, open_file, read_index
+from edgedistill.teachers.student_schedulers import find_scheduler, takes_timesteps
 from edgedistill.teachers.tokenizers import UNBOUNDED, complete, nulls
 
 __all__ = ["FAMILIES", "PipelineTeacher"]
@@ -98,7 +98,10 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
                 check_finite(f"{path}/{part}", module.state_dict())
         complete(pipeline, self.tokenizers, path)
         schedule, prediction = self.border()
-        self.denoiser = Denoiser(self.wrap(getattr(pipeline, self.core)), schedule, prediction)
+        # A student's own table needs no bound, and its scheduler has none.
+        bound = None if self.is_student else bound_of(pipeline.scheduler)
+        net = self.wrap(getattr(pipeline, self.core))
+        self.denoiser = Denoiser(net, schedule, prediction, bound)
         self.net = self.denoiser.net
         self.sample_shape = self.shape()
         self.autoencoder = getattr(pipeline, "vae", None)
@@ -110,7 +113,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         self.loads_lora = hasattr(pipeline, "load_lora_weights")
         self.licences = _licences(Path(path))
         self._cache = PromptCache()
-        self._offload = False
+        self.offload = False
 
     @abstractmethod
     def border(self) -> tuple[Schedule, Prediction]:
@@ -162,6 +165,24 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
     def set_steps(self, scheduler: Any, steps: int) -> None:
         """Ask a scheduler for a number of steps as the pipeline does."""
         scheduler.set_timesteps(steps)
+
+    @property
+    def is_student(self) -> bool:
+        """Whether the folder is a student's, whose scheduler is made for its steps alone."""
+        return (Path(self.path) / "student.json").is_file()
+
+    def set_own_steps(self, scheduler: Any, steps: int) -> None:
+        """Ask a teacher's scheduler, or its sibling, for steps as the pipeline does."""
+        scheduler.set_timesteps(steps, **shift_asked(scheduler, self.denoiser.schedule))
+
+    def grid(self, steps: int) -> TimeGrid:
+        if self.is_student:
+            return super().grid(steps)
+        scheduler = sibling(self.pipeline.scheduler)
+        self.set_own_steps(scheduler, steps)
+        grid = grid_of(scheduler, self.denoiser.schedule)
+        check_grid(scheduler, grid, self.denoiser, self.path)
+        return grid
 
     def shape(self) -> tuple[int, ...]:
         """Shape of one latent."""
@@ -235,12 +256,12 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
 
     def to(self, device: torch.device) -> PipelineTeacher:
         self.net.to(device)
-        if not self._offload:
+        if not self.offload:
             self.pipeline.to(device)
         return self
 
     def spare(self, *, checkpointing: bool, offload: bool) -> None:
-        self._offload = offload
+        self.offload = offload
         if checkpointing:
             core: Any = self.net.get_submodule(self.core)
             core.enable_gradient_checkpointing()
@@ -252,7 +273,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         try:
             yield
         finally:
-            if self._offload:
+            if self.offload:
                 module.to("cpu")
 
     def spawn(self, generator: torch.Generator | None = None) -> Denoiser:
@@ -371,22 +392,9 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
     def _walker(self, table: StepTable) -> tuple[Any, list[int] | None]:
         """The scheduler, and the timesteps it must be given where their number is not enough."""
         own, table = self.pipeline.scheduler, table.at_one_size()
-        for scheduler in chain(self.schedulers(table), [type(own).from_config(own.config)]):
-            set_steps = partial(self.set_steps, scheduler, len(table.rows))
-            if _walks(scheduler, table, set_steps):
-                return scheduler, None
-        timesteps = [round(row.t) for row in table.rows]
-        if _takes_timesteps(type(self.pipeline).__call__):
-            for scheduler in self.schedulers(table):
-                if not _takes_timesteps(scheduler.set_timesteps):
-                    continue
-                set_steps = partial(scheduler.set_timesteps, timesteps=timesteps)
-                if _walks(scheduler, table, set_steps):
-                    return scheduler, timesteps
-        raise ValueError(
-            f"no diffusers scheduler walks the timesteps {timesteps} with these noises; "
-            "choose student.spacing=trailing"
-        )
+        candidates = [*self.schedulers(table), type(own).from_config(own.config)]
+        by_timesteps = takes_timesteps(type(self.pipeline).__call__)
+        return find_scheduler(candidates, table, self.set_steps, by_timesteps)
 
     def graphs(self) -> dict[str, Graph]:
         prompts = self.prompts[:2]
@@ -425,46 +433,6 @@ def _check_class(kind: type[PipelineTeacher], name: str, where: str) -> None:
     raise ValueError(
         f"{where} holds a {name}, {kind.family} reads {', '.join(kind.pipelines)}; {hint}"
     )
-
-
-class _Probe(nn.Module):
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return x.tanh()
-
-
-def _takes_timesteps(function: Any) -> bool:
-    """Whether a pipeline's call, or a scheduler, can be given its timesteps one by one."""
-    return "timesteps" in inspect.signature(function).parameters
-
-
-def _choices(scheduler: Any) -> tuple[dict[str, float], ...]:
-    """What a step of a scheduler may be told besides: TCD's share of fresh noise."""
-    if isinstance(scheduler, TCDScheduler):
-        return {"eta": 0.0}, {"eta": 0.3}, {"eta": 1.0}
-    return ({},)
-
-
-def _walks(scheduler: Any, table: StepTable, set_steps: Callable[[], None]) -> bool:
-    """Whether scheduler, its steps set, and table take the same noise to the same place."""
-    for choices in _choices(scheduler):
-        set_steps()
-        if _agree(scheduler, table, choices):
-            return True
-    return False
-
-
-def _agree(scheduler: Any, table: StepTable, choices: dict[str, float]) -> bool:
-    wanted = torch.tensor([row.t for row in table.rows])
-    if not torch.allclose(scheduler.timesteps.float(), wanted, atol=0.5):
-        return False
-    ours = table.sample(_Probe(), table.draw((64,), torch.Generator().manual_seed(0)), {})
-    generator = torch.Generator().manual_seed(0)
-    # Flow schedulers know neither a first scale nor one a step.
-    x = torch.randn(64, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
-    for t in scheduler.timesteps:
-        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        x = scheduler.step(_Probe()(seen, t), t, x, generator=generator, **choices).prev_sample
-    return bool((x - ours).abs().max() <= 1e-4 * ours.abs().max().clamp(min=1))
 
 
 def _licences(folder: Path) -> list[str]:

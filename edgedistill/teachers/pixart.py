@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
-from edgedistill.schedule import Discrete
+from edgedistill.schedule import Schedule
 from edgedistill.teachers.pipeline import PipelineTeacher
-from edgedistill.teachers.stable_diffusion import discrete_border, discrete_schedulers
+from edgedistill.teachers.schedulers import discrete_border
+from edgedistill.teachers.student_schedulers import discrete_schedulers
 
 __all__ = ["MaskedEncoder", "PixArt", "bias", "lower"]
 
@@ -106,7 +107,7 @@ class PixArt(PipelineTeacher):
         lower(pipeline.tokenizer)
         return pipeline
 
-    def border(self) -> tuple[Discrete, Prediction]:
+    def border(self) -> tuple[Schedule, Prediction]:
         return discrete_border(self.pipeline.scheduler, self.path)
 
     def wrap(self, core: nn.Module) -> Transformer:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
-from edgedistill.schedule import Rectified, Schedule
+from edgedistill.schedule import Schedule
 from edgedistill.teachers.flow import flow_schedule, flow_schedulers
 from edgedistill.teachers.pipeline import PipelineTeacher
 from edgedistill.teachers.pixart import MaskedEncoder, bias, lower
@@ -77,9 +77,6 @@ class Sana(PipelineTeacher):
 
     def border(self) -> tuple[Schedule, Prediction]:
         scheduler = self.pipeline.scheduler
-        config = scheduler.config
-        if getattr(config, "use_flow_sigmas", False):  # DPM-Solver, as released
-            return Rectified(config.num_train_timesteps, config.flow_shift), Prediction.FLOW
         _, height, width = self.shape()
         patch = self.pipeline.transformer.config.patch_size
         tokens = (height // patch) * (width // patch)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from edgedistill.networks.scaling import Scaling
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
-from edgedistill.schedule import Discrete
+from edgedistill.schedule import Schedule
 from edgedistill.teachers.pipeline import PipelineTeacher
-from edgedistill.teachers.stable_diffusion import discrete_border, discrete_schedulers
+from edgedistill.teachers.schedulers import discrete_border
+from edgedistill.teachers.student_schedulers import discrete_schedulers
 
 __all__ = ["StableDiffusionXL"]
 
@@ -74,7 +75,7 @@ class StableDiffusionXL(PipelineTeacher):
     tokenizers = {"tokenizer": "input_ids", "tokenizer_2": "input_ids_2"}  # noqa: RUF012
     conditions = ("encoder_hidden_states", "text_embeds")
 
-    def border(self) -> tuple[Discrete, Prediction]:
+    def border(self) -> tuple[Schedule, Prediction]:
         return discrete_border(self.pipeline.scheduler, self.path)
 
     @classmethod

@@ -5,23 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler
 from torch import Tensor, nn
 
-from edgedistill.plugins import unknown
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
-from edgedistill.schedule import Discrete
+from edgedistill.schedule import Schedule
 from edgedistill.teachers.pipeline import PipelineTeacher
+from edgedistill.teachers.schedulers import discrete_border
+from edgedistill.teachers.student_schedulers import discrete_schedulers
 
-__all__ = ["PREDICTIONS", "StableDiffusion", "discrete_border", "discrete_schedulers"]
-
-PREDICTIONS = {
-    "epsilon": Prediction.EPS,
-    "sample": Prediction.X0,
-    "v_prediction": Prediction.V,
-}
-"""diffusers' names."""
+__all__ = ["StableDiffusion"]
 
 
 class UNet(nn.Module):
@@ -59,7 +52,7 @@ class StableDiffusion(PipelineTeacher):
     unused = ("safety_checker",)
     options = {"requires_safety_checker": False}  # noqa: RUF012
 
-    def border(self) -> tuple[Discrete, Prediction]:
+    def border(self) -> tuple[Schedule, Prediction]:
         return discrete_border(self.pipeline.scheduler, self.path)
 
     def wrap(self, core: nn.Module) -> UNet:
@@ -70,33 +63,3 @@ class StableDiffusion(PipelineTeacher):
 
     def schedulers(self, table: StepTable) -> Iterator[Any]:
         return discrete_schedulers(self.pipeline.scheduler, table)
-
-
-def discrete_border(scheduler: Any, path: str) -> tuple[Discrete, Prediction]:
-    """Schedule and prediction of any scheduler over trained timesteps; `path` is for messages."""
-    config = scheduler.config
-    # DDIM's class computes the table of them all, zero-SNR rescaling included.
-    schedule = Discrete(DDIMScheduler.from_config(config).alphas_cumprod)
-    if config.prediction_type not in PREDICTIONS:
-        raise ValueError(
-            f"{path}: {unknown('prediction_type', config.prediction_type, PREDICTIONS)}"
-        )
-    return schedule, PREDICTIONS[config.prediction_type]
-
-
-def discrete_schedulers(scheduler: Any, table: StepTable) -> Iterator[Any]:
-    """Schedulers over trained timesteps that may walk a table, the plainest first."""
-    config = scheduler.config
-    for kind, choices in _kinds(table, config.num_train_timesteps):
-        yield kind.from_config(config, clip_sample=False, thresholding=False, **choices)
-
-
-def _kinds(table: StepTable, n: int) -> Iterator[tuple[Any, dict[str, Any]]]:
-    if any(row.c for row in table.rows):
-        yield LCMScheduler, {"original_inference_steps": n}
-        return
-    trailing = {"timestep_spacing": "trailing"}
-    yield DDIMScheduler, {"set_alpha_to_one": True, **trailing}
-    # DDIM's class steps by 1000 // steps whatever the next timestep is; this one goes there.
-    order_one = {"solver_order": 1, "algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}
-    yield DPMSolverMultistepScheduler, {**order_one, **trailing}

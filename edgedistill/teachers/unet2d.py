@@ -23,7 +23,8 @@ from edgedistill.sampling import StepTable
 from edgedistill.schedule import Karras, Schedule
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.classes import ClassTeacher
-from edgedistill.teachers.stable_diffusion import discrete_border, discrete_schedulers
+from edgedistill.teachers.schedulers import discrete_border
+from edgedistill.teachers.student_schedulers import discrete_schedulers
 
 __all__ = ["UNet2D"]
 

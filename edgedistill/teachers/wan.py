@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from edgedistill.networks.scaling import Scaling
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
-from edgedistill.schedule import Rectified, Schedule
+from edgedistill.schedule import Schedule
 from edgedistill.teachers.decoders import Decoder
 from edgedistill.teachers.flow import flow_schedule, flow_schedulers
 from edgedistill.teachers.pipeline import PipelineTeacher
@@ -117,9 +117,6 @@ export_to_video(video, "video.mp4", fps=16)
 
     def border(self) -> tuple[Schedule, Prediction]:
         scheduler = self.pipeline.scheduler
-        config = scheduler.config
-        if getattr(config, "use_flow_sigmas", False):  # UniPC, as released
-            return Rectified(config.num_train_timesteps, config.flow_shift), Prediction.FLOW
         return flow_schedule(scheduler, 0, self.path), Prediction.FLOW
 
     def wrap(self, core: nn.Module) -> Transformer:

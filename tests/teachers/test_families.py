@@ -4,18 +4,16 @@ import shutil
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, FluxPipeline
+from diffusers import DiffusionPipeline, FluxPipeline
 from tiny import LENGTH, save
 
-from edgedistill.sampling import few_step_table, solve, time_grid
+from edgedistill.sampling import solve
 from edgedistill.student import load_student
 from edgedistill.teachers import load_teacher
+from edgedistill.teachers.schedulers import sibling
 from edgedistill.tiny import TINY, make_tiny
 
 PROMPTS = ["red", "blue"]
-
-DISCRETE = {"timestep_spacing": "trailing", "clip_sample": False}
-"""How diffusers' DDIM is asked for the steps that ours are."""
 
 ASKED = {
     "flux": {"max_sequence_length": LENGTH, "height": 8, "width": 8},
@@ -31,14 +29,6 @@ ASKED = {
     "wan": {"max_sequence_length": LENGTH, "height": 32, "width": 32, "num_frames": 5},
 }
 """What a family's pipeline is told besides, to draw pictures as small as these."""
-
-TRAILING = dict.fromkeys(
-    ("sana", "sd3"), lambda steps: {"sigmas": [1 - i / steps for i in range(steps)]}
-)
-"""How a family's pipeline is asked for the steps that ours are, where its own are others."""
-
-UNASKED = {"wan"}
-"""Families whose pipelines cannot be asked for steps: a student's scheduler makes ours."""
 
 STUDENT_GUIDANCE = {"flux": 3.5}
 """The scale a student's pipeline is told, where that is not 1."""
@@ -88,26 +78,14 @@ def latents(family, pipeline, **choices):
     return back(pipeline(PROMPTS, output_type="latent", return_dict=False, **given)[0])
 
 
-def scheduler(family, teacher, pipeline, times):
-    """The scheduler that takes our steps at `times`, asked as `TRAILING` says."""
-    own = pipeline.scheduler
-    if "trained_betas" in own.config and family not in UNASKED:
-        return DDIMScheduler.from_config(own.config, **DISCRETE)
-    if family not in UNASKED:
-        return own
-    schedule, prediction = teacher.denoiser.schedule, teacher.denoiser.prediction
-    return teacher.scheduler(few_step_table(schedule, prediction, times, "ddim"))
-
-
 @pytest.mark.parametrize("scale", [1.0, 3.5])
 def test_our_guided_solver_is_the_pipelines(family, folder, scale):
     teacher, pipeline = load_teacher(family, folder), opened(folder)
-    times = time_grid(teacher.denoiser.schedule, 5)
-    pipeline.scheduler = scheduler(family, teacher, pipeline, times)
+    pipeline.scheduler = sibling(pipeline.scheduler)
     start = torch.randn(2, *teacher.sample_shape, generator=torch.Generator().manual_seed(5))
-    steps = {"num_inference_steps": 5, **TRAILING.get(family, lambda _: {})(5)}
-    expected = latents(family, pipeline, guidance_scale=scale, latents=start, **steps)
-    ours = solve(teacher.guided(scale), start, times, teacher.encode(PROMPTS))
+    asked = {"num_inference_steps": 5, "guidance_scale": scale}
+    expected = latents(family, pipeline, latents=start, **asked)
+    ours = solve(teacher.guided(scale), start, teacher.grid(5), teacher.encode(PROMPTS))
     torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-3)
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, EDMEulerScheduler
+from diffusers import DDIMPipeline, DDPMPipeline, EDMEulerScheduler
 from safetensors.torch import load_file
 from tiny import save
 
@@ -16,7 +16,7 @@ from edgedistill.evaluate.run import evaluate_subjects
 from edgedistill.generate import generate
 from edgedistill.progress import bar
 from edgedistill.run_dir import open_run
-from edgedistill.sampling import solve, time_grid
+from edgedistill.sampling import solve
 from edgedistill.schedule import Karras
 from edgedistill.student import load_student
 from edgedistill.teachers import load_teacher
@@ -74,11 +74,8 @@ def run(folder, out, *words):
 
 def test_our_solver_draws_the_pipelines_pictures(folder):
     teacher, pipeline = load_teacher("unet2d", folder), DDIMPipeline.from_pretrained(folder)
-    choices = {"timestep_spacing": "trailing", "clip_sample": False}
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **choices)
     expected = pictures(pipeline, 5, batch_size=2, num_inference_steps=5)
-    times = time_grid(teacher.denoiser.schedule, 5)
-    x0 = solve(teacher.guided(1.0), draw(2, 5), times, teacher.encode(["", ""]))
+    x0 = solve(teacher.guided(1.0), draw(2, 5), teacher.grid(5), teacher.encode(["", ""]))
     torch.testing.assert_close(teacher.decode(x0), expected, atol=1e-3, rtol=1e-3)
 
 
@@ -105,17 +102,15 @@ def test_the_edm_solver_walks_as_diffusers_scheduler(edm):
     teacher, pipeline = load_teacher("unet2d", edm), DDPMPipeline.from_pretrained(edm)
     scheduler, unet = pipeline.scheduler, pipeline.unet.eval()
     assert isinstance(teacher.denoiser.schedule, Karras)
-    times = time_grid(teacher.denoiser.schedule, 6)
-    scheduler.set_timesteps(sigmas=1 - times)
-    low, high, data = EDM["sigma_min"], EDM["sigma_max"], EDM["sigma_data"]
+    scheduler.set_timesteps(6)
     start = draw(2, 3)
-    x = start * (high**2 + data**2) ** 0.5
-    for t in scheduler.timesteps[:-1]:  # the last stands at sigma_min
+    x = start * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
         with torch.no_grad():
             f = unet(scheduler.scale_model_input(x, t), t).sample
         x = scheduler.step(f, t, x).prev_sample
-    ours = solve(teacher.guided(1.0), start, times, {})
-    torch.testing.assert_close(ours, x / (low**2 + data**2) ** 0.5, atol=1e-3, rtol=1e-3)
+    ours = solve(teacher.guided(1.0), start, teacher.grid(6), {})
+    torch.testing.assert_close(ours, x / EDM["sigma_data"], atol=1e-3, rtol=1e-3)
 
 
 def test_edm_pictures_are_x0_in_units_of_sigma_data(edm):

@@ -1,0 +1,334 @@
+"""What a teacher's diffusers scheduler says, in our words: noise levels, prediction, bound, steps.
+
+A scheduler is read through its deterministic first-order sibling: DDIM, Euler or first-order
+DPM-Solver++, which share its timesteps, its noise levels and its estimate of x0. Whatever is not
+drawn as the sibling draws it is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor, nn
+
+from edgedistill.denoiser import Bound, Denoiser
+from edgedistill.plugins import unknown
+from edgedistill.prediction import Prediction
+from edgedistill.sampling import TimeGrid, solve
+from edgedistill.schedule import Discrete, Karras, Schedule
+
+__all__ = [
+    "FLOW",
+    "PREDICTIONS",
+    "SIBLINGS",
+    "Probe",
+    "bound_of",
+    "check_flow_prediction",
+    "check_grid",
+    "check_known",
+    "discrete_border",
+    "grid_of",
+    "is_flow",
+    "setting",
+    "sibling",
+]
+
+PREDICTIONS = {
+    "epsilon": Prediction.EPS,
+    "sample": Prediction.X0,
+    "v_prediction": Prediction.V,
+    "flow_prediction": Prediction.FLOW,
+}
+"""Predictions by diffusers' names."""
+
+TOLERANCE = 1e-3
+"""Largest difference between our samples of a probe and diffusers', relative to the largest."""
+
+
+@dataclass(frozen=True)
+class Sibling:
+    """The deterministic scheduler that stands for another one.
+
+    Attributes:
+        kind: Name of its class in diffusers.
+        choices: Settings it has whatever the other says.
+    """
+
+    kind: str
+    choices: tuple[tuple[str, Any], ...] = ()
+
+
+_DDIM = Sibling("DDIMScheduler")
+_EULER = Sibling("EulerDiscreteScheduler")
+_DPM = Sibling(
+    "DPMSolverMultistepScheduler",
+    (("solver_order", 1), ("algorithm_type", "dpmsolver++"), ("solver_type", "midpoint")),
+)
+_EDM = Sibling("EDMEulerScheduler")
+FLOW = Sibling("FlowMatchEulerDiscreteScheduler", (("stochastic_sampling", False),))
+"""What stands for the flow schedulers."""
+
+SIBLINGS = {
+    **dict.fromkeys(
+        (
+            *("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler"),
+            *("PNDMScheduler", "LCMScheduler", "TCDScheduler"),
+        ),
+        _DDIM,
+    ),
+    **dict.fromkeys(
+        (
+            *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
+            *("HeunDiscreteScheduler", "LMSDiscreteScheduler", "KDPM2DiscreteScheduler"),
+            *("KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler"),
+        ),
+        _EULER,
+    ),
+    **dict.fromkeys(
+        (
+            *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"),
+            *("UniPCMultistepScheduler", "DEISMultistepScheduler", "SASolverScheduler"),
+        ),
+        _DPM,
+    ),
+    **dict.fromkeys(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"), _EDM),
+    **dict.fromkeys(
+        (
+            *("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
+            "FlowMatchLCMScheduler",
+        ),
+        FLOW,
+    ),
+}
+"""The schedulers of diffusers that a teacher may come with, by name."""
+
+_ABSENT = {
+    "clip_sample": False,
+    "thresholding": False,
+    "set_alpha_to_one": True,
+    "final_sigmas_type": "zero",
+}
+"""What a sibling is told of settings that the class of the teacher's scheduler does not know."""
+
+_REFUSED = {
+    "timestep_type": ("continuous", "the network reads a logarithm of the noise level"),
+    "invert_sigmas": (True, "time runs the other way"),
+}
+"""Settings that no teacher may have: the value, and what it would mean."""
+
+
+def takes(scheduler: Any, key: str) -> bool:
+    """Whether the scheduler's class knows a setting; a config may hold others' besides."""
+    return key in inspect.signature(type(scheduler).__init__).parameters
+
+
+def setting(scheduler: Any, key: str, default: Any = None) -> Any:
+    """A setting that the scheduler's class knows; the default where it knows none."""
+    return scheduler.config.get(key, default) if takes(scheduler, key) else default
+
+
+def check_known(scheduler: Any, path: str) -> None:
+    """Raise a ValueError for a scheduler that a teacher may not have; `path` is for messages."""
+    name = type(scheduler).__name__
+    if name not in SIBLINGS:
+        raise ValueError(f"{path}: {unknown('scheduler', name, SIBLINGS)}")
+    for key, (value, meaning) in _REFUSED.items():
+        if setting(scheduler, key) == value:
+            raise ValueError(f"{path}: {name} has {key}={value}, with which {meaning}; no teacher")
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether a known scheduler is one of diffusers' flow schedulers."""
+    return SIBLINGS[type(scheduler).__name__] is FLOW
+
+
+def check_flow_prediction(scheduler: Any, path: str) -> None:
+    """Raise a ValueError if a solver on a flow's noise levels is told another prediction."""
+    found = scheduler.config.prediction_type
+    if found != "flow_prediction":
+        raise ValueError(
+            f"{path}: prediction_type={found} with use_flow_sigmas; flow_prediction expected"
+        )
+
+
+def discrete_border(scheduler: Any, path: str) -> tuple[Schedule, Prediction]:
+    """Schedule and prediction of a scheduler over trained timesteps; `path` is for messages.
+
+    Raises:
+        ValueError: If the scheduler is of another kind, or its prediction is unknown.
+    """
+    check_known(scheduler, path)
+    name = type(scheduler).__name__
+    if SIBLINGS[name] in (_EDM, FLOW):
+        allowed = [kind for kind, found in SIBLINGS.items() if found not in (_EDM, FLOW)]
+        raise ValueError(
+            f"{path}: {unknown('scheduler over trained timesteps', name, allowed)}; a network "
+            "with EDM's preconditioning or a flow is no teacher of this family"
+        )
+    prediction = scheduler.config.prediction_type
+    known = {key: kind for key, kind in PREDICTIONS.items() if kind is not Prediction.FLOW}
+    if prediction not in known:
+        raise ValueError(f"{path}: {unknown('prediction_type', prediction, known)}")
+    levels = scheduler.alphas_cumprod.double()
+    if setting(scheduler, "rescale_betas_zero_snr"):
+        levels = torch.cat([levels[:-1], torch.zeros(1, dtype=levels.dtype)])  # some put 2^-24
+    return Discrete(levels), known[prediction]
+
+
+def bound_of(scheduler: Any) -> Bound | None:
+    """What the scheduler does to its estimate of x0; None for nothing.
+
+    diffusers' DDPM, DDIM, LCM and TCD classes clip by default.
+    """
+    keeps_eps = SIBLINGS.get(type(scheduler).__name__) is _DDIM
+    if setting(scheduler, "thresholding"):
+        config = scheduler.config
+        if keeps_eps or getattr(config, "algorithm_type", "dpmsolver++").endswith("++"):
+            quantile = config.dynamic_thresholding_ratio
+            return Bound(config.sample_max_value, quantile, keeps_eps)
+    if setting(scheduler, "clip_sample"):
+        return Bound(setting(scheduler, "clip_sample_range", 1.0), None, keeps_eps)
+    return None
+
+
+def sibling(scheduler: Any) -> Any:
+    """A new scheduler of the sibling's class with the scheduler's own settings.
+
+    A setting that the scheduler's class does not know is off, and steps end in clean data.
+    """
+    found = SIBLINGS[type(scheduler).__name__]
+    kind = getattr(diffusers, found.kind)
+    known = inspect.signature(kind.__init__).parameters.keys() - {"self"}
+    settings = {key: value for key, value in _ABSENT.items() if key in known}
+    settings |= {key: scheduler.config[key] for key in known if takes(scheduler, key)}
+    if settings.get("beta_schedule") not in (None, "linear", "scaled_linear", "squaredcos_cap_v2"):
+        settings |= {"trained_betas": scheduler.betas.tolist(), "beta_schedule": "linear"}
+    return kind(**{**settings, **dict(found.choices)})
+
+
+def grid_of(scheduler: Any, schedule: Schedule) -> TimeGrid:
+    """Where a sibling whose steps are set calls the network, and where it lands.
+
+    Args:
+        scheduler: A sibling.
+        schedule: The teacher's.
+    """
+    read = _GRIDS[type(scheduler).__name__]
+    return read(scheduler, schedule)
+
+
+def _ddim_grid(scheduler: Any, schedule: Schedule) -> TimeGrid:
+    n = scheduler.config.num_train_timesteps
+    timesteps = scheduler.timesteps.double()
+    last = 0.0 if float(scheduler.final_alpha_cumprod) == 1 else 1 / n
+    before = timesteps - n // scheduler.num_inference_steps
+    ends = torch.where(before < 0, torch.full_like(before, last), (before + 1) / n)
+    return TimeGrid((timesteps + 1) / n, ends, 1.0, timesteps)
+
+
+def _euler_grid(scheduler: Any, schedule: Schedule) -> TimeGrid:
+    sigmas = scheduler.sigmas.double()
+    starts, ends = _split(scheduler, schedule.time_of(-2 * sigmas.log()))
+    scale = float(scheduler.init_noise_sigma) / math.hypot(1, float(sigmas[0]))
+    return TimeGrid(starts, ends, scale, scheduler.timesteps.double())
+
+
+def _dpm_grid(scheduler: Any, schedule: Schedule) -> TimeGrid:
+    sigmas = scheduler.sigmas.double()
+    flow = getattr(scheduler.config, "use_flow_sigmas", False)
+    log_snr = 2 * ((1 - sigmas).log() - sigmas.log()) if flow else -2 * sigmas.log()
+    starts, ends = _split(scheduler, schedule.time_of(log_snr))
+    return TimeGrid(starts, ends, 1.0, scheduler.timesteps.double())
+
+
+def _edm_grid(scheduler: Any, schedule: Schedule) -> TimeGrid:
+    assert isinstance(schedule, Karras)
+    sigmas, data = scheduler.sigmas.double(), schedule.sigma_data
+    times = schedule.time_of_angle((sigmas / data).atan())
+    # The least level is at t = 0, where a grid would land on clean data.
+    starts, ends = _split(scheduler, times.clamp(min=1e-9))
+    scale = float(scheduler.init_noise_sigma) / math.hypot(data, float(sigmas[0]))
+    return TimeGrid(starts, ends, scale, scheduler.timesteps.double())
+
+
+def _flow_grid(scheduler: Any, schedule: Schedule) -> TimeGrid:
+    sigmas = scheduler.sigmas.double()
+    times = schedule.time_of(2 * ((1 - sigmas).log() - sigmas.log()))
+    starts, ends = _split(scheduler, times)
+    return TimeGrid(starts, ends, 1.0, scheduler.timesteps.double())
+
+
+def _split(scheduler: Any, times: Tensor) -> tuple[Tensor, Tensor]:
+    """Starts and ends of the steps between `times`; no noise is t = 0 in every schedule."""
+    steps = len(scheduler.timesteps)
+    times = torch.where(scheduler.sigmas > 0, times, torch.zeros_like(times))
+    return times[:steps], times[1 : steps + 1]
+
+
+_GRIDS: dict[str, Callable[[Any, Schedule], TimeGrid]] = {
+    _DDIM.kind: _ddim_grid,
+    _EULER.kind: _euler_grid,
+    _DPM.kind: _dpm_grid,
+    _EDM.kind: _edm_grid,
+    FLOW.kind: _flow_grid,
+}
+
+
+# --- The probe ----------------------------------------------------------------------------------
+
+
+class Probe(nn.Module):
+    """A stand-in for a network, nonlinear in x and dependent on t.
+
+    Args:
+        sign: Factor on the output.
+    """
+
+    def __init__(self, sign: float = 1.0) -> None:
+        super().__init__()
+        self.sign = sign
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """f(x, t), shaped as x (N, ...); t is (N,) or a scalar."""
+        time = torch.as_tensor(t).double().reshape((-1,) + (1,) * (x.ndim - 1)).to(x) / 1000
+        return self.sign * ((x * (1 + time)).tanh() + 0.3 * time)
+
+
+def check_grid(scheduler: Any, grid: TimeGrid, denoiser: Denoiser, path: str) -> None:
+    """Raise a ValueError if a probe is not drawn as diffusers' sibling scheduler draws it.
+
+    Args:
+        scheduler: The sibling, its steps set.
+        grid: Ours.
+        denoiser: The teacher's, for its schedule, prediction and bound.
+        path: The teacher's, for the message.
+    """
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(4, 1, 4, 4, generator=generator, dtype=torch.float64)
+    # An EDM scheduler's eps is minus the v of its preconditioning, which is a teacher's wrapper's.
+    minus = isinstance(denoiser.schedule, Karras) and scheduler.config.prediction_type == "epsilon"
+    net = Probe(-1.0 if minus else 1.0)
+    # Euler's class knows no bound: it shows where the steps are.
+    bound = denoiser.bound if takes(scheduler, "thresholding") else None
+    probe = Denoiser(net, denoiser.schedule, denoiser.prediction, bound)
+    ours = solve(probe, noise, grid, {})
+    x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # some schedules have a timestep twice
+    for t in scheduler.timesteps:
+        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(Probe()(seen, t), t, x).prev_sample
+    if isinstance(denoiser.schedule, Karras):
+        x = x / denoiser.schedule.sigma_data
+    apart = float((x - ours).abs().max() / ours.abs().max().clamp(min=1))
+    if not apart <= TOLERANCE:
+        raise ValueError(
+            f"{path}: {type(scheduler).__name__} takes other steps than ours in "
+            f"{len(grid.starts)} steps (apart by {apart:.2g} of the range); no teacher"
+        )

@@ -1,0 +1,107 @@
+"""The diffusers scheduler that is saved with a student: the first that walks its step table."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, TCDScheduler
+from torch import Tensor, nn
+
+from edgedistill.sampling import StepTable
+
+__all__ = ["discrete_schedulers", "find_scheduler", "takes_timesteps"]
+
+
+def discrete_schedulers(scheduler: Any, table: StepTable) -> Iterator[Any]:
+    """Schedulers over trained timesteps that may walk a table, the plainest first."""
+    config = scheduler.config
+    for kind, choices in _kinds(table, config.num_train_timesteps):
+        yield kind.from_config(config, clip_sample=False, thresholding=False, **choices)
+
+
+def _kinds(table: StepTable, n: int) -> Iterator[tuple[Any, dict[str, Any]]]:
+    if any(row.c for row in table.rows):
+        yield LCMScheduler, {"original_inference_steps": n}
+        return
+    trailing = {"timestep_spacing": "trailing"}
+    yield DDIMScheduler, {"set_alpha_to_one": True, **trailing}
+    # DDIM's class steps by 1000 // steps whatever the next timestep is; this one goes there.
+    order_one = {"solver_order": 1, "algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}
+    yield DPMSolverMultistepScheduler, {**order_one, **trailing}
+
+
+def find_scheduler(
+    candidates: Sequence[Any],
+    table: StepTable,
+    set_steps: Callable[[Any, int], None],
+    by_timesteps: bool,
+) -> tuple[Any, list[int] | None]:
+    """The scheduler that walks a table, and the timesteps it must be given, if any.
+
+    Args:
+        candidates: Schedulers, the plainest first.
+        table: The student's, at one size.
+        set_steps: Asks a scheduler for a number of steps as the pipeline does.
+        by_timesteps: Whether the pipeline can be given the timesteps one by one.
+
+    Raises:
+        ValueError: If none walks it.
+    """
+    for scheduler in candidates:
+        if _walks(scheduler, table, partial(set_steps, scheduler, len(table.rows))):
+            return scheduler, None
+    timesteps = [round(row.t) for row in table.rows]
+    for scheduler in candidates if by_timesteps else ():
+        ask = partial(scheduler.set_timesteps, timesteps=timesteps)
+        if takes_timesteps(scheduler.set_timesteps) and _walks(scheduler, table, ask):
+            return scheduler, timesteps
+    raise ValueError(
+        f"no diffusers scheduler walks the timesteps {timesteps} with these noises; "
+        "choose student.spacing=trailing"
+    )
+
+
+def takes_timesteps(function: Any) -> bool:
+    """Whether a pipeline's call, or a scheduler, can be given its timesteps one by one."""
+    return "timesteps" in inspect.signature(function).parameters
+
+
+def _choices(scheduler: Any) -> tuple[dict[str, float], ...]:
+    """What a step of a scheduler may be told besides: TCD's share of fresh noise."""
+    if isinstance(scheduler, TCDScheduler):
+        return {"eta": 0.0}, {"eta": 0.3}, {"eta": 1.0}
+    return ({},)
+
+
+def _walks(scheduler: Any, table: StepTable, set_steps: Callable[[], None]) -> bool:
+    """Whether scheduler, its steps set, and table take the same noise to the same place."""
+    for choices in _choices(scheduler):
+        set_steps()
+        if _agree(scheduler, table, choices):
+            return True
+    return False
+
+
+class _Probe(nn.Module):
+    """A network that reads no time, since diffusers' timesteps may be rounded."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return x.tanh()
+
+
+def _agree(scheduler: Any, table: StepTable, choices: dict[str, float]) -> bool:
+    wanted = torch.tensor([row.t for row in table.rows])
+    if not torch.allclose(scheduler.timesteps.float(), wanted, atol=0.5):
+        return False
+    ours = table.sample(_Probe(), table.draw((64,), torch.Generator().manual_seed(0)), {})
+    generator = torch.Generator().manual_seed(0)
+    # Flow schedulers know neither a first scale nor one a step.
+    x = torch.randn(64, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
+    for t in scheduler.timesteps:
+        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(_Probe()(seen, t), t, x, generator=generator, **choices).prev_sample
+    return bool((x - ours).abs().max() <= 1e-4 * ours.abs().max().clamp(min=1))
