@@ -21,8 +21,8 @@ import clip
 import concepts
 import data
 import teacher
-from pictures import to_float
-from storage import load_tensor
+from common.pictures import to_float
+from common.storage import load_tensor
 from tokenizer import load as load_tokenizer
 
 PAIRS = 32

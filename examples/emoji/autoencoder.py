@@ -16,9 +16,9 @@ import torch
 from diffusers import AutoencoderKL
 
 import data
-from pictures import save_grid, to_float, to_uint8
-from storage import save_tensor
-from training import Plan, Trainer
+from common.pictures import save_grid, to_float, to_uint8
+from common.storage import save_tensor
+from common.training import Plan, Trainer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,11 +20,11 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 import autoencoder
 import data
 from captions import Captions
-from pictures import to_float, to_uint8
-from storage import load_tensor
+from common.pictures import to_float, to_uint8
+from common.storage import load_tensor
+from common.training import Plan, Trainer
 from tokenizer import POSITIONS, encode
 from tokenizer import load as load_tokenizer
-from training import Plan, Trainer
 
 
 @dataclass(frozen=True, kw_only=True)

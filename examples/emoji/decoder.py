@@ -13,8 +13,8 @@ from diffusers import AutoencoderKL
 
 import autoencoder
 import data
-from pictures import to_float
-from training import Plan, Trainer
+from common.pictures import to_float
+from common.training import Plan, Trainer
 
 
 @dataclass(frozen=True, kw_only=True)

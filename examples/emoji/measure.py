@@ -20,7 +20,7 @@ import autoencoder
 import clip
 import data
 import teacher
-from pictures import save_grid, to_float, to_uint8
+from common.pictures import save_grid, to_float, to_uint8
 from tokenizer import encode
 
 

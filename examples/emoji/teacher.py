@@ -17,11 +17,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 import autoencoder
 import data
 from captions import Captions
-from pictures import save_grid, to_uint8
-from storage import load_tensor
+from common.pictures import save_grid, to_uint8
+from common.storage import load_tensor
+from common.training import Plan, Trainer
 from tokenizer import POSITIONS, encode
 from tokenizer import load as load_tokenizer
-from training import Plan, Trainer
 
 
 @dataclass(frozen=True, kw_only=True)

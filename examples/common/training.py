@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from edgedistill.muon import Muon
 
-from storage import load_state, save_state
+from common.storage import load_state, save_state
 
 OUTERMOST = ("conv_in", "conv_out", "embed", "logit_scale")
 """Parts of the names of parameters that meet data or tokens; AdamW's, whatever their shape."""
