@@ -1,8 +1,14 @@
-"""One training loop for every network here, budgeted in seconds and safe to interrupt."""
+"""One training loop for every network here, budgeted and safe to interrupt.
+
+A budget is in seconds or in samples. A run that is stopped goes on from its last checkpoint
+exactly as if it had not been, random numbers included. It waits while a file named PAUSE lies
+beside the checkpoint, and saves before it obeys SIGTERM.
+"""
 
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -23,8 +29,10 @@ OUTERMOST = ("conv_in", "conv_out", "embed", "logit_scale")
 class Plan:
     """How a network is trained."""
 
-    seconds: float
+    seconds: float = math.inf
     """Time for steps; saving and drawing come on top."""
+    samples: float = math.inf
+    """How many samples; the budget ends with whichever comes first."""
     batch: int
     matrix_rate: float
     """Peak learning rate of Muon, for the matrices."""
@@ -35,6 +43,8 @@ class Plan:
     hold: float = 0.0
     """Share of the budget at the peak rate before the cosine decay to zero."""
     weight_decay: float = 0.0
+    bf16: bool = False
+    """Whether products run in bfloat16; weights, averages and losses stay in float32."""
     threads: int = 1
     """One is best for tensors this small: a second one waits more than it works."""
 
@@ -82,11 +92,13 @@ class Ema:
 
 
 class Budget:
-    """Seconds of training, counted over interruptions; the learning rate follows their share."""
+    """Steps and seconds, counted over interruptions; the learning rate follows their share."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.steps = 0
+        self.began = 0
+        """The step from which the learning rate warms up."""
         self.spent = 0.0
         self._last = time.monotonic()
 
@@ -103,30 +115,52 @@ class Budget:
 
     @property
     def share(self) -> float:
-        return min(1.0, self.spent / self.plan.seconds)
+        samples = self.steps * self.plan.batch
+        return min(1.0, max(self.spent / self.plan.seconds, samples / self.plan.samples))
 
     @property
     def rate(self) -> float:
         """The factor on the peak learning rates: linear warm-up, hold, cosine to zero."""
-        warm = min(1.0, (self.steps + 1) / self.plan.warmup_steps)
+        warm = min(1.0, (self.steps - self.began + 1) / self.plan.warmup_steps)
         decayed = max(0.0, self.share - self.plan.hold) / (1 - self.plan.hold)
         return warm * 0.5 * (1 + math.cos(math.pi * decayed))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "spent": self.spent}
+        return {"steps": self.steps, "began": self.began, "spent": self.spent}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.steps, self.spent = state["steps"], state["spent"]
+        self.steps, self.began, self.spent = state["steps"], state["began"], state["spent"]
         self.pause()
 
 
+class _Random:
+    """Torch's own generator, as a part of a checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"torch": torch.get_rng_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        torch.set_rng_state(state["torch"])
+
+
 class Trainer:
-    """A network, its optimizers, average and budget, restored if a checkpoint exists."""
+    """A network, its optimizers, average and budget, restored if a checkpoint exists.
+
+    Args:
+        network: What is trained.
+        plan: How.
+        checkpoint: Its file; PAUSE in the same folder makes the training wait.
+        done_steps: Steps behind the network's weights where no checkpoint exists: the budget and
+            the average go on from there, the optimizers start anew.
+    """
 
     log_steps = 100
     checkpoint_seconds = 200
+    pause_seconds = 5
 
-    def __init__(self, network: torch.nn.Module, plan: Plan, checkpoint: Path) -> None:
+    def __init__(
+        self, network: torch.nn.Module, plan: Plan, checkpoint: Path, done_steps: int = 0
+    ) -> None:
         torch.set_num_threads(plan.threads)
         self.network, self.plan, self.checkpoint = network, plan, checkpoint
         matrices, others = split(network)
@@ -142,23 +176,31 @@ class Trainer:
             "adamw": self.adamw,
             "ema": self.ema,
             "budget": self.budget,
+            "random": _Random(),
         }
+        self.stopping = False
+        torch.manual_seed(done_steps)
+        if done_steps:
+            self.budget.steps = self.budget.began = self.ema.steps = done_steps
         if checkpoint.exists():
             state = load_state(checkpoint)
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
-            print(f"{checkpoint.stem}: resumed at {self.budget.spent:.0f} s", flush=True)
-        torch.manual_seed(self.budget.steps)
+            print(f"{checkpoint.stem}: resumed at step {self.budget.steps}", flush=True)
 
     def run(self, loss: Loss, after_checkpoint: Callable[[], None] | None = None) -> None:
         """Train to the end of the budget and leave the averaged weights in the network."""
         budget, saved = self.budget, self.budget.spent
+        logged, logged_at = budget.steps, budget.spent
         figures: defaultdict[str, list[float]] = defaultdict(list)
+        before = signal.signal(signal.SIGTERM, self._stop)
         while budget.share < 1:
+            self._wait()
             for name, value in self.step(loss).items():
                 figures[name].append(value)
             if budget.steps % self.log_steps == 0:
-                self._log(figures)
+                self._log(figures, (budget.steps - logged) / (budget.spent - logged_at))
+                logged, logged_at = budget.steps, budget.spent
                 figures.clear()
             if budget.spent - saved > self.checkpoint_seconds:
                 saved = budget.spent
@@ -166,6 +208,7 @@ class Trainer:
                 if after_checkpoint:
                     after_checkpoint()
                 budget.pause()
+        signal.signal(signal.SIGTERM, before)
         self.save()
         self.ema.swap()
         self.network.eval()
@@ -179,7 +222,8 @@ class Trainer:
         ):
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate
-        total, figures = loss(self.budget.share)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.plan.bf16):
+            total, figures = loss(self.budget.share)
         torch.autograd.backward(total)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0, foreach=True)
         for optimizer in (self.muon, self.adamw):
@@ -189,18 +233,33 @@ class Trainer:
         self.budget.tick()
         return {"loss": total.item(), **figures}
 
+    def _stop(self, *_: object) -> None:
+        self.stopping = True
+
+    def _wait(self) -> None:
+        """Save and end on SIGTERM; save and wait while PAUSE is there."""
+        pause = self.checkpoint.with_name("PAUSE")
+        if not (self.stopping or pause.exists()):
+            return
+        self.save()
+        print(f"{self.checkpoint.stem}: saved at step {self.budget.steps}", flush=True)
+        while pause.exists() and not self.stopping:
+            time.sleep(self.pause_seconds)
+        if self.stopping:
+            raise SystemExit(0)
+        self.budget.pause()
+
     def save(self) -> None:
         """Write the state of every part."""
         state = {name: part.state_dict() for name, part in self.parts.items()}
         save_state(state, self.checkpoint)
 
-    def _log(self, figures: dict[str, list[float]]) -> None:
-        budget = self.budget
+    def _log(self, figures: dict[str, list[float]], steps_per_second: float) -> None:
         means = "  ".join(f"{name} {sum(v) / len(v):.4f}" for name, v in figures.items())
-        speed = budget.steps * self.plan.batch / budget.spent
         print(
-            f"{self.checkpoint.stem}: {budget.spent:5.0f} of {self.plan.seconds:.0f} s  "
-            f"step {budget.steps}  {speed:.0f} pictures/s  {means}",
+            f"{self.checkpoint.stem}: {self.budget.spent:6.0f} s  {self.budget.share:6.2%}  "
+            f"step {self.budget.steps}  {steps_per_second * self.plan.batch:.1f} pictures/s  "
+            f"{means}",
             flush=True,
         )
 

@@ -20,7 +20,7 @@ from transformers import CLIPModel, CLIPTextModel
 import clip
 import concepts
 import data
-import teacher
+from common import text_to_image
 from common.pictures import to_float
 from common.storage import load_tensor
 from tokenizer import load as load_tokenizer
@@ -72,7 +72,7 @@ def run(work: Path, destination: Path) -> None:
         text_encoder=CLIPTextModel.from_pretrained(work / "teacher" / "text_encoder").half(),
         tokenizer=load_tokenizer(work),
         unet=UNet2DConditionModel.from_pretrained(work / "teacher" / "unet").half(),
-        scheduler=teacher.build_schedule(),
+        scheduler=text_to_image.build_schedule(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

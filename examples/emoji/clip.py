@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-import autoencoder
 import data
 from captions import Captions
+from common import autoencoder
 from common.pictures import to_float, to_uint8
 from common.storage import load_tensor
 from common.training import Plan, Trainer

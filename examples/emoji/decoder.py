@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-import autoencoder
 import data
+from common import autoencoder
 from common.pictures import to_float
 from common.training import Plan, Trainer
 

@@ -16,10 +16,9 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
-import autoencoder
 import clip
 import data
-import teacher
+from common import autoencoder, text_to_image
 from common.pictures import save_grid, to_float, to_uint8
 from tokenizer import encode
 
@@ -122,7 +121,9 @@ def draw(
 ) -> torch.Tensor:
     """(N, 3, 64, 64) pictures in [-1, 1]."""
     ids = torch.tensor(encode(pipe.tokenizer, ["", *captions]))
-    latents = teacher.sample(pipe.unet, pipe.text_encoder, ids[1:], ids[0], steps, guidance, seed)
+    latents = text_to_image.sample(
+        pipe.unet, pipe.text_encoder, ids[1:], ids[0], steps, guidance, seed
+    )
     return autoencoder.decode(pipe.vae, latents)
 
 

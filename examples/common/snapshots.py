@@ -1,0 +1,71 @@
+"""Snapshots: a teacher in training as a pipeline in float16, to be committed and gone on from.
+
+Beside the pipeline lies `training.json`, {"steps": ..., "batch": ...}: what is behind its weights.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+
+from common.storage import load_state
+from common.training import Plan
+
+__all__ = ["averaged", "replace", "restore"]
+
+STATE = "training.json"
+
+
+def averaged(network: torch.nn.Module, checkpoint: Path) -> int:
+    """Load the averaged weights of a trainer's checkpoint; the steps behind them.
+
+    Raises:
+        SystemExit: There is no checkpoint.
+    """
+    if not checkpoint.exists():
+        raise SystemExit(f"{checkpoint} is missing: train first")
+    state = load_state(checkpoint)
+    for parameter, mean in zip(network.parameters(), state["ema"]["shadow"], strict=True):
+        parameter.data.copy_(mean)
+    return int(state["budget"]["steps"])
+
+
+def replace(pipeline: DiffusionPipeline, place: Path, steps: int, plan: Plan) -> None:
+    """Write a pipeline beside its place, then move it there."""
+    partial = place.with_name(f"{place.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    pipeline.save_pretrained(partial)
+    for file in partial.rglob("config.json"):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)  # where it lay on this machine
+        file.write_text(json.dumps(config, indent=2) + "\n")
+    for file in partial.rglob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes private files
+    (partial / STATE).write_text(json.dumps({"steps": steps, "batch": plan.batch}) + "\n")
+    if place.exists():
+        shutil.rmtree(place)
+    partial.replace(place)
+    size = sum(f.stat().st_size for f in place.rglob("*") if f.is_file())
+    print(f"snapshot: {steps} steps, {size / 2**20:.1f} MiB in {place}", flush=True)
+
+
+def restore(networks: Mapping[str, torch.nn.Module], snapshot: Path, plan: Plan) -> int:
+    """Load the weights of a snapshot by the names of its folders.
+
+    Returns:
+        The steps behind them at this plan's batch; 0, and nothing is loaded, if there is none.
+    """
+    if not (snapshot / STATE).exists():
+        return 0
+    for name, network in networks.items():
+        (file,) = (snapshot / name).glob("*.safetensors")
+        network.load_state_dict({k: v.float() for k, v in load_file(file).items()})
+    state = json.loads((snapshot / STATE).read_text())
+    print(f"snapshot: goes on at step {state['steps']}", flush=True)
+    return int(state["steps"] * state["batch"] // plan.batch)
