@@ -1,0 +1,28 @@
+"""Train the `fashion` teacher: `python examples/fashion/train.py`.
+
+Stages that are done are skipped and an interrupted one goes on from its checkpoint. `touch PAUSE`
+in the work folder makes it wait, and removing the file lets it go on. With --snapshot it writes
+the averaged weights of the last checkpoint to snapshot/, from which another machine goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # examples/, for common and fashion
+
+from common import stages
+from fashion import classifier, teacher
+
+HERE = Path(__file__).resolve().parent
+SNAPSHOT = HERE / "snapshot"
+STAGES = {
+    "classifier": lambda work: classifier.run(work, classifier.Config()),
+    "teacher": lambda work: teacher.run(work, teacher.Config(), SNAPSHOT),
+}
+
+if __name__ == "__main__":
+    stages.main(
+        STAGES, HERE, __doc__, lambda work: teacher.snapshot(work, SNAPSHOT, teacher.Config())
+    )
