@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ["Bar", "Handler", "answers", "bar", "console", "say", "visible"]
+__all__ = ["Bar", "Handler", "answers", "bar", "console", "remark", "say", "visible"]
 
 _HIDDEN = ("Cc", "Cs", "Zl", "Zp")
 """Unicode categories of control characters, lone surrogates and separators of lines."""
@@ -70,6 +70,16 @@ answers = _Plain(width=None if sys.stdout.isatty() else 160)
 def say(line: str) -> None:
     """Print a line of any text on the console, however long."""
     console.print(line, soft_wrap=True)
+
+
+_remarked: set[str] = set()
+
+
+def remark(line: str) -> None:
+    """Say what is good to know of a file, once a process."""
+    if line not in _remarked:
+        _remarked.add(line)
+        say(line)
 
 
 class Handler(logging.Handler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,17 +16,25 @@ from torch import Tensor, nn
 
 from edgedistill.compress.plan import Plan, build
 from edgedistill.denoiser import Condition
-from edgedistill.files import atomic_folder, read_json, write_json, write_text
+from edgedistill.files import atomic_folder, read_json, recover, write_json, write_text
+from edgedistill.finite import bad_tensor
+from edgedistill.hashes import check_files, files_in, sha256_of, sha256_of_all
 from edgedistill.networks.roles import Role
 from edgedistill.plugins import names, unknown
 from edgedistill.prediction import Prediction
+from edgedistill.progress import remark
 from edgedistill.sampling import StepTable
 from edgedistill.schedule import schedule_from_json
 from edgedistill.teachers import ENTRY_POINTS, TEACHERS, Teacher, load_teacher
 
 __all__ = ["Guidance", "Student", "StudentInfo", "load_student", "save_student"]
 
-SCHEMA = 1
+SCHEMA = 2
+
+INFO, CARD = "student.json", "README.md"
+
+MACHINE = ("_name_or_path", "name_or_path")
+"""Keys of a config in which libraries keep where they had loaded something from."""
 
 
 class Guidance(BaseModel):
@@ -40,7 +49,7 @@ class StudentInfo(BaseModel):
     """student.json: everything needed to run the student rightly.
 
     Attributes:
-        schema_version: 1.
+        schema_version: 2; 1 had no hashes.
         method: Distillation method.
         family: Family that reads the folder; a key of `teachers.TEACHERS`.
         step_table: `StepTable.to_json`.
@@ -52,10 +61,12 @@ class StudentInfo(BaseModel):
         teacher: {"name", "path", "family", "guidance", "licences"}.
         recipe: The resolved recipe.
         evaluation: Figures of eval.json, or None before evaluation.
+        sha256: Of every other file but the card, by name, and under "student.json" of all that is
+            said here, besides `evaluation`.
     """
 
     model_config = ConfigDict(extra="forbid")
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     method: str
     family: str
     step_table: dict[str, Any]
@@ -69,6 +80,7 @@ class StudentInfo(BaseModel):
     teacher: dict[str, Any]
     recipe: dict[str, Any]
     evaluation: dict[str, Any] | None = None
+    sha256: dict[str, str] = {}
 
 
 class Student:
@@ -89,16 +101,21 @@ class Student:
     @cached_property
     def sha256(self) -> str:
         """Hash over all that decides what the student draws: not its figures or its card."""
-        # Depths that are not there do not change the hash of what was made before there were any.
-        left_out = {"evaluation"} | ({"depths"} if not self.info.depths else set())
-        drawn = self.info.model_dump_json(exclude=left_out)
-        digest = hashlib.sha256(drawn.encode())
-        for file in sorted(self.path.rglob("*")):
-            kept = file.suffix in (".json", ".safetensors", ".txt") and file.name != "student.json"
-            if kept and file.is_file():
-                digest.update(file.relative_to(self.path).as_posix().encode())
-                digest.update(hashlib.sha256(file.read_bytes()).digest())
+        # The first schema's words, so that the hash of what was made in it stays the same; depths
+        # that are not there do not change that of what was made before there were any.
+        left_out = {"evaluation", "sha256"} | ({"depths"} if not self.info.depths else set())
+        first = self.info.model_copy(update={"schema_version": 1})
+        digest = hashlib.sha256(first.model_dump_json(exclude=left_out).encode())
+        for name, found in sorted(self._hashes().items(), key=lambda item: Path(item[0])):
+            kept = name.endswith((".json", ".safetensors", ".txt"))
+            if kept and Path(name).name != INFO:
+                digest.update(name.encode())
+                digest.update(bytes.fromhex(found))
         return digest.hexdigest()
+
+    def _hashes(self) -> dict[str, str]:
+        """Of the folder's files, by name."""
+        return self.info.sha256 or sha256_of_all(self.path, files_in(self.path))
 
     def use_depth(self, name: str) -> None:
         """Become the smaller student called `name`; ValueError names those there are."""
@@ -125,15 +142,17 @@ def load_student(path: str | Path) -> Student:
             file and the key.
     """
     folder = Path(path)
-    file = folder / "student.json"
+    recover(folder)
+    file = folder / INFO
     if not folder.is_dir():
         raise ValueError(f"no student or bundle folder at {str(folder)!r}")
-    if not file.is_file() and (folder / "student" / "student.json").is_file():
-        return load_student(folder / "student")
     if not file.is_file():
-        raise _no_student(folder)
+        recover(folder / "student")
+        if not (folder / "student" / INFO).is_file():
+            raise _no_student(folder)
+        return load_student(folder / "student")
     data = read_json(file)
-    if data.get("schema_version") != SCHEMA:
+    if data.get("schema_version") not in (1, SCHEMA):
         version = data.get("schema_version")
         raise ValueError(f"{file}: schema_version {version!r}, {SCHEMA} expected")
     try:
@@ -149,7 +168,30 @@ def load_student(path: str | Path) -> Student:
     families = names(TEACHERS, ENTRY_POINTS)
     if info.family not in families:
         raise ValueError(f"{file}: family: {unknown('teacher family', info.family, families)}")
+    _check_hashes(file, data)
     return Student(folder, info, table, load_teacher(info.family, folder))
+
+
+def _check_hashes(file: Path, data: dict[str, Any]) -> None:
+    """ValueError names the first file of a student that is not as it was written."""
+    folder, listed = file.parent, dict(data.get("sha256") or {})
+    if data["schema_version"] == 1 and not listed:
+        remark(f"{file}: schema 1 has no hashes: damage to its files is not seen")
+        for name in files_in(folder):
+            bad = bad_tensor(folder / name) if name.endswith(".safetensors") else ""
+            if bad:
+                raise ValueError(f"{folder / name}: {bad} is not finite")
+        return
+    if listed.pop(INFO, None) != _own_hash(data):
+        raise ValueError(f"{file}: damaged or changed: it is not what its sha256 says")
+    check_files(folder, listed, INFO)
+
+
+def _own_hash(data: dict[str, Any]) -> str:
+    """Of student.json: of all but the figures, which come later, and itself."""
+    files = {name: found for name, found in data["sha256"].items() if name != INFO}
+    kept = {key: value for key, value in data.items() if key != "evaluation"}
+    return sha256_of({**kept, "sha256": files})
 
 
 def _no_student(folder: Path) -> ValueError:
@@ -187,8 +229,42 @@ def save_student(folder: Path, info: StudentInfo, teacher: Teacher, net: nn.Modu
             info = info.model_copy(update={"lora_scale": 1.0})
             if not table.grows:
                 usage += _LORA_USAGE.format(scheduler=read_json(index)["scheduler"][1])
-        write_json(work / "student.json", info.model_dump(mode="json"))
-        write_text(work / "README.md", _card(info, table, usage))
+        write_text(work / CARD, _card(info, table, usage))
+        _forget_machine(work)
+        _write_info(work, info)
+
+
+def _write_info(work: Path, info: StudentInfo) -> None:
+    """Write student.json beside all other files; ValueError names a tensor that is not finite."""
+    names = [name for name in files_in(work) if name != CARD]
+    for name in names:
+        bad = bad_tensor(work / name) if name.endswith(".safetensors") else ""
+        if bad:
+            raise ValueError(f"student not written: {bad} in {name} is not finite")
+    data = json.loads(info.model_dump_json()) | {"sha256": sha256_of_all(work, names)}
+    data["sha256"][INFO] = _own_hash(data)
+    write_json(work / INFO, data)
+
+
+def _forget_machine(folder: Path) -> None:
+    """Take the paths that libraries keep in configs away."""
+    for name in files_in(folder):
+        if not name.endswith(("config.json", "model_index.json")):
+            continue
+        old = json.loads((folder / name).read_text(encoding="utf-8"))
+        new = _without(old, MACHINE)
+        if new != old:
+            text = json.dumps(new, indent=2, ensure_ascii=False)
+            (folder / name).write_text(text + "\n", encoding="utf-8")
+
+
+def _without(data: Any, keys: Sequence[str]) -> Any:
+    """JSON without some keys, at any depth."""
+    if isinstance(data, list):
+        return [_without(value, keys) for value in data]
+    if isinstance(data, dict):
+        return {key: _without(value, keys) for key, value in data.items() if key not in keys}
+    return data
 
 
 _GROWING_USAGE = f"""{Teacher.usage} Its steps grow: the first run at a

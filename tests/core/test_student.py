@@ -6,12 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import save
+from safetensors.torch import load_file, save_file
+from tiny import make_pipeline, save
 
+from edgedistill.hashes import files_in, sha256
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.prediction import Prediction
-from edgedistill.student import load_student
+from edgedistill.student import INFO, _own_hash, load_student
 from edgedistill.teachers.mixture import Mixture
+from edgedistill.teachers.stable_diffusion import StableDiffusion
+
+OLD = Path(__file__).parent / "old"
+"""Folders as they were written at commit a5ebfff."""
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +31,15 @@ def folder(two_modes, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def edit(folder, tmp_path):
-    """A function that copies the student with its student.json changed."""
+    """A function that copies the student with its student.json changed, as if so written."""
 
-    def change(update) -> Path:
+    def change(update, signed=True) -> Path:
         copy = tmp_path / "copy"
         shutil.copytree(folder, copy)
         data = json.loads((copy / "student.json").read_text())
         update(data)
+        if signed:
+            data["sha256"][INFO] = _own_hash(data)
         (copy / "student.json").write_text(json.dumps(data))
         return copy
 
@@ -53,8 +61,8 @@ def put(key, value):
         (drop("method"), "method: "),
         (put("methd", "lcm"), "methd: "),
         (put("prediction", "epsilon"), "prediction: "),
-        (put("schema_version", 2), "schema_version 2, 1 expected"),
-        (drop("schema_version"), "schema_version None, 1 expected"),
+        (put("schema_version", 9), "schema_version 9, 2 expected"),
+        (drop("schema_version"), "schema_version None, 2 expected"),
         (put("family", "mixtre"), "family: .*'mixtre'.*did you mean 'mixture'"),
         (put("guidance", {"mode": "some"}), r"guidance\.mode: "),
         (put("schedule", {"name": "trigg"}), "unknown schedule 'trigg'; choose from"),
@@ -88,16 +96,16 @@ def test_a_folder_without_student_json_is_no_student(edit, tmp_path):
         load_student(tmp_path / "nowhere")
 
 
-def test_the_hash_ignores_figures_and_card_but_not_a_weight(folder, edit):
+def test_the_hash_ignores_figures_and_card_but_not_a_weight(folder, edit, two_modes):
     before = load_student(folder).sha256
     same = edit(put("evaluation", {"fd": 1.0}))
     (same / "README.md").write_text("another card")
     assert load_student(same).sha256 == before
-    weights = same / "net" / "diffusion_pytorch_model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    assert load_student(same).sha256 != before
+    torch.manual_seed(0)
+    net = PlanarNet(width=16, depth=2)
+    net.head.bias.data[0] += 1
+    other = save(same.parent / "other", Mixture.load(str(two_modes)), net, Prediction.V, steps=3)
+    assert load_student(other).sha256 != before
 
 
 @pytest.mark.parametrize("update", [put("method", "dmd2"), put("lora_scale", 0.5)])
@@ -134,3 +142,138 @@ def test_sampling_takes_the_tables_noise_and_keeps_no_graph(folder):
     assert not drawn.requires_grad
     with pytest.raises(ValueError, match="takes 3 noise tensors, got 1"):
         student.sample({}, noise[:1])
+
+
+# --- Damage -------------------------------------------------------------------------------------
+
+
+def flip(file: Path, place: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+def every_file(folder: Path) -> list[str]:
+    return [name for name in files_in(folder) if name != "README.md"]
+
+
+def test_a_bit_of_any_file_is_seen_and_its_file_named(edit, tmp_path):
+    copy = edit(lambda data: None)
+    assert len(every_file(copy)) == 4
+    for name in every_file(copy):
+        whole = (copy / name).read_bytes()
+        for place in range(0, len(whole), max(1, len(whole) // 50)):
+            flip(copy / name, place)
+            with pytest.raises(ValueError, match=rf"copy/{name}"):
+                load_student(copy)
+            (copy / name).write_bytes(whole)
+    load_student(copy)
+
+
+def test_a_missing_and_a_further_file_are_named(edit):
+    copy = edit(lambda data: None)
+    for name in every_file(copy)[:-1]:
+        whole = (copy / name).read_bytes()
+        (copy / name).unlink()
+        with pytest.raises(ValueError, match=rf"copy/{name}: missing"):
+            load_student(copy)
+        (copy / name).write_bytes(whole)
+    for name in ("net/diffusion_pytorch_model.bin", "vae/config.json", "more.safetensors"):
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).touch()
+        with pytest.raises(ValueError, match=rf"copy/{name}: student.json does not list it"):
+            load_student(copy)
+        (copy / name).unlink()
+    for name in (".DS_Store", ".cache/a.json", "report.html", "README.md", "eval.json"):
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_text("mine")
+    load_student(copy)
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        lambda data: data["step_table"]["rows"][1].update(a=0.5),
+        lambda data: data["latent"].update(scaling_factor=2.0),
+        lambda data: data["sha256"].pop(INFO),
+        put("sha256", {}),
+        put("schema_version", 1),
+    ],
+)
+def test_a_student_json_that_was_changed_is_refused(edit, update):
+    copy = edit(update, signed=False)
+    with pytest.raises(ValueError, match=r"copy/student\.json: damaged or changed"):
+        load_student(copy)
+
+
+def test_a_student_that_is_not_finite_is_not_written(two_modes, tmp_path):
+    net = PlanarNet(width=8, depth=1)
+    net.head.bias.data[1] = float("inf")
+    with pytest.raises(ValueError, match=r"not written: head\.bias in net/diff.* is not finite"):
+        save(tmp_path / "s", Mixture.load(str(two_modes)), net, Prediction.V, steps=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_path_of_the_machine_is_in_a_student(tmp_path, monkeypatch):
+    home = tmp_path / "home-of-somebody"
+    (home / "elsewhere").mkdir(parents=True)
+    monkeypatch.chdir(home)
+    torch.manual_seed(0)
+    make_pipeline().save_pretrained("tiny")
+    for name in (
+        "unet/config.json",
+        "text_encoder/config.json",
+        "tokenizer/tokenizer_config.json",
+    ):
+        config = json.loads(Path("tiny", name).read_text())
+        config["_name_or_path"] = config["name_or_path"] = str(home / "elsewhere")
+        Path("tiny", name).write_text(json.dumps(config))
+    teacher = StableDiffusion.load(str(home / "tiny"))
+    teacher.path = "tiny"  # what the user called it is kept
+    made = save(home / "s", teacher, teacher.net, teacher.denoiser.prediction, steps=2)
+    for name in files_in(made):
+        content = (made / name).read_bytes()
+        assert str(tmp_path).encode() not in content, name
+        assert b"name_or_path" not in content, name
+    load_student(made)
+
+
+# --- The first schema ---------------------------------------------------------------------------
+
+
+def test_a_student_of_the_first_schema_reads_and_says_that_it_has_no_hashes(tmp_path, capsys):
+    old = tmp_path / "student"
+    shutil.copytree(OLD / "student", old)
+    student = load_student(old)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said == f"{old}/student.json: schema 1 has no hashes: damage to its files is not seen"
+    # As the bundles that were made from it say.
+    assert student.sha256 == "16ae1933bfa38c41874ce2f8ac7800c0887ce4b5eda5b2c20d91d31b7503b2b8"
+    noise = student.table.draw((5, 2), torch.Generator().manual_seed(0))
+    assert bool(student.sample({}, noise).isfinite().all())
+    load_student(old)
+    assert capsys.readouterr().err == ""
+    weights = old / "net" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["head.bias"] = torch.full_like(tensors["head.bias"], float("nan"))
+    save_file(tensors, weights)
+    with pytest.raises(ValueError, match=r"model\.safetensors: head\.bias is not finite"):
+        load_student(old)
+
+
+def test_the_same_student_has_the_same_hash_in_both_schemas(tmp_path, monkeypatch):
+    monkeypatch.chdir(OLD)
+    torch.manual_seed(0)
+    net = PlanarNet(width=16, depth=1)
+    new = save(tmp_path / "s", Mixture.load("two.json"), net, Prediction.V, steps=3)
+    old = files_in(OLD / "student")
+    for name in files_in(new):
+        if name not in ("student.json", "net/config.json"):
+            assert (new / name).read_bytes() == (OLD / "student" / name).read_bytes()
+    assert old == files_in(new)
+    (new / "net" / "config.json").write_bytes((OLD / "student/net/config.json").read_bytes())
+    data = json.loads((new / "student.json").read_text())
+    data["sha256"]["net/config.json"] = sha256(new / "net" / "config.json")
+    data["sha256"][INFO] = _own_hash(data)
+    (new / "student.json").write_text(json.dumps(data))
+    assert load_student(new).sha256 == load_student(OLD / "student").sha256

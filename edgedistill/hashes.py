@@ -1,0 +1,84 @@
+"""sha256 of what was written, so that what is read is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+__all__ = ["check_files", "files_in", "sha256", "sha256_of", "sha256_of_all"]
+
+PIECE = 2**20
+"""Bytes read at once."""
+
+LOADED = (
+    *(".json", ".safetensors", ".txt", ".model", ".jinja", ".py", ".npy", ".npz", ".onnx"),
+    *(".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".pickle", ".pkl", ".pt", ".pth", ".tiktoken"),
+)
+"""Endings of files that a library might open although nobody names them."""
+
+ADDED = ("bench.json", "eval.json")
+"""Files that verbs may put into a folder later."""
+
+
+def sha256(file: Path) -> str:
+    """Of a file, read piece by piece."""
+    digest, piece = hashlib.sha256(), memoryview(bytearray(PIECE))
+    with file.open("rb", buffering=0) as stream:
+        while count := stream.readinto(piece):
+            digest.update(piece[:count])
+    return digest.hexdigest()
+
+
+def sha256_of(data: Mapping[str, Any]) -> str:
+    """Of JSON-ready data, however it is spaced and ordered."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_of_all(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Of files in a folder by their names, several at a time."""
+    names = list(names)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = pool.map(sha256, [folder / name for name in names])
+        return dict(zip(names, found, strict=True))
+
+
+def files_in(folder: Path) -> list[str]:
+    """Names of the files in a folder and those inside it, but for hidden ones."""
+    names = []
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            names.append(name.as_posix())
+    return sorted(names)
+
+
+def check_files(folder: Path, listed: Mapping[str, str], where: str) -> None:
+    """Compare a folder with the sha256 of its files.
+
+    Args:
+        folder: The folder.
+        listed: sha256 by name.
+        where: The file in it that lists them.
+
+    Raises:
+        ValueError: For a file that is missing, that is not what was written, or that is not listed
+            although a library might read it; names it.
+    """
+    there = [name for name in files_in(folder) if name not in (where, *ADDED)]
+    for name in listed:
+        if name not in there:
+            raise ValueError(f"{folder / name}: missing; {where} lists it")
+    for name in there:
+        if name not in listed and Path(name).suffix.lower() in LOADED:
+            raise ValueError(f"{folder / name}: {where} does not list it; take it away")
+    for name, found in sha256_of_all(folder, listed).items():
+        if found != listed[name]:
+            raise ValueError(
+                f"{folder / name}: damaged or changed: its sha256 is not that in {where}"
+            )
