@@ -18,11 +18,11 @@ Stage = Callable[[Path], object]
 def run(stages: Mapping[str, Stage], work: Path, only: str | None = None) -> None:
     """Run the stages that are not done, or one of them; every finished one leaves `NAME.done`.
 
-    The process writes its number to `work/pid`, to be stopped by `kill $(cat work/pid)`.
+    The process writes its number to `work/train.pid`, or to `NAME.pid` if it runs one stage.
     """
     torch.set_num_threads(1)
     work.mkdir(parents=True, exist_ok=True)
-    (work / "pid").write_text(f"{os.getpid()}\n")
+    (work / f"{only or 'train'}.pid").write_text(f"{os.getpid()}\n")
     for name in [only] if only else [n for n in stages if not (work / f"{n}.done").exists()]:
         print(f"{name}: starts", flush=True)
         stages[name](work)

@@ -13,13 +13,14 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # examples/, for common and fashion
 
 from common import stages
-from fashion import classifier, teacher
+from fashion import classifier, measure, teacher
 
 HERE = Path(__file__).resolve().parent
 SNAPSHOT = HERE / "snapshot"
 STAGES = {
     "classifier": lambda work: classifier.run(work, classifier.Config()),
     "teacher": lambda work: teacher.run(work, teacher.Config(), SNAPSHOT),
+    "measure": lambda work: measure.run(work, work / "pipeline", measure.Config()),
 }
 
 if __name__ == "__main__":

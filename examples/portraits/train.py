@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # examples/, for common and portraits
 
 from common import stages
-from portraits import classifier, data, latents, teacher
+from portraits import classifier, data, latents, measure, teacher
 
 HERE = Path(__file__).resolve().parent
 SNAPSHOT = HERE / "snapshot"
@@ -50,6 +50,7 @@ STAGES = {
     "latents": latents.encode,
     "teacher": lambda work: teacher.run(work, teacher.Config(), SNAPSHOT),
     "classifier": lambda work: classifier.run(work, classifier.Config()),
+    "measure": lambda work: measure.run(work, work / "pipeline", measure.Config()),
 }
 
 

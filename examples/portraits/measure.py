@@ -1,0 +1,100 @@
+"""Measure the teacher by steps and guidance: does a picture show what its caption says?
+
+Captions name everything about a portrait: trained ones about portraits without held-out pairs,
+unseen ones about portraits with one. Renders and what the autoencoder makes of them say what the
+best could be.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from edgedistill.evaluate.pictures import Reference, frechet_distance
+
+from common import autoencoder, text_to_image, tokenizer
+from common.pictures import save_grid, to_float, to_uint8
+from portraits import attributes, captions, classifier, data
+from portraits.attributes import ATTRIBUTES, Portrait
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is drawn for the figures."""
+
+    pictures: int = 500
+    """Of trained and of unseen captions each."""
+    samplers: tuple[tuple[int, float], ...] = ((25, 1), (25, 2), (25, 3), (8, 2), (4, 1), (4, 2))
+    """DDIM steps and guidance."""
+
+
+def asked(unseen: bool, count: int) -> tuple[list[Portrait], list[str]]:
+    """Portraits and captions that name everything about them."""
+    portraits, texts = [], []
+    pairs = attributes.held_out_pairs
+    for number in range(count):
+        rng = attributes.numbered(data.TEST, 10_000_000 + number)
+        wanted = dict(pairs[number % len(pairs)]) if unseen else None
+        portraits.append(attributes.draw(rng, wanted, trained=not unseen))
+        texts.append(captions.write(portraits[-1], rng, set(ATTRIBUTES)))
+    return portraits, texts
+
+
+def agreement(
+    judge: classifier.Classifier, pictures: torch.Tensor, texts: list[str]
+) -> dict[str, float]:
+    """Shares of the values that captions name and (N, 3, 64, 64) pictures show."""
+    said = [captions.read(text) for text in texts]
+    found = classifier.predict(judge, pictures)
+    right = [
+        {name: classifier.VALUES[name][row[i]] == says[name] for i, name in enumerate(ATTRIBUTES)}
+        for row, says in zip(found.tolist(), said, strict=True)
+    ]
+    each = {name: sum(row[name] for row in right) / len(right) for name in ATTRIBUTES}
+    whole = sum(all(row.values()) for row in right) / len(right)
+    return {"attributes": sum(each.values()) / len(each), "all at once": whole, **each}
+
+
+def run(work: Path, folder: Path, config: Config) -> None:
+    """Print the figures, write `figures.json` and sheets of what was drawn."""
+    judge = classifier.load(work)
+    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    real = to_float(torch.from_numpy(data.load(work, data.TEST).copy()))
+    reference = Reference.of(features(judge, real))
+    npm, figures = data.packages(work), {}
+    for kind in ("trained", "unseen"):
+        portraits, texts = asked(kind == "unseen", config.pictures)
+        shown = data.pictures_of(portraits, data.TEST, npm)
+        rebuilt = autoencoder.decode(pipe.vae, autoencoder.encode(pipe.vae, shown))
+        sets = {"renders": to_float(shown), "autoencoder": rebuilt}
+        for steps, guidance in config.samplers:
+            drawn = draw(pipe, texts, steps, guidance)
+            sets[f"{steps} steps, guidance {guidance:g}"] = drawn
+            save_grid(to_uint8(drawn[:64]), work / f"{kind}-{steps}-{guidance:g}.png", scale=2)
+        for name, pictures in sets.items():
+            row = agreement(judge, pictures, texts)
+            row["distance"] = frechet_distance(Reference.of(features(judge, pictures)), reference)
+            figures[f"{kind}, {name}"] = row
+            shown_row = ", ".join(f"{key} {value:.3f}" for key, value in row.items())
+            print(f"measure: {kind}, {name}: {shown_row}", flush=True)
+    (work / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+
+
+@torch.no_grad()
+def features(judge: classifier.Classifier, pictures: torch.Tensor) -> torch.Tensor:
+    """(N, D) features of (N, 3, 64, 64) pictures."""
+    return torch.cat([judge.features(batch) for batch in torch.split(pictures, 200)])
+
+
+def draw(
+    pipe: StableDiffusionPipeline, texts: list[str], steps: int, guidance: float
+) -> torch.Tensor:
+    """(N, 3, 64, 64) pictures in [-1, 1]."""
+    ids = torch.tensor(tokenizer.encode(pipe.tokenizer, ["", *texts]))
+    found = text_to_image.sample(
+        pipe.unet, pipe.text_encoder, ids[1:], ids[0], steps, guidance, seed=1
+    )
+    return autoencoder.decode(pipe.vae, found)
