@@ -1,7 +1,7 @@
 """Render the portraits: attributes by seed and number, pictures by node.
 
-`pictures.npy` is (N, 64, 64, 3) uint8, written in place chunk by chunk; an interrupted rendering
-goes on behind the last whole chunk. The attributes are not stored: a number gives them again.
+`pictures-SEED.npy` is (N, 64, 64, 3) uint8. The attributes are not stored: a number gives them
+again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from common.chunks import fill
 from portraits import attributes
 from portraits.attributes import Portrait
 
@@ -24,7 +25,6 @@ SIZE = 64
 COUNT = 200_000
 TRAIN, JUDGE, TEST = 0, 1, 2
 """Seeds: of what the teacher is trained on, the classifier's own, and what both are tested on."""
-_CHUNK = 2_000
 
 
 def portrait(seed: int, number: int) -> Portrait:
@@ -68,19 +68,12 @@ def pictures_of(portraits: list[Portrait], seed: int, npm: Path) -> torch.Tensor
 def prepare(work: Path, seed: int, count: int) -> None:
     """Write the pictures of a seed."""
     npm = packages(work)
-    place = _place(work, seed)
-    progress = place.with_suffix(".count")
-    done = int(progress.read_text()) if progress.exists() else 0
-    shape = (count, SIZE, SIZE, 3)
-    mode = "r+" if done else "w+"
-    pictures = np.lib.format.open_memmap(place, mode, np.uint8, shape)
-    for start in range(done, count, _CHUNK):
-        stop = min(start + _CHUNK, count)
-        pictures[start:stop] = render((_line(seed, n) for n in range(start, stop)), npm)
-        pictures.flush()
-        progress.write_text(str(stop))
-        if start // _CHUNK % 10 == 0:
-            print(f"data: {stop} of {count} portraits of seed {seed}", flush=True)
+    fill(
+        _place(work, seed),
+        (count, SIZE, SIZE, 3),
+        np.uint8,
+        lambda start, stop: render((_line(seed, n) for n in range(start, stop)), npm),
+    )
 
 
 def load(work: Path, seed: int) -> npt.NDArray[np.uint8]:

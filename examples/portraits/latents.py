@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
 
 from common import autoencoder
+from common.chunks import fill
 from common.pictures import to_float
-from common.storage import save_tensor
 from common.training import Trainer
 from portraits import data
 
@@ -51,11 +52,24 @@ def train(work: Path, config: Config) -> None:
 
 
 def encode(work: Path) -> None:
-    """Write the means of all latents, (N, 16, 8, 8) float16, as `latents.safetensors`."""
+    """Write the means of all latents, (N, 16, 8, 8) float16, to `latents.npy`."""
     vae = AutoencoderKL.from_pretrained(work / "vae")
     pictures = data.load(work, data.TRAIN)
-    parts = []
-    for start in range(0, len(pictures), 1000):
-        chunk = torch.from_numpy(np.array(pictures[start : start + 1000]))
-        parts.append(autoencoder.encode(vae, chunk).half())
-    save_tensor(torch.cat(parts), work / "latents.safetensors")
+
+    def make(start: int, stop: int) -> npt.NDArray[np.float16]:
+        chunk = torch.from_numpy(np.array(pictures[start:stop]))
+        return autoencoder.encode(vae, chunk).half().numpy()
+
+    fill(_place(work), (len(pictures), *_SHAPE), np.float16, make, chunk=500)
+
+
+def load(work: Path) -> torch.Tensor:
+    """All latents, (N, 16, 8, 8) float16."""
+    return torch.from_numpy(np.load(_place(work)))
+
+
+def _place(work: Path) -> Path:
+    return work / "latents.npy"
+
+
+_SHAPE = (16, 8, 8)

@@ -18,9 +18,8 @@ from transformers import CLIPTokenizer
 from common import autoencoder, text_to_image, tokenizer
 from common.pictures import save_grid, to_uint8
 from common.snapshots import averaged, replace, restore
-from common.storage import load_tensor
 from common.training import Trainer
-from portraits import attributes, captions, data
+from portraits import attributes, captions, data, latents
 
 POSITIONS = 48
 
@@ -105,16 +104,16 @@ def run(work: Path, config: Config, snapshot: Path | None = None) -> None:
     done = restore(dict(networks.items()), snapshot, config) if snapshot else 0
     trainer = Trainer(networks, config, work / "teacher-state.safetensors", done)
     unet, text_encoder = networks["unet"], networks["text_encoder"]
-    latents = load_tensor(work / "latents.safetensors")
-    texts = Captions(words, len(latents))
+    stored = latents.load(work)
+    texts = Captions(words, len(stored))
     vae = AutoencoderKL.from_pretrained(work / "vae")
     alpha_bars = text_to_image.build_schedule().alphas_cumprod
     drawn_at = trainer.budget.spent
 
     def loss(_share: float) -> tuple[torch.Tensor, dict[str, float]]:
-        rows = torch.randint(len(latents), (config.batch,))
+        rows = torch.randint(len(stored), (config.batch,))
         states = text_encoder(texts.draw(rows, config.dropped)).last_hidden_state
-        return text_to_image.loss(unet, latents[rows].float(), states, alpha_bars), {}
+        return text_to_image.loss(unet, stored[rows].float(), states, alpha_bars), {}
 
     def preview() -> None:
         nonlocal drawn_at

@@ -5,8 +5,10 @@ import os
 import signal
 import threading
 
+import numpy as np
 import pytest
 import torch
+from common.chunks import fill
 from common.snapshots import averaged, replace, restore
 from common.training import Plan, Trainer
 from diffusers import DDPMPipeline
@@ -67,6 +69,24 @@ def test_a_file_named_pause_stops_the_steps_until_it_is_removed(tmp_path, monkey
     assert seen == [True]  # saved before it waited
     assert trainer.budget.steps == 12
     assert trainer.budget.spent < 0.45  # the wait is not counted
+
+
+def test_an_interrupted_array_is_gone_on_with(tmp_path):
+    made = []
+
+    def make(start, stop):
+        if len(made) == 2 and not (tmp_path / "again").exists():
+            raise KeyboardInterrupt
+        made.append((start, stop))
+        return np.arange(start, stop)[:, None] * np.ones(2)
+
+    place = tmp_path / "rows.npy"
+    with pytest.raises(KeyboardInterrupt):
+        fill(place, (7, 2), np.float32, make, chunk=2)
+    (tmp_path / "again").touch()
+    fill(place, (7, 2), np.float32, make, chunk=2)
+    assert made == [(0, 2), (2, 4), (4, 6), (6, 7)]
+    assert np.load(place)[:, 1].tolist() == list(range(7))
 
 
 @pytest.fixture(scope="module")
