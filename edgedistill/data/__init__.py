@@ -12,6 +12,7 @@ from edgedistill.data.prompts import CAPTION, read_prompts
 from edgedistill.data.shards import write_shard
 from edgedistill.sampling import solve
 from edgedistill.teachers.base import Source, Teacher
+from edgedistill.teachers.classes import ClassTeacher
 from edgedistill.teachers.latents import Latents
 
 __all__ = ["find_captions", "open_source", "read_prompts"]
@@ -25,7 +26,8 @@ def find_captions(
     Args:
         teacher: The teacher.
         prompts: A file of `read_prompts`, or None for the data that comes with the teacher. A
-            teacher that takes no prompts needs neither: its captions are empty.
+            teacher that takes no prompts needs neither: its captions are empty. One that takes
+            classes neither: they are its captions, each as often as the others.
         samples: Samples to make.
         caption: Of `read_prompts`.
 
@@ -33,18 +35,23 @@ def find_captions(
         ValueError: If the file is unusable, or there is no data without one.
     """
     if prompts is None:
-        if teacher.source() is None:
-            if not teacher.prompts:
-                return [""] * samples
-            raise ValueError(
-                f"teacher {teacher.name!r} brings no data; name a prompt file with data.prompts, "
-                "or pictures with data.pictures"
-            )
-        return []
+        return [] if teacher.source() is not None else _known(teacher, samples)
     lines = read_prompts(prompts, caption)
     if not teacher.prompts:
         raise ValueError(f"data.prompts={prompts}: teacher {teacher.name!r} takes no prompts")
     return [lines[i % len(lines)] for i in range(samples)]
+
+
+def _known(teacher: Teacher, samples: int) -> list[str]:
+    """Captions that need no file: none, or a teacher's classes."""
+    if not teacher.prompts:
+        return [""] * samples
+    if isinstance(teacher, ClassTeacher):
+        return [teacher.each[i % len(teacher.each)] for i in range(samples)]
+    raise ValueError(
+        f"teacher {teacher.name!r} brings no data; name a prompt file with data.prompts, or "
+        "pictures with data.pictures"
+    )
 
 
 def open_source(

@@ -25,10 +25,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from edgedistill.data.pictures import FAULTS, Codec, Listing, Record, list_pictures, read_picture
+from edgedistill.data.pictures import (
+    FAULTS,
+    Codec,
+    Listing,
+    Record,
+    Words,
+    list_pictures,
+    read_picture,
+)
 from edgedistill.data.shards import write_shard
 from edgedistill.files import check_writable, read_json, write_json
 from edgedistill.teachers.base import Teacher
+from edgedistill.teachers.classes import ClassTeacher
 from edgedistill.teachers.latents import Captioned, to_float
 
 __all__ = ["CachedLatents", "Pictures", "Spec", "find_pictures"]
@@ -151,6 +160,8 @@ class Pictures:
             ValueError: If no picture can be read, or a caption is none the teacher knows.
             FloatingPointError: If the autoencoder's x0 are not finite.
         """
+        for note in self.listing.notes:
+            say(f"{self.listing.root}: {note}")
         index = self.folder / "index.json"
         shards = int(read_json(index).get("shards", 0)) if index.is_file() else 0
         if not shards or any(self._fault(self._shard(i)) for i in range(shards)):
@@ -278,7 +289,11 @@ def find_pictures(
         ValueError: If there are none, the teacher takes none, or as `Pictures` says.
     """
     record = run / "data" / "pictures.json"
-    return Pictures(list_pictures(path, key), Codec(teacher), cache, record, keep=keep)
+    words: Words = "none"
+    if teacher.prompts:
+        words = "classes" if isinstance(teacher, ClassTeacher) else "captions"
+    listing = list_pictures(path, key, words)
+    return Pictures(listing, Codec(teacher), cache, record, keep=keep)
 
 
 def _check_cache(cache: Path, spec: Spec) -> None:

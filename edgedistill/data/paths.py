@@ -26,6 +26,7 @@ from edgedistill.denoiser import Condition
 from edgedistill.files import read_json, write_json
 from edgedistill.sampling import Denoise, solve
 from edgedistill.teachers.base import Teacher
+from edgedistill.teachers.classes import ClassTeacher
 from edgedistill.teachers.latents import Latents
 from edgedistill.times import refine
 
@@ -94,11 +95,13 @@ def spec_of(
 
 
 def captions_of(teacher: Teacher, prompts: str | None, caption: str = "caption") -> list[str]:
-    """Captions of paths: a prompt file's, else those of the teacher's own data, else one empty."""
+    """Captions of paths: a prompt file's, else the teacher's own data's or classes, else ""."""
     if prompts:
         return read_prompts(prompts, caption)
     own = teacher.source()
-    return own.captions if isinstance(own, Latents) else [""]
+    if isinstance(own, Latents):
+        return own.captions
+    return teacher.each if isinstance(teacher, ClassTeacher) and teacher.each else [""]
 
 
 # --- Making them --------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """A person's own pictures: found on disk, read one at a time, made into a teacher's x0.
 
-Folders in the layout of Hugging Face's imagefolder (huggingface.co/docs/datasets/image_dataset)
-and webdataset shards. What is found is decided by names; what is in a file shows when it is read.
+Folders in the layout of Hugging Face's imagefolder (`folders.py`) and webdataset shards
+(`tars.py`). What is found is decided by names; what is in a file shows when it is read.
 """
 
 from __future__ import annotations
@@ -9,36 +9,34 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import struct
+import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
-from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from edgedistill.data.tars import read_samples, utf8
+from edgedistill.data.folders import UNREAD, Found, Metadata, few, read_metadata, walk
+from edgedistill.data.images import FAULTS, PICTURES, read_picture
+from edgedistill.data.tars import Sample, read_samples
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.latents import to_float
+from edgedistill.text import check_file, decode, shown
 
-__all__ = ["FAULTS", "Codec", "Listing", "Record", "list_pictures", "read_picture"]
+__all__ = ["FAULTS", "Codec", "Listing", "Record", "Words", "list_pictures", "read_picture"]
 
-SMALLEST = 16
-"""Pixels of the shorter side below which a picture is none."""
+Words = Literal["captions", "classes", "none"]
+"""What a teacher reads with a picture."""
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+LARGEST = 256 * 2**20
+"""Bytes of the largest picture file that is read."""
 
-FAULTS = (
-    *(OSError, EOFError, SyntaxError, ValueError, struct.error),
-    *(tarfile.TarError, Image.DecompressionBombError),
-)
-"""What reading a broken picture, caption or tar raises."""
+_BESIDE = (".txt", ".caption")
+"""Ends of a caption's own file."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,12 @@ class Listing:
     Attributes:
         root: What names are relative to.
         files: Pictures and tars, sorted.
-        texts: Captions by name, of metadata.jsonl.
+        texts: Captions by name, of the metadata.
         key: Of the caption in a .json of a tar.
         digest: sha256 of names, sizes, times of change and the key.
+        beside: Files of captions by name of the picture without its ending.
+        words: What a caption is.
+        notes: Lines on what does not match, or was passed over.
     """
 
     root: Path
@@ -72,6 +73,9 @@ class Listing:
     texts: Mapping[str, str]
     key: str
     digest: str
+    beside: Mapping[Path, Path] = field(default_factory=dict)
+    words: Words = "captions"
+    notes: tuple[str, ...] = ()
 
     def records(self) -> Iterator[Record]:
         """Every picture in order; a tar that breaks off ends in a record that cannot be read."""
@@ -82,75 +86,114 @@ class Listing:
         """Of a file, relative to the root."""
         return file.relative_to(self.root).as_posix()
 
+    def caption(self, file: Path) -> str:
+        """Of a picture file: its own file's, else its row's, else its class or its name."""
+        beside = self.beside.get(file.with_suffix(""))
+        if beside is not None:
+            check_file(beside)
+            return decode(beside.read_bytes(), "caption").strip()
+        name = self.name(file)
+        if name in self.texts:
+            return self.texts[name]
+        word = file.stem
+        if self.words == "classes" and file.parent != self.root:
+            word = file.parent.name
+        if not word.isprintable():
+            raise ValueError("its name is not to be printed, and it has no other caption")
+        return word
 
-def list_pictures(path: str | Path, key: str) -> Listing:
+
+def list_pictures(path: str | Path, key: str, words: Words = "captions") -> Listing:
     """What pictures there are at `path`.
 
     Args:
-        path: A folder, searched through, or a .tar.
-        key: Of the caption in a .json of a tar.
+        path: A folder, searched through, or a picture, or a .tar.
+        key: Of the caption in a .json of a tar, and in metadata.
+        words: What a caption is. Where they are classes, the folder's name counts for a picture
+            that has no other.
 
     Raises:
-        ValueError: If there is nothing, or metadata.jsonl is not what it should be.
+        ValueError: If there is nothing, or the metadata is not what it should be.
     """
     path = Path(path)
-    root = path if path.is_dir() else path.parent
-    found = sorted(path.rglob("*")) if path.is_dir() else [path]
     if not path.exists():
-        raise ValueError(f"data.pictures={path}: no such file or folder")
-    seen = [file for file in found if not _hidden(file, root)]
-    files = tuple(file for file in seen if file.suffix.lower() in KINDS and file.is_file())
+        raise ValueError(f"data.pictures={shown(path)}: no such file or folder")
+    if path.is_dir():
+        root, found = path, walk(path)
+    else:
+        check_file(path, largest=2**60)
+        root, found = path.parent, Found([path])
+    files = tuple(file for file in found.files if file.suffix.lower() in KINDS)
     if not files:
-        raise ValueError(f"data.pictures={path}: none of {', '.join(KINDS)} in it")
-    metadata = root / "metadata.jsonl"
-    texts = _metadata(metadata) if path.is_dir() and metadata.is_file() else {}
-    digest = hashlib.sha256(key.encode())
-    beside = [file for file in seen if file.suffix == ".txt" or file == metadata]
-    for file in sorted([*files, *beside]):
+        said = "".join(f"; {note}" for note in (*_unread(root, found), *found.notes))
+        raise ValueError(f"data.pictures={shown(path)}: none of {', '.join(KINDS)} in it{said}")
+    metadata = Metadata()
+    if words != "none":
+        metadata = read_metadata(root, found.files, key, classes=words == "classes")
+    names = [file.relative_to(root).as_posix() for file in files]
+    texts = metadata.matched(names)
+    beside = {file.with_suffix(""): file for file in found.files if file.suffix.lower() in _BESIDE}
+    digest = hashlib.sha256((key if words != "classes" else f"{key}\0classes").encode())
+    for file in sorted({*files, *beside.values(), *metadata.files}):
         stat = file.stat()
-        name = file.relative_to(root).as_posix()
-        digest.update(f"\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
-    return Listing(root, files, texts, key, digest.hexdigest())
+        digest.update(b"\0" + os.fsencode(file.relative_to(root).as_posix()))
+        digest.update(f"\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+    listing = Listing(root, files, texts, key, digest.hexdigest(), beside, words)
+    notes = (*found.notes, *_unread(root, found), *_unmatched(listing, metadata))
+    return replace(listing, notes=notes)
 
 
-def _hidden(file: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(root).parts)
+def _unread(root: Path, found: Found) -> list[str]:
+    odd = [file.relative_to(root) for file in found.files if file.suffix.lower() in UNREAD]
+    return [f"{len(odd)} files are of kinds that are not read: {few(odd)}"] if odd else []
 
 
-def _metadata(file: Path) -> dict[str, str]:
-    texts = {}
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name, text = row["file_name"], row["text"]
-            texts[name.strip()] = text.strip()
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(
-                f'{file}: line {number} is not {{"file_name": ..., "text": ...}}'
-            ) from None
-    return texts
+def _unmatched(listing: Listing, metadata: Metadata) -> Iterator[str]:
+    """Lines on rows without a picture, and on pictures whose caption is their file's name."""
+    if listing.words == "none":
+        return
+    where = few([listing.name(file) for file in metadata.files])
+    lost = metadata.lost([*listing.texts])
+    if lost:
+        yield f"{len(lost)} rows of {where} match no picture: {few(lost)}"
+    if metadata.twice:
+        yield f"{len(metadata.twice)} pictures have two captions, the first counts: " + few(
+            metadata.twice
+        )
+    alone = [
+        listing.name(file)
+        for file in listing.files
+        if file.suffix.lower() in PICTURES
+        and file.with_suffix("") not in listing.beside
+        and listing.name(file) not in listing.texts
+        and (listing.words == "captions" or file.parent == listing.root)
+    ]
+    if alone:
+        rows = f"no row of {where}" if metadata.files else "no caption file"
+        total = sum(file.suffix.lower() in PICTURES for file in listing.files)
+        yield (
+            f"{len(alone)} of {total} pictures match {rows}, so their names are their captions: "
+            + few(alone)
+        )
 
 
 def _from_file(listing: Listing, file: Path) -> Iterator[Record]:
     def read() -> tuple[bytes, str]:
-        beside, name = file.with_suffix(".txt"), listing.name(file)
-        data = file.read_bytes()
-        if beside.is_file():
-            return data, utf8(beside.read_bytes()).strip()
-        return data, listing.texts.get(name, file.stem)
+        check_file(file, LARGEST)
+        return file.read_bytes(), "" if listing.words == "none" else listing.caption(file)
 
-    yield Record(listing.name(file), read)
+    yield Record(shown(listing.name(file)), read)
 
 
 def _from_tar(listing: Listing, file: Path) -> Iterator[Record]:
-    def read(picture: Callable[[], bytes], caption: Callable[[str], str]) -> tuple[bytes, str]:
-        return picture(), caption(listing.key)
+    def read(sample: Sample) -> tuple[bytes, str]:
+        ending = sample.ending(*PICTURES)
+        if ending is None:
+            raise ValueError("no picture among " + few([*sample.members]))
+        data = sample.members[ending]()
+        if listing.words == "none":
+            return data, ""
+        return data, sample.caption(listing.key, classes=listing.words == "classes")
 
     def fail(error: Exception) -> tuple[bytes, str]:
         raise error
@@ -158,12 +201,11 @@ def _from_tar(listing: Listing, file: Path) -> Iterator[Record]:
     tar = listing.name(file)
     try:
         for sample in read_samples(file):
-            ending = next((ending for ending in PICTURES if ending in sample.members), None)
-            if ending is not None:
-                name = f"{tar}/{sample.name}{ending}"
-                yield Record(name, partial(read, sample.members[ending], sample.caption))
+            ends = [ending for ending in sample.members if ending.endswith(PICTURES)]
+            name = f"{tar}/{sample.name}{ends[0] if len(ends) == 1 else ''}"
+            yield Record(shown(name), partial(read, sample))
     except (OSError, tarfile.TarError) as error:
-        yield Record(tar, partial(fail, error))
+        yield Record(shown(tar), partial(fail, error))
 
 
 KINDS: dict[str, Callable[[Listing, Path], Iterator[Record]]] = {
@@ -171,41 +213,6 @@ KINDS: dict[str, Callable[[Listing, Path], Iterator[Record]]] = {
     ".tar": _from_tar,
 }
 """By ending, what is in a file."""
-
-
-def read_picture(data: bytes, channels: int, height: int, width: int) -> Tensor:
-    """A picture (channels, height, width), uint8: cut at the centre to the shape, then scaled.
-
-    It is turned as its EXIF says, and laid on white where it is transparent.
-
-    Args:
-        data: A JPEG, PNG or WebP file.
-        channels: 1 (grey) or 3.
-        height: Pixels.
-        width: Pixels.
-
-    Raises:
-        ValueError: If it is smaller than `SMALLEST`, or not of 8 bits a channel.
-        Exception: Others of `FAULTS`, if it is broken.
-    """
-    try:
-        file = Image.open(BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
-    except UnidentifiedImageError:
-        raise ValueError("no JPEG, PNG or WebP") from None
-    with file:
-        if min(file.size) < SMALLEST:
-            raise ValueError(f"{file.width} x {file.height} pixels")
-        if file.mode.startswith(("I", "F")):
-            raise ValueError(f"more than 8 bits a channel: mode {file.mode}")
-        picture: Any = ImageOps.exif_transpose(file)
-        if "A" in picture.getbands() or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            white = Image.new("RGBA", picture.size, "white")
-            picture = Image.alpha_composite(white, picture)
-        picture = picture.convert("L" if channels == 1 else "RGB")
-        picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
-    values = np.array(picture, dtype=np.uint8).reshape(height, width, channels)
-    return torch.from_numpy(values).permute(2, 0, 1)
 
 
 class Codec:

@@ -1,26 +1,30 @@
-"""Prompts: a text file, a column of parquet, or the captions of webdataset shards."""
+"""Prompts: a text file, a table's column, or the captions of webdataset shards."""
 
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from edgedistill.data.tables import CAPTION, TABLES, column, read_table
 from edgedistill.data.tars import read_samples
+from edgedistill.text import check_file, parse_json, read_text, shown, split_lines
 
 __all__ = ["CAPTION", "read_prompts"]
 
-CAPTION = "caption"
-"""Column of parquet, and key of a .json in a tar, unless told otherwise."""
+LARGEST = 2**29
+"""Characters of all prompts together."""
 
 
 def read_prompts(path: str | Path, caption: str = CAPTION) -> list[str]:
     """Prompts in their order, without empty ones.
 
     Args:
-        path: A .parquet file, a .tar of webdataset or a folder of either, in the order of names;
-            any other file is UTF-8 text, a prompt a line.
-        caption: Column of parquet; key of a .json in a tar.
+        path: A table (.jsonl, .csv, .tsv, .parquet), a .json list, a .tar of webdataset, or a
+            folder of tables and tars in the order of names; any other file is UTF-8 text, a
+            prompt a line.
+        caption: Column of a table; key of a .json in a tar. "caption" also stands for "text" and
+            "prompt" where a table has no such column.
 
     Raises:
         ValueError: If the file is missing, empty or not what its ending says; names it.
@@ -29,63 +33,70 @@ def read_prompts(path: str | Path, caption: str = CAPTION) -> list[str]:
     files = [path]
     if path.is_dir():
         seen = sorted(file for file in path.iterdir() if not file.name.startswith("."))
-        files = [file for file in seen if file.suffix.lower() in READERS]
-    prompts = []
+        files = [file for file in seen if file.suffix.lower() in READERS and file.is_file()]
+    prompts: list[str] = []
+    characters = 0
     for file in files:
-        try:
-            found = READERS.get(file.suffix.lower(), _lines)(file, caption)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file}: not UTF-8 text (byte {error.start})") from None
-        except OSError as error:
-            raise ValueError(f"{file}: {error.strerror or error}") from None
-        prompts += [text.strip() for text in found if text.strip()]
+        for text in _read(file, caption):
+            if not text.strip():
+                continue
+            prompts.append(text.strip())
+            characters += len(text)
+            if characters > LARGEST:
+                raise ValueError(
+                    f"{shown(path)}: more than {LARGEST >> 20} Mi characters of prompts"
+                )
     if not prompts:
-        raise ValueError(f"{path}: no prompts in it")
+        raise ValueError(f"{shown(path)}: no prompts in it")
     return prompts
 
 
-def _lines(path: Path, caption: str) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
-
-
-def _parquet(path: Path, caption: str) -> list[str]:
+def _read(file: Path, caption: str) -> Iterable[str]:
     try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise ValueError(
-            f"{path}: parquet needs pyarrow: pip install 'edgedistill[data]'"
-        ) from None
-    try:
-        with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if caption not in names:
-                raise ValueError(
-                    f"{path}: no column {caption!r}; choose data.caption from {', '.join(names)}"
-                )
-            column = [
-                value
-                for batch in file.iter_batches(columns=[caption])
-                for value in batch.column(0).to_pylist()
-                if value is not None
-            ]
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: not readable as parquet: {_first(error)}") from None
-    if not all(isinstance(value, str) for value in column):
-        raise ValueError(f"{path}: column {caption!r} does not hold text")
-    return column
+        yield from READERS.get(file.suffix.lower(), _lines)(file, caption)
+    except OSError as error:
+        raise ValueError(f"{shown(file)}: {error.strerror or error}") from None
 
 
-def _captions(path: Path, caption: str) -> list[str]:
+def _lines(path: Path, caption: str) -> Iterable[str]:
+    return split_lines(read_text(path))
+
+
+def _table(path: Path, caption: str) -> Iterable[str]:
+    name = ""
+    for number, row in read_table(path):
+        if not name or name not in row:
+            name = column(row, caption, path)
+        text = "" if row[name] is None else row[name]
+        if not isinstance(text, str):
+            raise ValueError(f"{shown(path)}: row {number}: column {name!r} does not hold text")
+        yield text
+
+
+def _list(path: Path, caption: str) -> Iterable[str]:
+    found = parse_json(read_text(path), f"{shown(path)}:")
+    if not isinstance(found, list):
+        raise ValueError(f"{shown(path)}: a list of prompts expected, or rows with one each")
+    for number, value in enumerate(found, 1):
+        text = value[column(value, caption, path)] if isinstance(value, dict) else value
+        if not isinstance(text, str):
+            raise ValueError(f"{shown(path)}: entry {number} is no text: {str(text)[:40]!r}")
+        yield text
+
+
+def _captions(path: Path, caption: str) -> Iterable[str]:
+    check_file(path, largest=2**60)
     try:
-        return [sample.caption(caption) for sample in read_samples(path)]
+        for sample in read_samples(path):
+            yield sample.caption(caption)
     except (tarfile.TarError, ValueError) as error:
-        raise ValueError(f"{path}: {_first(error)}") from None
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{shown(path)}: {first}") from None
 
 
-def _first(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-READERS: dict[str, Callable[[Path, str], list[str]]] = {".parquet": _parquet, ".tar": _captions}
+READERS: dict[str, Callable[[Path, str], Iterable[str]]] = {
+    **dict.fromkeys(TABLES, _table),
+    ".json": _list,
+    ".tar": _captions,
+}
 """By ending, (file, caption) -> prompts; other files are text."""

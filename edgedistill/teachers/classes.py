@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +17,50 @@ from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from edgedistill.files import write_text
+from edgedistill.sampling import StepTable
 from edgedistill.teachers.pipeline import PipelineTeacher
+from edgedistill.text import read_text, split_lines
 
-__all__ = ["NULL", "ClassTeacher", "Labels"]
+__all__ = ["NAMES", "NULL", "ClassTeacher", "Labels", "read_classes"]
+
+NAMES = "classes.txt"
+"""File in a teacher's folder: a name a line, in the order of the classes' numbers."""
 
 NULL = "<null>"
 """Token of the null class: the empty prompt has no other, and is padded."""
+
+
+def read_classes(folder: Path, count: int) -> dict[str, int]:
+    """Classes by prompt: their names in the folder's classes.txt, and their numbers as text.
+
+    Args:
+        folder: The teacher's.
+        count: How many classes the network has. There may be fewer names: one of the last may be
+            a null class.
+
+    Raises:
+        ValueError: If the file names more classes than there are, or one twice, or calls a class
+            by another's number.
+    """
+    numbers = {str(number): number for number in range(count)}
+    file = folder / NAMES
+    if not count or not file.is_file():
+        return numbers
+    lines = [line.strip() for line in split_lines(read_text(file).rstrip())]
+    if len(lines) > count:
+        raise ValueError(f"{file}: {len(lines)} names, and the network has {count} classes")
+    names: dict[str, int] = {}
+    for number, name in enumerate(lines):
+        if not name or name in names:
+            wrong = f"{name!r} is there twice" if name else "is empty"
+            raise ValueError(f"{file}: line {number + 1} {wrong}; a name for each class expected")
+        if numbers.get(name, number) != number:
+            raise ValueError(
+                f"{file}: line {number + 1} calls class {number} {name!r}, the number of another"
+            )
+        names[name] = number
+    return {**names, **numbers}
 
 
 class Labels(nn.Module):
@@ -52,6 +91,21 @@ class ClassTeacher(PipelineTeacher):
     conditions = ("class_labels",)
     classes: dict[str, int]
 
+    @property
+    def each(self) -> list[str]:
+        """One prompt for every class, in the order of numbers."""
+        first: dict[int, str] = {}
+        for prompt, number in self.classes.items():
+            if prompt != NULL:
+                first.setdefault(number, prompt)
+        return [first[number] for number in sorted(first)]
+
+    def save(self, folder: Path, net: nn.Module, table: StepTable) -> None:
+        super().save(folder, net, table)
+        names = self.each
+        if any(name != str(number) for number, name in enumerate(names)):
+            write_text(folder / NAMES, "".join(f"{name}\n" for name in names))
+
     def encoder(self) -> nn.Module | None:
         return Labels(self.classes.values())
 
@@ -64,5 +118,8 @@ class ClassTeacher(PipelineTeacher):
             if (prompt or NULL) not in self.classes:
                 near = difflib.get_close_matches(prompt, self.classes, 3)
                 hint = f"; near it: {', '.join(near)}" if near else ""
-                raise ValueError(f"unknown class {prompt!r}{hint}; a name or a number expected")
+                raise ValueError(
+                    f"unknown class {prompt!r}{hint}; a name of {NAMES} in the teacher's folder "
+                    "or a number expected"
+                )
         return super().tokenize(prompts)

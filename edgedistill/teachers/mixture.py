@@ -23,12 +23,13 @@ from edgedistill.sampling import StepTable
 from edgedistill.schedule import Schedule, Trig
 from edgedistill.teachers.base import Graph, Source, Teacher
 from edgedistill.teachers.loading import check_pickles, whole_weights
+from edgedistill.text import parse_json, read_text
 
 __all__ = ["Mixture", "MixtureNet"]
 
 FIT_STEPS, FIT_BATCH, FIT_LR = 1500, 512, 2e-3
-LARGEST = 1e6
-"""Of a mixture's means and scales: what networks and figures are made for, many times over."""
+LARGEST, SMALLEST = 1e6, 1e-12
+"""Of a mixture's numbers: what networks and figures are made for, many times over."""
 
 
 class MixtureNet(nn.Module):
@@ -201,15 +202,12 @@ def _read_net(folder: Path) -> PlanarNet:
 
 def _read(file: Path) -> tuple[Tensor, Tensor, Tensor]:
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        numbers = [
-            torch.tensor(data[k], dtype=torch.float64) for k in ("weights", "means", "scales")
-        ]
-    except KeyError as error:
-        raise ValueError(f"{file}: no key {error}; needs weights, means and scales") from None
-    except (ValueError, TypeError, OSError) as error:
-        raise ValueError(f"{file}: not a mixture file: {error}") from None
-    weights, means, scales = numbers
+        data = parse_json(read_text(file), f"{file}:")
+    except OSError as error:
+        raise ValueError(f"{file}: not a mixture file: {error.strerror or error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{file}: not a mixture file: an object with weights, means and scales")
+    weights, means, scales = (_numbers(file, data, key) for key in ("weights", "means", "scales"))
     if (
         weights.ndim != 1
         or scales.shape != weights.shape
@@ -220,10 +218,24 @@ def _read(file: Path) -> tuple[Tensor, Tensor, Tensor]:
     ):
         shapes = f"{tuple(weights.shape)}, {tuple(means.shape)}, {tuple(scales.shape)}"
         raise ValueError(f"{file}: weights [K], means [K][D], scales [K] expected, got {shapes}")
-    if not all(bool(n.isfinite().all()) for n in numbers):
-        raise ValueError(f"{file}: a number is not finite")
-    if bool((means.abs() > LARGEST).any()) or bool((scales > LARGEST).any()):
-        raise ValueError(f"{file}: means and scales must be at most {LARGEST:g}")
+    largest = {"weights": weights, "means": means.abs(), "scales": scales}
+    for key, values in largest.items():
+        if bool((values > LARGEST).any()):
+            raise ValueError(f"{file}: {key} must be at most {LARGEST:g}")
     if bool((weights <= 0).any()) or bool((scales <= 0).any()):
         raise ValueError(f"{file}: weights and scales must be positive")
+    if float(weights.min() / weights.sum()) < SMALLEST or float(scales.min()) < SMALLEST:
+        raise ValueError(f"{file}: scales and shares of the weights must be at least {SMALLEST:g}")
     return weights, means, scales
+
+
+def _numbers(file: Path, data: dict[str, Any], key: str) -> Tensor:
+    if key not in data:
+        raise ValueError(f"{file}: no key {key!r}; needs weights, means and scales")
+    try:
+        values = torch.tensor(data[key], dtype=torch.float64)
+    except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+        raise ValueError(f"{file}: not a mixture file: {key}: {error}") from None
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"{file}: a number of {key} is not finite")
+    return values

@@ -10,6 +10,7 @@ Most take no prompt. One with `num_class_embeds` takes a class's number; it has 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from diffusers import EDMEulerScheduler
@@ -22,7 +23,7 @@ from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
 from edgedistill.schedule import Karras, Schedule
 from edgedistill.teachers.base import Teacher
-from edgedistill.teachers.classes import ClassTeacher
+from edgedistill.teachers.classes import ClassTeacher, read_classes
 from edgedistill.teachers.schedulers import discrete_border
 from edgedistill.teachers.student_schedulers import discrete_schedulers
 
@@ -90,10 +91,10 @@ image = pipe(num_inference_steps={steps}).images[0]
             )
         if config.in_channels not in (1, 3):
             raise ValueError(f"{path}: pictures of {config.in_channels} channels; 1 or 3 expected")
-        self.classes = {str(number): number for number in range(config.num_class_embeds or 0)}
+        self.classes = read_classes(Path(path), config.num_class_embeds or 0)
         self.edm = isinstance(pipeline.scheduler, EDMEulerScheduler)
         super().__init__(name, path, pipeline)
-        self.prompts = tuple(list(self.classes)[:16])
+        self.prompts = tuple(self.each[:16])
         if not self.classes:
             self.tokenizers = {}
         if self.edm or self.classes:  # which diffusers' pipelines are not made for

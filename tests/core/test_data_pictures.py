@@ -244,7 +244,8 @@ def test_only_missing_shards_are_made(teachers, folder, tmp_path, small_shards, 
     times = [file.stat().st_mtime_ns for file in done]
     lines = []
     resumed = find(teacher, folder, tmp_path, **other).open(lines.append)
-    assert lines == ["pictures encoded 6"]
+    assert "3 of 6 pictures match no row of metadata.jsonl" in lines[0]
+    assert lines[1:] == ["pictures encoded 6"]
     assert [file.stat().st_mtime_ns for file in done] == times
     assert torch.equal(torch.cat(resumed.shards), whole)
     # Once complete no picture is opened again.
@@ -260,14 +261,14 @@ def test_a_broken_shard_is_made_again(teachers, folder, tmp_path, small_shards):
     shard.write_bytes(shard.read_bytes()[:-9])
     lines = []
     source = find(teacher, folder, tmp_path).open(lines.append)
-    assert len(lines) == 2
-    assert lines[0].startswith(f"{shard}: ")
-    assert lines[0].endswith("; made again")
+    assert len(lines) == 3
+    assert lines[1].startswith(f"{shard}: ")
+    assert lines[1].endswith("; made again")
     assert torch.equal(torch.cat(source.shards), whole)
     other = pictures.folder / "00000.safetensors"
     shard.write_bytes(other.read_bytes().replace(pictures.digest.encode(), b"0" * 64))
     source = find(teacher, folder, tmp_path).open(lines.append)
-    assert lines[2] == f"{shard}: of other pictures; made again"
+    assert lines[4] == f"{shard}: of other pictures; made again"
     assert torch.equal(torch.cat(source.shards), whole)
 
 
@@ -307,12 +308,13 @@ def test_broken_pictures_are_skipped_and_named(teachers, folder, tmp_path, small
     assert source.captions == ["blue", "red red", "red"]
     assert lines[-1].startswith("6 of 9 pictures skipped: a.png (image file is truncated")
     assert lines[-1].endswith(
-        "c.webp (caption not UTF-8 text (byte 0)), d.png (no JPEG, PNG or WebP), ..."
+        "c.webp (caption not UTF-8 text (byte 0); save it as UTF-8), d.png (no JPEG, PNG, WEBP, "
+        "BMP, GIF or TIFF), ..."
     )
     # The same is said of a finished cache.
     again = []
     find(teachers(), folder, tmp_path).open(again.append)
-    assert again == lines[-1:]
+    assert again == [lines[0], lines[-1]]
 
 
 def test_why_a_picture_is_skipped(teachers, folder, tmp_path):
@@ -324,12 +326,12 @@ def test_why_a_picture_is_skipped(teachers, folder, tmp_path):
     (folder / "s.png").write_bytes(encoded(picture(0, 15, 40)))
     find(teachers(), folder, tmp_path).open(lines.append)
     assert lines[-1] == "2 of 4 pictures skipped: s.png (15 x 40 pixels), t.tar/1.png (no caption)"
-    (folder / "s.png").write_bytes(encoded(Image.new("I;16", (20, 20))))
+    (folder / "s.png").write_bytes(encoded(Image.new("F", (20, 20)), "TIFF"))
     tar.write_bytes(tar.read_bytes()[: 512 + 100])
     find(teachers(), folder, tmp_path, run=tmp_path / "2").open(lines.append)
     assert lines[-1] == (
-        "2 of 3 pictures skipped: s.png (more than 8 bits a channel: mode I;16), "
-        "t.tar (unexpected end of data)"
+        "2 of 3 pictures skipped: s.png (numbers without a scale: mode F; save it as 8 or 16 "
+        "bits), t.tar (unexpected end of data)"
     )
 
 
@@ -343,16 +345,25 @@ def test_none_left(teachers, tmp_path):
     with pytest.raises(ValueError, match=r"pictures: none of \.jpg, .*\.tar in it$"):
         find(teachers(), root, tmp_path)
     write_tar(root / "a.tar", {"0.txt": "red"})
-    with pytest.raises(ValueError, match=r"no pictures in its tars$"):
+    with pytest.raises(ValueError, match=r"a\.tar/0 \(no picture among \.txt\)$"):
         find(teachers(), root, tmp_path).open(silent)
     with pytest.raises(ValueError, match=r"nowhere: no such file or folder$"):
         find(teachers(), tmp_path / "nowhere", tmp_path)
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"file_name": "a.png", "text": null}'])
-def test_broken_metadata(folder, line):
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("{", ": not JSON"),
+        ("[]", " is no JSON object"),
+        ('{"name": "a.png", "text": "red"}', ' names no picture under "file_name"; it has name'),
+        ('{"file_name": "a.png", "text": [1]}', ": text: text or a whole number expected"),
+        ("[" * 10**5, ": not JSON: nested deeper"),
+    ],
+)
+def test_broken_metadata(folder, line, what):
     (folder / "metadata.jsonl").write_text("\n" + line)
-    with pytest.raises(ValueError, match=r'metadata\.jsonl: line 2 is not {"file_name"'):
+    with pytest.raises(ValueError, match=rf"metadata\.jsonl: line 2{what}"):
         list_pictures(folder, "caption")
 
 
@@ -405,7 +416,7 @@ def test_the_command(folder, tmp_path, monkeypatch, capsys):
         cli.main()
     said = capsys.readouterr().err
     assert stop.value.code == 0, said
-    assert "1 of 6 pictures skipped: d.png (no JPEG, PNG or WebP)" in said
+    assert "1 of 6 pictures skipped: d.png (no JPEG, PNG, WEBP, " in said
     assert (tmp_path / "mine" / "student" / "student.json").is_file()
     (shard,) = (tmp_path / "mine" / "data" / "pictures").glob("*/*.safetensors")
     assert len(load_file(shard)["x0"]) == 5

@@ -71,7 +71,7 @@ def test_a_broken_tar(shards, cut, line):
     ("name", "data", "line"),
     [
         ("0.txt", b"caf\xe9", "caption not UTF-8"),
-        ("0.json", b"{", "Expecting property name"),
+        ("0.json", b"{", "caption not JSON: Expecting property name"),
     ],
 )
 def test_a_caption_that_is_none(tmp_path, name, data, line):

@@ -97,7 +97,7 @@ def test_a_student_starts_near_the_teacher_and_the_same_for_a_seed(mixture, monk
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not a mixture file"),
+        ("{", "not JSON"),
         ("[1]", "not a mixture file|expected"),
         ('{"weights": [1], "means": [[0, 0]]}', "no key 'scales'"),
         ('{"weights": [1, 1], "means": [[0, 0]], "scales": [1]}', r"\(2,\), \(1, 2\), \(1,\)"),
@@ -111,7 +111,14 @@ def test_a_student_starts_near_the_teacher_and_the_same_for_a_seed(mixture, monk
         ('{"weights": [1], "means": [[]], "scales": [1]}', "expected"),
         ('{"weights": [1], "means": [[1e30, 0]], "scales": [1]}', r"at most 1e\+06"),
         ('{"weights": [1], "means": [[0, 0]], "scales": [1e7]}', r"at most 1e\+06"),
-        (b"\xff\xfe", "not a mixture file"),
+        (b"\xff\xfe", "UTF-16 text"),
+        ("[" * 10**5, "nested deeper"),
+        ('{"weights": [1e308, 1e308], "means": [[0], [1]], "scales": [1, 1]}', r"at most 1e\+06"),
+        ('{"weights": [1e-300, 1], "means": [[0], [1]], "scales": [1, 1]}', "at least 1e-12"),
+        ('{"weights": [' + "9" * 400 + '], "means": [[0]], "scales": [1]}', "weights"),
+        ('{"weights": [' + "9" * 5000 + '], "means": [[0]], "scales": [1]}', "digits"),
+        ('{"weights": {"a": 1}, "means": [[0]], "scales": [1]}', "weights"),
+        ('{"weights": [1e999], "means": [[0]], "scales": [1]}', "weights is not finite"),
     ],
 )
 def test_a_wrong_file_is_named_with_what_is_wrong(tmp_path, content, message):
