@@ -272,7 +272,8 @@ def _up_to_date(place: Path, made_from: str) -> bool:
         manifest.verify(place)
     except schema.BundleError:
         return False
-    return manifest.made_from == made_from
+    newest = manifest.schema_version == schema.SCHEMA_VERSION
+    return newest and manifest.made_from == made_from
 
 
 class _Export:
@@ -398,7 +399,9 @@ def _proof(
 ) -> Pipeline:
     """The bundle as `backend` runs it."""
     graphs = {
-        name: open_graph(backend, work, replace(graph, file=proofs.get(name, graph.file)))
+        name: open_graph(
+            backend, work, replace(graph, file=proofs.get(name, graph.file), sha256={})
+        )
         for name, graph in manifest.graphs.items()
     }
     return Pipeline(manifest, graphs, open_tokenizer(manifest, work))

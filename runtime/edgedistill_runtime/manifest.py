@@ -15,19 +15,26 @@ Tensors at a graph's border are float32 (token ids int64) whatever the precision
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import logging
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from edgedistill_runtime import sense, strict_json
+from edgedistill_runtime.sense import FUSED, GRAPHS, Problem
 from edgedistill_runtime.steps import StepTable
+from edgedistill_runtime.strict_json import short
 
 __all__ = [
     "FILE_NAME",
     "FUSED",
     "GRAPHS",
+    "HASH_NAME",
+    "READABLE",
     "SCHEMA_VERSION",
     "BundleError",
     "Figures",
@@ -43,9 +50,15 @@ __all__ = [
 ]
 
 FILE_NAME = "manifest.json"
-SCHEMA_VERSION = 2
-GRAPHS = ("text_encoder", "denoiser", "decoder")
-FUSED = "pipeline"
+HASH_NAME = "manifest.sha256"
+"""Beside it, as the program sha256sum writes and checks it: all of manifest.json is hashed."""
+
+SCHEMA_VERSION = 3
+HASHED_SINCE = 3
+"""Version from which on there is a `HASH_NAME`."""
+READABLE = (2, 3)
+
+_log = logging.getLogger(__name__)
 
 
 class BundleError(ValueError):
@@ -194,41 +207,70 @@ class Manifest:
         """
         path = Path(directory) / FILE_NAME
         try:
-            data = json.loads(path.read_bytes(), parse_constant=_no_constant)
+            text = strict_json.read_bytes(path)
+            manifest = _check(strict_json.parse(text))
         except FileNotFoundError:
             raise BundleError(f"{path}: no such file; {directory} is not a bundle") from None
+        except OSError as error:
+            raise BundleError(f"{path}: not readable: {error.strerror}") from None
         except ValueError as error:
             raise BundleError(f"{path}: not JSON: {error}") from None
-        try:
-            return _check(data)
-        except _KeyError as problem:
+        except Problem as problem:
             raise BundleError(f"{path}: {problem}") from None
+        if manifest.schema_version < HASHED_SINCE:
+            _tell_old(path, manifest.schema_version)
+        else:
+            _check_hash(path, text)
+        return manifest
 
     def write(self, directory: Path) -> None:
-        """Write into a directory, at once or not at all."""
+        """Write into a directory, with its hash beside it.
+
+        Raises:
+            ValueError: If a number is not finite; nothing is written.
+        """
         path = directory / FILE_NAME
         beside = path.with_suffix(".tmp")
         data = asdict(self)
         for row in data["steps"]["rows"]:
             if row["size"] == 1:
                 del row["size"]
-        beside.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", "utf-8")
+        text = json.dumps(data, indent=2, allow_nan=False) + "\n"
+        beside.write_text(text, "utf-8", newline="\n")
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        (directory / HASH_NAME).write_text(f"{digest}  {FILE_NAME}\n", "utf-8", newline="\n")
         beside.replace(path)
 
     def verify(self, directory: Path) -> None:
         """Compare every file with its sha256.
 
         Raises:
-            BundleError: naming the first file that is missing or differs.
+            BundleError: naming the first file that is missing, differs, is a link to a place
+                outside, or lies in a graph's folder without a hash.
         """
         parts: dict[str, Graph | TokenizerFile] = dict(self.graphs)
         parts |= {f"tokenizer ({entry.input})": entry for entry in self.tokenizers}
         for key, part in parts.items():
             for name, expected in part.sha256.items():
-                if not (directory / name).is_file():
-                    raise BundleError(f"{directory / name}: missing, named by {key}.sha256")
-                if sha256(directory / name) != expected:
-                    raise BundleError(f"{directory / name}: does not match {key}.sha256")
+                _verify(directory, name, expected, key)
+            for file in sorted((directory / part.file).rglob("*")):
+                name = file.relative_to(directory).as_posix()
+                if not file.is_dir() and name not in part.sha256 and file.name != ".DS_Store":
+                    raise BundleError(f"{file}: is not in {key}.sha256")
+
+
+def _verify(directory: Path, name: str, expected: str, key: str) -> None:
+    file = directory / name
+    try:
+        if not file.is_file():
+            raise BundleError(f"{file}: missing, named by {key}.sha256")
+        if not file.resolve().is_relative_to(directory.resolve()):
+            raise BundleError(f"{file}: links to a place outside the bundle; copy the file there")
+        found = sha256(file)
+    except OSError as error:
+        raise BundleError(f"{file}: not readable: {error.strerror}") from None
+    if found != expected:
+        raise BundleError(f"{file}: does not match {key}.sha256")
 
 
 def sha256(path: Path) -> str:
@@ -240,64 +282,37 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+@functools.cache
+def _tell_old(path: Path, version: int) -> None:
+    """Say once in one line what an older bundle lacks."""
+    _log.warning(
+        "%s: schema_version %d of an older edgedistill, whose step table is under no hash; "
+        "export again to have one",
+        path,
+        version,
+    )
 
 
-class _KeyError(Exception):
-    """What is wrong with one key."""
+def _check_hash(path: Path, text: bytes) -> None:
+    file = path.with_name(HASH_NAME)
+    try:
+        found = strict_json.read_bytes(file).split()[:1]
+    except FileNotFoundError:
+        raise BundleError(f"{file}: no such file; it belongs to {FILE_NAME}") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file}: not readable: {error}") from None
+    if found != [hashlib.sha256(text).hexdigest().encode()]:
+        raise BundleError(f"{path}: does not match {HASH_NAME}")
 
 
 def _check(data: Any) -> Manifest:
     version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
-        raise _KeyError(
-            f"schema_version: {version!r} is unknown; this runtime reads {SCHEMA_VERSION}"
-        )
+    if type(version) is not int or version not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        raise Problem(f"schema_version: {short(version)} is unknown; this runtime reads {known}")
     manifest: Manifest = _read(Manifest, data, "")
-    if problem := manifest.steps.problem(manifest.latent.shape):
-        raise _KeyError(f"steps.rows: {problem}")
-    _check_graphs(manifest)
-    for name, graph in manifest.graphs.items():
-        _check_files(graph, f"graphs.{name}")
-    for entry in manifest.tokenizers:
-        _check_files(entry, "tokenizer")
+    sense.check(manifest)
     return manifest
-
-
-def _check_graphs(manifest: Manifest) -> None:
-    """The networks that a picture needs, or the one that is all of them."""
-    graphs = manifest.graphs
-    if unknown := graphs.keys() - {*GRAPHS, FUSED}:
-        choices = ", ".join((*GRAPHS, FUSED))
-        raise _KeyError(f"graphs: unknown {min(unknown)!r}; choose from {choices}")
-    if FUSED in graphs:
-        if len(graphs) > 1:
-            raise _KeyError(f"graphs: {FUSED} stands alone, found {', '.join(graphs)}")
-        text = any(port.name != "noise" for port in graphs[FUSED].inputs)
-        picture = any(port.name == "image" for port in graphs[FUSED].outputs)
-        places = f"an input of tokens of graphs.{FUSED}", f"the output image of graphs.{FUSED}"
-    else:
-        if "denoiser" not in graphs:
-            raise _KeyError("graphs.denoiser: missing")
-        text, picture = "text_encoder" in graphs, "decoder" in graphs
-        places = "graphs.text_encoder", "graphs.decoder"
-    if text != (manifest.tokenizer is not None):
-        raise _KeyError(f"tokenizer: must be there exactly when {places[0]} is")
-    if picture != (manifest.image is not None):
-        raise _KeyError(f"image: must be there exactly when {places[1]} is")
-
-
-def _check_files(part: Graph | TokenizerFile, key: str) -> None:
-    for name in (part.file, *part.sha256):
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name:
-            raise _KeyError(f"{key}.file: {name!r} leaves the bundle")
-    if not any(
-        PurePosixPath(part.file) in (PurePosixPath(n), *PurePosixPath(n).parents)
-        for n in part.sha256
-    ):
-        raise _KeyError(f"{key}.sha256: no entry for {part.file!r}")
 
 
 def _read(kind: Any, value: Any, key: str) -> Any:
@@ -309,24 +324,24 @@ def _read(kind: Any, value: Any, key: str) -> Any:
         return _read(next((arg for arg in args if type(value) is arg), args[0]), value, key)
     types = {tuple: (list,), dict: (dict,), float: (int, float)}.get(origin or kind, (kind,))
     if type(value) not in types:
-        raise _KeyError(f"{key}: expected {types[-1].__name__}, found {value!r:.60}")
+        raise Problem(f"{key}: expected {types[-1].__name__}, found {short(value)}")
     if origin is tuple:
         return tuple(_read(args[0], item, f"{key}[{i}]") for i, item in enumerate(value))
     if origin is dict:
-        return {name: _read(args[1], item, f"{key}.{name}") for name, item in value.items()}
+        return {name: _read(args[1], item, f"{key}.{name:.60}") for name, item in value.items()}
     return float(value) if kind is float else value
 
 
 def _read_fields(kind: Any, value: Any, key: str) -> Any:
     if not isinstance(value, dict):
-        raise _KeyError(f"{key}: expected an object, found {value!r:.60}")
+        raise Problem(f"{key}: expected an object, found {short(value)}")
     prefix = f"{key}." if key else ""
     hints = get_type_hints(kind)
     needed = {field.name for field in fields(kind) if field.default is MISSING}
     for name in hints:
         if name not in value and name in needed:
-            raise _KeyError(f"{prefix}{name}: missing")
+            raise Problem(f"{prefix}{name}: missing")
     for name in value:
         if name not in hints:
-            raise _KeyError(f"{prefix}{name}: unknown key; choose from {', '.join(hints)}")
+            raise Problem(f"{prefix}{name:.60}: unknown key; choose from {', '.join(hints)}")
     return kind(**{name: _read(hints[name], value[name], prefix + name) for name in value})

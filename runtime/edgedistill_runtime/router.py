@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ class Router:
         self.routes = Routes.read(directory)
         self._threads, self._providers = threads, providers
         self._open: dict[int, Pipeline] = {}
+        self._opening = threading.Lock()
         manifests = [Manifest.read(self.place(part)) for part in range(len(self.routes.parts))]
         self.manifest, first = manifests[0], self.place(0)
         if _ENCODER not in self.manifest.graphs:
@@ -80,14 +82,15 @@ class Router:
         return found
 
     def pipeline(self, part: int) -> Pipeline:
-        """A bundle, opened now unless it is open."""
-        if part not in self._open:
-            if not self.keep_all:
-                self._open.clear()
-            self._open[part] = Pipeline.load(
-                self.place(part), threads=self._threads, providers=self._providers
-            )
-        return self._open[part]
+        """A bundle, opened now unless it is open; of several threads one opens it."""
+        with self._opening:
+            if part not in self._open:
+                if not self.keep_all:
+                    self._open.clear()
+                self._open[part] = Pipeline.load(
+                    self.place(part), threads=self._threads, providers=self._providers
+                )
+            return self._open[part]
 
     def __call__(
         self, prompts: str | Sequence[str], seed: int = 0, *, noise: Sequence[Array] | None = None

@@ -9,7 +9,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from edgedistill_runtime.manifest import Manifest, TokenizerFile
+from edgedistill_runtime.manifest import BundleError, Manifest, TokenizerFile
 
 __all__ = ["Tokenizer", "Tokenizers", "open_tokenizer"]
 
@@ -21,13 +21,21 @@ class Tokenizer:
         path: A file of the `tokenizers` library.
         length: Tokens a prompt becomes.
         pad_id: What fills the rest.
+
+    Raises:
+        BundleError: If the file is none of the library's, or has no such token.
     """
 
     def __init__(self, path: Path, length: int, pad_id: int) -> None:
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        self._tokenizer.enable_truncation(max_length=length)
-        pad_token = self._tokenizer.id_to_token(pad_id)
-        self._tokenizer.enable_padding(length=length, pad_id=pad_id, pad_token=pad_token)
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer.enable_truncation(max_length=length)
+            pad_token = self._tokenizer.id_to_token(pad_id)
+            if pad_token is None:
+                raise ValueError(f"has no token of id {pad_id}, which the manifest pads with")
+            self._tokenizer.enable_padding(length=length, pad_id=pad_id, pad_token=pad_token)
+        except Exception as error:  # the library raises nothing narrower
+            raise BundleError(f"{path}: {error}") from None
 
     def __call__(self, prompts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Token ids and 1 where they are no padding, both (N, length).

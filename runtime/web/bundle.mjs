@@ -1,12 +1,11 @@
 // A bundle, in a folder or behind a URL, checked before it is used.
 
-import { findSizeProblem } from "./steps.mjs";
+import { findProblem, short, tokenizers } from "./sense.mjs";
 
-const SCHEMA_VERSION = 2;
+const READABLE = [2, 3];
+/** Version from which on manifest.sha256 lies beside manifest.json. */
+const HASHED_SINCE = 3;
 const BACKEND = "ort";
-const GRAPHS = ["text_encoder", "denoiser", "decoder"];
-const FUSED = "pipeline";
-const NEEDED = ["steps", "latent", "graphs"];
 
 /** A bundle that cannot be trusted; one line naming the file and the key. */
 export class BundleError extends Error {
@@ -22,7 +21,19 @@ export class BundleError extends Error {
  */
 export async function readBundle(place) {
   const base = await locate(place);
-  const manifest = parse(await read(base, "manifest.json"), `${base}manifest.json`);
+  const bytes = await read(base, "manifest.json");
+  const manifest = parse(bytes, `${base}manifest.json`);
+  if (manifest.schema_version >= HASHED_SINCE) {
+    const [expected] = new TextDecoder().decode(await read(base, "manifest.sha256")).split(/\s/);
+    if ((await sha256(bytes)) !== expected) {
+      throw new BundleError(`${base}manifest.json: does not match manifest.sha256`);
+    }
+  } else {
+    console.warn(
+      `${base}manifest.json: schema_version ${manifest.schema_version} of an older edgedistill, ` +
+        "whose step table is under no hash; export again to have one",
+    );
+  }
   const files = new Map();
   for (const [key, part] of parts(manifest)) {
     for (const [name, expected] of Object.entries(part.sha256)) {
@@ -79,65 +90,20 @@ function parse(bytes, path) {
   } catch (error) {
     throw new BundleError(`${path}: not JSON: ${error.message}`);
   }
-  const problem = findProblem(manifest);
+  const problem = findVersionProblem(manifest) ?? findProblem(manifest);
   if (problem) throw new BundleError(`${path}: ${problem}`);
   return manifest;
 }
 
-/** What is wrong with a manifest, in words; undefined if nothing is. */
-function findProblem(manifest) {
+function findVersionProblem(manifest) {
   const version = manifest?.schema_version;
-  if (version !== SCHEMA_VERSION) {
-    return `schema_version: ${version} is unknown; this runtime reads ${SCHEMA_VERSION}`;
+  if (!READABLE.includes(version)) {
+    const known = READABLE.join(" and ");
+    return `schema_version: ${short(version)} is unknown; this runtime reads ${known}`;
   }
   if (manifest.backend !== BACKEND) {
-    return `backend: unknown ${manifest.backend}; this runtime runs ${BACKEND}`;
+    return `backend: unknown ${short(manifest.backend)}; this runtime runs ${BACKEND}`;
   }
-  const missing = NEEDED.find((key) => typeof manifest[key] !== "object");
-  if (missing) return `${missing}: missing`;
-  const sizes = findSizeProblem(manifest.steps, manifest.latent.shape);
-  if (sizes) return `steps.rows: ${sizes}`;
-  const problem = findGraphProblem(manifest);
-  if (problem) return problem;
-  return parts(manifest)
-    .map(([key, part]) => findFileProblem(key, part))
-    .find(Boolean);
-}
-
-/** The networks that a picture needs, or the one that is all of them. */
-function findGraphProblem({ graphs, tokenizer, image }) {
-  const names = Object.keys(graphs);
-  const known = [...GRAPHS, FUSED];
-  const stranger = names.find((name) => !known.includes(name));
-  if (stranger) return `graphs: unknown ${stranger}; choose from ${known.join(", ")}`;
-  const fused = graphs[FUSED];
-  if (fused && names.length > 1) return `graphs: ${FUSED} stands alone, found ${names.join(", ")}`;
-  if (!fused && !graphs.denoiser) return "graphs.denoiser: missing";
-  const has = (ports, name) => ports.some((port) => port.name === name);
-  const tokens = (ports) => ports.some((port) => port.name !== "noise");
-  const text = fused ? tokens(fused.inputs) : Boolean(graphs.text_encoder);
-  const picture = fused ? has(fused.outputs, "image") : Boolean(graphs.decoder);
-  if (text !== Boolean(tokenizer)) {
-    const where = fused ? `an input of tokens of graphs.${FUSED}` : "graphs.text_encoder";
-    return `tokenizer: must be there exactly when ${where} is`;
-  }
-  if (picture !== Boolean(image)) {
-    const where = fused ? `the output image of graphs.${FUSED}` : "graphs.decoder";
-    return `image: must be there exactly when ${where} is`;
-  }
-}
-
-function findFileProblem(key, part) {
-  const outside = [part.file, ...Object.keys(part.sha256)].find(
-    (name) => name.startsWith("/") || name.includes("\\") || name.split("/").includes(".."),
-  );
-  if (outside) return `${key}.file: ${outside} leaves the bundle`;
-  return part.file in part.sha256 ? undefined : `${key}.sha256: no entry for ${part.file}`;
-}
-
-/** All tokenizers, in the text encoder's order. */
-export function tokenizers({ tokenizer, more_tokenizers: more = [] }) {
-  return tokenizer ? [tokenizer, ...more] : [];
 }
 
 function parts(manifest) {

@@ -2,8 +2,9 @@
 
 import * as ort from "onnxruntime-web";
 
-import { BundleError, readBundle, tokenizers } from "./bundle.mjs";
+import { BundleError, readBundle } from "./bundle.mjs";
 import { normals } from "./noise.mjs";
+import { tokenizers } from "./sense.mjs";
 import { draws, sample, shapes } from "./steps.mjs";
 import { Tokenizer } from "./tokenizer.mjs";
 
@@ -36,9 +37,13 @@ export class Pipeline {
     const { manifest, files } = await readBundle(place);
     const sessions = {};
     for (const [name, graph] of Object.entries(manifest.graphs)) {
-      sessions[name] = await open(graph, files, providers);
+      sessions[name] = await named(graph.file, () => open(graph, files, providers));
     }
-    return new Pipeline(manifest, sessions, tokenizers(manifest).map((entry) => openTokenizer(entry, files)));
+    const opened = [];
+    for (const entry of tokenizers(manifest)) {
+      opened.push(await named(entry.file, () => openTokenizer(entry, files)));
+    }
+    return new Pipeline(manifest, sessions, opened);
   }
 
   /** Whether `draw` wants a prompt. */
@@ -120,6 +125,15 @@ export class Pipeline {
   async #decode(x0, dims, clock) {
     const feeds = { x0: new ort.Tensor("float32", x0, dims) };
     return (await clock.run("decoder", this.#sessions.decoder, feeds)).image.data;
+  }
+}
+
+/** What an engine raises becomes one line that names the file. */
+async function named(file, work) {
+  try {
+    return await work();
+  } catch (error) {
+    throw new BundleError(`${file}: ${String(error?.message ?? error).split("\n")[0]}`);
   }
 }
 

@@ -177,6 +177,13 @@ def picture_bundle(tmp_path_factory) -> Path:
     return folder
 
 
+def rehash(folder: Path) -> None:
+    """Make manifest.sha256 that of the manifest beside it."""
+    (folder / "manifest.sha256").write_text(
+        f"{schema.sha256(folder / 'manifest.json')}  manifest.json\n"
+    )
+
+
 @pytest.fixture
 def change(planar_bundle, tmp_path):
     """A function that copies the planar bundle with its manifest.json edited."""
@@ -188,6 +195,7 @@ def change(planar_bundle, tmp_path):
         data = json.loads(path.read_text())
         update(data)
         path.write_text(json.dumps(data))
+        rehash(tmp_path)
         return tmp_path
 
     return edit

@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
+import threading
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedistill_export.onnx_files import files_of
+from edgedistill_runtime.backends.onnx_data import external_files
 from edgedistill_runtime.manifest import Graph
 
 __all__ = ["DTYPES", "HOME", "PROVIDER", "WebSession", "find_home", "package_version"]
@@ -109,9 +111,15 @@ class WebSession:
             self.close()
             raise ValueError(f"{path.name}: {error}") from None
         self._outputs = [port.name for port in graph.outputs]
+        self._turn = threading.Lock()
+
+    @staticmethod
+    def reads(path: Path) -> set[str]:
+        """Files beside an .onnx file that hold weights of it."""
+        return external_files(path)
 
     def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-        """Run on named inputs into named outputs.
+        """Run on named inputs into named outputs; calls from several threads take turns.
 
         Raises:
             ValueError: For an input of a type that is not in `DTYPES`.
@@ -120,8 +128,9 @@ class WebSession:
         for name, value in inputs.items():
             if str(value.dtype) not in DTYPES:
                 raise ValueError(f"{name} is {value.dtype}; choose from {', '.join(DTYPES)}")
-        self._send(inputs)
-        outputs = self._receive()
+        with self._turn:
+            self._send(inputs)
+            outputs = self._receive()
         return {name: outputs[name] for name in self._outputs}
 
     def close(self) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import entry_points
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgedistill_runtime.manifest import FILE_NAME, BundleError, Graph
+from edgedistill_runtime.strict_json import short
 
 __all__ = ["BACKENDS", "ENTRY_POINTS", "Session", "open_graph"]
 
@@ -27,7 +29,11 @@ ENTRY_POINTS = "edgedistill_runtime.backends"
 
 
 class Session(Protocol):
-    """A loaded graph."""
+    """A loaded graph.
+
+    Its class may have a function `reads(path)`: names of further files that the engine would open
+    for the graph at `path`, relative to its folder.
+    """
 
     def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """Run on named inputs, (N, ...) each, into named outputs."""
@@ -44,7 +50,9 @@ def open_graph(
     """Load one graph of a bundle.
 
     Raises:
-        BundleError: for a backend that nobody offers, naming the choices.
+        BundleError: For a backend that nobody offers, naming the choices; for a graph that the
+            backend cannot open or run, or that needs a file without a hash, naming the graph.
+        ValueError: For a provider that is not there.
     """
     table = dict(BACKENDS)
     if backend not in table:
@@ -52,13 +60,56 @@ def open_graph(
     if backend not in table:
         choices = ", ".join(sorted(table))
         raise BundleError(
-            f"{directory / FILE_NAME}: backend: unknown {backend!r}; choose from {choices}"
+            f"{directory / FILE_NAME}: backend: unknown {short(backend)}; choose from {choices}"
         )
     module, _, name = table[backend].partition(":")
-    session: Session = getattr(import_module(module), name)(
-        directory / graph.file, graph, threads=threads, providers=providers
-    )
-    return session if graph.batch is None else _Rows(session, graph.batch)
+    kind, file = getattr(import_module(module), name), directory / graph.file
+    with _named(file):
+        _check_reads(getattr(kind, "reads", None), file, graph)
+        session: Session = kind(file, graph, threads=threads, providers=providers)
+    named = _Named(session, file)
+    return named if graph.batch is None else _Rows(named, graph.batch)
+
+
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """What an engine raises becomes one line that names the graph."""
+    try:
+        yield
+    except (ValueError, MemoryError, ImportError):
+        raise  # already said in our words, or no fault of the graph
+    except Exception as error:  # each engine has exceptions of its own, and some none
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise BundleError(f"{file}: {line}") from error
+
+
+def _check_reads(reads: Callable[[Path], Iterable[str]] | None, file: Path, graph: Graph) -> None:
+    """Refuse a graph that takes weights from a file without a hash.
+
+    A graph without any hash is none of a bundle's yet.
+    """
+    if reads is None or not graph.sha256:
+        return
+    try:
+        names = sorted(reads(file))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file}: {error}") from None
+    folder = PurePosixPath(graph.file).parent
+    hashed = {PurePosixPath(name) for name in graph.sha256}
+    for name in names:
+        if folder / name not in hashed:
+            raise BundleError(f"{file}: reads {short(name)}, which is not in its sha256")
+
+
+class _Named:
+    """A session whose failures name the graph."""
+
+    def __init__(self, session: Session, file: Path) -> None:
+        self._session, self._file = session, file
+
+    def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        with _named(self._file):
+            return self._session(**inputs)
 
 
 class _Rows:

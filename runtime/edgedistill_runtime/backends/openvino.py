@@ -90,6 +90,12 @@ class OpenVINOSession:
         self._lock = threading.Lock()
         self._outputs = [port.name for port in graph.outputs]
 
+    @staticmethod
+    def reads(path: Path) -> set[str]:
+        """The file beside an .xml file that holds its weights."""
+        weights = path.with_suffix(".bin")
+        return {weights.name} if weights.exists() else set()
+
     def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """Run on named inputs into named outputs; calls from several threads take turns."""
         with self._lock:

@@ -11,7 +11,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edgedistill_runtime.manifest import Graph
+from edgedistill_runtime.backends.onnx_data import external_files
+from edgedistill_runtime.manifest import BundleError, Graph, Port
 
 __all__ = ["MIN_COVERAGE", "OrtSession", "check_coverage"]
 
@@ -69,6 +70,16 @@ class OrtSession:
         if wanted[0] != CPU:
             check_coverage(path.name, wanted[0], self._taken())
         self._outputs = [port.name for port in graph.outputs]
+        for side in ("inputs", "outputs"):
+            if problem := _difference(
+                getattr(self._session, f"get_{side}")(), getattr(graph, side)
+            ):
+                raise BundleError(f"{path}: {side}: {problem}")
+
+    @staticmethod
+    def reads(path: Path) -> set[str]:
+        """Files beside an .onnx file that hold weights of it."""
+        return external_files(path)
 
     def _taken(self) -> dict[str, int]:
         """Nodes by provider, as they stood when providers chose."""
@@ -80,6 +91,28 @@ class OrtSession:
     def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """Run on named inputs into named outputs."""
         return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+
+
+_TYPES = {"float32": "tensor(float)", "bool": "tensor(bool)"}
+
+
+def _difference(found: Sequence[Any], ports: Sequence[Port]) -> str | None:
+    """In what a graph's border is not what the manifest says; None if in nothing."""
+    named = {port.name: port for port in ports}
+    if sorted(named) != sorted(value.name for value in found):
+        names = ", ".join(value.name for value in found)
+        return f"{names}; the manifest says {', '.join(named)}"
+    for value in found:
+        port = named[value.name]
+        shape = [*port.shape]
+        fits = len(shape) == len(value.shape) and all(
+            a == b or not (isinstance(a, int) and isinstance(b, int))
+            for a, b in zip(shape, value.shape, strict=True)
+        )
+        if not fits or value.type != _TYPES.get(port.dtype, f"tensor({port.dtype})"):
+            said = f"{port.dtype} {shape}"
+            return f"{port.name} is {value.type} {value.shape}; the manifest says {said}"
+    return None
 
 
 def check_coverage(name: str, provider: str, taken: Mapping[str, int]) -> None:
