@@ -408,7 +408,8 @@ def show(
     """Print a recipe resolved: every key with its value, ready to be saved and changed."""
     from edgedistill import recipe as recipes_
 
-    typer.echo(recipes_.dump(recipes_.load(name, overrides or ())), nl=False)
+    found = recipes_.load(name, overrides or ())
+    typer.echo(recipes_.header(name) + recipes_.dump(found), nl=False)
 
 
 @app.command()

@@ -8,15 +8,17 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
+from edgedistill.reading import short
+
 __all__ = ["names", "resolve", "unknown"]
 
 
 def unknown(what: str, name: str, choices: Iterable[str]) -> ValueError:
     """A one-line ValueError that names the value, the nearest choice and all of them."""
     ordered = sorted(choices)
-    near = difflib.get_close_matches(name, ordered, 1)
+    near = difflib.get_close_matches(name[:100], ordered, 1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return ValueError(f"unknown {what} {name!r}{hint}; choose from {', '.join(ordered)}")
+    return ValueError(f"unknown {what} {short(name)}{hint}; choose from {', '.join(ordered)}")
 
 
 def names(table: Mapping[str, str], group: str) -> list[str]:

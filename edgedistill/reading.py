@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["check_yaml", "parse_json", "read_bytes", "short"]
+__all__ = ["MAX_YAML", "check_yaml", "is_file", "parse_json", "read_bytes", "short"]
 
 MAX_YAML = 2**20
 """Characters of the largest YAML text."""
@@ -29,6 +29,14 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
     from edgedistill_runtime import strict_json
 
     return strict_json.read_bytes(path, limit or strict_json.MAX_BYTES)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is at `path`; a name that no system takes is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def parse_json(data: bytes | str, *, strict: bool = False) -> Any:

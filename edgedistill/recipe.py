@@ -5,19 +5,26 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from edgedistill import objectives, rewards
+from edgedistill.bounds import check_name, check_numbers
 from edgedistill.objectives.base import Settings
 from edgedistill.objectives.embedding import Embedding
 from edgedistill.objectives.reward import Reward
 from edgedistill.plugins import unknown
+from edgedistill.reading import short
+from edgedistill.recipe_files import find, header, layered, read, shipped
 from edgedistill.sampling import SAMPLERS, SOLVERS, SPACINGS
 from edgedistill.trainer import Train
 
@@ -29,6 +36,7 @@ __all__ = [
     "asked",
     "dump",
     "find",
+    "header",
     "judged",
     "load",
     "read",
@@ -47,9 +55,9 @@ class TeacherSection(Settings):
     config: str | None = None
     """For a single file: a folder or Hub id with the configurations and tokenizers, and the
     weights that the file lacks; looked for on the Hub where None."""
-    guidance: float = Field(1.0, ge=0)
+    guidance: float = Field(1.0, ge=0, le=1000)
     """Guidance scale while teaching and as the reference; 1 is none."""
-    steps: int = Field(25, gt=0)
+    steps: int = Field(25, gt=0, le=10_000)
     """Steps of the teacher as the reference in evaluation and report."""
     solver: str = "ddim"
     verify: bool = True
@@ -62,7 +70,7 @@ class TeacherSection(Settings):
 class StudentSection(Settings):
     """How the student samples."""
 
-    steps: int = Field(4, gt=0)
+    steps: int = Field(4, gt=0, le=1000)
     sampler: str = "renoise"
     """How a step lands on the next time: renoise (LCM, DMD2) or ddim."""
     spacing: str = "trailing"
@@ -85,7 +93,7 @@ class DataSection(Settings):
     `data.pictures`."""
     cache: str | None = None
     """A folder of their x0, to share between runs; in the run dir where None."""
-    samples: int = Field(256, gt=0)
+    samples: int = Field(256, gt=0, le=10**7)
     """Samples the teacher makes where there is no other data."""
     paths: str | None = None
     """A folder of `edgedistill synth`, for methods on the teacher's paths; made where None."""
@@ -159,7 +167,7 @@ class Compress(Settings):
 class Parts(Settings):
     """Several students, each for its part of the conditions: see `parts.Group`."""
 
-    count: int = Field(1, ge=1)
+    count: int = Field(1, ge=1, le=1000)
     """Students; from 2 on the conditions are divided among them."""
     only: int | None = Field(None, ge=0)
     """Train this one alone, from 0, so that several machines share the work."""
@@ -181,11 +189,11 @@ class Parts(Settings):
 class EvaluateSection(Settings):
     """What `edgedistill evaluate` measures by default."""
 
-    samples: int = Field(512, gt=0)
-    seed: int = 1234
+    samples: int = Field(512, gt=0, le=10**6)
+    seed: int = Field(1234, ge=0, lt=2**63)
     features: str | None = None
     """Folder or Hub id of the CLIPModel that judges; by default the one the teacher ships."""
-    batch_size: int = Field(64, gt=0)
+    batch_size: int = Field(64, gt=0, le=2**16)
 
 
 class Judged(BaseModel):
@@ -218,6 +226,12 @@ class Recipe(Settings):
     train: Train
     evaluate: EvaluateSection = EvaluateSection()
 
+    @field_validator("name")
+    @classmethod
+    def _name(cls, name: str) -> str:
+        check_name(name)
+        return name
+
     @model_validator(mode="after")
     def _names(self) -> Recipe:
         for what, name, table in (
@@ -245,29 +259,6 @@ class Recipe(Settings):
         return self.method().Config(**arguments)
 
 
-def folder() -> Path:
-    """Where the shipped recipes are: in the wheel, or at the root of a checkout."""
-    here = Path(__file__).parent
-    return next(p for p in (here / "recipes", here.parent / "recipes") if p.is_dir())
-
-
-def shipped() -> dict[str, Path]:
-    """Shipped recipes by name."""
-    return {file.stem: file for file in sorted(folder().glob("*.yaml"))}
-
-
-def find(name: str) -> Path:
-    """The file of a recipe given by name or path; ValueError names the nearest."""
-    if name.endswith((".yaml", ".yml")):
-        if not Path(name).is_file():
-            raise ValueError(f"no recipe file at {name!r}")
-        return Path(name)
-    table = shipped()
-    if name not in table:
-        raise unknown("recipe", name, table)
-    return table[name]
-
-
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Resolve a recipe.
 
@@ -279,30 +270,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
         ValueError: One line that names the recipe, key or value, and the choices.
     """
     path = find(name)
-    data = read(path)
-    if "base" in data:
-        base = str(data.pop("base"))
-        beside = path.parent / base
-        below = read(find(str(beside) if beside.is_file() else base))
-        if "base" in below:
-            raise ValueError(f"{path}: its base {base!r} has a base itself; one level is allowed")
-        if _method(data) not in (None, _method(below)):
-            below["objective"] = {}
-        try:
-            data = _merge(below, data)
-        except OmegaConfBaseException as error:
-            raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key:
-            raise ValueError(f"override {override!r} is not key=value")
-    try:
-        above: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
-        if _method(above) not in (None, _method(data)):
-            data["objective"] = {}  # hyperparameters of another method
-        data = _merge(data, above)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read overrides: {str(error).splitlines()[0]}") from None
+    data = layered(path, overrides)
     data.setdefault("name", path.stem)
     return resolve(data)
 
@@ -316,7 +284,7 @@ def asked(verb: str, words: Sequence[str]) -> tuple[Recipe, str | None, list[str
     for key in PLACES:
         found = [word for word in words if word.startswith(key)]
         if len(found) > 1:
-            raise ValueError(f"{' '.join(found)}: name one")
+            raise ValueError(f"{short(' '.join(found), 200)[1:-1]}: name one")
         if found == [key]:
             raise ValueError(f"{key} names nothing")
     given = dict(word.partition("=")[::2] for word in words if word.startswith(PLACES))
@@ -349,7 +317,9 @@ def resolve(data: Mapping[str, Any]) -> Recipe:
         except ValidationError as error:
             raise _explain(error, kind.Config, "reward.options.") from None
     full = {"name": recipe.objective["name"], **config.model_dump(mode="json")}
-    return recipe.model_copy(update={"objective": full})
+    recipe = recipe.model_copy(update={"objective": full})
+    check_numbers(recipe.model_dump())
+    return recipe
 
 
 def judged(data: Mapping[str, Any]) -> Judged:
@@ -366,60 +336,47 @@ def dump(recipe: Recipe) -> str:
     return text
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The sections in a YAML file, not yet checked; ValueError names the file."""
-    try:
-        data = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: a mapping of sections expected")
-    return {str(key): value for key, value in data.items()}
-
-
-def _method(data: Mapping[str, Any]) -> Any:
-    objective = data.get("objective")
-    return objective.get("name") if isinstance(objective, dict) else None
-
-
-def _merge(below: Mapping[str, Any], above: Any) -> dict[str, Any]:
-    merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(dict(below)), above))
-    assert isinstance(merged, dict)
-    return {str(key): value for key, value in merged.items()}
-
-
 def _explain(error: ValidationError, model: type[BaseModel], prefix: str) -> ValueError:
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
     key = (prefix + ".".join(place)).rstrip(".")
     if first["type"] == "extra_forbidden":
         known = _fields(model, place[:-1])
-        near = difflib.get_close_matches(place[-1], known, 1)
+        near = difflib.get_close_matches(place[-1][:100], known, 1)
         parent = prefix + "".join(f"{part}." for part in place[:-1])
         hint = f" (did you mean {parent}{near[0]}?)" if near else ""
-        return ValueError(f"unknown key {key}{hint}; known here: {', '.join(known)}")
+        choices = f"; known here: {', '.join(known)}" if known else ""
+        return ValueError(f"unknown key {_cut(key)}{hint}{choices}")
     if first["type"] == "missing":
         return ValueError(f"recipe lacks {key}")
     reason = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "model_type":
         return ValueError(
-            f"{key}={first['input']!r}: {key} is a section; set its keys, {key}.KEY="
+            f"{key}={short(first['input'])}: {key} is a section; set its keys, {key}.KEY="
         )
     if not key:
         return ValueError(reason)
     if first["type"] == "tuple_type":
         reason = f"a list expected, {key}=[...,...]"
-    given, reason = f"={first['input']!r}: ", f"{reason[0].lower()}{reason[1:]}"
+    key = _cut(key)
+    given, reason = f"={short(first['input'])}: ", f"{reason[0].lower()}{reason[1:]}"
     if isinstance(first["input"], Mapping):
         # What a section holds would bury the reason, which may name a key of it.
         given = "." if re.split("[=:]", reason)[0] in first["input"] else ": "
     return ValueError(f"{key}{given}{reason}")
 
 
+def _cut(key: str) -> str:
+    return short(key, 200)[1:-1]
+
+
 def _fields(model: type[BaseModel], place: Sequence[str]) -> list[str]:
+    """Keys of the section at `place` in a model; none where it is no section of its own."""
     for part in place:
-        inner = model.model_fields[part].annotation
-        assert isinstance(inner, type)
-        assert issubclass(inner, BaseModel)
-        model = inner
+        field = model.model_fields.get(part)
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if not inner:
+            return []
+        model = inner[0]
     return sorted(model.model_fields)

@@ -48,13 +48,13 @@ class Train(Settings):
     """The `train` section of a recipe."""
 
     steps: int = Field(gt=0)
-    batch_size: int = Field(gt=0)
+    batch_size: int = Field(gt=0, le=2**16)
     optim: Optim = Optim()
     """Of the student; other players bring theirs in the objective's section."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     lr_warmup: int = Field(0, ge=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    accumulate: int = Field(1, gt=0)
+    accumulate: int = Field(1, gt=0, le=2**16)
     """Batches whose gradients add up to one update."""
     clip: float = Field(1.0, gt=0)
     """Gradient norm above which gradients are scaled down."""
@@ -72,7 +72,7 @@ class Train(Settings):
     """Gradient checkpointing: a block's activations are computed again when its gradient is."""
     offload: bool = False
     """What surrounds the network waits in main memory between uses."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     log_every: int = Field(50, gt=0)
     sample_every: int = Field(0, ge=0)
     """Steps between sample grids; 0 draws one at the end only."""

@@ -46,7 +46,7 @@ class Adapter(Settings):
     Unused where roles are copies.
     """
 
-    rank: int = Field(64, gt=0)
+    rank: int = Field(64, gt=0, le=4096)
     """64 (DMD2's LoRA) suits the width of SD 1.5 and up; a network of width 100 is spared little
     by it, and more by 8."""
     alpha: float | None = Field(None, gt=0)

@@ -75,7 +75,7 @@ class ArcFlow(Imitation):
     class Config(PolicyConfig):
         """Hyperparameters."""
 
-        components: int = Field(16, ge=2)
+        components: int = Field(16, ge=2, le=1_024)
         """Of the mixture, the one without momentum included (the paper's 16)."""
 
     name = "arcflow"

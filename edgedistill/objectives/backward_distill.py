@@ -33,7 +33,7 @@ class BackwardDistill(Objective):
         """The teacher sets out at the time `shift` t, to which the student's x0 is taken along
         x_t's noise: at 1 from x_t itself. Below 1 the target keeps the student's structure and
         gives it the teacher's detail."""
-        solver_steps: int = Field(8, ge=1)
+        solver_steps: int = Field(8, ge=1, le=10_000)
         """The teacher's, from there to time 0."""
         noise_correction: bool = True
         """The first step takes what it starts from for its noise, which it is."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -43,7 +43,11 @@ RewardOf = Callable[[Tensor, Sequence[str]], Tensor]
 class Settings(BaseModel):
     """A section of a recipe: typed, frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Beta: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+"""Share of a moment that stays from step to step."""
 
 
 class Optim(Settings):
@@ -52,12 +56,12 @@ class Optim(Settings):
     name: Literal["adamw", "muon"] = "adamw"
     """muon: the updates of matrices are made orthogonal; all other parameters, by AdamW. The
     learning rate means the same to both."""
-    lr: float = Field(1e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    lr: float = Field(1e-4, gt=0, le=10)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     momentum: float = Field(0.95, ge=0, lt=1)
     """Of Muon's matrices."""
-    weight_decay: float = Field(0.0, ge=0)
-    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0, le=10)
+    eps: float = Field(1e-8, gt=0, le=1)
 
 
 @dataclass(frozen=True)

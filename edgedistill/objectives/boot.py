@@ -35,7 +35,7 @@ class BOOT(Objective):
     class Config(Settings):
         """Hyperparameters."""
 
-        solver_steps: int = Field(50, ge=2)
+        solver_steps: int = Field(50, ge=2, le=10_000)
         """Steps the path is cut into; each is one DDIM step."""
         boundary_weight: float = Field(0.5, ge=0)
         """Weight of the start: y(eps, t_1) is the teacher's x0 of pure noise."""

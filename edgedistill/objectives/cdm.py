@@ -65,8 +65,8 @@ class CDM(DecoupledDMD):
     class Config(DecoupledDMD.Config):
         """Hyperparameters (the paper's on SD3, whose times are those of its shifted flow)."""
 
-        turns: int = Field(5, ge=1)
-        max_steps: int = Field(28, ge=1)
+        turns: int = Field(5, ge=1, le=1_000)
+        max_steps: int = Field(28, ge=1, le=10_000)
         """Most steps of a schedule; each number from 1 on is as likely."""
         low: float = Field(0.25, gt=0, lt=1)
         high: float = Field(0.95, gt=0, lt=1)

@@ -89,11 +89,11 @@ class CD(Objective):
         needs no teacher; or a random step of the teacher."""
         fresh: float = Field(0.0, ge=0, le=1)
         """Share of the noise variance that a random step draws anew; 0 is the DDIM step."""
-        solver_steps: int = Field(1, ge=1)
+        solver_steps: int = Field(1, ge=1, le=10_000)
         """DDIM steps of the teacher that an interval is cut into."""
-        first_intervals: int = Field(40, ge=2)
+        first_intervals: int = Field(40, ge=2, le=100_000)
         """Intervals the time axis is cut into at the start, in equal steps of the schedule."""
-        last_intervals: int = Field(40, ge=2)
+        last_intervals: int = Field(40, ge=2, le=100_000)
         """At the end, doubled on the way."""
         ema: float = Field(0.95, ge=0, lt=1)
         """Decay of the target network; 0 is the student itself."""
@@ -183,8 +183,8 @@ class CT(CD):
         """Hyperparameters (iCT, Table 1)."""
 
         path: Literal["teacher", "data", "random"] = "data"
-        first_intervals: int = Field(10, ge=2)
-        last_intervals: int = Field(1280, ge=2)
+        first_intervals: int = Field(10, ge=2, le=100_000)
+        last_intervals: int = Field(1280, ge=2, le=100_000)
         ema: float = Field(0.0, ge=0, lt=1)
         distance: Distance = Distance(kind="vector-huber", c=0.00054)
         times: TimeSampling = TimeSampling(kind="log-normal", mean=-1.1, std=2.0)

@@ -38,9 +38,9 @@ class CTM(Objective):
     class Config(Settings):
         """Hyperparameters (the paper's for CIFAR-10, but DDIM for Heun's steps, l2 for LPIPS)."""
 
-        intervals: int = Field(18, ge=2)
+        intervals: int = Field(18, ge=2, le=10_000)
         """Teacher steps the time axis is cut into; t, u and s are edges."""
-        solver_steps: int = Field(17, ge=1)
+        solver_steps: int = Field(17, ge=1, le=10_000)
         """Most of them between t and u; how many is drawn for each batch."""
         ema: float = Field(0.999, ge=0, lt=1)
         """Decay of the target network."""

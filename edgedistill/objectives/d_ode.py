@@ -71,7 +71,7 @@ class DODE(Search):
     class Config(Settings):
         """Hyperparameters."""
 
-        scale: int = Field(10, ge=1)
+        scale: int = Field(10, ge=1, le=1_000)
         """The teacher takes so many DDIM steps for one of the student's."""
 
     name = "d-ode"

@@ -13,7 +13,7 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from itertools import permutations, product
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from diffusers import AutoencoderTiny
@@ -28,10 +28,17 @@ from edgedistill.networks.taps import Taps
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings, Setup
 from edgedistill.objectives.shrink import feature_loss
 
-__all__ = ["Decoding", "TinyDecoder", "latents_of", "picture_of", "psnr"]
+__all__ = ["Decoding", "Depth", "TinyDecoder", "Width", "latents_of", "picture_of", "psnr"]
 
 REMEMBERED = 2**29
 """Bytes of the teacher's pictures that are kept, at most."""
+
+
+Width: TypeAlias = Annotated[int, Field(ge=0, le=4096)]
+"""Channels at a resolution."""
+
+Depth: TypeAlias = Annotated[int, Field(ge=0, le=64)]
+"""Blocks at a resolution."""
 
 
 def latents_of(vae: Any, scaling: Scaling, pictures: Tensor) -> Tensor:
@@ -63,10 +70,10 @@ class Decoding(Objective):
     class Config(Settings):
         """Architecture, and what its inputs and outputs are held against."""
 
-        channels: int | tuple[int, ...] = 64
+        channels: Width | tuple[Width, ...] = 64
         """One width: an AutoencoderTiny. A width for each resolution, the last ones 0 where pixels
         are unfolded at once: a PatchDecoder."""
-        blocks: tuple[int, ...] = (3, 3, 3, 1)
+        blocks: tuple[Depth, ...] = (3, 3, 3, 1)
         """Residual blocks at each resolution of the decoder; each doubles the size of the one
         before, and the last is the picture's. A PatchDecoder may begin below the latent's."""
         target: Literal["teacher", "originals"] = "teacher"
@@ -205,10 +212,10 @@ class TinyDecoder(Decoding):
     class Config(Decoding.Config):
         """Weights (TAESD's architecture: 64 channels, blocks 3, 3, 3, 1)."""
 
-        expansion: int = Field(0, ge=0)
+        expansion: int = Field(0, ge=0, le=64)
         """Of a PatchDecoder: 0 for blocks of two 3 x 3 convolutions; otherwise 3 x 3 to this many
         times the channels, and 1 x 1 back."""
-        last_channels: int = Field(0, ge=0)
+        last_channels: int = Field(0, ge=0, le=8_192)
         """Of a PatchDecoder: of a layer before the one that unfolds the pixels; 0 for none."""
         l1: float = Field(1.0, ge=0)
         """Weight of the mean absolute error, beside 1 for the squared."""

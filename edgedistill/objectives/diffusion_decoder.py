@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from edgedistill.ema import follow
 from edgedistill.networks.diffusion_decoder import DiffusionDecoder
 from edgedistill.objectives.base import Batch, Losses, Player, Setup
-from edgedistill.objectives.decoder import Decoding, psnr
+from edgedistill.objectives.decoder import Decoding, Depth, Width, psnr
 from edgedistill.schedule import Rectified
 from edgedistill.stages import Stages
 from edgedistill.times import TimeSampling, sample_times
@@ -31,10 +31,10 @@ class OneStepDecoder(Decoding):
     class Config(Decoding.Config):
         """Hyperparameters."""
 
-        channels: tuple[int, ...] = (128, 64, 0, 0)
+        channels: tuple[Width, ...] = (128, 64, 0, 0)
         """A width for each resolution, the last ones 0 where pixels are unfolded at once."""
-        blocks: tuple[int, ...] = (2, 1, 0, 0)
-        solver_steps: int = Field(8, ge=1)
+        blocks: tuple[Depth, ...] = (2, 1, 0, 0)
+        solver_steps: int = Field(8, ge=1, le=10_000)
         """Steps of the flow that one step of the student is to equal."""
         times: TimeSampling = TimeSampling(kind="logit-normal")
         """Noise levels of flow matching."""

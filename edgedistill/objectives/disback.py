@@ -29,7 +29,7 @@ class DisBack(Matching):
 
         warmup: int = Field(1000, ge=1)
         """Steps of the degradation, in which only fake_score trains."""
-        checkpoints: int = Field(4, ge=1)
+        checkpoints: int = Field(4, ge=1, le=1_000)
         """Copies on the way, each a network in memory."""
 
     name = "disback"

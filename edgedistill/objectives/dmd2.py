@@ -23,7 +23,7 @@ class DMD2(Matching):
     class Config(Matching.Config):
         """Hyperparameters (defaults: the paper's SDXL 4-step run)."""
 
-        turns: int = Field(5, ge=1)
+        turns: int = Field(5, ge=1, le=1_000)
         """Updates of fake_score to one of the student (two time-scale rule, Sec. 4.2)."""
         gan_weight: float = Field(5e-3, ge=0)
         """Weight of the GAN term in the student's loss (Sec. 4.3); 0 builds no head."""

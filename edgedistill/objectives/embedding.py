@@ -28,9 +28,9 @@ class Embedding(Settings):
 
     weight: float = Field(1.0, gt=0)
     """Beside the method's own loss."""
-    networks: int = Field(4, ge=1)
+    networks: int = Field(4, ge=1, le=64)
     """Drawn in each turn."""
-    width: int = Field(128, ge=1)
+    width: int = Field(128, ge=1, le=8_192)
     """Features of a layer."""
 
 

@@ -35,7 +35,7 @@ class EMD(FakeScored):
     class Config(FakeScored.Config):
         """Hyperparameters (the paper's on ImageNet)."""
 
-        langevin_steps: int = Field(16, ge=1)
+        langevin_steps: int = Field(16, ge=1, le=10_000)
         """Each is a call of both scores and of the student with its gradient."""
         eps_step: float = Field(0.16, gt=0)
         """gamma."""

@@ -76,7 +76,7 @@ class Flash(GAN):
         """Hyperparameters (the paper's for SD1.5, but l2 for LPIPS of decoded pictures)."""
 
         loss: Literal["hinge", "non-saturating", "lsgan", "relativistic"] = "lsgan"
-        teacher_steps: int = Field(32, ge=1)
+        teacher_steps: int = Field(32, ge=1, le=10_000)
         """From pure noise; fewer from x_t."""
         shares: tuple[Weights, ...] | None = None
         """Of each of the student's times, in each stage; None is `stage_shares`."""

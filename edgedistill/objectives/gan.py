@@ -66,7 +66,7 @@ class GAN(Objective):
         """Its gradient by a difference over noise of this standard deviation; 0 is exact."""
         taps: tuple[str, ...] = ()
         """Module paths whose features have a head each; empty is the teacher's one."""
-        turns: int = Field(1, ge=1)
+        turns: int = Field(1, ge=1, le=1_000)
         """Updates of the discriminator to one of the student."""
         discriminator: Optim = Optim()
 

@@ -32,7 +32,7 @@ class InstaFlow(Objective):
         reflow: float = Field(0.5, gt=0, lt=1)
         """Share of the run that straightens the flow."""
         reflow_distance: Distance = Distance()
-        solver_steps: int = Field(25, ge=1)
+        solver_steps: int = Field(25, ge=1, le=10_000)
         """Euler steps of the straightened flow to its end (the paper's pairs have 25)."""
         distance: Distance = Distance()
         """Of the one step from that end."""

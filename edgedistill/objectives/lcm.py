@@ -30,7 +30,7 @@ class LCM(Objective):
     class Config(Settings):
         """Hyperparameters (of LCM's published training script)."""
 
-        solver_steps: int = Field(50, ge=2)
+        solver_steps: int = Field(50, ge=2, le=10_000)
         """Teacher steps the time axis is cut into; one consistency step skips 1000 / this."""
         huber_c: float = Field(1e-3, gt=0)
         """Above 0: at 0 the loss has no gradient where student and target agree."""

@@ -32,7 +32,7 @@ class Lightning(GAN):
 
         loss: Literal["hinge", "non-saturating", "lsgan", "relativistic"] = "non-saturating"
         halving: Progressive.Config = Progressive.Config()
-        regressed: int = Field(1, ge=0)
+        regressed: int = Field(1, ge=0, le=1_000)
         """First stages without the discriminator."""
         alone: float = Field(0.5, ge=0, le=1)
         """Share of each later stage, at its end, in which the discriminator does not see x_t."""

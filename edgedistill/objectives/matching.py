@@ -87,7 +87,7 @@ class Scored(Objective):
         regression: int = Field(0, ge=0)
         """First steps, in which the student learns the teacher's ODE map from each of its times,
         as before DMD2's one-step SDXL run (Sec. 5.2); it starts with every mode."""
-        regression_steps: int = Field(8, ge=1)
+        regression_steps: int = Field(8, ge=1, le=10_000)
         """Solver steps of that map."""
         regression_weight: float = Field(0, ge=0)
         """Weight of the same loss afterwards, beside the matching, as in DMD (Yin et al. 2023,
@@ -173,7 +173,7 @@ class FakeScored(Scored):
     class Config(Scored.Config):
         """Hyperparameters."""
 
-        turns: int = Field(1, ge=1)
+        turns: int = Field(1, ge=1, le=1_000)
         """Updates of fake_score to one of the student (DMD2's two time-scale rule, Sec. 4.2)."""
         warmup: int = Field(0, ge=0)
         """Steps after the regression in which only fake_score trains."""

@@ -111,7 +111,7 @@ class OSS(Search):
     class Config(Settings):
         """Hyperparameters."""
 
-        search_steps: int = Field(50, ge=2)
+        search_steps: int = Field(50, ge=2, le=10_000)
         """DDIM steps of the path, whose times there are to choose from."""
         distance: Distance = Distance()
 

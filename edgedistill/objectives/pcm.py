@@ -92,7 +92,7 @@ class PCM(Objective):
         """Counts of equal segments of time; empty is one for each of the student's steps."""
         choice: Literal["stages", "random"] = "stages"
         """One count after the other, in equal parts of the run, or one at random each turn."""
-        solver_steps: int = Field(50, ge=2)
+        solver_steps: int = Field(50, ge=2, le=10_000)
         """Teacher steps the time axis is cut into, besides the edges."""
         ema: float = Field(0.95, ge=0, lt=1)
         """Decay of the target network; 0 is the student itself."""
@@ -165,7 +165,7 @@ class TDD(PCM):
         """Hyperparameters (the paper's 4 to 8 steps of 250)."""
 
         segments: tuple[Annotated[int, Field(ge=1)], ...] = (4, 5, 6, 7, 8)
-        solver_steps: int = Field(250, ge=2)
+        solver_steps: int = Field(250, ge=2, le=10_000)
         choice: Literal["stages", "random"] = "random"
 
     name = "tdd"

@@ -117,7 +117,7 @@ class Lines:
 class PolicyConfig(Settings):
     """Hyperparameters of imitation."""
 
-    states: int = Field(2, ge=1)
+    states: int = Field(2, ge=1, le=1_024)
     """Times of the policy's path at which a batch is compared with the teacher (ArcFlow takes
     4)."""
 
@@ -189,7 +189,7 @@ class PiFlow(Imitation):
     class Config(PolicyConfig):
         """Hyperparameters."""
 
-        points: int = Field(10, ge=2)
+        points: int = Field(10, ge=2, le=1_024)
         """Of x0 on a step (the paper's N)."""
 
     name = "pi-flow"

@@ -51,7 +51,7 @@ class Reward(Settings):
     """Beside the method's own loss (DMDR's code, for the cosine of CLIP)."""
     kind: Literal["differentiable", "black-box"] = "differentiable"
     """Whether the reward's gradient is followed, or its values alone."""
-    group: int = Field(8, ge=2)
+    group: int = Field(8, ge=2, le=1_024)
     """Samples of one prompt among which a black-box reward is normalised (RTDMD: 24)."""
     start: int = Field(0, ge=0)
     """First steps without it (DMDR's code: half of the run)."""

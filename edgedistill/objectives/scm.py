@@ -93,7 +93,7 @@ class SCM(Objective):
         sigma_data: float = Field(0.5, gt=0)
         """Standard deviation of the data."""
         times: TimeSampling = TimeSampling(kind="log-normal", mean=-1.0, std=1.4)
-        bins: int = Field(64, ge=1)
+        bins: int = Field(64, ge=1, le=100_000)
         """Bins of time of the adaptive weight; 1 weights all times alike."""
 
     name = "scm"

@@ -28,8 +28,8 @@ class SLAM(CD):
     class Config(CD.Config):
         """Hyperparameters (the paper's, which are LCM's: 50 intervals, pseudo-Huber)."""
 
-        first_intervals: int = Field(50, ge=2)
-        last_intervals: int = Field(50, ge=2)
+        first_intervals: int = Field(50, ge=2, le=100_000)
+        last_intervals: int = Field(50, ge=2, le=100_000)
         distance: Distance = Distance(kind="pseudo-huber")
 
     name = "slam"

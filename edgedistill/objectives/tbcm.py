@@ -23,7 +23,7 @@ class TBCM(SCM):
     class Config(SCM.Config):
         """Hyperparameters."""
 
-        solver_steps: int = Field(32, ge=2)
+        solver_steps: int = Field(32, ge=2, le=10_000)
         """Random times at which a trajectory stops; each stop is a training point, and the
         trajectories are as many as give about the batch size."""
 

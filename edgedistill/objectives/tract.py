@@ -50,7 +50,7 @@ class TRACT(PCM):
         """Hyperparameters; two stages, and the self-teacher's short average, are the paper's."""
 
         segments: tuple[Annotated[int, Field(ge=1)], ...] = (32, 4)
-        solver_steps: int = Field(1024, ge=2)
+        solver_steps: int = Field(1024, ge=2, le=10_000)
         ema: float = Field(0.5, ge=0, lt=1)
         distance: Distance = Distance()
         """Of two x0, to be weighted by max(SNR, 1)."""

@@ -51,7 +51,7 @@ class TraFlow(Objective):
         """Weight."""
         consistency: float = Field(1.0, ge=0)
         """Weight."""
-        solver_steps: int = Field(8, ge=2)
+        solver_steps: int = Field(8, ge=2, le=10_000)
         """Of the teacher from any time to 0."""
         distance: Distance = Distance()
         times: TimeSampling = TimeSampling(low=0.02)

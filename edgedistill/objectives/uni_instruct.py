@@ -57,7 +57,7 @@ class UniInstruct(FDistill):
         """Hyperparameters (the paper's on CIFAR-10)."""
 
         divergence: Divergence = "forward-kl"
-        turns: int = Field(1, ge=1)
+        turns: int = Field(1, ge=1, le=1_000)
         gan_weight: float = Field(1e-4, gt=0)
         """Above 0: the ratio is the discriminator's."""
 

@@ -42,6 +42,7 @@ def test_the_manifest_says_where_it_comes_from(student, bundle):
     assert data["steps"] == student.table.to_json()
     assert {file.name for file in bundle.iterdir()} == {
         "manifest.json",
+        "manifest.sha256",
         "tokenizer.json",
         "text_encoder.onnx",
         "denoiser.onnx",
