@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from edgedistill.denoiser import Denoiser
 from edgedistill.networks.roles import find_layers
 from edgedistill.objectives.base import Objective
+from edgedistill.objectives.convert import student_prediction
+from edgedistill.prediction import Prediction
 from edgedistill.recipe import Recipe
 from edgedistill.schedule import Discrete, Schedule
 from edgedistill.teachers import Teacher
@@ -19,6 +21,7 @@ __all__ = [
     "check_paths",
     "check_reward",
     "check_steps",
+    "choose_prediction",
     "has_weights",
     "parameters",
     "unplayed",
@@ -61,6 +64,39 @@ def check_steps(recipe: Recipe, schedule: Schedule) -> None:
         raise ValueError(
             f"student.steps={steps}: the teacher has {schedule.num_timesteps} timesteps"
         )
+
+
+def choose_prediction(recipe: Recipe, teacher: Denoiser, first: Tensor) -> Prediction:
+    """What the student predicts.
+
+    Args:
+        recipe: Its choices.
+        teacher: The unguided teacher.
+        first: The student's first time, a scalar.
+
+    Raises:
+        ValueError: If the recipe asks for another prediction than the teacher's, and the student
+            cannot learn it.
+    """
+    method, asked = recipe.method(), recipe.student.prediction
+    reasons = {
+        "student.init names a student with a prediction of its own": recipe.student.init,
+        "adapters share the teacher's network": recipe.train.roles == "adapters",
+        "a smaller student learns the teacher's own outputs": recipe.compress.active
+        or recipe.compress.elastic,
+        f"method {recipe.objective['name']!r} trains no weights of a student": method.searches
+        or method.own_coefficients
+        or method.product != "student",
+        f"the teacher is a {teacher.prediction.value}-predictor, which says enough everywhere": (
+            teacher.prediction in (Prediction.V, Prediction.FLOW)
+        ),
+    }
+    kept = next((reason for reason, holds in reasons.items() if holds), None)
+    if asked is None:
+        return teacher.prediction if kept else student_prediction(teacher, first)
+    if Prediction(asked) is not teacher.prediction and kept:
+        raise ValueError(f"student.prediction={asked}: {kept}; leave it out")
+    return Prediction(asked)
 
 
 def has_weights(denoiser: Denoiser) -> bool:

@@ -5,6 +5,7 @@ The only place that casts or broadcasts time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -48,11 +49,13 @@ class Bound:
         quantile: The quantile of dynamic thresholding in (0, 1]; None clips at `limit`.
         keeps_eps: Whether a DDIM step uses the network's own noise beside the bounded x0, as
             diffusers' DDIM does, in place of the noise that x_t and the bounded x0 imply.
+        below: Signal level alpha below which x0 is bounded; by default everywhere.
     """
 
     limit: float = 1.0
     quantile: float | None = None
     keeps_eps: bool = True
+    below: float = math.inf
 
     def __call__(self, x0: Tensor) -> Tensor:
         """Bounded x0, shaped (N, ...) as given."""
@@ -62,6 +65,16 @@ class Bound:
         threshold = sizes.quantile(self.quantile, dim=1).clamp(1, self.limit).to(x0.dtype)
         threshold = threshold.reshape((-1,) + (1,) * (x0.ndim - 1))
         return x0.clamp(-threshold, threshold) / threshold
+
+
+def bounded(bound: Bound | None, schedule: Schedule, x0: Tensor, t: Tensor) -> Tensor:
+    """An estimate of x0 (N, ...) at t, (N,) or a scalar, with its bound, if there is one."""
+    if bound is None:
+        return x0
+    if bound.below == math.inf:
+        return bound(x0)
+    alpha, _ = schedule.at(t.double().expand(len(x0)), like=x0)
+    return torch.where(alpha < bound.below, bound(x0), x0)
 
 
 class Denoiser(nn.Module):
@@ -86,6 +99,10 @@ class Denoiser(nn.Module):
         self.schedule = schedule
         self.prediction = prediction
         self.bound = bound
+
+    def with_bound(self, bound: Bound | None) -> Denoiser:
+        """The same network with another bound."""
+        return Denoiser(self.net, self.schedule, self.prediction, bound)
 
     def with_net(self, net: nn.Module) -> Denoiser:
         """The same schedule and prediction around another network, whose x0 has no bound."""
@@ -113,7 +130,7 @@ class Denoiser(nn.Module):
         self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
     ) -> Tensor:
         """Estimate of x0, shaped as x_t; the arguments are those of `output`."""
-        return self.bounded(self.x0_of(self.output(x_t, t, cond, net_time), x_t, t))
+        return self.bounded(self.x0_of(self.output(x_t, t, cond, net_time), x_t, t), t)
 
     def x0_of(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Turn a raw output into x0, without the bound."""
@@ -127,16 +144,16 @@ class Denoiser(nn.Module):
         linear = to_eps(self.prediction, alpha, sigma)
         return linear.x * x_t + linear.y * output
 
-    def bounded(self, x0: Tensor) -> Tensor:
-        """An estimate of x0 with the bound, if there is one."""
-        return x0 if self.bound is None else self.bound(x0)
+    def bounded(self, x0: Tensor, t: Tensor) -> Tensor:
+        """An estimate of x0 at t with the bound, if there is one."""
+        return bounded(self.bound, self.schedule, x0, t)
 
     def x0_and_eps(
         self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The bounded estimate of x0, and the network's own eps, each shaped as x_t."""
         output = self.output(x_t, t, cond, net_time)
-        return self.bounded(self.x0_of(output, x_t, t)), self.eps_of(output, x_t, t)
+        return self.bounded(self.x0_of(output, x_t, t), t), self.eps_of(output, x_t, t)
 
     def noised(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t = alpha x0 + sigma eps."""
@@ -172,6 +189,10 @@ class Guided(nn.Module):
         """The schedule of the network inside."""
         return self.denoiser.schedule
 
+    def with_bound(self, bound: Bound | None) -> Guided:
+        """The same network with another bound."""
+        return Guided(self.denoiser.with_bound(bound), self.null, self.scale)
+
     @property
     def bound(self) -> Bound | None:
         """The bound of the network inside, which the guided x0 has."""
@@ -184,11 +205,11 @@ class Guided(nn.Module):
         if self.scale == 1 or not cond:
             result: Tensor = self.denoiser(x_t, t, cond, net_time)
             return result
-        return self.bounded(torch.lerp(*self.both(x_t, t, cond, net_time), self.scale))
+        return self.bounded(torch.lerp(*self.both(x_t, t, cond, net_time), self.scale), t)
 
-    def bounded(self, x0: Tensor) -> Tensor:
-        """An estimate of x0 with the bound, if there is one."""
-        return self.denoiser.bounded(x0)
+    def bounded(self, x0: Tensor, t: Tensor) -> Tensor:
+        """An estimate of x0 at t with the bound, if there is one."""
+        return self.denoiser.bounded(x0, t)
 
     def x0_and_eps(
         self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
@@ -197,7 +218,7 @@ class Guided(nn.Module):
         if self.scale == 1 or not cond:
             return self.denoiser.x0_and_eps(x_t, t, cond, net_time)
         output = torch.lerp(*self._outputs(x_t, t, cond, net_time), self.scale)
-        x0 = self.bounded(self.denoiser.x0_of(output, x_t, t))
+        x0 = self.bounded(self.denoiser.x0_of(output, x_t, t), t)
         return x0, self.denoiser.eps_of(output, x_t, t)
 
     def both(

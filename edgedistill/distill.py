@@ -18,6 +18,7 @@ from edgedistill.checks import (
     check_paths,
     check_reward,
     check_steps,
+    choose_prediction,
     has_weights,
     parameters,
     unplayed,
@@ -33,7 +34,9 @@ from edgedistill.files import atomic_folder, read_json, write_json
 from edgedistill.networks.low import lower
 from edgedistill.networks.roles import Role, adapt
 from edgedistill.objectives.base import Batch, Objective, RewardOf, Setup
+from edgedistill.objectives.convert import Conversion, as_target
 from edgedistill.objectives.order import ordered
+from edgedistill.objectives.prelude import Prelude
 from edgedistill.recipe import Recipe
 from edgedistill.report.pictures import save_samples
 from edgedistill.rewards import reward_of
@@ -90,6 +93,7 @@ class Run:
         denoiser, few = self.teacher.denoiser, recipe.student
         check_steps(recipe, denoiser.schedule)
         self.times = student_times(denoiser.schedule, few.steps, few.spacing, few.sampler)
+        self.prediction = choose_prediction(recipe, denoiser, self.times[0])
         # What can be wrong with the request shows before the first line of progress.
         check_paths(recipe)
         data, pictures = recipe.data, self._pictures()
@@ -100,7 +104,7 @@ class Run:
         )
         check_coefficients(recipe, self.teacher)
         self.teacher.check(
-            few_step_table(denoiser.schedule, denoiser.prediction, self.times, few.sampler)
+            few_step_table(denoiser.schedule, self.prediction, self.times, few.sampler)
         )
         if recipe.train.roles == "adapters":
             check_adapters(recipe, self.teacher)
@@ -112,6 +116,13 @@ class Run:
             f"teacher {self.teacher.name}: {parameters(denoiser):,} parameters"
         ]
         lines += [proof] if proof else []
+        if self.converts:
+            alpha = float(denoiser.schedule.alpha(self.times[0]))
+            lines.append(
+                f"the student predicts {self.prediction.value}, which it learns in its first "
+                f"{self.converts} steps; its teacher predicts {denoiser.prediction.value} "
+                f"(alpha {alpha:.1e} at the student's first step)"
+            )
         self._say = lines.append
 
         def tell(line: str) -> None:
@@ -232,11 +243,18 @@ class Run:
         student = copy.deepcopy(first)
         if self.init is not None:
             student.net = self.init.net.to(device).requires_grad_(True)
+            student.prediction = self.init.info.prediction
+        else:
+            student.prediction = self.prediction
         smaller = self._smaller(student)
         self.depths = self._depths(student)
         x0, cond = self.source.draw(2, torch.Generator().manual_seed(recipe.train.seed))
         setup = Setup(
-            teacher=teacher.guided(recipe.teacher.guidance),
+            teacher=as_target(
+                teacher.guided(recipe.teacher.guidance),
+                teacher.denoiser.prediction,
+                teacher.x0_limit,
+            ),
             student=student,
             spawn=lambda: copy.deepcopy(first),
             times=self.times,
@@ -249,7 +267,7 @@ class Run:
             smaller=smaller,
             autoencoder=teacher.autoencoder,
             scaling=teacher.scaling,
-            train_steps=recipe.method_steps,
+            train_steps=recipe.method_steps - self.converts,
             time_layer=teacher.time_layer,
             reward=self.reward,
         )
@@ -259,7 +277,18 @@ class Run:
             torch.manual_seed(recipe.train.seed)
             method = recipe.method()(recipe.method_config(), setup)
             sections = (recipe.embedding, recipe.reward)
-            return ordered(method, setup, recipe.compress, self.depths, *sections)
+            whole = ordered(method, setup, recipe.compress, self.depths, *sections)
+        if not self.converts:
+            return whole
+        return Prelude(whole, Conversion(Conversion.Config(), setup), self.converts)
+
+    @property
+    def converts(self) -> int:
+        """Steps in which the student learns to predict something else than its teacher."""
+        if self.init or self.prediction is self.teacher.denoiser.prediction:
+            return 0
+        steps = self.recipe.train.steps
+        return min(self.recipe.student.prediction_steps or -(-steps // 5), steps)
 
     def _smaller(self, student: Denoiser) -> Smaller | None:
         """Make the student's network smaller as the recipe says; the same again when resumed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -76,6 +76,14 @@ class StudentSection(Settings):
     spacing: str = "trailing"
     init: str | None = None
     """A student folder to start from, in place of the teacher's weights."""
+    prediction: Literal["eps", "v", "x0"] | None = None
+    """What the student predicts. None: what its teacher does; but v where the teacher predicts
+    noise and the student's first step has next to no signal (alpha below 0.01), as noise says
+    nothing of x0 there. Adapters, smaller students and methods that train no weights keep the
+    teacher's."""
+    prediction_steps: int | None = Field(None, gt=0)
+    """Steps of `train.steps` in which a student that predicts something else than its teacher
+    learns to, before the method begins; a fifth of them where None."""
     decoder: str | None = None
     """A decoder folder, as method `decoder` makes them, in place of the teacher's."""
 

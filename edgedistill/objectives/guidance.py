@@ -72,7 +72,7 @@ class Scales:
         """The teacher's x0 at each row's scale, (N, ...)."""
         null, wanted = self.teacher.both(x_t, t, cond)
         weight = scale.reshape((-1,) + (1,) * (x_t.ndim - 1)).to(x_t)
-        return self.teacher.bounded(torch.lerp(null, wanted, weight))
+        return self.teacher.bounded(torch.lerp(null, wanted, weight), t)
 
     def kept(self, student: Denoiser) -> Denoiser:
         """The student at the teacher's scale, its network as it was before it was told any."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from pydantic import Field
@@ -27,8 +26,8 @@ from edgedistill.objectives.base import (
     Player,
     Settings,
     Setup,
-    Wrapper,
 )
+from edgedistill.objectives.prelude import Prelude
 from edgedistill.plugins import unknown
 from edgedistill.times import stratified
 
@@ -190,7 +189,7 @@ class Shrink(Objective):
         ]
 
 
-class SizeFirst(Wrapper):
+class SizeFirst(Prelude):
     """A method, after steps in which the smaller student learns the teacher's outputs.
 
     Args:
@@ -205,23 +204,12 @@ class SizeFirst(Wrapper):
     def __init__(
         self, method: Objective, shrink: Objective, first: int, beside: Shrink | None
     ) -> None:
-        super().__init__(method)
-        self.shrink, self.first, self.beside = shrink, first, beside
-
-    def players(self) -> list[Player]:
-        return [self._later(player) for player in self.method.players()]
-
-    def _later(self, player: Player) -> Player:
-        start = player.start + self.first
-        if player.name != "student":
-            return replace(player, start=start)
-        return replace(player, start=start, prelude=player.prelude + self.first)
+        super().__init__(method, shrink, first)
+        self.beside = beside
 
     def loss(self, player: str, batch: Batch) -> Losses:
-        if batch.step < self.first:
-            return self.shrink.loss(player, batch)
-        losses = self.method.loss(player, replace(batch, step=batch.step - self.first))
-        if player != "student" or self.beside is None:
+        losses = super().loss(player, batch)
+        if batch.step < self.first or player != "student" or self.beside is None:
             return losses
         size = self.beside.loss(player, batch)
         return Losses(losses.total + size.total, {**losses.logs, **size.logs})

@@ -131,7 +131,7 @@ class PGSB(SwiftBrush):
         scale = stratified(len(x_t), batch.generator, self.config.low, self.config.high)
         scale = scale.reshape((-1,) + (1,) * (x_t.ndim - 1)).to(x_t)
         real, fake = (
-            guided.bounded(torch.lerp(*guided.both(x_t, t, batch.cond), scale))
+            guided.bounded(torch.lerp(*guided.both(x_t, t, batch.cond), scale), t)
             for guided in (self.guided, self.guided_fake)
         )
         return View(sample.x0.detach(), x_t, t, real, fake)

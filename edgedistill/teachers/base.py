@@ -78,6 +78,8 @@ class Teacher(ABC):
     tap: ClassVar[str] = ""
     time_layer: ClassVar[str] = ""
     core: ClassVar[str] = ""
+    x0_limit: ClassVar[float] = 5.0
+    """The largest absolute value of clean data; latents are scaled to about unit variance."""
     any_table: ClassVar[bool] = True
     """Whether a student of the family may have any step table."""
     usage: str = "Sample it with `edgedistill generate FOLDER`."

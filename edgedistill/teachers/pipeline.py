@@ -37,7 +37,13 @@ from edgedistill.teachers.decoders import Decoder, check_autoencoder, open_decod
 from edgedistill.teachers.flow import shift_asked
 from edgedistill.teachers.latents import Latents
 from edgedistill.teachers.loading import check_pickles, whole_weights
-from edgedistill.teachers.schedulers import bound_of, check_grid, grid_of, sibling
+from edgedistill.teachers.schedulers import (
+    bound_of,
+    check_grid,
+    check_start,
+    grid_of,
+    sibling,
+)
 from edgedistill.teachers.single_file import check_file, open_file, read_index
 from edgedistill.teachers.student_schedulers import find_scheduler, takes_timesteps
 from edgedistill.teachers.tokenizers import UNBOUNDED, complete, nulls
@@ -181,6 +187,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         scheduler = sibling(self.pipeline.scheduler)
         self.set_own_steps(scheduler, steps)
         grid = grid_of(scheduler, self.denoiser.schedule)
+        check_start(grid, self.denoiser, self.path)
         check_grid(scheduler, grid, self.denoiser, self.path)
         return grid
 

@@ -32,6 +32,7 @@ __all__ = [
     "check_flow_prediction",
     "check_grid",
     "check_known",
+    "check_start",
     "discrete_border",
     "grid_of",
     "is_flow",
@@ -49,6 +50,10 @@ PREDICTIONS = {
 
 TOLERANCE = 1e-3
 """Largest difference between our samples of a probe and diffusers', relative to the largest."""
+
+
+SIGNAL = 1e-3
+"""Least alpha at which a teacher may start from a prediction of noise that nothing bounds."""
 
 
 @dataclass(frozen=True)
@@ -298,6 +303,17 @@ class Probe(nn.Module):
         """f(x, t), shaped as x (N, ...); t is (N,) or a scalar."""
         time = torch.as_tensor(t).double().reshape((-1,) + (1,) * (x.ndim - 1)).to(x) / 1000
         return self.sign * ((x * (1 + time)).tanh() + 0.3 * time)
+
+
+def check_start(grid: TimeGrid, denoiser: Denoiser, path: str) -> None:
+    """Raise a ValueError if noise is predicted where there is no signal, and x0 has no bound."""
+    alpha = float(denoiser.schedule.alpha(grid.starts[0]))
+    if denoiser.prediction is Prediction.EPS and denoiser.bound is None and alpha < SIGNAL:
+        raise ValueError(
+            f"{path}: its network predicts noise, and its scheduler starts where alpha is "
+            f"{alpha:.1e}, where noise says nothing of x0; in its scheduler_config.json choose "
+            "timestep_spacing=leading, or clip_sample=true where x0 is a picture"
+        )
 
 
 def check_grid(scheduler: Any, grid: TimeGrid, denoiser: Denoiser, path: str) -> None:

@@ -75,6 +75,7 @@ class UNet2D(ClassTeacher):
     family = "unet2d"
     pipelines = ("DDPMPipeline", "DDIMPipeline")
     tap = "unet.mid_block"
+    x0_limit = 1.0
     time_layer = "unet.time_embedding.linear_2"
     usage = """```python
 from diffusers import DiffusionPipeline

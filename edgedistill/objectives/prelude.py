@@ -1,0 +1,39 @@
+"""Lessons before a method: in a run's first steps the student learns something else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgedistill.objectives.base import Batch, Losses, Objective, Player, Wrapper
+
+__all__ = ["Prelude"]
+
+
+class Prelude(Wrapper):
+    """A method, after steps in which its student learns a lesson.
+
+    Args:
+        method: What follows.
+        lesson: What comes first, a loss of the same student.
+        first: How many steps of the run it has.
+    """
+
+    name = "prelude"
+
+    def __init__(self, method: Objective, lesson: Objective, first: int) -> None:
+        super().__init__(method)
+        self.lesson, self.first = lesson, first
+
+    def players(self) -> list[Player]:
+        return [self._later(player) for player in self.method.players()]
+
+    def _later(self, player: Player) -> Player:
+        start = player.start + self.first
+        if player.name != "student":
+            return replace(player, start=start)
+        return replace(player, start=start, prelude=player.prelude + self.first)
+
+    def loss(self, player: str, batch: Batch) -> Losses:
+        if batch.step < self.first:
+            return self.lesson.loss(player, batch)
+        return self.method.loss(player, replace(batch, step=batch.step - self.first))
