@@ -166,6 +166,15 @@ class Run:
         )
         self._watch: Progress = lambda step, figures: None
 
+    def _check_table(self, method: Objective) -> None:
+        """ValueError if the student, with its method's boundary, could not be saved."""
+        boundary, few = method.boundary(), self.recipe.student.sampler
+        if boundary is not None and not self.recipe.method().own_coefficients:
+            schedule = self.student.schedule
+            self.teacher.check(
+                few_step_table(schedule, self.prediction, self.times, few, boundary)
+            )
+
     def _reward(self) -> RewardOf | None:
         """What the recipe's reward says of x0, if it names one."""
         check_reward(self.recipe)
@@ -278,6 +287,7 @@ class Run:
             method = recipe.method()(recipe.method_config(), setup)
             sections = (recipe.embedding, recipe.reward)
             whole = ordered(method, setup, recipe.compress, self.depths, *sections)
+        self._check_table(whole)
         if not self.converts:
             return whole
         return Prelude(whole, Conversion(Conversion.Config(), setup), self.converts)

@@ -194,9 +194,7 @@ def bound_of(scheduler: Any) -> Bound | None:
     keeps_eps = SIBLINGS.get(type(scheduler).__name__) is _DDIM
     if setting(scheduler, "thresholding"):
         config = scheduler.config
-        if keeps_eps or getattr(config, "algorithm_type", "dpmsolver++").endswith("++"):
-            quantile = config.dynamic_thresholding_ratio
-            return Bound(config.sample_max_value, quantile, keeps_eps)
+        return Bound(config.sample_max_value, config.dynamic_thresholding_ratio, keeps_eps)
     if setting(scheduler, "clip_sample"):
         return Bound(setting(scheduler, "clip_sample_range", 1.0), None, keeps_eps)
     return None
