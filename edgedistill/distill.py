@@ -159,7 +159,7 @@ class Run:
             self.source,
             recipe.train,
             folder,
-            Hooks(self._progress, self._preview),
+            Hooks(self._progress, self._preview, say),
             self.paths,
             prompted=self.reward is not None,
             pictured=bool(self._wants_originals()),

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from edgedistill import checkpoint, optimizers
 from edgedistill.ema import EMA
+from edgedistill.finite import bad_row
 from edgedistill.metrics import Metrics
 from edgedistill.networks.roles import Adapter
-from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings
+from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Settings
+from edgedistill.seats import Seat
 from edgedistill.teachers.base import Source
 
 if TYPE_CHECKING:
@@ -36,9 +38,6 @@ LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
 }
 """Fraction of the run done -> factor on the learning rate."""
-
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
-"""How accelerate may run a network in pieces."""
 
 MAX_BAD_STEPS = 10
 """Updates in a row that may be skipped for a loss or gradient that is not finite."""
@@ -99,46 +98,12 @@ class Hooks:
     Attributes:
         progress: (steps done, figures of the last interval or None).
         sample: (student's averaged network, steps done) draws a sample grid.
+        say: Called with a line about what went wrong and did not stop the run.
     """
 
     progress: Callable[[int, dict[str, float] | None], None]
     sample: Callable[[nn.Module, int], None]
-
-
-class Turn(nn.Module):
-    """A player's loss as a module, so that DDP sees every use of the player's parameters."""
-
-    def __init__(self, player: Player, objective: Objective) -> None:
-        super().__init__()
-        self.net = player.net
-        self._loss = objective.loss
-        self._name = player.name
-
-    def forward(self, batch: Batch) -> Losses:
-        return self._loss(self._name, batch)
-
-
-class Seat:
-    """A player at the table: its turn, optimizer and place."""
-
-    def __init__(
-        self,
-        index: int,
-        player: Player,
-        objective: Objective,
-        accelerator: Accelerator,
-        moments: str,
-    ) -> None:
-        self.index, self.player = index, player
-        self.params = [p for p in player.net.parameters() if p.requires_grad]
-        if player.optim.name == "muon" and accelerator.distributed_type in SHARDED:
-            raise ValueError(
-                f"{player.name}: optim.name=muon needs whole matrices, which FSDP and DeepSpeed "
-                "cut up; choose adamw"
-            )
-        self.raw = optimizers.make(player.net, player.optim, moments)
-        self.turn, self.optimizer = accelerator.prepare(Turn(player, objective), self.raw)
-        self.bad = 0
+    say: Callable[[str], None] = lambda line: None
 
 
 class Trainer:
@@ -189,8 +154,13 @@ class Trainer:
         return {seat.player.name: seat.raw for seat in self.seats}
 
     def save(self) -> Path | None:
-        """Write a checkpoint (on the main process)."""
+        """Write a checkpoint (on the main process).
+
+        Raises:
+            FloatingPointError: If a weight or a number of an optimizer is not finite.
+        """
         self.accelerator.wait_for_everyone()
+        checkpoint.check(self._nets(), self._optimizers(), self.step)
         if not self.accelerator.is_main_process:
             return None
         scaler = self.accelerator.scaler
@@ -198,22 +168,45 @@ class Trainer:
             "step": self.step,
             "ema_updates": self.ema.updates,
             "bad": [seat.bad for seat in self.seats],
+            "turns": [seat.turns for seat in self.seats],
+            "skipped": [seat.skipped for seat in self.seats],
             "scaler": scaler.state_dict() if scaler else None,
         }
         folder = self.folder / "checkpoints"
         return checkpoint.save(folder, self._nets(), self._optimizers(), state)
 
     def resume(self) -> int:
-        """Take up the newest checkpoint, if there is one; returns the step it stands at."""
-        newest = checkpoint.latest(self.folder / "checkpoints")
-        if newest is not None:
-            state = checkpoint.load(newest, self._nets(), self._optimizers())
-            self.step, self.ema.updates = state["step"], state["ema_updates"]
-            for seat, bad in zip(self.seats, state["bad"], strict=True):
-                seat.bad = bad
-            if state["scaler"]:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
+        """Take up the newest whole checkpoint, if there is one; returns the step it stands at.
+
+        Raises:
+            ValueError: If there are checkpoints, and none can be taken up; of the newest.
+        """
+        problems = []
+        for place in checkpoint.all_of(self.folder / "checkpoints"):
+            try:
+                state = checkpoint.load(place, self._nets(), self._optimizers())
+                self._take(state)
+            except ValueError as error:
+                problems.append(error)
+                continue
+            for problem in problems:
+                self.hooks.say(f"{problem}; {place.name} is taken up instead")
+            return self.step
+        if problems:
+            raise problems[0]
         return self.step
+
+    def _take(self, state: dict[str, Any]) -> None:
+        count = len(self.seats)
+        for name in ("bad", "turns", "skipped"):  # the first schema had only `bad`
+            values = state.get(name, [0] * count)
+            if len(values) != count:
+                raise ValueError(f"state.json: {name}: {count} players expected, got {values}")
+            for seat, value in zip(self.seats, values, strict=True):
+                setattr(seat, name, value)
+        self.step, self.ema.updates = state["step"], state["ema_updates"]
+        if state.get("scaler") and self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
 
     # --- The loop -------------------------------------------------------------------------------
 
@@ -222,12 +215,15 @@ class Trainer:
 
         Raises:
             Interrupted: On Ctrl-C or SIGTERM, after a checkpoint.
-            FloatingPointError: After too many updates in a row that were not finite.
+            FloatingPointError: After too many updates in a row that were not finite, if a player
+                has not had one that was, or for weights or data that are not finite.
         """
         config, main = self.config, self.accelerator.is_main_process
         metrics = Metrics(self.folder, self.step) if main else None
         started = time.perf_counter()
         begin = self.step
+        if metrics and metrics.damaged:
+            self.hooks.say(f"{metrics.path}: {metrics.damaged} damaged lines left out")
         if self.objective.searches:
             self.objective.search(self._batch(0, 0, 0))
         try:
@@ -253,7 +249,19 @@ class Trainer:
         finally:
             if metrics:
                 metrics.close()
+        self._tell_skipped()
         return self.ema.net
+
+    def _tell_skipped(self) -> None:
+        """Say which updates were skipped; FloatingPointError if a player had no other."""
+        for seat in self.seats:
+            if not seat.skipped or (self.accelerator.scaler and not seat.bad):
+                continue  # fp16's scaler finds its scale by overflows
+            line = f"{seat.player.name}: loss or gradient not finite"
+            if seat.skipped == seat.turns:
+                raise FloatingPointError(f"{line} in all of its {seat.turns} updates")
+            last = f", the last {seat.bad} among them" if seat.bad else ""
+            self.hooks.say(f"{line}: {seat.skipped} of {seat.turns} updates skipped{last}")
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
@@ -289,7 +297,7 @@ class Trainer:
         if finite or self.accelerator.scaler:
             optimizers.set_lr(seat.raw, self._lr(player.optim.lr))
             seat.optimizer.step()
-        seat.bad = 0 if finite else seat.bad + 1
+        seat.count(finite)
         if seat.bad > MAX_BAD_STEPS:
             raise FloatingPointError(
                 f"{player.name}: loss or gradient not finite {seat.bad} updates in a row, "
@@ -322,6 +330,9 @@ class Trainer:
             path, cond = self.paths.draw_paths(count, own)
             path = path.to(device)
             x0 = path[:, -1]
+        row = bad_row(x0 if path is None else path)
+        if row is not None:
+            raise FloatingPointError(f"data: row {row} of a batch at step {step} is not finite")
         cond = {name: value.to(device) for name, value in cond.items()}
         prompts = self.source.prompts(count, _generator(key_of_rank)) if self.prompted else ()
         originals = None

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator, DistributedType
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -19,6 +21,9 @@ from edgedistill.ema import EMA
 from edgedistill.metrics import Metrics, read_metrics
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings
 from edgedistill.trainer import MAX_BAD_STEPS, Hooks, Interrupted, Train, Trainer
+
+OLD = Path(__file__).parent / "old"
+"""Folders as they were written at commit a5ebfff."""
 
 # --- A real objective as small as can be --------------------------------------------------------
 
@@ -74,9 +79,9 @@ def linear() -> nn.Linear:
     return nn.Linear(3, 3)
 
 
-def trainer_of(folder: Path, objective: Double, progress=None, **config) -> Trainer:
+def trainer_of(folder: Path, objective: Double, progress=None, say=print, **config) -> Trainer:
     config = {"steps": 6, "batch_size": 4, "log_every": 1, **config}
-    hooks = Hooks(progress or (lambda step, figures: None), lambda net, step: None)
+    hooks = Hooks(progress or (lambda step, figures: None), lambda net, step: None, say)
     return Trainer(objective, Rows(), Train(**config), folder, hooks)
 
 
@@ -276,6 +281,86 @@ def test_too_many_in_a_row_stop_the_run_and_leave_the_weights_finite(tmp_path):
         assert all(bool(p.isfinite().all()) for p in net.parameters())
 
 
+@pytest.mark.parametrize("key", ["lr", "eps", "weight_decay", "betas"])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_settings_are_finite(key, value):
+    with pytest.raises(ValidationError, match="finite"):
+        Optim(**{key: (0.9, value) if key == "betas" else value})
+
+
+def test_a_seed_is_no_larger_than_a_generator_takes():
+    assert Train(steps=1, batch_size=1, seed=2**63 - 1).seed
+    with pytest.raises(ValidationError, match="seed"):
+        Train(steps=1, batch_size=1, seed=2**63)
+
+
+def test_skipped_updates_are_told_at_the_end(tmp_path):
+    said = []
+    objective = Double(student())
+    objective.spoil = lambda turn: math.nan if turn in (1, 4, 5) else 1.0
+    trainer_of(tmp_path, objective, say=said.append).fit()
+    line = "student: loss or gradient not finite: 3 of 6 updates skipped, the last 2 among them"
+    assert said == [line]
+
+
+def test_a_run_without_a_finite_update_fails_however_short(tmp_path):
+    objective = Double(student())
+    objective.spoil = lambda turn: math.nan
+    with pytest.raises(FloatingPointError, match=r"student: .* finite in all of its 3 updates"):
+        trainer_of(tmp_path, objective, steps=3).fit()
+
+
+def test_skipped_updates_are_counted_over_an_interruption(tmp_path):
+    said = []
+    for steps in (2, 4):
+        objective = Double(student())
+        objective.spoil = lambda turn, steps=steps: math.nan if steps == 2 and turn else 1.0
+        trainer = trainer_of(tmp_path, objective, steps=steps, say=said.append)
+        trainer.resume()
+        trainer.fit()
+    assert said[-1] == "student: loss or gradient not finite: 1 of 4 updates skipped"
+
+
+@pytest.mark.parametrize("place", ["weight", "moment", "ema"])
+def test_what_is_not_finite_is_in_no_checkpoint(tmp_path, place):
+    """A huge learning rate leaves the loss of its own step as it was."""
+    player = student(lr=1e38 if place == "weight" else 0.1)
+
+    def spoil(step, figures):
+        if step == 3 and place == "moment":
+            trainer.seats[0].raw.state[player.net.weight]["exp_avg_sq"][0, 0] = math.inf
+        if step == 3 and place == "ema":
+            trainer.ema.net.bias.data[0] = math.nan
+
+    trainer = trainer_of(tmp_path, Double(player), spoil, steps=3)
+    named = {
+        "weight": "student: (weight|bias)",
+        "moment": "student: 0.exp_avg_sq of its optimizer",
+    }
+    expected = named.get(place, "ema: bias")
+    with pytest.raises(FloatingPointError, match=rf"^{expected} is not finite after step 3"):
+        trainer.fit()
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_data_that_are_not_finite_are_named(tmp_path):
+    trainer = trainer_of(tmp_path, Double(student()))
+    trainer.source.table[9, 1] = math.nan
+    with pytest.raises(FloatingPointError, match="data: row 1 of a batch at step 2 is not fin"):
+        trainer.fit()
+
+
+def test_figures_that_are_not_finite_are_in_no_line(tmp_path):
+    metrics = Metrics(tmp_path, 0)
+    for value in (1.0, math.nan, 3.0, math.inf):
+        metrics.add("student/loss", value)
+        metrics.add("helper/loss", math.nan)
+    assert metrics.flush(4) == {"step": 4, "student/loss": 2.0}
+    metrics.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {"step": 4, "student/loss": 2.0}
+
+
 # --- Stopping and going on ----------------------------------------------------------------------
 
 
@@ -307,7 +392,7 @@ def test_only_the_newest_checkpoints_stay_and_torn_ones_do_not_count(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("state.json", b'{"schema_version": 9}', r"state\.json: schema_version 9, 1 expected"),
+        ("state.json", b'{"schema_version": 9}', r"state\.json: schema_version 9, 2 expected"),
         ("student.safetensors", None, r"student\.safetensors: "),
         ("optim-student.safetensors", None, r"optim-student\.safetensors: "),
         ("optim-student.safetensors", b"torn", r"optim-student\.safetensors: "),
@@ -338,6 +423,93 @@ def test_metrics_of_steps_that_are_done_again_are_dropped(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert lines[2] == {"step": 6, "lr": 1.0}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff\xfe",
+        b'{"lr": 1.0}',
+        b'{"step": "4"}',
+        b'{"step": 4, "lr": NaN}',
+        b'{"step": 4, "lr": null}',
+        b"[4]",
+        b"\0\0\0",
+        b"[" * 100_000,
+    ],
+)
+def test_a_damaged_line_of_metrics_costs_no_other(tmp_path, line):
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 2, "lr": 1.0}\n' + line + b'\n{"step": 6, "lr": 3.0}\n{"st')
+    assert [found["step"] for found in read_metrics(tmp_path)] == [2, 6]
+    metrics = Metrics(tmp_path, 6)
+    metrics.close()
+    assert metrics.damaged == 1
+    assert file.read_text() == '{"step": 2, "lr": 1.0}\n{"step": 6, "lr": 3.0}\n'
+
+
+def two_checkpoints(folder: Path) -> Path:
+    """A run's newest checkpoint of two."""
+    trainer_of(folder, Double(student()), checkpoint_every=3).fit()
+    return folder / "checkpoints" / "step-00000006"
+
+
+@pytest.mark.parametrize(
+    "name", ["state.json", "student.safetensors", "ema.safetensors", "optim-student.safetensors"]
+)
+def test_damage_to_the_newest_checkpoint_is_named_and_the_older_one_is_taken(tmp_path, name):
+    newest = two_checkpoints(tmp_path)
+    whole = (newest / name).read_bytes()
+    for place in (0, len(whole) // 2, len(whole) - 3):
+        data = bytearray(whole)
+        data[place] ^= 1
+        (newest / name).write_bytes(data)
+        said = []
+        assert trainer_of(tmp_path, Double(student()), say=said.append).resume() == 3
+        assert len(said) == 1
+        assert said[0].startswith(f"{newest / name}: ")
+        assert said[0].endswith("; step-00000003 is taken up instead")
+    trainer = trainer_of(tmp_path, Double(student()), checkpoint_every=2)
+    trainer.resume()
+    ends = trainer.fit()
+    assert [p.name[-1] for p in sorted((tmp_path / "checkpoints").iterdir())] == ["4", "6"]
+    again = trainer_of(tmp_path, Double(student()))
+    assert again.resume() == 6
+    assert torch.equal(ends.weight, again.ema.net.weight)
+
+
+def test_two_files_of_a_checkpoint_that_were_swapped_are_seen(tmp_path):
+    newest = two_checkpoints(tmp_path)
+    shutil.copy(newest / "student.safetensors", newest / "ema.safetensors")
+    assert trainer_of(tmp_path, Double(student())).resume() == 3
+    shutil.rmtree(newest.parent / "step-00000003")
+    with pytest.raises(ValueError, match=r"06/ema\.safetensors: damaged or changed"):
+        trainer_of(tmp_path, Double(student())).resume()
+
+
+def test_a_checkpoint_of_the_first_schema_is_taken_up(tmp_path, capsys):
+    shutil.copytree(OLD / "checkpoints", tmp_path / "checkpoints")
+    player = student()
+    trainer = trainer_of(tmp_path, Double(player))
+    assert trainer.resume() == 2
+    assert "state.json: schema 1 has no hashes" in " ".join(capsys.readouterr().err.split())
+    stored = load_file(OLD / "checkpoints" / "step-00000002" / "student.safetensors")
+    assert torch.equal(player.net.weight, stored["weight"])
+    assert trainer.seats[0].raw.state_dict()["state"][0]["step"] == 2
+    trainer.fit()
+    state = json.loads((tmp_path / "checkpoints/step-00000006/state.json").read_text())
+    assert (state["schema_version"], len(state["sha256"])) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    "change", [{"step": 7}, {"step": "2"}, {"bad": None}, {"ema_updates": []}]
+)
+def test_a_state_of_the_first_schema_is_checked_for_sense(tmp_path, change):
+    shutil.copytree(OLD / "checkpoints", tmp_path / "checkpoints")
+    file = tmp_path / "checkpoints" / "step-00000002" / "state.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ValueError, match=rf"state\.json: {next(iter(change))}: "):
+        trainer_of(tmp_path, Double(student())).resume()
 
 
 class PulledError(Exception):
