@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator, DistributedType
-from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -281,19 +280,6 @@ def test_too_many_in_a_row_stop_the_run_and_leave_the_weights_finite(tmp_path):
         assert all(bool(p.isfinite().all()) for p in net.parameters())
 
 
-@pytest.mark.parametrize("key", ["lr", "eps", "weight_decay", "betas"])
-@pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_settings_are_finite(key, value):
-    with pytest.raises(ValidationError, match="finite"):
-        Optim(**{key: (0.9, value) if key == "betas" else value})
-
-
-def test_a_seed_is_no_larger_than_a_generator_takes():
-    assert Train(steps=1, batch_size=1, seed=2**63 - 1).seed
-    with pytest.raises(ValidationError, match="seed"):
-        Train(steps=1, batch_size=1, seed=2**63)
-
-
 def test_skipped_updates_are_told_at_the_end(tmp_path):
     said = []
     objective = Double(student())
@@ -323,18 +309,20 @@ def test_skipped_updates_are_counted_over_an_interruption(tmp_path):
 
 @pytest.mark.parametrize("place", ["weight", "moment", "ema"])
 def test_what_is_not_finite_is_in_no_checkpoint(tmp_path, place):
-    """A huge learning rate leaves the loss of its own step as it was."""
-    player = student(lr=1e38 if place == "weight" else 0.1)
+    """What the last update breaks shows in no loss."""
+    player = student()
 
     def spoil(step, figures):
         if step == 3 and place == "moment":
             trainer.seats[0].raw.state[player.net.weight]["exp_avg_sq"][0, 0] = math.inf
         if step == 3 and place == "ema":
             trainer.ema.net.bias.data[0] = math.nan
+        if step == 3 and place == "weight":
+            player.net.weight.data[0] = math.inf
 
     trainer = trainer_of(tmp_path, Double(player), spoil, steps=3)
     named = {
-        "weight": "student: (weight|bias)",
+        "weight": "student: weight",
         "moment": "student: 0.exp_avg_sq of its optimizer",
     }
     expected = named.get(place, "ema: bias")
