@@ -29,12 +29,12 @@ from edgedistill.compress.variance import keep_variance
 from edgedistill.data import find_captions, open_source
 from edgedistill.data.latents import Pictures, find_pictures
 from edgedistill.data.paths import Paths, captions_of, make_paths, open_paths, spec_of
-from edgedistill.denoiser import Denoiser
+from edgedistill.denoiser import Denoiser, Guided
 from edgedistill.files import atomic_folder, read_json, write_json
 from edgedistill.networks.low import lower
 from edgedistill.networks.roles import Role, adapt
 from edgedistill.objectives.base import Batch, Objective, RewardOf, Setup
-from edgedistill.objectives.convert import Conversion, as_target
+from edgedistill.objectives.convert import NEAR_ZERO, Conversion, as_target
 from edgedistill.objectives.order import ordered
 from edgedistill.objectives.prelude import Prelude
 from edgedistill.recipe import Recipe
@@ -259,11 +259,7 @@ class Run:
         self.depths = self._depths(student)
         x0, cond = self.source.draw(2, torch.Generator().manual_seed(recipe.train.seed))
         setup = Setup(
-            teacher=as_target(
-                teacher.guided(recipe.teacher.guidance),
-                teacher.denoiser.prediction,
-                teacher.x0_limit,
-            ),
+            teacher=self._target(),
             student=student,
             spawn=lambda: copy.deepcopy(first),
             times=self.times,
@@ -291,6 +287,18 @@ class Run:
         if not self.converts:
             return whole
         return Prelude(whole, Conversion(Conversion.Config(), setup), self.converts)
+
+    def _target(self) -> Denoiser | Guided:
+        """The guided teacher as the method learns from it."""
+        teacher = self.teacher
+        guided = teacher.guided(self.recipe.teacher.guidance)
+        target = as_target(guided, teacher.denoiser.prediction, teacher.x0_limit)
+        if target is not guided:
+            self._say(
+                f"the teacher predicts noise, which says nothing of x0 where alpha is below "
+                f"{NEAR_ZERO}: as a target, its x0 is clipped there at {teacher.x0_limit:g}"
+            )
+        return target
 
     @property
     def converts(self) -> int:

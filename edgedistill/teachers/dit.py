@@ -19,7 +19,7 @@ from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
 from edgedistill.schedule import Schedule
 from edgedistill.teachers.classes import NULL, ClassTeacher
-from edgedistill.teachers.schedulers import discrete_border
+from edgedistill.teachers.schedulers import check_unscaled, discrete_border
 from edgedistill.teachers.student_schedulers import discrete_schedulers
 
 __all__ = ["DiT"]
@@ -59,6 +59,7 @@ class DiT(ClassTeacher):
         self.prompts = tuple(list(self.classes)[:4])
 
     def border(self) -> tuple[Schedule, Prediction]:
+        check_unscaled(self.pipeline.scheduler, self.path)
         return discrete_border(self.pipeline.scheduler, self.path)
 
     def wrap(self, core: nn.Module) -> Transformer:

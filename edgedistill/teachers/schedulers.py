@@ -33,6 +33,7 @@ __all__ = [
     "check_grid",
     "check_known",
     "check_start",
+    "check_unscaled",
     "discrete_border",
     "grid_of",
     "is_flow",
@@ -50,10 +51,6 @@ PREDICTIONS = {
 
 TOLERANCE = 1e-3
 """Largest difference between our samples of a probe and diffusers', relative to the largest."""
-
-
-SIGNAL = 1e-3
-"""Least alpha at which a teacher may start from a prediction of noise that nothing bounds."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +148,16 @@ def check_known(scheduler: Any, path: str) -> None:
 def is_flow(scheduler: Any) -> bool:
     """Whether a known scheduler is one of diffusers' flow schedulers."""
     return SIBLINGS[type(scheduler).__name__] is FLOW
+
+
+def check_unscaled(scheduler: Any, path: str) -> None:
+    """Raise a ValueError if a pipeline that scales no noise has a scheduler that needs it."""
+    name = type(scheduler).__name__
+    if SIBLINGS.get(name) is _EULER:
+        raise ValueError(
+            f"{path}: {name} needs its first noise scaled, which this pipeline of diffusers does "
+            "not do; choose DDIMScheduler or DPMSolverMultistepScheduler in model_index.json"
+        )
 
 
 def check_flow_prediction(scheduler: Any, path: str) -> None:
@@ -304,13 +311,13 @@ class Probe(nn.Module):
 
 
 def check_start(grid: TimeGrid, denoiser: Denoiser, path: str) -> None:
-    """Raise a ValueError if noise is predicted where there is no signal, and x0 has no bound."""
+    """Raise a ValueError if noise is predicted from no signal at all, where x0 is not finite."""
     alpha = float(denoiser.schedule.alpha(grid.starts[0]))
-    if denoiser.prediction is Prediction.EPS and denoiser.bound is None and alpha < SIGNAL:
+    if denoiser.prediction is Prediction.EPS and alpha < 1e-9:
         raise ValueError(
-            f"{path}: its network predicts noise, and its scheduler starts where alpha is "
-            f"{alpha:.1e}, where noise says nothing of x0; in its scheduler_config.json choose "
-            "timestep_spacing=leading, or clip_sample=true where x0 is a picture"
+            f"{path}: its network predicts noise, and its scheduler starts where there is no "
+            "signal (zero terminal SNR), from which no x0 follows; in scheduler_config.json set "
+            "rescale_betas_zero_snr=false, or the prediction_type it was trained with"
         )
 
 
@@ -340,9 +347,12 @@ def check_grid(scheduler: Any, grid: TimeGrid, denoiser: Denoiser, path: str) ->
         x = scheduler.step(Probe()(seen, t), t, x).prev_sample
     if isinstance(denoiser.schedule, Karras):
         x = x / denoiser.schedule.sigma_data
+    steps, kind = len(grid.starts), type(scheduler).__name__
+    if not bool(x.isfinite().all()):
+        raise ValueError(f"{path}: diffusers' own {kind} has no finite steps with these settings")
     apart = float((x - ours).abs().max() / ours.abs().max().clamp(min=1))
     if not apart <= TOLERANCE:
         raise ValueError(
-            f"{path}: {type(scheduler).__name__} takes other steps than ours in "
-            f"{len(grid.starts)} steps (apart by {apart:.2g} of the range); no teacher"
+            f"{path}: {kind} takes other steps than ours in {steps} steps (apart by {apart:.2g} "
+            "of the range); no teacher"
         )

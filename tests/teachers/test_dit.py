@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from diffusers import DiTPipeline
+from diffusers import DiTPipeline, EulerDiscreteScheduler
 from tiny import save
 
 from edgedistill.sampling import solve
 from edgedistill.student import load_student
 from edgedistill.teachers import load_teacher
+from edgedistill.teachers.dit import DiT
 from edgedistill.tiny import make_tiny
 
 NULL = 1000
@@ -67,3 +68,10 @@ def test_no_label_is_dropped_while_training(folder):
     denoiser = load_teacher("dit", folder).spawn().train()
     x, t, cond = torch.ones(64, 4, 4, 4), torch.tensor(0.5), {"class_labels": torch.arange(64)}
     torch.testing.assert_close(denoiser(x, t, cond), denoiser.eval()(x, t, cond))
+
+
+def test_a_scheduler_whose_noise_the_pipeline_does_not_scale_is_refused(folder):
+    pipeline = DiTPipeline.from_pretrained(folder)
+    pipeline.register_modules(scheduler=EulerDiscreteScheduler())
+    with pytest.raises(ValueError, match=r"EulerDiscreteScheduler needs its first noise scaled"):
+        DiT("tiny", str(folder), pipeline)

@@ -6,7 +6,7 @@ import torch
 
 from edgedistill.denoiser import Bound, Denoiser
 from edgedistill.prediction import Prediction
-from edgedistill.schedule import Discrete, Rectified
+from edgedistill.schedule import Rectified
 from edgedistill.teachers import schedulers
 from edgedistill.teachers.flow import flow_schedule, shift_asked
 from edgedistill.teachers.schedulers import (
@@ -203,15 +203,15 @@ def test_clipping_is_read_from_classes_that_know_it_alone():
     assert bound_of(solver) == Bound(1.0, 0.995, keeps_eps=False)
 
 
-def test_noise_predicted_from_no_signal_is_refused_unless_bounded():
-    schedule = Discrete(diffusers.DDIMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod)
-    denoiser = Denoiser(Probe(), schedule, Prediction.EPS)
-    walker = diffusers.DDIMScheduler(timestep_spacing="trailing")
+def test_noise_predicted_from_no_signal_is_refused():
+    settings = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, **settings)
+    denoiser, walker = read(scheduler), sibling(scheduler)
     walker.set_timesteps(4)
-    grid = grid_of(walker, schedule)
-    with pytest.raises(ValueError, match=r"alpha is 4\.9e-05.*timestep_spacing=leading"):
+    grid = grid_of(walker, denoiser.schedule)
+    with pytest.raises(ValueError, match=r"zero terminal SNR.*rescale_betas_zero_snr=false"):
         check_start(grid, denoiser, "here")
-    check_start(grid, denoiser.with_bound(Bound()), "here")
+    check_start(grid, read(diffusers.DDIMScheduler(**settings, **V)), "here")
 
 
 def test_thresholding_is_diffusers():
