@@ -79,7 +79,11 @@ FLOWS = {"flux", "sana", "sd3", "wan"}
 
 def settings_of(kind: Any, table: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
     """The base setting, each setting changed alone, and the pairs; only what the class knows."""
-    known = {key: values for key, values in table.items() if takes(kind(), key)}
+    known = {
+        key: values
+        for key, values in table.items()
+        if takes(kind(), key) and _allows(kind, {key: values[0]})
+    }
     base = {key: values[0] for key, values in known.items()}
     found = [base]
     found += [{**base, key: value} for key, values in known.items() for value in values[1:]]
@@ -88,6 +92,15 @@ def settings_of(kind: Any, table: dict[str, tuple[Any, ...]]) -> list[dict[str, 
             pairs = product(known[first], known[second])
             found += [{**base, first: one, second: other} for one, other in pairs]
     return [each for number, each in enumerate(found) if each not in found[:number]]
+
+
+def _allows(kind: Any, settings: dict[str, Any]) -> bool:
+    """Whether diffusers makes a scheduler with these settings."""
+    try:
+        kind(**settings)
+    except (ValueError, NotImplementedError, ImportError):
+        return False
+    return True
 
 
 def schedulers_of(family: str, name: str) -> list[tuple[dict[str, Any], Any]]:
@@ -195,8 +208,11 @@ def main() -> None:
         }
         print(f"| scheduler | {' | '.join(families)} |\n|---|{'---|' * len(families)}", flush=True)
         for name in args.schedulers.split(","):
-            if not hasattr(diffusers, name) or "torchsde" in str(getattr(diffusers, name)):
-                continue
+            if not _allows(getattr(diffusers, name), {}):
+                print(
+                    f"| {name.removesuffix('Scheduler')} | {' | '.join(['-'] * len(families))} |"
+                )
+                continue  # it needs a package that is not installed
             cells = []
             for family in families:
                 cell = tried(family, name, teachers[family])

@@ -45,23 +45,30 @@ def flow_schedule(scheduler: Any, tokens: int, path: str) -> Schedule:
     if student.is_file():
         return schedule_from_json(read_json(student)["schedule"])
     check_known(scheduler, path)
-    config = scheduler.config
-    if setting(scheduler, "use_flow_sigmas"):
+    config, solves = scheduler.config, bool(setting(scheduler, "use_flow_sigmas"))
+    if solves:
         check_flow_prediction(scheduler, path)
-        return Rectified(config.num_train_timesteps, config.flow_shift)
-    if not is_flow(scheduler):
+    elif not is_flow(scheduler):
         name = type(scheduler).__name__
         choices = [kind for kind, found in SIBLINGS.items() if found is FLOW]
         raise ValueError(
             f"{path}: {unknown('flow scheduler', name, choices)}, or a solver with use_flow_sigmas"
         )
     if not setting(scheduler, "use_dynamic_shifting"):
-        return Rectified(config.num_train_timesteps, config.shift)
-    slope = (config.max_shift - config.base_shift) / (
-        config.max_image_seq_len - config.base_image_seq_len
+        return Rectified(config.num_train_timesteps, config.flow_shift if solves else config.shift)
+    (low, least), (high, most) = (
+        (config.get(key, default), config.get(shift, value))
+        for key, default, shift, value in SHIFTED_BY
     )
-    mu = config.base_shift + slope * (tokens - config.base_image_seq_len)
+    mu = least + (most - least) / (high - low) * (tokens - low)
     return Rectified(config.num_train_timesteps, SHIFTS[config.time_shift_type](mu))
+
+
+SHIFTED_BY = (
+    ("base_image_seq_len", 256, "base_shift", 0.5),
+    ("max_image_seq_len", 4096, "max_shift", 1.15),
+)
+"""Two numbers of tokens and the shifts there, with the pipelines' own defaults."""
 
 
 def shift_asked(scheduler: Any, schedule: Schedule) -> dict[str, float]:

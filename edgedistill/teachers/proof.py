@@ -120,7 +120,17 @@ def _asked(teacher: PipelineTeacher, prompt: str, noise: Tensor, scale: float) -
     if teacher.family in PICTURES:
         given["output_type"] = "np"
     taken = inspect.signature(type(teacher.pipeline).__call__).parameters
-    return teacher.pipeline(**{key: value for key, value in given.items() if key in taken})[0]
+    try:
+        return teacher.pipeline(**{key: value for key, value in given.items() if key in taken})[0]
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        kind, scheduler = (
+            type(teacher.pipeline).__name__,
+            type(teacher.pipeline.scheduler).__name__,
+        )
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{teacher.path}: its own {kind} cannot draw with its {scheduler}: {first}"
+        ) from error
 
 
 def _by_latents(teacher: PipelineTeacher, prompt: str, noise: Tensor, scale: float) -> Tensor:

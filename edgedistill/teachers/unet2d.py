@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from diffusers import EDMEulerScheduler
+from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from torch import Tensor, nn
 
 from edgedistill.denoiser import Denoiser, Guided
@@ -28,6 +28,9 @@ from edgedistill.teachers.schedulers import discrete_border
 from edgedistill.teachers.student_schedulers import discrete_schedulers
 
 __all__ = ["UNet2D"]
+
+EDM = (EDMEulerScheduler, EDMDPMSolverMultistepScheduler)
+"""The schedulers of networks with EDM's preconditioning."""
 
 SIGNS = {"epsilon": -1.0, "v_prediction": 1.0}
 """By diffusers' names: what turns the output of a network under EDM's preconditioning into v."""
@@ -93,7 +96,7 @@ image = pipe(num_inference_steps={steps}).images[0]
         if config.in_channels not in (1, 3):
             raise ValueError(f"{path}: pictures of {config.in_channels} channels; 1 or 3 expected")
         self.classes = read_classes(Path(path), config.num_class_embeds or 0)
-        self.edm = isinstance(pipeline.scheduler, EDMEulerScheduler)
+        self.edm = isinstance(pipeline.scheduler, EDM)
         super().__init__(name, path, pipeline)
         self.prompts = tuple(self.each[:16])
         if not self.classes:
@@ -113,6 +116,15 @@ image = pipe(num_inference_steps={steps}).images[0]
         if config.sigma_schedule != "karras":
             raise ValueError(
                 f"{self.path}: {unknown('sigma_schedule', config.sigma_schedule, ['karras'])}"
+            )
+        if config.prediction_type not in SIGNS:
+            raise ValueError(
+                f"{self.path}: {unknown('prediction_type', config.prediction_type, SIGNS)}"
+            )
+        if config.get("thresholding"):
+            raise ValueError(
+                f"{self.path}: thresholding with EDM's preconditioning is not read; set "
+                "thresholding=false in scheduler_config.json"
             )
         levels = Karras(config.sigma_min, config.sigma_max, config.rho, config.sigma_data)
         return levels, Prediction.V
