@@ -200,7 +200,7 @@ def _with_student(
     if looks.form == FOLDER and looks.embedded:
         pipeline.register_modules(**{opener.core: plain_unet(core, guidance)})
     elif looks.form == LORA:
-        fuse_lora(pipeline, looks.file, looks.layers, kind.lora_scale)
+        fuse_lora(pipeline, looks.file, kind.lora_scale)
     elif looks.form != FOLDER:
         put_weights(core, looks.file, guidance)
     pipeline.register_modules(scheduler=make_scheduler(kind, pipeline.scheduler, steps))

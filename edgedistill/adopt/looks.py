@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from edgedistill.adopt.adapters import check_keys
 from edgedistill.adopt.kinds import FOLDER, KINDS, LORA, WEIGHTS, Kind
 from edgedistill.files import read_json
 from edgedistill.teachers.loading import PICKLES
@@ -16,7 +17,10 @@ from edgedistill.teachers.pipeline import FAMILIES
 
 __all__ = ["Looks", "check_fits", "family_of", "look", "named_steps"]
 
-_LORA_MARKS = (".lora_", "lora_down", "lora_up", ".lora.")
+_LORA_MARKS = (
+    *(".lora_", "lora_down", "lora_up", ".lora.", "_lora.", "lora_unet_", "lora_te", "lycoris_"),
+    *("hada_", "lokr_", "oft_", "ia3_", "dora_scale", ".diff_b"),
+)
 _CLASSES = {**FAMILIES, "LatentConsistencyModelPipeline": "stable_diffusion"}
 
 _FAMILY_KEYS = {
@@ -56,7 +60,6 @@ class Looks:
         family: Family where it can be told, else "".
         embedded: Whether its U-Net reads the guidance scale (an LCM).
         rank: Largest rank of a LoRA, 0 otherwise.
-        layers: How many layers a LoRA has, 0 otherwise.
         scheduler: Class of a folder's scheduler, "" otherwise.
         settings: That scheduler's config.
     """
@@ -67,7 +70,6 @@ class Looks:
     family: str = ""
     embedded: bool = False
     rank: int = 0
-    layers: int = 0
     scheduler: str = ""
     settings: Mapping[str, object] = field(default_factory=dict)
 
@@ -144,9 +146,8 @@ def _look_file(path: Path, file: Path) -> Looks:
     ranks = [min(shape[:2]) for key, shape in shapes.items() if _is_down(key)]
     embedded = "time_embedding.cond_proj.weight" in shapes
     if any(mark in key for key in shapes for mark in _LORA_MARKS):
-        return Looks(
-            path, file, LORA, _family(shapes), rank=max(ranks, default=0), layers=len(ranks)
-        )
+        check_keys(file, shapes)
+        return Looks(path, file, LORA, _family(shapes), rank=max(ranks, default=0))
     if not _is_denoiser(shapes):
         raise ValueError(
             f"{file}: neither a LoRA nor a U-Net or transformer under diffusers' names"

@@ -308,8 +308,7 @@ def test_a_lora_that_fits_in_part_is_refused(base, tmp_path):
     weights = load_file(file)
     more = {f"{stray}.lora_A.weight": (4, 16), f"{stray}.lora_B.weight": (16, 4)}
     save_file({**weights, **{key: torch.ones(shape) for key, shape in more.items()}}, file)
-    layers = len(weights) // 2 + 1
-    with pytest.raises(ValueError, match=f"does not fit its base: 1 of its {layers} layers"):
+    with pytest.raises(ValueError, match=r"does not fit its base: .*down_blocks\.9"):
         adopt(str(file), "tcd", base=str(base), out=tmp_path / "student")
 
 
