@@ -9,7 +9,7 @@ STUDENT ?= runs/emoji-4step/student
 # TensorRT-RTX has no wheels for Macs.
 TRT := $(if $(filter Darwin,$(shell uname)),,$(comma)trt)
 
-.PHONY: setup demo targets methods test test-core test-export lint fix bench clean
+.PHONY: setup demo targets methods faults test test-core test-export lint fix bench clean
 
 setup: $(VENV)/.ready
 
@@ -58,3 +58,7 @@ fix: setup
 
 bench: setup
 	$(BIN)/python benchmarks/runtime_overhead.py
+
+# Kills, damage and fuzzed inputs, tried on the real programs: about an hour.
+faults: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py
