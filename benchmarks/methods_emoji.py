@@ -30,8 +30,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from edgedistill.evaluate.evaluate import evaluate_pictures, prompt_sets
-from edgedistill.evaluate.pictures import Features, Reference
+from edgedistill.evaluate.captions import prompt_sets
+from edgedistill.evaluate.evaluate import evaluate_pictures
+from edgedistill.evaluate.fidelity import Reference
+from edgedistill.evaluate.pictures import Features
 from edgedistill.evaluate.subjects import Subject, student_subject, teacher_subject
 from edgedistill.generate import runtime_noise
 from edgedistill.report.pictures import grid
@@ -124,7 +126,7 @@ def peaks(recipe: str) -> tuple[int, int]:
 def figures(subject: Subject, captions: dict[str, list[str]], samples: int) -> dict[str, Any]:
     """Of a subject on captions by kind, "seen" among them."""
     shipped = Path(load_teacher("stable_diffusion", "emoji").path)
-    found: dict[str, Any] = evaluate_pictures(
+    results, _ = evaluate_pictures(
         [subject],
         captions,
         Features(str(shipped / "clip")),
@@ -132,7 +134,8 @@ def figures(subject: Subject, captions: dict[str, list[str]], samples: int) -> d
         samples,
         SEED,
         lambda name, done, total: None,
-    )[subject.name]
+    )
+    found: dict[str, Any] = results[subject.name]
     return found
 
 

@@ -350,22 +350,23 @@ def evaluate(
     samples: Annotated[int | None, typer.Option(min=2, help="Pictures a subject draws.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Captions, a line each.")] = None,
     features: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of the CLIP model that judges.")
+        str | None,
+        typer.Option(help="Folder or Hub id of a vision model that judges, pixels or teacher."),
     ] = None,
     json: JSON = None,
 ) -> None:
-    """Measure quality against the teacher on the same captions and noise: FD, text-image score."""
-    from edgedistill.evaluate.run import evaluate_subjects, tables
-    from edgedistill.files import check_writable
+    """Measure quality against teacher and data: FD, KID, distances, classes, memorization."""
+    from edgedistill.evaluate.run import evaluate_subjects
+    from edgedistill.evaluate.tables import notes, tables
 
-    if json:
-        check_writable(json, f"--json {json}")
     with bar("evaluate", 1) as meter:
         results, path = evaluate_subjects(
             subjects or [str(_newest())], samples, prompts, json, meter, features
         )
     for table in tables(results):
         console.print(table)
+    for line in notes(results):
+        say(line)
     say(str(path))
 
 
@@ -378,9 +379,9 @@ def report(
     from edgedistill.files import check_writable
     from edgedistill.report.page import write_report
 
-    if out:
-        check_writable(out, f"--out {out}")
-    path = write_report(run, out or run / "report.html", say)
+    place = out or run / "report.html"
+    check_writable(place, f"--out {place}")
+    path = write_report(run, place, say)
     say(str(path))
 
 

@@ -200,7 +200,8 @@ class EvaluateSection(Settings):
     samples: int = Field(512, gt=0, le=10**6)
     seed: int = Field(1234, ge=0, lt=2**63)
     features: str | None = None
-    """Folder or Hub id of the CLIPModel that judges; by default the one the teacher ships."""
+    """What judges: a folder or Hub id of a vision model, `pixels` or `teacher`; by default the
+    CLIP model that the teacher ships, else a pixel teacher's own U-Net, else pixels."""
     batch_size: int = Field(64, gt=0, le=2**16)
 
 
@@ -212,6 +213,7 @@ class Judged(BaseModel):
     name: str
     description: str = ""
     teacher: TeacherSection
+    data: DataSection = DataSection()
     evaluate: EvaluateSection = EvaluateSection()
 
 

@@ -1,57 +1,35 @@
-"""Frechet distance and text-image score of pictures, in the features of a CLIP model."""
+"""Text-image score and features of pictures, in a CLIP model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoTokenizer, CLIPModel
+from transformers import AutoTokenizer
+from transformers.image_processing_base import ImageProcessingMixin
 
 from edgedistill.files import read_json
 from edgedistill.finite import check_finite
 from edgedistill.teachers.base import Teacher
-from edgedistill.teachers.loading import check_pickles, whole_weights
+from edgedistill.teachers.loading import check_pickles
 
-__all__ = ["Features", "Reference", "features_of", "frechet_distance"]
-
-
-def frechet_distance(a: Reference, b: Reference) -> float:
-    """|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Heusel et al. 2017, Eq. 6), float64.
-
-    tr (C_a C_b)^(1/2) is the sum of the square roots of the eigenvalues of
-    C_a^(1/2) C_b C_a^(1/2), which is symmetric.
-    """
-    values, vectors = torch.linalg.eigh(a.cov.double())
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ b.cov.double() @ root).clamp(min=0).sqrt().sum()
-    mean = (a.mean.double() - b.mean.double()).square().sum()
-    return float(mean + a.cov.double().trace() + b.cov.double().trace() - 2 * cross)
-
-
-class Reference:
-    """Mean (D,) and covariance (D, D) of features."""
-
-    def __init__(self, mean: Tensor, cov: Tensor) -> None:
-        self.mean, self.cov = mean, cov
-
-    @classmethod
-    def of(cls, features: Tensor) -> Reference:
-        """Statistics of features (N, D)."""
-        if len(features) < 2:
-            raise ValueError(f"at least 2 samples are needed, got {len(features)}")
-        return cls(features.double().mean(0), features.double().T.cov())
-
-    @classmethod
-    def load(cls, path: Path) -> Reference:
-        """Read a safetensors file with "mean" and "cov"."""
-        tensors = load_file(path)
-        return cls(tensors["mean"], tensors["cov"])
+__all__ = [
+    "Features",
+    "features_of",
+    "model_type",
+    "open_model",
+    "preprocessing",
+    "shipped_clip",
+]
 
 
 class Features:
@@ -61,14 +39,13 @@ class Features:
     preprocessor_config.json says.
     """
 
+    words = "Features are the picture embedding of a CLIP model, not of Inception: no FID."
+
     def __init__(self, path: str) -> None:
-        check_pickles(Path(path))
-        with whole_weights(path):
-            self.model = CLIPModel.from_pretrained(
-                path, dtype=torch.float32, use_safetensors=True
-            ).eval()
-        check_finite(path, self.model.state_dict())
-        self.model.requires_grad_(False)
+        self.name = f"CLIP model {'/'.join(Path(path).parts[-2:])}"
+        self.model, missing = open_model("CLIPModel", path)
+        if missing:
+            raise ValueError(f"{path}: no weights for {missing[0]}; the file is not whole")
         self.tokenizer = AutoTokenizer.from_pretrained(_tokenizer(path))
         self._settle(path)
 
@@ -158,7 +135,7 @@ class Features:
 
 
 def features_of(teacher: Teacher, path: str | None, keys: str) -> str:
-    """Folder or Hub id of the CLIP model that judges a teacher's pictures.
+    """Folder or Hub id of the CLIP model that judges a teacher's pictures and prompts.
 
     Args:
         teacher: Whose; the default is the model it ships.
@@ -168,12 +145,68 @@ def features_of(teacher: Teacher, path: str | None, keys: str) -> str:
     Raises:
         ValueError: If nothing was asked for and none is shipped.
     """
-    if path:
-        return path
-    shipped = Path(teacher.path) / "clip"
-    if not shipped.is_dir():
+    shipped = shipped_clip(teacher)
+    if not path and shipped is None:
         raise ValueError(f"teacher {teacher.name!r} ships no CLIP model; name one with {keys}")
-    return str(shipped)
+    return path or str(shipped)
+
+
+def shipped_clip(teacher: Teacher) -> Path | None:
+    """The folder of the CLIP model that comes with a teacher, if one does."""
+    folder = Path(teacher.path) / "clip"
+    return folder if folder.is_dir() else None
+
+
+def open_model(kind: str, path: str) -> tuple[Any, list[str]]:
+    """A model of transformers, frozen, in float32, from safetensors alone.
+
+    Args:
+        kind: Name of its class.
+        path: A folder or Hub id.
+
+    Returns:
+        The model, and the names of weights that the file lacks.
+
+    Raises:
+        ValueError: If there is none, it is none of that class, or it is not whole; names the path.
+    """
+    options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    with _named(path):
+        check_pickles(Path(path))
+        model, info = getattr(transformers, kind).from_pretrained(path, **options)
+    check_finite(path, model.state_dict())
+    return model.eval().requires_grad_(False), sorted(info["missing_keys"])
+
+
+def model_type(path: str) -> str:
+    """What kind of model a folder or Hub id holds; ValueError names the path."""
+    with _named(path):
+        return str(transformers.AutoConfig.from_pretrained(path).model_type)
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Turns what loading a model raises into one line with its path."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"evaluate.features={path}: no vision model there: {first}; choose a folder or Hub id "
+            "of one, pixels or teacher"
+        ) from None
+
+
+def preprocessing(path: str) -> tuple[Tensor, Tensor, int | None]:
+    """Mean, deviation and size of the pictures that a model is shown; ImageNet's where unsaid."""
+    try:
+        config, _ = ImageProcessingMixin.get_image_processor_dict(path)
+    except (OSError, ValueError):
+        config = {}
+    size = config.get("crop_size") or config.get("size") or {}
+    side = size if isinstance(size, int) else size.get("height") or size.get("shortest_edge")
+    mean = torch.tensor(config.get("image_mean") or [0.485, 0.456, 0.406])
+    return mean, torch.tensor(config.get("image_std") or [0.229, 0.224, 0.225]), side
 
 
 def _unit(pictures: Tensor) -> Tensor:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from edgedistill.data import read_prompts
-from edgedistill.evaluate.evaluate import evaluate_pictures, evaluate_planar, prompt_sets
-from edgedistill.evaluate.pictures import Features, Reference, features_of
+from edgedistill.evaluate.captions import label_of, prompt_sets, run_captions
+from edgedistill.evaluate.data import find_data
+from edgedistill.evaluate.evaluate import Examples, Extras, evaluate_pictures, evaluate_planar
+from edgedistill.evaluate.examples import write_examples
+from edgedistill.evaluate.features import open_features
+from edgedistill.evaluate.fidelity import Reference
+from edgedistill.evaluate.kept import Kept, fingerprint
 from edgedistill.evaluate.subjects import Subject, student_subject, teacher_subject
-from edgedistill.files import read_json, write_json
+from edgedistill.files import check_writable, read_json, write_json
 from edgedistill.generate import open_subject, runtime_noise
 from edgedistill.progress import Bar
 from edgedistill.recipe import Judged, judged
@@ -21,7 +25,7 @@ from edgedistill.students import Students, open_student
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill.teachers.mixture import Mixture
 
-__all__ = ["TITLES", "evaluate_subjects", "tables"]
+__all__ = ["evaluate_subjects", "keeper"]
 
 
 def evaluate_subjects(
@@ -36,12 +40,14 @@ def evaluate_subjects(
 
     Beside the student stand the teacher as the recipe guides it and, at equal network calls, the
     teacher at as many steps without guidance and with it. The figures go to `json` or the run's
-    eval.json, and into the student's student.json. `features` is the CLIP model that judges, by
-    default the recipe's.
+    eval.json, and into the student's student.json; pictures worth a look to evaluation/examples
+    beside the run's eval.json, and the teacher's samples to evaluation/kept, where the next
+    evaluation finds them. `features` is what judges, by default the recipe's `evaluate.features`.
 
     Raises:
-        ValueError: If a path is neither student nor bundle, its student is not to be found, or
-            they are of different students.
+        ValueError: If a path is neither student nor bundle, its student is not to be found,
+            they are of different students, or a figure's place cannot be written.
+        FloatingPointError: If a picture or a figure is not finite; names it.
     """
     extra, student = _open(paths[0])
     for path in paths[1:]:
@@ -51,31 +57,78 @@ def evaluate_subjects(
                 f"{path} is of the student {other.path}, {paths[0]} of {student.path}"
             )
         extra += more
+    home = student.path.parent
+    file = json or home / "eval.json"
+    check_writable(file, f"--json {file}")
+    recorded = isinstance(student, Student) and not prompts and _recordable(student, json)
     recipe = judged(student.info.recipe)
     if features:
         judge = recipe.evaluate.model_copy(update={"features": features})
         recipe = recipe.model_copy(update={"evaluate": judge})
     teacher = load_teacher(recipe.teacher.family, recipe.teacher.path, recipe.teacher.config)
-    subjects = [*_subjects(recipe, teacher, student), *extra]
-    count = samples or recipe.evaluate.samples
+    kept = None if isinstance(teacher, Mixture) else keeper(home, teacher)
+    subjects = [*_subjects(recipe, teacher, student, kept), *extra]
+    count, seed = samples or recipe.evaluate.samples, recipe.evaluate.seed
 
     def progress(name: str, done: int, total: int) -> None:
         index = next((i for i, s in enumerate(subjects) if s.name == name), 0)
         meter.step(index * total + done, total * len(subjects), name)
 
     if isinstance(teacher, Mixture):
-        results = evaluate_planar(subjects, teacher, count, recipe.evaluate.seed, progress)
+        results = evaluate_planar(subjects, teacher, count, seed, progress)
     else:
-        eye, reference = _eye(recipe, teacher, own_captions=prompts is not None)
-        captions = prompt_sets(teacher, read_prompts(prompts) if prompts else None)
-        results = evaluate_pictures(
-            subjects, captions, eye, reference, count, recipe.evaluate.seed, progress
-        )
-    file = json or student.path.parent / "eval.json"
+        own = read_prompts(prompts) if prompts else None
+        results, examples = _pictures(recipe, teacher, subjects, own, count, progress)
+        if json is None:
+            write_examples(home / EXAMPLES, examples.nearest, examples.worst)
     write_json(file, results)
-    if not prompts and isinstance(student, Student):
+    if recorded and isinstance(student, Student):
         _record(student, results["student"])
     return results, file
+
+
+EXAMPLES, KEPT = "evaluation/examples", "evaluation/kept"
+"""Beside eval.json."""
+
+
+def keeper(home: Path, teacher: Teacher) -> Callable[..., Kept] | None:
+    """What makes a `Kept` of a teacher's settings; None where nothing can be written.
+
+    Args:
+        home: The run dir.
+        teacher: Whose samples are kept.
+    """
+    try:
+        check_writable(home / KEPT / "x", str(home / KEPT))
+    except ValueError:
+        return None
+    words = (fingerprint(teacher), teacher.denoiser.schedule.to_json())
+    return partial(Kept, home / KEPT, *words)
+
+
+def _pictures(
+    recipe: Judged,
+    teacher: Teacher,
+    subjects: Sequence[Subject],
+    own: list[str] | None,
+    count: int,
+    progress: Callable[[str, int, int], None],
+) -> tuple[dict[str, Any], Examples]:
+    data, missing = find_data(recipe, teacher)
+    captions = prompt_sets(teacher, own, run_captions(recipe, teacher, data))
+    eye = open_features(teacher, recipe.evaluate.features)
+    extras = Extras(data, memory_only=own is not None, label=label_of(teacher))
+    statistics = None if own is not None else _shipped(recipe, teacher)
+    section = recipe.evaluate
+    results, examples = evaluate_pictures(
+        subjects, captions, eye, statistics, count, section.seed, progress, extras
+    )
+    notes = results["about"]["notes"]
+    if missing:
+        notes.append(missing)
+    if len(teacher.sample_shape) == 4:
+        notes.append("A video is judged as the sheet of its frames.")
+    return results, examples
 
 
 def _open(path: str) -> tuple[list[Subject], Student | Students]:
@@ -91,7 +144,12 @@ def _open(path: str) -> tuple[list[Subject], Student | Students]:
     raise ValueError(f"{folder}: no student folder beside this bundle to evaluate it against")
 
 
-def _subjects(recipe: Judged, teacher: Teacher, student: Student | Students) -> list[Subject]:
+def _subjects(
+    recipe: Judged,
+    teacher: Teacher,
+    student: Student | Students,
+    kept: Callable[..., Kept] | None,
+) -> list[Subject]:
     section, noise = recipe.teacher, runtime_noise()
     steps = len(student.table.rows)
     wanted = [("teacher", section.guidance, section.steps)]
@@ -101,66 +159,39 @@ def _subjects(recipe: Judged, teacher: Teacher, student: Student | Students) -> 
     batch = recipe.evaluate.batch_size if not isinstance(teacher, Mixture) else 100_000
     made = [
         teacher_subject(
-            name, teacher, noise, guidance=guidance, steps=n, solver=section.solver, batch=batch
+            name,
+            teacher,
+            noise,
+            guidance=guidance,
+            steps=n,
+            solver=section.solver,
+            batch=batch,
+            kept=kept,
         )
         for name, guidance, n in wanted
     ]
     return [made[0], student_subject("student", student, noise, batch), *made[1:]]
 
 
-def _eye(
-    recipe: Judged, teacher: Teacher, own_captions: bool
-) -> tuple[Features, Reference | None]:
-    """The CLIP model, and statistics of real data where they ship with the teacher."""
-    path = features_of(teacher, recipe.evaluate.features, "--features or evaluate.features")
+def _shipped(recipe: Judged, teacher: Teacher) -> Reference | None:
+    """Statistics of the teacher's real data, in the features of the model it ships."""
     file = Path(teacher.path) / "reference.safetensors"
-    usable = file.is_file() and not own_captions and not recipe.evaluate.features
-    return Features(path), Reference.load(file) if usable else None
+    usable = recipe.evaluate.features is None and recipe.data.pictures is None
+    return Reference.load(file) if file.is_file() and usable else None
+
+
+def _recordable(student: Student, json: Path | None) -> bool:
+    """Whether figures go to student.json too; with a place of their own they need not."""
+    file = student.path / "student.json"
+    try:
+        check_writable(file, str(file))
+    except ValueError:
+        if json is None:
+            raise
+        return False
+    return True
 
 
 def _record(student: Student, figures: dict[str, Any]) -> None:
     file = student.path / "student.json"
     write_json(file, {**read_json(file), "evaluation": figures})
-
-
-def tables(results: dict[str, Any]) -> list[Table]:
-    """Figures for a terminal: one table a kind of captions, a row a subject."""
-    subjects = {name: r for name, r in results.items() if isinstance(r, dict)}
-    first = next(iter(subjects.values()))
-    kinds = [key for key, value in first.items() if isinstance(value, dict)]
-    shown = [_table("figures" if not kinds else TITLES["seen"], subjects)]
-    for kind in kinds:
-        rows = {name: {"calls": r["calls"], **r[kind]} for name, r in subjects.items()}
-        shown.append(_table(TITLES.get(kind, kind), rows))
-    return shown
-
-
-TITLES = {
-    "seen": "captions seen in training",
-    "unseen": "caption and style never seen together",
-    "open": "captions that many pictures answer",
-    "pairs": "two concepts in one caption",
-}
-HEADS = {
-    "text_image_score": "text-image",
-    "text_image_ratio": "text-image ratio",
-    "retrieval_top1": "top 1",
-    "samples": "n",
-}
-
-
-def _table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
-    columns = [
-        key for key, value in next(iter(rows.values())).items() if not isinstance(value, dict)
-    ]
-    table = Table(title=title, box=None, header_style="bold", title_justify="left")
-    table.add_column("subject", no_wrap=True)
-    for column in columns:
-        table.add_column(HEADS.get(column, column.replace("_", " ")), justify="right")
-    for name, row in rows.items():
-        table.add_row(name, *(_cell(row.get(column)) for column in columns))
-    return table
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

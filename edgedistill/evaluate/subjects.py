@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from edgedistill.collaborate import Help, sample_with
 from edgedistill.denoiser import Denoiser
+from edgedistill.evaluate.kept import Kept
 from edgedistill.negative import Away
 from edgedistill.report.pictures import to_uint8
 from edgedistill.sampling import StepTable, solve
@@ -59,12 +61,29 @@ Sampler = Callable[[list[Tensor], dict[str, Tensor]], Tensor]
 
 
 def _drawer(
-    teacher: Teacher, sampler: Sampler, table: StepTable | None, noise: Noise, batch: int
+    teacher: Teacher,
+    sampler: Sampler,
+    table: StepTable | None,
+    noise: Noise,
+    batch: int,
+    kept: Kept | None = None,
 ) -> Callable[[Sequence[str] | int, int, Callable[[int], None]], NDArray[Any]]:
     whole = teacher.sample_shape
     shapes = [whole] if table is None else table.shapes(whole)
 
     @torch.no_grad()
+    def piece(seed: int, start: int, size: int, words: Sequence[str] | None) -> NDArray[Any]:
+        given = noise(seed, start, size, shapes)
+        cond = {} if words is None else teacher.encode(words)
+        decoded = teacher.decode(sampler([torch.from_numpy(z) for z in given], cond))
+        finite = decoded.flatten(1).isfinite().all(1)
+        if not bool(finite.all()):
+            first = start + int(finite.int().argmin())
+            raise FloatingPointError(
+                f"sample {first} of seed {seed} is not finite: {teacher.path}"
+            )
+        return to_uint8(decoded) if decoded.ndim == 4 else decoded.float().numpy()
+
     def draw(
         prompts: Sequence[str] | int, seed: int, progress: Callable[[int], None]
     ) -> NDArray[Any]:
@@ -72,12 +91,9 @@ def _drawer(
         made = []
         for start in range(0, count, batch):
             size = min(batch, count - start)
-            given = noise(seed, start, size, shapes)
-            cond = (
-                {} if isinstance(prompts, int) else teacher.encode(prompts[start : start + size])
-            )
-            decoded = teacher.decode(sampler([torch.from_numpy(z) for z in given], cond))
-            made.append(to_uint8(decoded) if decoded.ndim == 4 else decoded.float().numpy())
+            words = None if isinstance(prompts, int) else list(prompts[start : start + size])
+            asked = (seed, start, size, words)
+            made.append(kept(asked, partial(piece, *asked)) if kept else piece(*asked))
             progress(start + size)
         return np.concatenate(made)
 
@@ -93,8 +109,20 @@ def teacher_subject(
     steps: int,
     solver: str = "ddim",
     batch: int = 64,
+    kept: Callable[..., Kept] | None = None,
 ) -> Subject:
-    """The teacher at so many solver steps and this guidance scale."""
+    """The teacher at so many solver steps and this guidance scale.
+
+    Args:
+        name: As in eval.json.
+        teacher: Who draws.
+        noise: From which.
+        guidance: Scale; 1 is none.
+        steps: Of the solver.
+        solver: A key of `SOLVERS`.
+        batch: Samples at once.
+        kept: Where its samples are kept, given the settings that decide them.
+    """
     denoise = teacher.guided(guidance)
     times = teacher.grid(steps)
 
@@ -102,7 +130,8 @@ def teacher_subject(
         return solve(denoise, given[0], times, cond, solver)
 
     calls = steps * (1 if guidance == 1 else 2)
-    return Subject(name, calls, _drawer(teacher, sampler, None, noise, batch))
+    place = kept(guidance, steps, solver) if kept else None
+    return Subject(name, calls, _drawer(teacher, sampler, None, noise, batch, place))
 
 
 def student_subject(
@@ -162,6 +191,8 @@ def bundle_subject(name: str, pipeline: Any) -> Subject:
             result = pipeline.samples(prompts, seed=seed)
         else:
             result = pipeline(prompts, seed=seed)
+        if not np.isfinite(result.samples).all():
+            raise FloatingPointError(f"{name}: a sample of seed {seed} is not finite")
         drawn: NDArray[Any] = result.samples if result.images is None else result.images
         progress(len(drawn))
         return drawn

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgedistill.distill import preview_prompts
-from edgedistill.evaluate.run import TITLES
 from edgedistill.evaluate.subjects import Subject, student_subject, teacher_subject
+from edgedistill.evaluate.tables import columns_of, sections
 from edgedistill.files import read_json, write_text
 from edgedistill.generate import open_subject, runtime_noise
 from edgedistill.metrics import read_metrics
@@ -226,20 +226,10 @@ def _evaluation(run: Path) -> list[dict[str, Any]] | None:
     file = run / "eval.json"
     if not file.is_file():
         return None
-    subjects = {k: v for k, v in read_json(file).items() if isinstance(v, dict)}
-    first = next(iter(subjects.values()))
-    kinds = [key for key, value in first.items() if isinstance(value, dict)]
-    shown = [_evaluation_table(TITLES["seen"] if kinds else "figures", subjects)]
-    for kind in kinds:
-        rows = {name: {"calls": r["calls"], **r[kind]} for name, r in subjects.items()}
-        shown.append(_evaluation_table(TITLES.get(kind, kind), rows))
-    return shown
-
-
-def _evaluation_table(title: str, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    first = next(iter(rows.values()))
-    columns = [key for key, value in first.items() if not isinstance(value, dict)]
-    return {"title": title, "columns": columns, "rows": rows}
+    return [
+        {"title": title, "columns": columns_of(rows), "rows": rows}
+        for title, rows in sections(read_json(file))
+    ]
 
 
 def _parity(run: Path) -> list[dict[str, Any]]:

@@ -317,8 +317,10 @@ def test_an_adopted_student_is_evaluated_and_reported(base, tmp_path):
     student = adopt(str(file), "lcm-lora", base=str(base), steps=2, out=tmp_path / "student")
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("red\nblue\n")
-    with pytest.raises(ValueError, match="ships no CLIP model; name one with --features"):
-        evaluate_subjects([str(student)], 4, prompts, tmp_path / "eval.json", bar("evaluate", 1))
+    with bar("evaluate", 1) as meter:
+        figures, _ = evaluate_subjects([str(student)], 4, prompts, tmp_path / "e.json", meter)
+    assert figures["about"]["features"]["name"] == "pixels, 16x16"
+    assert "text_image_score" not in figures["student"]
     clip = str(assets.ROOT / "emoji" / "clip")
     with bar("evaluate", 1) as meter:
         figures, _ = evaluate_subjects(

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from edgedistill.evaluate.evaluate import _diversity, _ratios
-from edgedistill.evaluate.pictures import Reference, frechet_distance
+from edgedistill.evaluate.fidelity import Reference, frechet_distance
+from edgedistill.evaluate.figures import diversity, ratios
 from edgedistill.evaluate.planar import planar_figures, sliced_w2
 from edgedistill.teachers.mixture import Mixture
 
@@ -88,8 +88,8 @@ def test_diversity_is_of_pictures_that_share_a_caption():
     images = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]])
     lines = ["a", "a", "b", "b", "b"]
     # a: 100; b: 0, 50, 50.
-    assert _diversity(images, lines)["diversity"] == pytest.approx(50)
-    assert _diversity(images, ["a", "b", "c", "d", "e"]) == {}
+    assert diversity(images, lines)["diversity"] == pytest.approx(50)
+    assert diversity(images, ["a", "b", "c", "d", "e"]) == {}
     mine, first = {"diversity": 20.0}, {"diversity": 50.0}
-    _ratios(mine, first)
+    ratios(mine, first)
     assert mine["diversity_ratio"] == pytest.approx(0.4)

@@ -228,7 +228,9 @@ def test_the_bundle_takes_no_prompts(student, bundle, tmp_path):
 def test_pictures_without_captions_are_judged_by_distance_alone(student, bundle, tmp_path):
     with bar("evaluate", 1, 0) as meter:
         figures, _ = evaluate_subjects([str(student), str(bundle)], 4, None, None, meter)
-    assert figures["student"].keys() == {"calls", "fd", "samples", "fd_ratio"}
+    assert figures["student"].keys() == {
+        *("calls", "fd", "kid", "samples", "fd_ratio", "to_teacher")
+    }
     assert figures[f"bundle:{bundle.name}"]["samples"] == 4
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\n")

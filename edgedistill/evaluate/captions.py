@@ -1,0 +1,88 @@
+"""What subjects are asked to draw: captions by kind, in the words of who trained the student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from edgedistill.data import read_prompts
+from edgedistill.evaluate.data import Data
+from edgedistill.files import read_json
+from edgedistill.recipe import Judged
+from edgedistill.teachers import Teacher
+from edgedistill.teachers.classes import NULL, ClassTeacher
+
+__all__ = ["class_names", "label_of", "prompt_sets", "run_captions"]
+
+
+def prompt_sets(
+    teacher: Teacher, prompts: Sequence[str] | None, trained: Sequence[str] = ()
+) -> dict[str, list[str]]:
+    """Captions by kind: "seen" in training, and others where the teacher ships them.
+
+    "unseen" holds combinations of caption and style that were never trained, "open" captions that
+    many pictures answer, "pairs" two concepts in one caption.
+
+    Args:
+        teacher: Its folder's prompts.json is read; without one its classes, or the prompts that
+            edgedistill knows for every teacher, are what is asked for.
+        prompts: The user's own captions instead.
+        trained: Captions of the user's own data, which go before those of the teacher.
+
+    Returns:
+        Nothing for a teacher that takes no prompts.
+
+    Raises:
+        ValueError: If there are prompts for such a teacher.
+    """
+    if not teacher.prompts:
+        if prompts is not None:
+            raise ValueError(f"--prompts: teacher {teacher.name!r} takes no prompts")
+        return {}
+    if prompts is not None:
+        return {"seen": list(prompts)}
+    if trained:
+        return {"seen": list(trained)}
+    file = Path(teacher.path) / "prompts.json"
+    if not file.is_file():
+        return {"seen": class_names(teacher) or list(teacher.prompts)}
+    shipped = read_json(file)
+    kinds = {"seen": "train", "unseen": "unseen", "open": "open", "pairs": "pairs"}
+    return {kind: shipped[key] for kind, key in kinds.items() if key in shipped}
+
+
+def run_captions(recipe: Judged, teacher: Teacher, data: Data | None) -> list[str]:
+    """Captions of the run's own pictures or prompts; none where it had no data of its own."""
+    if not teacher.prompts:
+        return []
+    if recipe.data.pictures is not None and data is not None:
+        return [caption for caption in data.captions if caption]
+    named = recipe.data.prompts
+    if named is None or not Path(named).exists():
+        return []
+    return read_prompts(named, recipe.data.caption)
+
+
+def class_names(teacher: Teacher) -> list[str]:
+    """A prompt for each class of a class-conditional teacher; none of others."""
+    if not isinstance(teacher, ClassTeacher):
+        return []
+    first: dict[int, str] = {}
+    for prompt, number in teacher.classes.items():
+        if prompt != NULL:
+            first.setdefault(number, prompt)
+    return [first[number] for number in sorted(first)]
+
+
+def label_of(teacher: Teacher) -> Callable[[str], str | None] | None:
+    """A function from a caption to the name of its class, None for one that is no class.
+
+    Returns:
+        None for a teacher without classes.
+    """
+    names = class_names(teacher)
+    if not names or not isinstance(teacher, ClassTeacher):
+        return None
+    numbers = teacher.classes
+    first = {numbers[name]: name for name in names}
+    return lambda caption: first.get(numbers.get(caption, -1))

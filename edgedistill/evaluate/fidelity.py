@@ -1,0 +1,118 @@
+"""Distances between sets of pictures in a feature space: FD, KID and their floor."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+__all__ = ["Floor", "Reference", "floor_of", "frechet_distance", "kernel_distance"]
+
+BLOCK = 2048
+"""Rows of a kernel matrix that are in memory at once."""
+
+
+class Reference:
+    """Mean (D,) and covariance (D, D) of features."""
+
+    def __init__(self, mean: Tensor, cov: Tensor) -> None:
+        self.mean, self.cov = mean, cov
+
+    @classmethod
+    def of(cls, features: Tensor) -> Reference:
+        """Statistics of features (N, D)."""
+        if len(features) < 2:
+            raise ValueError(f"at least 2 samples are needed, got {len(features)}")
+        return cls(
+            features.double().mean(0), features.double().T.cov().reshape(2 * features.shape[1:])
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Reference:
+        """Read a safetensors file with "mean" and "cov"."""
+        tensors = load_file(path)
+        return cls(tensors["mean"], tensors["cov"])
+
+
+def frechet_distance(a: Reference, b: Reference) -> float:
+    """|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Heusel et al. 2017, Eq. 6), float64.
+
+    tr (C_a C_b)^(1/2) is the sum of the square roots of the eigenvalues of
+    C_a^(1/2) C_b C_a^(1/2), which is symmetric. Of few samples the estimate is too large.
+    """
+    values, vectors = torch.linalg.eigh(a.cov.double())
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ b.cov.double() @ root).clamp(min=0).sqrt().sum()
+    mean = (a.mean.double() - b.mean.double()).square().sum()
+    return float(mean + a.cov.double().trace() + b.cov.double().trace() - 2 * cross)
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> float:
+    """KID of features (N, D) and (M, D): the unbiased squared MMD, in float64.
+
+    The kernel is k(x, y) = (x y / D + 1)^3, and sums leave out pairs of a sample with itself
+    (Binkowski et al. 2018, arXiv 1801.01401, Sec. 4). All samples are used, in no subsets. It can
+    be below 0 where the two sets are of one law.
+
+    Raises:
+        ValueError: If a set has fewer than two samples.
+    """
+    n, m = len(a), len(b)
+    if min(n, m) < 2:
+        raise ValueError(f"at least 2 samples are needed, got {min(n, m)}")
+    a, b = a.double(), b.double()
+    within = _kernel_sum(a, a) - _own(a)
+    other = _kernel_sum(b, b) - _own(b)
+    across = _kernel_sum(a, b)
+    return within / (n * (n - 1)) + other / (m * (m - 1)) - 2 * across / (n * m)
+
+
+def _kernel_sum(a: Tensor, b: Tensor) -> float:
+    """Sum of the kernel over all pairs of rows."""
+    pieces = [
+        (piece @ b.T / a.shape[1] + 1).pow(3).sum().item() for piece in torch.split(a, BLOCK)
+    ]
+    return math.fsum(pieces)
+
+
+def _own(a: Tensor) -> float:
+    """Sum of the kernel over pairs of a row with itself."""
+    return float((a.square().sum(1) / a.shape[1] + 1).pow(3).sum())
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The distances of two halves of the reference: nothing drawn from it can be expected nearer.
+
+    Attributes:
+        fd: Frechet distance.
+        kid: Kernel distance, near 0.
+        samples: In each half.
+    """
+
+    fd: float
+    kid: float
+    samples: int
+
+
+def floor_of(features: Tensor, most: int, seed: int) -> Floor | None:
+    """The floor of figures that compare with features (N, D).
+
+    Args:
+        features: Of the reference.
+        most: Samples in a half at most: as many as the figures have.
+        seed: Decides the halves.
+
+    Returns:
+        None where there are fewer than four samples.
+    """
+    half = min(len(features) // 2, most)
+    if half < 2:
+        return None
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
+    a, b = features[order[:half]], features[order[half : 2 * half]]
+    return Floor(frechet_distance(Reference.of(a), Reference.of(b)), kernel_distance(a, b), half)
