@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 from edgedistill.data import read_prompts
+from edgedistill.data.pictures import FAULTS, list_pictures
 from edgedistill.evaluate.data import Data
 from edgedistill.files import read_json
 from edgedistill.recipe import Judged
 from edgedistill.teachers import Teacher
 from edgedistill.teachers.classes import NULL, ClassTeacher
 
-__all__ = ["class_names", "label_of", "prompt_sets", "run_captions"]
+__all__ = ["class_names", "label_of", "prompt_sets", "run_captions", "shown_captions"]
+
+FEW = 256
+"""Pictures whose captions are looked at for what is shown."""
 
 
 def prompt_sets(
@@ -61,6 +66,35 @@ def run_captions(recipe: Judged, teacher: Teacher, data: Data | None) -> list[st
     if named is None or not Path(named).exists():
         return []
     return read_prompts(named, recipe.data.caption)
+
+
+def shown_captions(recipe: Judged, teacher: Teacher) -> list[str]:
+    """Captions that show what a teacher's student learned: the user's, else the teacher's own.
+
+    The words of the run's pictures or prompts, else the grid of the teacher's prompts.json, else
+    its classes, else prompts that edgedistill knows.
+    """
+    own = _few(recipe) if recipe.data.pictures is not None else run_captions(recipe, teacher, None)
+    if own:
+        return list(dict.fromkeys(own))
+    file = Path(teacher.path) / "prompts.json"
+    if file.is_file():
+        return list(read_json(file)["grid"][:64])
+    return class_names(teacher) or list(teacher.prompts)
+
+
+def _few(recipe: Judged) -> list[str]:
+    """Captions of the first pictures, as many as are looked at."""
+    named = str(recipe.data.pictures)
+    if not Path(named).exists():
+        return []
+    found = []
+    for record in islice(list_pictures(named, recipe.data.caption).records(), FEW):
+        try:
+            found.append(record.read()[1])
+        except FAULTS:
+            continue  # training has named it
+    return [caption for caption in found if caption]
 
 
 def class_names(teacher: Teacher) -> list[str]:

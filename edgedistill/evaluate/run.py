@@ -25,7 +25,7 @@ from edgedistill.students import Students, open_student
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill.teachers.mixture import Mixture
 
-__all__ = ["evaluate_subjects", "keeper"]
+__all__ = ["EXAMPLES", "evaluate_subjects", "keeper"]
 
 
 def evaluate_subjects(

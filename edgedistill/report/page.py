@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgedistill.distill import preview_prompts
+from edgedistill.evaluate.captions import shown_captions
+from edgedistill.evaluate.run import EXAMPLES, keeper
 from edgedistill.evaluate.subjects import Subject, student_subject, teacher_subject
-from edgedistill.evaluate.tables import columns_of, sections
+from edgedistill.evaluate.tables import cell, columns_of, decibels, heading, notes, sections
 from edgedistill.files import read_json, write_text
 from edgedistill.generate import open_subject, runtime_noise
 from edgedistill.metrics import read_metrics
 from edgedistill.recipe import Judged, judged
+from edgedistill.report.charts import clouds, curves, tradeoff
+from edgedistill.report.embed import LARGEST, array_uri, image_uri
 from edgedistill.report.health import Finding, findings, sparkline
-from edgedistill.report.pictures import scatter
-from edgedistill.student import load_student
-from edgedistill.teachers import load_teacher
+from edgedistill.report.verdict import Facts, explained, verdict
+from edgedistill.student import Student, load_student
+from edgedistill.teachers import Teacher, load_teacher
+from edgedistill.teachers.mixture import Mixture
 
 __all__ = ["write_report"]
 
 PICTURES, POINTS, SEED = 24, 4000, 7
+SHOWN = {"name", "path", "family", "guidance", "licences"}
+"""Of a student's words on its teacher: what is not among the notes on licences and safety."""
 
 
 def write_report(run: Path, out: Path, say: Callable[[str], None]) -> Path:
     """Write the page.
 
     Args:
-        run: A run dir with a student, or a student; bundles, bench.json and eval.json are shown
-            where present.
+        run: A run dir with a student, or a student; bundles, bench.json, eval.json and
+            evaluation/examples are shown where present.
         out: The page.
         say: Called with a line at each stage.
 
@@ -45,32 +47,41 @@ def write_report(run: Path, out: Path, say: Callable[[str], None]) -> Path:
     """
     student = load_student(_student_of(run))
     recipe = judged(student.info.recipe)
-    subjects, prompts = _subjects(run, recipe)
+    teacher = load_teacher(recipe.teacher.family, recipe.teacher.path, recipe.teacher.config)
+    subjects, captions = _subjects(run, recipe, student, teacher), _captions(recipe, teacher)
     drawn = []
     for subject in subjects:
         say(f"report: {subject.name} draws")
-        given = prompts or POINTS
+        given = captions if teacher.prompts else len(captions)
         drawn.append(subject.draw(given, SEED, lambda done: None))
     environment = Environment(
         loader=PackageLoader("edgedistill.report"), autoescape=select_autoescape()
     )
+    environment.filters.update(cell=lambda value, column: cell(column, value), db=decibels)
+    planar = isinstance(teacher, Mixture)
+    names = [subject.name for subject in subjects]
+    parity, bench, evaluation = _parity(run), _bench(run), _json(run / "eval.json")
     page = environment.get_template("report.html").render(
         recipe=recipe,
         info=student.info,
-        recipe_text=(run / "recipe.yaml").read_text(encoding="utf-8")
-        if (run / "recipe.yaml").is_file()
-        else "",
+        recipe_text=_recipe_text(run),
+        verdict=verdict(_facts(run, student, subjects, parity, evaluation)),
         seed=SEED,
-        rows=_rows(subjects, prompts, drawn) if prompts else [],
-        clouds=[] if prompts else _clouds(subjects, drawn),
+        rows=[] if planar else _rows(captions, drawn),
+        clouds=clouds(names, drawn) if planar else [],
+        size=0 if planar else _shown_size(drawn[0]),
+        pixelated=not planar and max(drawn[0].shape[1:3]) <= 32,
         subjects=[{"name": s.name, "calls": s.calls} for s in subjects],
+        examples=_examples(run / EXAMPLES),
         roles=_roles(run),
-        curves=_curves(run),
+        curves=curves(run),
         health=[(finding, sparkline(finding)) for finding in _health(run, student.info.recipe)],
-        bench=_bench(run),
-        evaluation=_evaluation(run),
-        tradeoff=_tradeoff(run),
-        parity=_parity(run),
+        bench=bench,
+        tables=_tables(evaluation),
+        notes=notes(evaluation) if evaluation else [],
+        tradeoff=tradeoff(run),
+        parity=parity,
+        about_teacher=_about_teacher(student.info.teacher),
     )
     write_text(out, page)
     return out
@@ -82,10 +93,8 @@ def _student_of(run: Path) -> Path:
     return run if whole else run / "student"
 
 
-def _subjects(run: Path, recipe: Judged) -> tuple[list[Subject], list[str]]:
-    noise = runtime_noise()
-    teacher = load_teacher(recipe.teacher.family, recipe.teacher.path, recipe.teacher.config)
-    section = recipe.teacher
+def _subjects(run: Path, recipe: Judged, student: Student, teacher: Teacher) -> list[Subject]:
+    noise, section = runtime_noise(), recipe.teacher
     subjects = [
         teacher_subject(
             "teacher",
@@ -94,74 +103,85 @@ def _subjects(run: Path, recipe: Judged) -> tuple[list[Subject], list[str]]:
             guidance=section.guidance,
             steps=section.steps,
             solver=section.solver,
+            kept=None if isinstance(teacher, Mixture) else keeper(student.path.parent, teacher),
         ),
-        student_subject("student", load_student(_student_of(run)), noise),
+        student_subject("student", student, noise),
     ]
     for manifest in sorted(run.glob("bundles/*/manifest.json")):
         subjects.append(open_subject(manifest.parent)[0])
-    return subjects, _spread(preview_prompts(teacher))
+    return subjects
 
 
-def _spread(prompts: list[str]) -> list[str]:
-    """At most `PICTURES` of them, evenly spaced."""
-    count = min(PICTURES, len(prompts))
-    return [prompts[i * len(prompts) // count] for i in range(count)]
+def _captions(recipe: Judged, teacher: Teacher) -> list[str]:
+    """What is drawn: captions, or "" as often as there are samples of what takes none."""
+    if not teacher.prompts:
+        return [""] * (POINTS if isinstance(teacher, Mixture) else PICTURES)
+    known = shown_captions(recipe, teacher)
+    count = min(PICTURES, len(known))
+    spread = [known[i * len(known) // count] for i in range(count)]
+    return spread * (PICTURES // count)
 
 
-def _data_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _figure_uri(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _rows(
-    subjects: list[Subject], prompts: list[str], drawn: list[NDArray[Any]]
-) -> list[dict[str, Any]]:
-    """A row a prompt: its picture by each subject."""
+def _rows(captions: Sequence[str], drawn: Sequence[NDArray[Any]]) -> list[dict[str, Any]]:
+    """A row a caption: its picture by each subject."""
     return [
-        {
-            "prompt": prompt,
-            "pictures": [_data_uri(Image.fromarray(images[i])) for images in drawn],
-        }
-        for i, prompt in enumerate(prompts)
+        {"caption": caption, "pictures": [array_uri(images[i]) for images in drawn]}
+        for i, caption in enumerate(captions)
     ]
 
 
-def _clouds(subjects: list[Subject], drawn: list[NDArray[Any]]) -> list[dict[str, str]]:
-    clouds = [points.astype(np.float32) for points in drawn]
-    extent = 1.05 * max(float(np.abs(points).max()) for points in clouds)
-    return [
-        {"name": s.name, "picture": _figure_uri(scatter(points, clouds[0], extent))}
-        for s, points in zip(subjects, clouds, strict=True)
-    ]
+def _shown_size(pictures: NDArray[Any]) -> int:
+    """Pixels of a side in the page."""
+    return 72 if max(pictures.shape[1:3]) <= 96 else 128
 
 
-def _curves(run: Path) -> str | None:
-    """Training figures over steps, a panel each."""
-    lines = read_metrics(run)
-    if len(lines) < 2:
-        return None
-    names = sorted({k for line in lines for k in line if k.count("/") == 1})
-    names = [n for n in names if not n.endswith("/grad_norm")]
-    columns = min(3, len(names))
-    rows = -(-len(names) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.2 * rows), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axes, name in zip(panels, names, strict=False):
-        points = [(line["step"], line[name]) for line in lines if name in line]
-        axes.plot(*zip(*points, strict=True), linewidth=1)
-        axes.set_title(name, fontsize=9)
-        axes.tick_params(labelsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in panels[len(names) :]:
-        axes.set_visible(False)
-    return _figure_uri(figure)
+def _recipe_text(run: Path) -> str:
+    file = run / "recipe.yaml"
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    return read_json(file) if file.is_file() else None
+
+
+def _facts(
+    run: Path,
+    student: Student,
+    subjects: Sequence[Subject],
+    parity: Sequence[Mapping[str, Any]],
+    evaluation: Mapping[str, Any] | None,
+) -> Facts:
+    info, folders = student.info, {"student": student.path}
+    folders |= {check["name"]: run / "bundles" / check["name"] for check in parity}
+    return Facts(
+        teacher=str(info.teacher.get("name") or "its teacher"),
+        steps=len(student.table.rows),
+        calls=subjects[0].calls,
+        evaluation=evaluation,
+        bench=_json(run / "bench.json"),
+        parity={check["name"]: check for check in parity},
+        sizes={name: _bytes(folder) for name, folder in folders.items()},
+    )
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _examples(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """What `evaluate` found worth a look, with its pictures."""
+    listed = _json(folder / "examples.json") or {}
+    return {
+        kind: [{**row, **_sides(folder, row)} for row in listed.get(kind, [])]
+        for kind in ("nearest", "worst")
+    }
+
+
+def _sides(folder: Path, row: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        side: image_uri(Image.open(folder / Path(row[side]).name), LARGEST)
+        for side in ("left", "right")
+    }
 
 
 def _health(run: Path, recipe: Mapping[str, Any]) -> list[Finding]:
@@ -171,65 +191,32 @@ def _health(run: Path, recipe: Mapping[str, Any]) -> list[Finding]:
 def _roles(run: Path) -> str | None:
     """The last picture of what each role made of one noised sample."""
     drawn = sorted((run / "samples").glob("roles-*.png"))
-    return _data_uri(Image.open(drawn[-1])) if drawn else None
+    return image_uri(Image.open(drawn[-1])) if drawn else None
 
 
 def _bench(run: Path) -> dict[str, Any] | None:
-    file, chart = run / "bench.json", run / "bench.png"
-    if not file.is_file():
+    results, chart = _json(run / "bench.json"), run / "bench.png"
+    if results is None:
         return None
-    results = read_json(file)
-    picture = None
-    if chart.is_file():
-        picture = _data_uri(Image.open(chart))
     subjects = {k: v for k, v in results.items() if isinstance(v, dict) and "p50_s" in v}
     return {
         "subjects": subjects,
         "speedups": results["speedup_over_teacher"],
         "machine": results.get("machine", {}),
-        "chart": picture,
+        "chart": image_uri(Image.open(chart)) if chart.is_file() else None,
     }
 
 
-def _tradeoff(run: Path) -> str | None:
-    """FD against p50 of every subject that has both, where bundles are among them."""
-    if not ((run / "bench.json").is_file() and (run / "eval.json").is_file()):
-        return None
-    times, figures = read_json(run / "bench.json"), read_json(run / "eval.json")
-    points = {
-        name: (1000 * times[name]["p50_s"], figures[name]["fd"])
-        for name in times
-        if isinstance(times[name], dict)
-        and "p50_s" in times[name]
-        and "fd" in (figures.get(name) or {})
-    }
-    if not any(name.startswith("bundle:") for name in points):
-        return None
-    figure = Figure(figsize=(8.5, 3.6), layout="constrained")
-    axes = figure.subplots()
-    # Subjects often lie close together, where names at the points would cover each other.
-    for name, (milliseconds, fd) in points.items():
-        label = f"{name}: {milliseconds:,.{milliseconds < 100:d}f} ms, FD {fd:.3g}"
-        axes.plot(milliseconds, fd, "o" if ":" in name else "s", label=label)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    axes.set_xscale("log")
-    axes.set_ylim(0, 1.15 * max(fd for _, fd in points.values()))
-    axes.margins(x=0.1)
-    axes.set_xlabel("milliseconds a picture (p50, log scale)")
-    axes.set_ylabel("FD")
-    axes.spines[["top", "right"]].set_visible(False)
-    return _figure_uri(figure)
-
-
-def _evaluation(run: Path) -> list[dict[str, Any]] | None:
-    """Tables: a title, columns, and a row a subject."""
-    file = run / "eval.json"
-    if not file.is_file():
-        return None
-    return [
-        {"title": title, "columns": columns_of(rows), "rows": rows}
-        for title, rows in sections(read_json(file))
-    ]
+def _tables(results: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Tables of eval.json: a title, columns, a row a subject, and what the columns mean."""
+    found, told = [], set[str]()
+    for title, rows in sections(results) if results else ():
+        columns = columns_of(rows)
+        words = [text for text in explained(columns) if text not in told]
+        told.update(words)
+        heads = [(column, heading(column)) for column in columns]
+        found.append({"title": title, "columns": heads, "rows": rows, "words": words})
+    return found
 
 
 def _parity(run: Path) -> list[dict[str, Any]]:
@@ -237,3 +224,14 @@ def _parity(run: Path) -> list[dict[str, Any]]:
         (file.parent.name, read_json(file)) for file in run.glob("bundles/*/manifest.json")
     ]
     return [{"name": name, **manifest["parity"]} for name, manifest in sorted(manifests)]
+
+
+def _about_teacher(teacher: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Its licences, and whatever else a student says of its teacher's terms and safety."""
+    licences = teacher.get("licences") or []
+    found = [("licences", ", ".join(map(str, licences)) or "none is named in the teacher's card")]
+    for key, value in teacher.items():
+        if key not in SHOWN and value not in (None, "", [], {}):
+            words = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            found.append((key.replace("_", " "), words))
+    return found

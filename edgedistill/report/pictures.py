@@ -14,6 +14,7 @@ from torch import Tensor
 __all__ = ["grid", "save_samples", "scatter", "to_uint8"]
 
 mpl.use("Agg")
+mpl.rcParams["text.parse_math"] = False  # names of users may have dollar signs
 GAP, PAPER = 2, 224
 
 
