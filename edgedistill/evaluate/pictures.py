@@ -192,8 +192,8 @@ def _named(path: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"evaluate.features={path}: no vision model there: {first}; choose a folder or Hub id "
-            "of one, pixels or teacher"
+            f"features={path}: no vision model there: {first}; choose a folder or Hub id of one, "
+            "or for evaluate.features pixels or teacher"
         ) from None
 
 

@@ -227,7 +227,7 @@ def test_features_by_name(grey_classes, tmp_path, tiny_sd):
     teacher = load_teacher("unet2d", grey_classes)
     assert isinstance(open_features(teacher, None), MiddleBlock)
     assert isinstance(open_features(teacher, "pixels"), Pixels)
-    with pytest.raises(ValueError, match=r"evaluate\.features=.*: no vision model there"):
+    with pytest.raises(ValueError, match=r"features=.*: no vision model there"):
         open_features(teacher, str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match="have no U-Net that sees pictures"):
         open_features(load_teacher("stable_diffusion", tiny_sd), "teacher")

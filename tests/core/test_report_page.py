@@ -80,7 +80,7 @@ EVIL = '<script>alert("1")</script> $x_1$ [bold] {{ 7 * 7 }} \u202e'
 def test_text_of_users_is_text(tmp_path, monkeypatch):
     teacher = make_tiny("stable_diffusion", tmp_path / "teacher")
     words = read_json(teacher / "prompts.json")
-    write_json(teacher / "prompts.json", {**words, "grid": [EVIL], "train": [EVIL, "red"]})
+    write_json(teacher / "prompts.json", {**words, "grid": [EVIL], "train": [EVIL] * 8})
     student = make_student(tmp_path / "run", "stable_diffusion", teacher)
     info = read_json(student / "student.json")
     info["recipe"] |= {"name": EVIL, "description": EVIL}
