@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from tiny import save
 
 from edgedistill.evaluate.run import evaluate_subjects
 from edgedistill.evaluate.tables import notes, tables
-from edgedistill.files import read_json, write_json
 from edgedistill.progress import bar
 from edgedistill.teachers import load_teacher
 
@@ -20,19 +20,28 @@ __all__ = ["STEPS", "evaluated", "make_student"]
 STEPS = 2
 
 
-def make_student(run: Path, family: str, teacher: Path, **sections: Any) -> Path:
-    """A student that is its teacher, few steps of it."""
+def make_student(
+    run: Path, family: str, teacher: Path, words: Mapping[str, Any] | None = None, **sections: Any
+) -> Path:
+    """A student that is its teacher, few steps of it.
+
+    Args:
+        run: The run dir; the student is in it.
+        family: Of the teacher.
+        teacher: Its folder.
+        words: What student.json says besides.
+        sections: Of its recipe.
+    """
     loaded = load_teacher(family, teacher)
-    folder = save(run / "student", loaded, loaded.net, loaded.denoiser.prediction, STEPS)
-    info = read_json(folder / "student.json")
     recipe = {
         "name": "test",
         "teacher": {"family": family, "path": str(teacher), "steps": 3},
         "evaluate": {"samples": 6, "batch_size": 4},
         **sections,
     }
-    write_json(folder / "student.json", {**info, "recipe": recipe})
-    return folder
+    changes = {"recipe": recipe, **(words or {})}
+    prediction = loaded.denoiser.prediction
+    return save(run / "student", loaded, loaded.net, prediction, STEPS, changes=changes)
 
 
 def evaluated(

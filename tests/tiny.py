@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -28,8 +29,9 @@ def save(
     sampler: str = "renoise",
     spacing: str = "trailing",
     sizes: Sequence[float] | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A student folder of `net` as it is."""
+    """A student folder of `net` as it is, with `changes` in its student.json."""
     schedule = teacher.denoiser.schedule
     times = student_times(schedule, steps, spacing, sampler)
     table = few_step_table(schedule, prediction, times, sampler, sizes=sizes)
@@ -44,5 +46,5 @@ def save(
         teacher={"name": "tiny", "path": teacher.path, "guidance": 3.0, "licences": ["mit"]},
         recipe={"teacher": {"steps": 2, "guidance": 3.0}},
     )
-    save_student(folder, info, teacher, net)
+    save_student(folder, info.model_copy(update=dict(changes or {})), teacher, net)
     return folder

@@ -82,7 +82,7 @@ def nearest_examples(
     for i in range(min(NEAREST, len(ours))):
         at = index[i]
         gap = float(np.sqrt(errors(ours[i : i + 1], training[at : at + 1])[0]))
-        facts = {"rmse": gap, "copy": copies[i], "nearest_caption": theirs[at]}
+        facts = {"rmse": gap, "counts_as_copy": copies[i], "nearest_caption": theirs[at]}
         found.append(Example(captions[i], ours[i], training[at], facts))
     return found
 

@@ -130,7 +130,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     if memory:
         lines.append(
             f"Memorization: share of samples nearer to one of {memory['training']} training "
-            f"pictures than {1 - memory['quantile']:.0%} of those are to each other; about "
-            f"{memory['quantile']:.0%} is chance."
+            f"pictures than {100 - 100 * memory['quantile']:.0f} % of those are to each other; "
+            f"about {100 * memory['quantile']:.0f} % is chance."
         )
     return [*lines, *about["notes"]]

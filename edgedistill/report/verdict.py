@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgedistill.evaluate.memory import QUANTILE
 from edgedistill.evaluate.tables import decibels
 
 __all__ = ["EXPLANATIONS", "Facts", "explained", "verdict"]
@@ -97,7 +98,7 @@ def _quality(facts: Facts) -> list[str]:
     found += _classes(student, teacher)
     if student.get("text_image_ratio") is not None:
         found.append(
-            f"Pictures fit their captions {student['text_image_ratio']:.0%} as well as the "
+            f"Pictures fit their captions {_percent(student['text_image_ratio'])} as well as the "
             "teacher's."
         )
     return found + _memory(student, teacher)
@@ -130,9 +131,9 @@ def _classes(student: Figures, teacher: Figures) -> list[str]:
         return []
     mine, theirs = student["classes"], teacher["classes"]
     return [
-        f"A classifier puts {mine['accuracy']:.0%} of its pictures in the class asked for, "
-        f"{theirs['accuracy']:.0%} of the teacher's; from the same noise both show the same class "
-        f"in {mine['agreement']:.0%}."
+        f"A classifier puts {_percent(mine['accuracy'])} of its pictures in the class asked for, "
+        f"{_percent(theirs['accuracy'])} of the teacher's; from the same noise both show the same "
+        f"class in {_percent(mine['agreement'])}."
     ]
 
 
@@ -141,9 +142,13 @@ def _memory(student: Figures, teacher: Figures) -> list[str]:
         return []
     mine, theirs = (each["memory"]["memorization"] for each in (student, teacher))
     return [
-        f"{mine:.0%} of its samples are so near to a training picture that they count as copies "
-        f"(the teacher {theirs:.0%}; about 5 % is chance)."
+        f"{_percent(mine)} of its samples are so near to a training picture that they count as "
+        f"copies (the teacher's {_percent(theirs)}; about {_percent(QUANTILE)} is chance)."
     ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _size(facts: Facts) -> list[str]:

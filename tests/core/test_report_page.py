@@ -6,7 +6,7 @@ import pytest
 from evaluations import evaluated, make_student
 from jinja2 import Environment
 
-from edgedistill.files import read_json, write_json
+from edgedistill.files import write_json
 from edgedistill.report.page import write_report
 from edgedistill.report.verdict import Facts, verdict
 from edgedistill.tiny import make_tiny
@@ -71,22 +71,23 @@ def test_every_family_has_a_report(family, tmp_path):
     assert page.count('class="row"') >= 8
     assert "Farthest from the teacher" in page
     assert "What these figures compare with" in page
+    assert "counts as a copy" not in page.split("Farthest from the teacher")[1]
     assert "nan" not in page.replace("data:", "").split("<style>")[0].lower()
 
 
 EVIL = '<script>alert("1")</script> $x_1$ [bold] {{ 7 * 7 }} \u202e'
 
 
-def test_text_of_users_is_text(tmp_path, monkeypatch):
+def test_text_of_users_is_text(tmp_path):
     teacher = make_tiny("stable_diffusion", tmp_path / "teacher")
-    words = read_json(teacher / "prompts.json")
-    write_json(teacher / "prompts.json", {**words, "grid": [EVIL], "train": [EVIL] * 8})
-    student = make_student(tmp_path / "run", "stable_diffusion", teacher)
-    info = read_json(student / "student.json")
-    info["recipe"] |= {"name": EVIL, "description": EVIL}
-    info["teacher"] |= {"name": EVIL, "licences": [EVIL]}
-    info["method"] = EVIL
-    write_json(student / "student.json", info)
+    write_json(teacher / "prompts.json", {"grid": [EVIL], "train": [EVIL] * 8})
+    words = {
+        "method": EVIL,
+        "teacher": {"name": EVIL, "path": str(teacher), "licences": [EVIL], "usage": EVIL},
+    }
+    student = make_student(
+        tmp_path / "run", "stable_diffusion", teacher, words, name=EVIL, description=EVIL
+    )
     (tmp_path / "run" / "recipe.yaml").write_text(f"# {EVIL}\n", encoding="utf-8")
     evaluated(student, samples=4)
     page = write_report(tmp_path / "run", tmp_path / "page.html", lambda line: None).read_text()
