@@ -40,7 +40,7 @@ from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.classes import ClassTeacher
 from edgedistill.teachers.latents import Captioned, to_float
 
-__all__ = ["CachedLatents", "Pictures", "Spec", "find_pictures"]
+__all__ = ["CachedLatents", "Pictures", "Spec", "find_pictures", "words_of"]
 
 SHARD = 2**24
 """Numbers in a shard, about: 64 MiB."""
@@ -289,11 +289,15 @@ def find_pictures(
         ValueError: If there are none, the teacher takes none, or as `Pictures` says.
     """
     record = run / "data" / "pictures.json"
-    words: Words = "none"
-    if teacher.prompts:
-        words = "classes" if isinstance(teacher, ClassTeacher) else "captions"
-    listing = list_pictures(path, key, words)
+    listing = list_pictures(path, key, words_of(teacher))
     return Pictures(listing, Codec(teacher), cache, record, keep=keep)
+
+
+def words_of(teacher: Teacher) -> Words:
+    """What a teacher reads with a picture."""
+    if not teacher.prompts:
+        return "none"
+    return "classes" if isinstance(teacher, ClassTeacher) else "captions"
 
 
 def _check_cache(cache: Path, spec: Spec) -> None:

@@ -7,12 +7,13 @@ from itertools import islice
 from pathlib import Path
 
 from edgedistill.data import read_prompts
+from edgedistill.data.latents import words_of
 from edgedistill.data.pictures import FAULTS, list_pictures
 from edgedistill.evaluate.data import Data
 from edgedistill.files import read_json
 from edgedistill.recipe import Judged
 from edgedistill.teachers import Teacher
-from edgedistill.teachers.classes import NULL, ClassTeacher
+from edgedistill.teachers.classes import ClassTeacher
 
 __all__ = ["class_names", "label_of", "prompt_sets", "run_captions", "shown_captions"]
 
@@ -74,7 +75,8 @@ def shown_captions(recipe: Judged, teacher: Teacher) -> list[str]:
     The words of the run's pictures or prompts, else the grid of the teacher's prompts.json, else
     its classes, else prompts that edgedistill knows.
     """
-    own = _few(recipe) if recipe.data.pictures is not None else run_captions(recipe, teacher, None)
+    pictures = recipe.data.pictures is not None
+    own = _few(recipe, teacher) if pictures else run_captions(recipe, teacher, None)
     if own:
         return list(dict.fromkeys(own))
     file = Path(teacher.path) / "prompts.json"
@@ -83,13 +85,14 @@ def shown_captions(recipe: Judged, teacher: Teacher) -> list[str]:
     return class_names(teacher) or list(teacher.prompts)
 
 
-def _few(recipe: Judged) -> list[str]:
+def _few(recipe: Judged, teacher: Teacher) -> list[str]:
     """Captions of the first pictures, as many as are looked at."""
     named = str(recipe.data.pictures)
     if not Path(named).exists():
         return []
     found = []
-    for record in islice(list_pictures(named, recipe.data.caption).records(), FEW):
+    listing = list_pictures(named, recipe.data.caption, words_of(teacher))
+    for record in islice(listing.records(), FEW):
         try:
             found.append(record.read()[1])
         except FAULTS:
@@ -98,14 +101,15 @@ def _few(recipe: Judged) -> list[str]:
 
 
 def class_names(teacher: Teacher) -> list[str]:
-    """A prompt for each class of a class-conditional teacher; none of others."""
+    """A prompt for each class of a class-conditional teacher; none of others.
+
+    Where some classes have names, those alone: one without may be the null class of guidance.
+    """
     if not isinstance(teacher, ClassTeacher):
         return []
-    first: dict[int, str] = {}
-    for prompt, number in teacher.classes.items():
-        if prompt != NULL:
-            first.setdefault(number, prompt)
-    return [first[number] for number in sorted(first)]
+    each = teacher.each
+    named = [name for name in each if name != str(teacher.classes[name])]
+    return named or each
 
 
 def label_of(teacher: Teacher) -> Callable[[str], str | None] | None:

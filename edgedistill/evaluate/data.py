@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from edgedistill.data.latents import words_of
 from edgedistill.data.pictures import FAULTS, Codec, list_pictures, read_picture
 from edgedistill.recipe import Judged
 from edgedistill.report.pictures import to_uint8
@@ -61,7 +62,7 @@ def _of_user(path: str, key: str, teacher: Teacher) -> Data:
     shape = Codec(teacher).shape
     pictures: list[torch.Tensor] = []
     captions, total = list[str](), 0
-    for record in list_pictures(path, key).records():
+    for record in list_pictures(path, key, words_of(teacher)).records():
         total += 1
         if len(pictures) == MOST:
             continue
