@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from edgedistill.evaluate.tables import decibels
 from edgedistill.files import write_json
 from edgedistill_export.bundle import Peaks, Settings, export_student
 from edgedistill_export.parity import ParityError
@@ -219,9 +220,7 @@ def _figures(parity: Parity | None) -> list[str]:
         return ["-"] * 5
     worst = min(figures.worst for figures in parity.graphs.values())
     return [
-        f"{worst:.1f}",
-        f"{parity.final.mean:.1f}",
-        f"{parity.final.worst:.1f}",
+        *map(decibels, (worst, parity.final.mean, parity.final.worst)),
         "-" if parity.perceptual is None else f"{parity.perceptual:.4f}",
         "-" if parity.text_image is None else f"{parity.text_image:.3f}",
     ]
