@@ -11,7 +11,7 @@ from typing import Any
 from edgedistill import reading
 from edgedistill.progress import visible
 
-__all__ = ["check_file", "decode", "parse_json", "read_text", "shown", "split_lines"]
+__all__ = ["check_file", "decode", "is_folder", "parse_json", "read_text", "shown", "split_lines"]
 
 LARGEST = 256 * 2**20
 """Bytes of the largest text file that is read."""
@@ -35,6 +35,18 @@ _KINDS = {
 def shown(name: object) -> str:
     """Write a name as a message can print it, whatever bytes a file system allowed in it."""
     return visible(str(name))
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether a path is a folder; ValueError for a name that no file system takes."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        said, name = getattr(error, "strerror", None) or error, shown(path)
+        name = name if len(name) <= 200 else f"{name[:100]}...{name[-60:]}"
+        raise ValueError(f"{name}: {said}") from None
 
 
 def check_file(path: Path, largest: int = LARGEST) -> None:
@@ -100,18 +112,19 @@ def split_lines(text: str) -> list[str]:
     return [line.strip(_BOM) for line in re.split(r"\r\n|\n|\r", text)]
 
 
-def parse_json(text: str, what: str) -> Any:
+def parse_json(text: str, what: str, *, strict: bool = False) -> Any:
     """Return what JSON says, within the bounds of `reading.parse_json`.
 
     Args:
         text: The JSON.
         what: How the message begins.
+        strict: Refuse also a key that is there twice, and numbers that are not finite.
 
     Raises:
         ValueError: If it is no JSON, nested too deeply, or has half a character in a text.
     """
     try:
-        found = reading.parse_json(text)
+        found = reading.parse_json(text, strict=strict)
         if "\\u" in text:
             json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError:

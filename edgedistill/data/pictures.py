@@ -25,7 +25,7 @@ from edgedistill.data.images import FAULTS, PICTURES, read_picture
 from edgedistill.data.tars import Sample, read_samples
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.latents import to_float
-from edgedistill.text import check_file, decode, shown
+from edgedistill.text import check_file, decode, is_folder, shown
 
 __all__ = ["FAULTS", "Codec", "Listing", "Record", "Words", "list_pictures", "read_picture"]
 
@@ -116,9 +116,10 @@ def list_pictures(path: str | Path, key: str, words: Words = "captions") -> List
         ValueError: If there is nothing, or the metadata is not what it should be.
     """
     path = Path(path)
+    folder = is_folder(path)
     if not path.exists():
         raise ValueError(f"data.pictures={shown(path)}: no such file or folder")
-    if path.is_dir():
+    if folder:
         root, found = path, walk(path)
     else:
         check_file(path, largest=2**60)

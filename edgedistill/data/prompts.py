@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgedistill.data.tables import CAPTION, TABLES, column, read_table
 from edgedistill.data.tars import read_samples
-from edgedistill.text import check_file, parse_json, read_text, shown, split_lines
+from edgedistill.text import check_file, is_folder, parse_json, read_text, shown, split_lines
 
 __all__ = ["CAPTION", "read_prompts"]
 
@@ -31,7 +31,7 @@ def read_prompts(path: str | Path, caption: str = CAPTION) -> list[str]:
     """
     path = Path(path)
     files = [path]
-    if path.is_dir():
+    if is_folder(path):
         seen = sorted(file for file in path.iterdir() if not file.name.startswith("."))
         files = [file for file in seen if file.suffix.lower() in READERS and file.is_file()]
     prompts: list[str] = []

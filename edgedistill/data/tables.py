@@ -91,6 +91,9 @@ def _separated(file: Path) -> Iterator[tuple[int, Row]]:
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         names = [name.strip() for name in next(rows, [])]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{shown(file)}: line 1 has the name {twice!r} twice")
         for row in rows:
             if not row:
                 continue
@@ -104,16 +107,22 @@ def _separated(file: Path) -> Iterator[tuple[int, Row]]:
 
 def _parquet(file: Path) -> Iterator[tuple[int, Row]]:
     with _opened(file) as found:
-        names = [field.name for field in found.schema_arrow if _plain(str(field.type))]
+        fields = {field.name: str(field.type) for field in found.schema_arrow}
+        names = [name for name, kind in fields.items() if _plain(kind)]
+        if not names:
+            raise ValueError(f"{shown(file)}: no column of text or numbers, but {fields}"[:300])
         number = 0
-        for batch in found.iter_batches(batch_size=1024, columns=names):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
+        # A short file may stand for much text, row by row: few at a time.
+        for batch in found.iter_batches(batch_size=256, columns=names):
+            for start in range(0, len(batch), 32):
+                for row in batch.slice(start, 32).to_pylist():
+                    number += 1
+                    yield number, row
 
 
 def _plain(kind: str) -> bool:
     """Whether a column holds text or whole numbers: pictures may stand beside them."""
+    kind = kind.removeprefix("dictionary<values=").split(",")[0]
     return any(word in kind for word in ("string", "int", "double", "float")) and "<" not in kind
 
 

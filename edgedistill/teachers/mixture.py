@@ -202,7 +202,7 @@ def _read_net(folder: Path) -> PlanarNet:
 
 def _read(file: Path) -> tuple[Tensor, Tensor, Tensor]:
     try:
-        data = parse_json(read_text(file), f"{file}:")
+        data = parse_json(read_text(file), f"{file}:", strict=True)
     except OSError as error:
         raise ValueError(f"{file}: not a mixture file: {error.strerror or error}") from None
     if not isinstance(data, dict):

@@ -140,6 +140,7 @@ def test_prompts_in_tables(tmp_path, name, text):
         ("p.csv", "caption\nred,blue\n", r"line 2: 2 cells under 1 names"),
         ("p.csv", 'caption\n"red\n', r"line 2: unexpected end of data"),
         ("p.csv", "caption\n" + "r" * 200_000, r"field larger than field limit"),
+        ("p.csv", "caption,caption\nred,blue\n", r"line 1 has the name 'caption' twice"),
         ("p.txt", "red\0blue", r"NUL at character 3"),
         ("p.txt", BOM + "\r\n \n", r"no prompts in it"),
         ("p.txt", "\x89PNG\r\n\x1a\n\0\0\0", r"NUL at"),
@@ -173,6 +174,40 @@ def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path, ending):
             (tmp_path / name).rename(place)
         with pytest.raises(ValueError, match=f"{name}{ending.replace('.', chr(92) + '.')}: "):
             read_prompts(place)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_name_that_no_system_takes(name):
+    for read in (read_prompts, lambda path: list_pictures(path, "caption")):
+        with pytest.raises(
+            ValueError, match=r"(xxx|a\\x00b).*: (File name too long|embedded null)"
+        ):
+            read(name)
+
+
+def test_a_short_parquet_of_much_text_is_bounded(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    words = pyarrow.array(["red", "x" * 10**6]).dictionary_encode()
+    table = pyarrow.table({"caption": words.take(pyarrow.array([0, 1]))})
+    parquet.write_table(table, tmp_path / "p.parquet")
+    assert [len(text) for text in read_prompts(tmp_path / "p.parquet")] == [3, 10**6]
+    table = pyarrow.table({"caption": words.take(pyarrow.array([1] * 2000))})
+    parquet.write_table(table, tmp_path / "p.parquet")
+    assert (tmp_path / "p.parquet").stat().st_size < 10**5
+    with pytest.raises(ValueError, match=r"more than 512 Mi characters of prompts"):
+        read_prompts(tmp_path / "p.parquet")
+
+
+@pytest.mark.parametrize("value", [[["a"]], [{"a": 1}], [b"red"]])
+def test_a_parquet_without_text_says_what_it_has(tmp_path, value):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"caption": value}), tmp_path / "p.parquet")
+    with pytest.raises(
+        ValueError, match=r"p\.parquet: no column of text or numbers, but .*caption"
+    ):
+        read_prompts(tmp_path / "p.parquet")
 
 
 def test_a_giant_is_refused_before_it_is_read(tmp_path):

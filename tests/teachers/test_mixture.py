@@ -104,7 +104,7 @@ def test_a_student_starts_near_the_teacher_and_the_same_for_a_seed(mixture, monk
         ('{"weights": [], "means": [], "scales": []}', "expected"),
         ('{"weights": [1], "means": [0], "scales": [1]}', "expected"),
         ('{"weights": [1], "means": [["a", 0]], "scales": [1]}', "not a mixture file"),
-        ('{"weights": [1], "means": [[NaN, 0]], "scales": [1]}', "not finite"),
+        ('{"weights": [1], "means": [[NaN, 0]], "scales": [1]}', "NaN is no number"),
         ('{"weights": [-1, 2], "means": [[0], [1]], "scales": [1, 1]}', "must be positive"),
         ('{"weights": [1], "means": [[0]], "scales": [0]}', "must be positive"),
         ('{"weights": 1, "means": [[0]], "scales": [0]}', "expected"),
@@ -113,12 +113,19 @@ def test_a_student_starts_near_the_teacher_and_the_same_for_a_seed(mixture, monk
         ('{"weights": [1], "means": [[0, 0]], "scales": [1e7]}', r"at most 1e\+06"),
         (b"\xff\xfe", "UTF-16 text"),
         ("[" * 10**5, "nested deeper"),
+        ('{"weights": [1], "weights": [2], "means": [[0]], "scales": [1]}', "key 'weights' twice"),
         ('{"weights": [1e308, 1e308], "means": [[0], [1]], "scales": [1, 1]}', r"at most 1e\+06"),
         ('{"weights": [1e-300, 1], "means": [[0], [1]], "scales": [1, 1]}', "at least 1e-12"),
-        ('{"weights": [' + "9" * 400 + '], "means": [[0]], "scales": [1]}', "weights"),
-        ('{"weights": [' + "9" * 5000 + '], "means": [[0]], "scales": [1]}', "digits"),
+        (
+            '{"weights": [' + "9" * 400 + '], "means": [[0]], "scales": [1]}',
+            r"no integer below 2\^64",
+        ),
+        (
+            '{"weights": [' + "9" * 5000 + '], "means": [[0]], "scales": [1]}',
+            r"no integer below 2\^64",
+        ),
         ('{"weights": {"a": 1}, "means": [[0]], "scales": [1]}', "weights"),
-        ('{"weights": [1e999], "means": [[0]], "scales": [1]}', "weights is not finite"),
+        ('{"weights": [1e999], "means": [[0]], "scales": [1]}', "1e999 is no finite number"),
     ],
 )
 def test_a_wrong_file_is_named_with_what_is_wrong(tmp_path, content, message):
