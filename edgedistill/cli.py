@@ -443,7 +443,7 @@ def main() -> None:
             raise
         wrong = isinstance(error, ValueError)
         complain(str(error) or type(error).__name__)
-        if not wrong:
+        if not wrong and not isinstance(error, FloatingPointError):
             say("run again with --debug before the verb for the traceback")
         sys.exit(2 if wrong else 1)
     if code == INTERRUPTED:  # what typer makes of Ctrl-C, without a word

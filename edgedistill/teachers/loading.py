@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["PICKLES", "check_pickles", "whole_weights"]
+__all__ = ["PICKLES", "check_configs", "check_pickles", "whole_weights"]
 
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 """Ends of files that may run code when they are opened; none ever is."""
@@ -35,6 +35,13 @@ def check_pickles(folder: Path) -> None:
             f"{file}: a pickle, which is never opened; load it where you trust it, and save it "
             "with save_pretrained(..., safe_serialization=True)"
         )
+
+
+def check_configs(folder: Path) -> None:
+    """Raise a ValueError if a text encoder lacks its config.json: transformers makes one up."""
+    for part in sorted(folder.glob("text_encoder*/")):
+        if part.is_dir() and not (part / "config.json").is_file():
+            raise ValueError(f"{part / 'config.json'}: no such file; copy the folder whole")
 
 
 class _Ear(logging.Handler):

@@ -36,7 +36,7 @@ from edgedistill.teachers.base import Graph, PromptCache, Source, Teacher
 from edgedistill.teachers.decoders import Decoder, check_autoencoder, open_decoder
 from edgedistill.teachers.flow import shift_asked
 from edgedistill.teachers.latents import Latents
-from edgedistill.teachers.loading import check_pickles, whole_weights
+from edgedistill.teachers.loading import check_configs, check_pickles, whole_weights
 from edgedistill.teachers.schedulers import (
     bound_of,
     check_grid,
@@ -215,6 +215,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         folder = shipped if "/" not in path and shipped.is_dir() else Path(path)
         _check_place(folder, path)
         check_pickles(folder)
+        check_configs(folder)
         where = str(folder) if folder.is_dir() else path
         try:
             index = DiffusionPipeline.load_config(where)

@@ -13,7 +13,14 @@ __all__ = ["UNBOUNDED", "complete", "nulls"]
 UNBOUNDED = 10**9
 """A length from which on transformers means that none is given."""
 
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
+_VOCABULARIES = (
+    ("tokenizer.json",),
+    ("vocab.json", "merges.txt"),
+    ("spiece.model",),
+    ("tokenizer.model",),
+    ("vocab.txt",),
+)
+"""Files of which one set holds all that a tokenizer knows."""
 
 
 def complete(pipeline: Any, names: Iterable[str], path: str) -> None:
@@ -77,7 +84,8 @@ def nulls(folder: Path) -> str:
 
 def _check_vocabulary(folder: Path) -> None:
     """ValueError if a folder on disk has no vocabulary: transformers would make one up."""
-    if folder.is_dir() and not any((folder / file).is_file() for file in _VOCABULARIES):
+    there = {file.name for file in folder.glob("*") if file.is_file()}
+    if folder.is_dir() and not any(there.issuperset(files) for files in _VOCABULARIES):
         raise ValueError(
             f"{folder}: no vocabulary (tokenizer.json, or its older forms); copy the folder whole"
         )

@@ -284,7 +284,7 @@ def chart(results: Mapping[str, Any], path: Path) -> None:
     total, share = figure.subplots(1, 2, sharey=True)
     _draw_totals(total, results)
     _draw_shares(share, results)
-    total.set_yticks(range(len(names)), names)
+    total.set_yticks(range(len(names)), names, parse_math=False)
     total.invert_yaxis()
     for axes in (total, share):
         axes.spines[["top", "right"]].set_visible(False)

@@ -10,15 +10,17 @@ the mean is taken.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgedistill_runtime import strict_json
 from edgedistill_runtime.manifest import BundleError
+from edgedistill_runtime.sense import Problem
+from edgedistill_runtime.strict_json import short
 
 __all__ = ["ROUTES", "Routes", "pooled"]
 
@@ -79,28 +81,54 @@ class Routes:
         """
         path = Path(folder) / ROUTES
         try:
-            data = json.loads(path.read_bytes())
+            data = strict_json.parse(strict_json.read_bytes(path))
         except FileNotFoundError:
             raise BundleError(f"{path}: no such file: no group of students") from None
+        except OSError as error:
+            raise BundleError(f"{path}: not readable: {error.strerror}") from None
         except ValueError as error:
             raise BundleError(f"{path}: not JSON: {error}") from None
-        if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
-            raise BundleError(f"{path}: schema_version: {SCHEMA_VERSION} expected")
-        kind = data.get("kind")
-        if kind not in KEYS:
-            raise BundleError(f"{path}: kind: {kind!r}; one of {', '.join(KEYS)} expected")
-        key = KEYS[kind]
         try:
-            parts = tuple(tuple(map(float, own)) for own in data[key])
-            even = kind == "label" or len({len(own) for own in parts}) == 1
-            if not (parts and even and all(parts) and np.isfinite(np.concatenate(parts)).all()):
-                raise ValueError
-        except (KeyError, TypeError, ValueError):
-            raise BundleError(f"{path}: {key}: numbers of each student expected") from None
-        return cls(kind, parts)
+            return cls(*_check(data))
+        except Problem as problem:
+            raise BundleError(f"{path}: {problem}") from None
 
     def to_json(self) -> dict[str, Any]:
         """What the file holds."""
         whole = self.kind == "label"
         parts = [[int(x) for x in own] if whole else list(own) for own in self.parts]
         return {"schema_version": SCHEMA_VERSION, "kind": self.kind, KEYS[self.kind]: parts}
+
+
+MAX_STUDENTS = 1000
+MAX_LABEL = 2**31
+MAX_COORDINATE = 1e30
+
+
+def _check(data: Any) -> tuple[Kind, tuple[tuple[float, ...], ...]]:
+    """Kind and parts of the file's content; Problem says what is wrong with it."""
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if type(version) is not int or version != SCHEMA_VERSION:
+        raise Problem(f"schema_version: {short(version)}; {SCHEMA_VERSION} expected")
+    kind = data.get("kind")
+    if not isinstance(kind, str) or kind not in KEYS:
+        raise Problem(f"kind: {short(kind)}; one of {', '.join(KEYS)} expected")
+    key = KEYS[kind]
+    parts = data.get(key)
+    if not isinstance(parts, list) or not 0 < len(parts) <= MAX_STUDENTS:
+        raise Problem(f"{key}: numbers of each student expected, for 1 to {MAX_STUDENTS} of them")
+    for i, own in enumerate(parts):
+        if not isinstance(own, list) or not own:
+            raise Problem(f"{key}[{i}]: numbers expected, found {short(own)}")
+        for number in own:
+            whole = type(number) is int and 0 <= number < MAX_LABEL
+            finite = type(number) in (int, float) and abs(number) <= MAX_COORDINATE
+            if not (whole if kind == "label" else finite):
+                what = "a class" if kind == "label" else "a finite number"
+                raise Problem(f"{key}[{i}]: {what} expected, found {short(number)}")
+    if kind == "prompt" and len({len(own) for own in parts}) > 1:
+        raise Problem(f"{key}: equally many numbers for each student expected")
+    numbers = [number for own in parts for number in own]
+    if kind == "label" and len({*numbers}) < len(numbers):
+        raise Problem(f"{key}: a class is there twice")
+    return cast("Kind", kind), tuple(tuple(map(float, own)) for own in parts)

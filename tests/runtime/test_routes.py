@@ -52,7 +52,7 @@ def test_the_file_is_read_as_it_was_written(tmp_path, routes):
         ('{"schema_version": 1, "kind": "label"}', "labels"),
         ('{"schema_version": 1, "kind": "label", "labels": [[0], []]}', "labels"),
         ('{"schema_version": 1, "kind": "prompt", "centroids": [[1, 2], [3]]}', "centroids"),
-        ('{"schema_version": 1, "kind": "prompt", "centroids": [[NaN]]}', "centroids"),
+        ('{"schema_version": 1, "kind": "prompt", "centroids": [[NaN]]}', "NaN is no number"),
         ('{"schema_version": 1, "kind": "prompt", "centroids": "x"}', "centroids"),
     ],
 )

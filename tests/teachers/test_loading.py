@@ -180,6 +180,25 @@ def test_a_tokenizer_that_cannot_be_used_names_the_key(folder, values, words):
 def test_a_tokenizer_without_a_vocabulary_is_refused(folder):
     (folder / "tokenizer" / "tokenizer.json").unlink()
     refused(folder, "tokenizer: no vocabulary")
+    (folder / "tokenizer" / "vocab.json").write_text("{}")  # and no merges
+    refused(folder, "tokenizer")
+
+
+def every_file(folder):
+    return sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file())
+
+
+def test_every_file_of_a_teacher_is_missed_by_name(folder):
+    files = every_file(folder)
+    assert len(files) > 8
+    for name in files:
+        if name == TOKENIZER:
+            continue  # of which the text encoder knows all
+        kept = (folder / name).read_bytes()
+        (folder / name).unlink()
+        refused(folder, name.split("/")[0])
+        (folder / name).write_bytes(kept)
+    load_teacher("stable_diffusion", str(folder))
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder):
