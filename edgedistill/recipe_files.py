@@ -18,8 +18,8 @@ from edgedistill.reading import MAX_YAML, check_yaml, is_file, read_bytes, short
 
 __all__ = ["find", "header", "layered", "method_of", "read", "shipped"]
 
-MAX_KEY = 16
-"""Levels of a key in an override."""
+KEY = re.compile(r"\w[\w-]*(\.[\w-]+|\[\d{1,3}\]){0,15}")
+"""Of an override: words of one section in the other, and places in a list."""
 
 BROKEN = (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError)
 """What OmegaConf and PyYAML raise of what they cannot read."""
@@ -94,8 +94,8 @@ def _overridden(overrides: Sequence[str]) -> dict[str, Any]:
             check_yaml(value)
         except (ValueError, yaml.YAMLError) as error:
             raise ValueError(f"override {short(override)}: {_line(error)}") from None
-        if len(re.findall(r"[.\[]", key)) > MAX_KEY:
-            raise ValueError(f"override {short(override)}: no key is so deep")
+        if not KEY.fullmatch(key):
+            raise ValueError(f"override {short(override)}: a key such as train.steps expected")
     try:
         found = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
     except BROKEN as error:

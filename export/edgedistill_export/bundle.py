@@ -404,7 +404,8 @@ def _proof(
         )
         for name, graph in manifest.graphs.items()
     }
-    return Pipeline(manifest, graphs, open_tokenizer(manifest, work))
+    # Parity tells what is not finite, with the graph that it comes from.
+    return Pipeline(manifest, graphs, open_tokenizer(manifest, work), finite=False)
 
 
 def _kept(job: Job) -> dict[str, str]:

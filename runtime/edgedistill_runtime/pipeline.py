@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedistill_runtime.backends import Session, open_graph
-from edgedistill_runtime.manifest import FUSED, Manifest
+from edgedistill_runtime.manifest import FUSED, BundleError, Manifest
 from edgedistill_runtime.noise import noise as draw_noise
 from edgedistill_runtime.steps import sample
 from edgedistill_runtime.tokenizer import Tokenizers, open_tokenizer
@@ -68,12 +68,19 @@ class Pipeline:
         manifest: Its manifest.
         graphs: Its loaded graphs by name.
         tokenizer: Texts to the text encoder's inputs; present when there is a text encoder.
+        finite: Whether a draw that is not finite is an error.
     """
 
     def __init__(
-        self, manifest: Manifest, graphs: Mapping[str, Session], tokenizer: Tokenizers | None
+        self,
+        manifest: Manifest,
+        graphs: Mapping[str, Session],
+        tokenizer: Tokenizers | None,
+        *,
+        finite: bool = True,
     ) -> None:
         self.manifest = manifest
+        self._finite = finite
         self.graphs = graphs
         self.tokenizer = tokenizer
 
@@ -118,7 +125,8 @@ class Pipeline:
             noise: Instead of the seed's: tensors (N, ...) of `manifest.steps.shapes`.
 
         Raises:
-            ValueError: without prompts, or for a bundle that takes none.
+            ValueError: Without prompts, or for a bundle that takes none.
+            BundleError: If a graph cannot run, or what it draws is not finite.
         """
         if self.tokenizer is None:
             raise ValueError("this bundle takes no prompts; call samples(count)")
@@ -131,7 +139,8 @@ class Pipeline:
         """Draw `count` samples from a bundle that takes no prompts.
 
         Raises:
-            ValueError: if count is below 1, or the bundle takes prompts.
+            ValueError: If count is below 1, or the bundle takes prompts.
+            BundleError: If a graph cannot run, or what it draws is not finite.
         """
         if self.tokenizer is not None:
             raise ValueError("this bundle needs prompts; call it with them")
@@ -155,6 +164,8 @@ class Pipeline:
                 given = [tensor[start:stop] for tensor in noise]
             draw = self._fused if FUSED in self.graphs else self._stepwise
             x0, image = draw(given, texts[start:stop] if texts else None, clock)
+            if self._finite:
+                _check_finite(x0, image)
             samples.append(x0)
             if image is not None:
                 images.append(to_uint8(image))
@@ -194,6 +205,14 @@ class Pipeline:
             return clock.run("denoiser", denoiser, x=x, t=t, **cond)["f"]
 
         return sample(net, self.manifest.steps, noise)
+
+
+def _check_finite(*drawn: Array | None) -> None:
+    if not all(bool(np.isfinite(array).all()) for array in drawn if array is not None):
+        raise BundleError(
+            "this bundle draws numbers that are not finite: its weights or its step table are "
+            "wrong, or its precision is too low here"
+        )
 
 
 def to_uint8(image: Array) -> NDArray[np.uint8]:

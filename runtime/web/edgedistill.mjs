@@ -74,6 +74,12 @@ export class Pipeline {
     const drawn = this.#sessions.pipeline
       ? await this.#fused(prompt, noise, clock)
       : await this.#stepwise(prompt, noise, clock);
+    if (![drawn.x0, drawn.image ?? []].every((values) => values.every(Number.isFinite))) {
+      throw new BundleError(
+        "this bundle draws numbers that are not finite: its weights or its step table are wrong, " +
+          "or its precision is too low here",
+      );
+    }
     const picture = image && toPicture(drawn.image, image);
     return { sample: drawn.x0, picture, timings: clock.read() };
   }
