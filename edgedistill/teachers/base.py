@@ -93,7 +93,7 @@ class Teacher(ABC):
     scaling: Scaling = Scaling()
     loads_lora: bool = False
     tokenizers: dict[str, str] = {}  # noqa: RUF012  an instance may have fewer
-    masks: ClassVar[dict[str, str]] = {}
+    masks: dict[str, str] = {}  # noqa: RUF012  an instance may have more
     prompts: tuple[str, ...] = (
         *("red apple", "a cat with heart eyes", "rocket", "birthday cake", "blue car"),
         *("green tree in the rain", "smiling face with sunglasses", "yellow star"),

@@ -20,13 +20,14 @@ import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from transformers.utils import logging as transformers_logging
 
 from edgedistill.teachers.classes import ClassTeacher
 from edgedistill.teachers.pipeline import PipelineTeacher
 from edgedistill.teachers.wan import sheet
 
-__all__ = ["Still", "border_differences", "still"]
+__all__ = ["Still", "border_differences", "still", "unread_weights"]
 
 PROMPT = "A red  Apple, (shiny:1.2) & round"
 """Asked besides the empty prompt: capitals, blanks, and signs that some tools read."""
@@ -118,12 +119,41 @@ def border_differences(teacher: PipelineTeacher) -> dict[str, float]:
 
     Raises:
         ValueError: If the pipeline cannot be asked, or feeds its network an input that is not
-            fed here, or the other way round; names it.
+            fed here, or the other way round, or layers of it take no part; names them.
     """
+    if unread := unread_weights(teacher):
+        raise ValueError(
+            f"{teacher.path}: {len(unread)} layers of its network take no part as it is called "
+            f"here: {', '.join(unread[:3])}; they belong to an input that is not fed"
+        )
     if not teacher.asks(torch.zeros(1, *teacher.sample_shape), prompt_of(teacher)):
         return {}
     with _quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
         return {"prompt": _prompt(teacher), **_pictures(teacher)}
+
+
+def unread_weights(teacher: PipelineTeacher) -> list[str]:
+    """Layers of the network that are never called; nothing is computed."""
+    core: Any = teacher.net.get_submodule(teacher.core)
+    layers = {
+        name: module
+        for name, module in core.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    }
+    called: set[str] = set()
+    cond = teacher.encode(teacher.prompts[:1])
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
+        for name, module in layers.items()
+    ]
+    try:
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+            x = torch.zeros(1, *teacher.sample_shape, device=teacher.device)
+            teacher.net(x, torch.tensor([TIME], device=teacher.device), **cond)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sorted(layers.keys() - called)
 
 
 @contextmanager

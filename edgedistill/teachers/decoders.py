@@ -24,7 +24,7 @@ from edgedistill.networks.scaling import Scaling
 from edgedistill.plugins import unknown
 from edgedistill.teachers.loading import check_pickles, whole_weights
 
-__all__ = ["DECODERS", "Decoder", "check_autoencoder", "decoder_class", "open_decoder", "shifted"]
+__all__ = ["DECODERS", "Decoder", "channels_of", "decoder_class", "open_decoder", "shifted"]
 
 DECODERS: dict[str, Any] = {
     kind.__name__: kind for kind in (AutoencoderTiny, DiffusionDecoder, PatchDecoder)
@@ -64,25 +64,20 @@ def shifted(config: Any) -> Scaling:
     return Scaling(config.scaling_factor, getattr(config, "shift_factor", None) or 0.0)
 
 
-def check_autoencoder(vae: Any, channels: int, path: str) -> None:
-    """Refuse an autoencoder that is not understood, or is of other latents than the network.
+def channels_of(vae: Any, path: str) -> int:
+    """Channels of an autoencoder's latents.
 
     Args:
         vae: The pipeline's.
-        channels: Of a latent, as the network reads it.
         path: For messages.
 
     Raises:
-        ValueError: Names the class or the number of channels.
+        ValueError: If it is none of `AUTOENCODERS`.
     """
     if not isinstance(vae, AUTOENCODERS):
         kinds = [kind.__name__ for kind in AUTOENCODERS]
         raise ValueError(f"{path}: vae: {unknown('autoencoder', type(vae).__name__, kinds)}")
-    found = getattr(vae.config, "latent_channels", None) or getattr(vae.config, "z_dim", None)
-    if found != channels:
-        raise ValueError(
-            f"{path}: its network reads latents of {channels} channels, its vae makes {found}"
-        )
+    return int(vae.config.get("latent_channels") or vae.config["z_dim"])
 
 
 def decoder_class(folder: str) -> Any:

@@ -33,10 +33,11 @@ from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable, TimeGrid
 from edgedistill.schedule import Schedule
 from edgedistill.teachers.base import Graph, PromptCache, Source, Teacher
-from edgedistill.teachers.decoders import Decoder, check_autoencoder, open_decoder
+from edgedistill.teachers.decoders import Decoder, channels_of, open_decoder
 from edgedistill.teachers.flow import shift_asked
 from edgedistill.teachers.latents import Latents
 from edgedistill.teachers.loading import check_configs, check_pickles, whole_weights
+from edgedistill.teachers.network_inputs import check_network
 from edgedistill.teachers.schedulers import (
     bound_of,
     check_grid,
@@ -103,6 +104,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
                 module.eval().requires_grad_(False)
                 check_finite(f"{path}/{part}", module.state_dict())
         complete(pipeline, self.tokenizers, path)
+        self._check()
         schedule, prediction = self.border()
         # A student's own table needs no bound, and its scheduler has none.
         bound = None if self.is_student else bound_of(pipeline.scheduler)
@@ -111,8 +113,6 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         self.net = self.denoiser.net
         self.sample_shape = self.shape()
         self.autoencoder = getattr(pipeline, "vae", None)
-        if self.autoencoder is not None:
-            check_autoencoder(self.autoencoder, self.sample_shape[0], path)
         self.decoder = self.decoder_of(self.autoencoder)
         self.scaling = self.decoder.scaling
         self.text_encoder = self.encoder()
@@ -120,6 +120,12 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         self.licences = _licences(Path(path))
         self._cache = PromptCache()
         self.offload = False
+
+    def _check(self) -> None:
+        """Raise a ValueError for a network or an autoencoder that would be used wrongly."""
+        vae, core = getattr(self.pipeline, "vae", None), getattr(self.pipeline, self.core)
+        own = None if vae is None else channels_of(vae, self.path)
+        check_network(self.family, core, self.shape()[0], own, self.path)
 
     @abstractmethod
     def border(self) -> tuple[Schedule, Prediction]:
@@ -195,6 +201,11 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         """Shape of one latent."""
         config = getattr(self.pipeline, self.core).config
         size = config.sample_size
+        if size is None:
+            raise ValueError(
+                f"{self.path}: its {self.core}'s config.json has no sample_size, the height and "
+                "width of a latent; write it there"
+            )
         height, width = (size, size) if isinstance(size, int) else size
         return (config.in_channels, height, width)
 
@@ -230,6 +241,8 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
                     "a gated one needs `hf auth login`, or teacher.path=FOLDER of a copy"
                 ) from error
             first = nulls(folder) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if "ip_image_proj" in first:
+                first += "; it was saved with an IP-Adapter, save it after unload_ip_adapter()"
             raise ValueError(f"cannot load {path!r}: {first}") from error
         return cls(Path(path).name, where, pipeline)
 

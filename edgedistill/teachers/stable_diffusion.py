@@ -30,14 +30,19 @@ class UNet(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """input_ids (N, L) -> encoder_hidden_states (N, L, D)."""
+    """input_ids (N, L) -> encoder_hidden_states (N, L, D).
+
+    With attention_mask (N, L) where the encoder's config has `use_attention_mask`.
+    """
 
     def __init__(self, text_encoder: Any) -> None:
         super().__init__()
         self.text_encoder = text_encoder
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        result: Tensor = self.text_encoder(input_ids).last_hidden_state
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        result: Tensor = self.text_encoder(
+            input_ids, attention_mask=attention_mask
+        ).last_hidden_state
         return result
 
 
@@ -51,6 +56,11 @@ class StableDiffusion(PipelineTeacher):
 
     unused = ("safety_checker",)
     options = {"requires_safety_checker": False}  # noqa: RUF012
+
+    def __init__(self, name: str, path: str, pipeline: Any) -> None:
+        if getattr(pipeline.text_encoder.config, "use_attention_mask", False):
+            self.masks = {"tokenizer": "attention_mask"}
+        super().__init__(name, path, pipeline)
 
     def border(self) -> tuple[Schedule, Prediction]:
         return discrete_border(self.pipeline.scheduler, self.path)

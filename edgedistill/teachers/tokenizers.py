@@ -8,7 +8,7 @@ from typing import Any
 
 from edgedistill.files import read_json
 
-__all__ = ["UNBOUNDED", "complete", "nulls"]
+__all__ = ["UNBOUNDED", "complete", "nulls", "several_vectors"]
 
 UNBOUNDED = 10**9
 """A length from which on transformers means that none is given."""
@@ -65,8 +65,23 @@ def complete(pipeline: Any, names: Iterable[str], path: str) -> None:
         if known and len(tokenizer) > known:
             raise ValueError(
                 f"{path}/{name}: {len(tokenizer)} tokens, and {part}/config.json has "
-                f"vocab_size={known}; they are not of one model"
+                f"vocab_size={known}; they are not of one model, or only one of them was saved "
+                "with textual inversions loaded"
             )
+        if many := several_vectors(tokenizer):
+            raise ValueError(
+                f"{path}/{name}: {', '.join(many)}: textual inversions of several vectors, which "
+                "diffusers puts in while it reads a prompt and a bundle's tokenizer cannot; "
+                "leave them out, or load them with one vector each"
+            )
+    if hasattr(pipeline, "tokenizer_max_length"):  # taken before there was one
+        pipeline.tokenizer_max_length = pipeline.tokenizer.model_max_length
+
+
+def several_vectors(tokenizer: Any) -> list[str]:
+    """Added words for which a pipeline reads several: `cat` where there is `cat_1` too."""
+    added = tokenizer.added_tokens_encoder
+    return sorted(word for word in added if f"{word}_1" in added)
 
 
 def nulls(folder: Path) -> str:
