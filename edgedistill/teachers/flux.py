@@ -135,9 +135,8 @@ class Flux(PipelineTeacher):
         size = self.pipeline.vae.config.sample_size // self.pipeline.vae_scale_factor
         return (self.pipeline.transformer.config.in_channels // 4, size, size)
 
-    def length(self, tokenizer: str) -> int:
-        own = super().length(tokenizer)
-        return min(own, LENGTHS[self.embeds]) if tokenizer == "tokenizer_2" else own
+    def longest(self, tokenizer: str) -> int | None:
+        return LENGTHS[self.embeds] if tokenizer == "tokenizer_2" else None
 
     def border(self) -> tuple[Schedule, Prediction]:
         _, height, width = self.shape()

@@ -304,8 +304,14 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
     def tokenizer(self, name: str) -> Any:
         return getattr(self.pipeline, name)
 
+    def longest(self, tokenizer: str) -> int | None:
+        """Tokens that the pipeline takes unless told otherwise; None where that is its length."""
+        return None
+
     def length(self, tokenizer: str) -> int:
-        length = int(self.tokenizer(tokenizer).model_max_length)
+        length, most = int(self.tokenizer(tokenizer).model_max_length), self.longest(tokenizer)
+        if most is not None:
+            return min(length, most)
         if length >= UNBOUNDED:
             raise ValueError(
                 f'{self.path}/{tokenizer}/tokenizer_config.json: no "model_max_length", and its '

@@ -119,8 +119,8 @@ class PixArt(PipelineTeacher):
     def encoder(self) -> MaskedEncoder:
         return MaskedEncoder(self.pipeline.text_encoder)
 
-    def length(self, tokenizer: str) -> int:
-        return min(super().length(tokenizer), LENGTHS[type(self.pipeline).__name__])
+    def longest(self, tokenizer: str) -> int | None:
+        return LENGTHS[type(self.pipeline).__name__]
 
     def schedulers(self, table: StepTable) -> Iterator[Any]:
         return discrete_schedulers(self.pipeline.scheduler, table)

@@ -88,8 +88,8 @@ class Sana(PipelineTeacher):
     def encoder(self) -> MaskedEncoder:
         return MaskedEncoder(self.pipeline.text_encoder)
 
-    def length(self, tokenizer: str) -> int:
-        return min(super().length(tokenizer), LENGTH)
+    def longest(self, tokenizer: str) -> int | None:
+        return LENGTH
 
     def schedulers(self, table: StepTable) -> Iterator[Any]:
         return flow_schedulers(self.pipeline.scheduler.config.num_train_timesteps, table)

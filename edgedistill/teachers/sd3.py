@@ -115,9 +115,8 @@ class StableDiffusion3(PipelineTeacher):
         parts, width = self.pipeline, self.pipeline.transformer.config.joint_attention_dim
         return TextEncoders(parts.text_encoder, parts.text_encoder_2, parts.text_encoder_3, width)
 
-    def length(self, tokenizer: str) -> int:
-        own = super().length(tokenizer)
-        return min(own, T5_LENGTH) if tokenizer == "tokenizer_3" else own
+    def longest(self, tokenizer: str) -> int | None:
+        return T5_LENGTH if tokenizer == "tokenizer_3" else None
 
     def asks(self, x0: Tensor, prompt: str) -> dict[str, Any] | None:
         given = super().asks(x0, prompt) or {}

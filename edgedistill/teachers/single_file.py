@@ -7,6 +7,7 @@ folder or Hub id in the layout of a diffusers pipeline.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
 from diffusers.loaders.single_file_utils import fetch_diffusers_config
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from edgedistill.teachers.loading import PICKLES
+from edgedistill.teachers.markers import Header, Marks, marks_of, read_header
+from edgedistill.teachers.network_inputs import EXTRA
 
 __all__ = ["CORES", "PARTS", "check_file", "family_of", "open_file", "read_index"]
 
@@ -71,6 +73,11 @@ def check_file(path: str) -> bool:
         raise ValueError(
             f"{path}: a pickle runs code when it is opened and is refused; "
             "convert it to .safetensors, or name a diffusers folder"
+        )
+    if path.lower().endswith(".gguf"):
+        raise ValueError(
+            f"{path}: GGUF holds quantized weights; name a .safetensors file with its weights in "
+            "16 or 32 bits, or a diffusers folder"
         )
     if not path.endswith(".safetensors"):
         return False
@@ -127,7 +134,9 @@ def open_file(family: str, path: str, where: str, index: dict[str, Any], **optio
     Raises:
         ValueError: If weights are neither in the file nor with the configurations; names them.
     """
-    names = _names(path)
+    header = read_header(path)
+    marks, names = marks_of(header, path), list(header.shapes)
+    _check_channels(family, header, path)
     given: dict[str, Any] = {}
     for part, begins in PARTS[family].items():
         library, kind = index.get(part) or (None, None)
@@ -142,22 +151,77 @@ def open_file(family: str, path: str, where: str, index: dict[str, Any], **optio
             f"{path} holds no {', '.join(lacking)}, nor does {where}; "
             "name a folder or Hub id with their weights in teacher.config"
         )
+    if scheduler := _scheduler(index, where, marks, path):
+        given["scheduler"] = scheduler
     kind = getattr(diffusers, index["_class_name"])
     try:
-        return kind.from_single_file(path, config=where, dtype=torch.float32, **given, **options)
+        pipeline = kind.from_single_file(
+            path, config=where, dtype=torch.float32, **given, **options
+        )
     except NotImplementedError as error:  # a weight that stayed on the meta device
         raise ValueError(
             f"{path} lacks weights that the configurations of {where} ask for; "
             "name its own in teacher.config"
         ) from error
+    if marks.resolution:
+        _resize(pipeline, marks.resolution, where, path)
+    return pipeline
+
+
+def _scheduler(index: dict[str, Any], where: str, marks: Marks, path: str) -> Any:
+    """The configurations' scheduler as the file says that it is; None where it says nothing."""
+    if marks.prediction is None and not marks.zero_snr:
+        return None
+    kind = getattr(diffusers, index["scheduler"][1])
+    config = dict(kind.load_config(where, subfolder="scheduler"))
+    if "prediction_type" not in config:  # a flow's
+        raise ValueError(
+            f"{path}: says how its network predicts, and {where}'s {kind.__name__} is of a flow"
+        )
+    if marks.prediction == "epsilon" and config["prediction_type"] != "epsilon":
+        raise ValueError(
+            f"{path}: its header says epsilon, {where}/scheduler {config['prediction_type']}; "
+            "name the model's own configurations in teacher.config"
+        )
+    changes: dict[str, Any] = {"prediction_type": marks.prediction or config["prediction_type"]}
+    if marks.zero_snr:
+        changes["rescale_betas_zero_snr"] = True
+        if "rescale_betas_zero_snr" not in inspect.signature(kind.__init__).parameters:
+            kind = DDIMScheduler
+    return kind.from_config({**config, **changes})
+
+
+def _resize(pipeline: Any, size: tuple[int, int], where: str, path: str) -> None:
+    """Let a U-Net draw pictures as large as its file says; ValueError for other networks."""
+    unet: Any = getattr(pipeline, "unet", None)
+    network = unet if unet is not None else pipeline.transformer
+    factor, width = pipeline.vae_scale_factor, size[0]
+    own = network.config.get("sample_size")
+    if own is None or size == (own * factor, own * factor):
+        return
+    if size[0] != size[1] or width % factor or unet is None:
+        raise ValueError(
+            f"{path}: its header says {size[0]}x{size[1]} pixels, the configurations of {where} "
+            f"{own * factor}x{own * factor}; name its own in teacher.config"
+        )
+    unet.register_to_config(sample_size=width // factor)
+    if hasattr(pipeline, "default_sample_size"):
+        pipeline.default_sample_size = width // factor
+
+
+def _check_channels(family: str, header: Header, path: str) -> None:
+    """ValueError if a U-Net reads more than latents."""
+    for prefix in (_PREFIX, ""):
+        shape = header.shapes.get(f"{prefix}input_blocks.0.0.weight")
+        if shape and (family, shape[1]) in EXTRA:
+            raise ValueError(
+                f"{path}: its network reads {shape[1]} channels: {EXTRA[family, shape[1]]}, "
+                "which is not fed here; name a text-to-image teacher"
+            )
 
 
 def _names(path: str) -> list[str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except SafetensorError as error:
-        raise ValueError(f"{path}: no safetensors file: {error}") from None
+    return list(read_header(path).shapes)
 
 
 def _check_family(family: str, names: Collection[str], path: str) -> None:
@@ -169,6 +233,11 @@ def _check_family(family: str, names: Collection[str], path: str) -> None:
     found = family_of(names)
     if found == family:
         return
+    if found is None and any(name.startswith("model_ema.") for name in names):
+        raise ValueError(
+            f"{path}: holds averaged weights alone (model_ema), under names that are not "
+            "read; convert it, or name the whole checkpoint"
+        )
     if found is None:
         raise ValueError(
             f"{path} is no {family} checkpoint: no weights of a network in the layout of "

@@ -137,8 +137,8 @@ export_to_video(video, "video.mp4", fps=16)
         config = self.pipeline.transformer.config
         return (config.in_channels, *getattr(config, "sample_size", SIZE))
 
-    def length(self, tokenizer: str) -> int:
-        return min(super().length(tokenizer), LENGTH)
+    def longest(self, tokenizer: str) -> int | None:
+        return LENGTH
 
     def asks(self, x0: Tensor, prompt: str) -> dict[str, Any] | None:
         pipeline, (_, _, frames, height, width) = self.pipeline, x0.shape

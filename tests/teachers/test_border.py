@@ -217,7 +217,7 @@ def test_a_word_without_its_embedding_is_refused(tmp_path):
     made.tokenizer_2.add_tokens("<sks>")
     made.save_pretrained(tmp_path)
     with pytest.raises(
-        ValueError, match="tokenizer_2: 517 tokens, and text_encoder_2.*textual inv"
+        ValueError, match=r"tokenizer_2: 517 tokens, and text_encoder_2.*textual inv"
     ):
         load_teacher("sdxl", tmp_path)
 

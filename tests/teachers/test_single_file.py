@@ -11,6 +11,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from edgedistill import recipe as recipes
 from edgedistill.plan.architectures import place
+from edgedistill.prediction import Prediction
 from edgedistill.sampling import solve, time_grid
 from edgedistill.teachers import load_teacher
 from edgedistill.teachers.single_file import family_of
@@ -160,3 +161,122 @@ def test_plan_reads_the_configurations(sd1):
     assert place(section) == str(config)
     with pytest.raises(ValueError, match=r"name their folder or Hub id in teacher.config"):
         place(recipes.load("emoji-4step", words).teacher)
+
+
+def marked(sd1, place, keys=(), dtype=None, **header):
+    """The file with further keys of no numbers, or of so many, and a header."""
+    _, file, _ = sd1
+    weights = load_file(file)
+    if dtype:
+        name = "model.diffusion_model.out.2.weight"
+        weights[name] = weights[name].to(dtype)
+    counts = {key: torch.zeros(count) for key, count in dict(keys).items()}
+    told = {f"modelspec.{key}": value for key, value in header.items()}
+    save_file({**weights, **counts}, place, {"format": "pt", **told})
+    return place
+
+
+@pytest.mark.parametrize(
+    ("keys", "header", "prediction", "ends"),
+    [
+        ({"v_pred": 0}, {}, Prediction.V, False),
+        ({"v_pred": 1, "ztsnr": 1}, {}, Prediction.V, True),
+        ({"ztsnr": 0}, {}, Prediction.EPS, True),
+        ({}, {"prediction_type": "v"}, Prediction.V, False),
+        ({}, {"prediction_type": "epsilon"}, Prediction.EPS, False),
+        ({}, {"architecture": "stable-diffusion-v2-768-v"}, Prediction.V, False),
+        ({}, {"architecture": "stable-diffusion-v1"}, Prediction.EPS, False),
+    ],
+)
+def test_what_a_file_says_of_its_prediction_is_followed(
+    eps, tmp_path, keys, header, prediction, ends
+):
+    file = marked(eps, tmp_path / "m.safetensors", keys, **header)
+    teacher = load_teacher("stable_diffusion", file, str(eps[2]))
+    assert teacher.denoiser.prediction is prediction
+    scheduler = teacher.pipeline.scheduler
+    assert bool(scheduler.config.rescale_betas_zero_snr) is ends
+    assert (float(scheduler.alphas_cumprod[-1]) < 1e-6) is ends
+
+    alpha = teacher.denoiser.schedule.alpha(torch.tensor([1.0]).double())
+    assert (float(alpha) < 1e-3) is ends
+
+
+@pytest.fixture(scope="module")
+def eps(tmp_path_factory):
+    root = tmp_path_factory.mktemp("eps")
+    torch.manual_seed(0)
+    pipeline = sd1_pipeline(prediction_type="epsilon")
+    pipeline.save_pretrained(root / "whole")
+    save_file(single_files.sd1(pipeline), root / "model.safetensors")
+    ignored = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(root / "whole", root / "config", ignore=ignored)
+    return root / "whole", root / "model.safetensors", root / "config"
+
+
+@pytest.mark.parametrize(
+    ("keys", "header", "message"),
+    [
+        ({"edm_vpred.sigma_max": 1, "edm_vpred.sigma_min": 1}, {}, "edm_vpred.*EDM's"),
+        ({"edm_mean": 4, "edm_std": 4}, {}, "edm_mean.*EDM's"),
+        ({"cosxl": 0}, {}, "'cosxl' of 0 numbers.*not known"),
+        ({"v_pred": 0}, {"prediction_type": "epsilon"}, "holds v_pred, and modelspec.pred"),
+        ({}, {"prediction_type": "sample"}, "prediction_type is 'sample'; epsilon or v"),
+        ({}, {"architecture": "stable-diffusion-v1/lora"}, "says stable-diffusion-v1/lora"),
+        ({}, {"architecture": "stable-diffusion-xl-v1-refiner"}, "text-to-image model by itself"),
+        ({}, {"resolution": "large"}, "modelspec.resolution is 'large'; WIDTHxHEIGHT"),
+        ({}, {"resolution": "8x16"}, "says 8x16 pixels"),
+        ({"model.diffusion_model.out.2.scale_weight": 1}, {}, "quantized .*scale_weight"),
+        ({"scaled_fp8": 2}, {}, "quantized .*scaled_fp8"),
+        ({"model.x.absmax": 2}, {}, "quantized .*absmax"),
+    ],
+)
+def test_what_a_file_says_and_is_not_known_is_refused(eps, tmp_path, keys, header, message):
+    file = marked(eps, tmp_path / "m.safetensors", keys, **header)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_teacher("stable_diffusion", file, str(eps[2]))
+    assert "\n" not in str(caught.value)
+    assert "m.safetensors" in str(caught.value)
+
+
+def test_the_header_contradicts_its_configurations(sd1, tmp_path):
+    file = marked(sd1, tmp_path / "m.safetensors", prediction_type="epsilon")
+    with pytest.raises(ValueError, match=r"says epsilon, .*scheduler v_prediction"):
+        load_teacher("stable_diffusion", file, str(sd1[2]))
+
+
+def test_the_size_in_a_header_is_drawn(eps, tmp_path):
+    file = marked(eps, tmp_path / "m.safetensors", resolution="16x16")
+    teacher = load_teacher("stable_diffusion", file, str(eps[2]))
+    assert teacher.sample_shape == (4, 8, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_of_eight_bits_are_read_and_named(eps, tmp_path, dtype):
+    file = marked(eps, tmp_path / "m.safetensors", dtype=dtype)
+    teacher = load_teacher("stable_diffusion", file, str(eps[2]))
+    found = teacher.pipeline.unet.conv_out.weight
+    whole = load_file(eps[1])["model.diffusion_model.out.2.weight"]
+    torch.testing.assert_close(found, whole.to(dtype).float())
+
+
+def test_weights_of_whole_numbers_are_refused(eps, tmp_path):
+    file = marked(eps, tmp_path / "m.safetensors", dtype=torch.int8)
+    with pytest.raises(ValueError, match=r"out\.2\.weight is of type I8"):
+        load_teacher("stable_diffusion", file, str(eps[2]))
+
+
+def test_files_of_other_contents_are_named(eps, tmp_path):
+    averaged = tmp_path / "ema.safetensors"
+    weights = {f"model_ema.{n.replace('.', '')}": v for n, v in load_file(eps[1]).items()}
+    save_file(weights, averaged)
+    with pytest.raises(ValueError, match="averaged weights alone"):
+        load_teacher("stable_diffusion", averaged, str(eps[2]))
+    inpainting = tmp_path / "inpainting.safetensors"
+    weights = load_file(eps[1])
+    weights["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(16, 9, 3, 3)
+    save_file(weights, inpainting)
+    with pytest.raises(ValueError, match="reads 9 channels: an inpainting network"):
+        load_teacher("stable_diffusion", inpainting, str(eps[2]))
+    with pytest.raises(ValueError, match="GGUF holds quantized weights"):
+        load_teacher("flux", tmp_path / "flux1-dev-Q4_0.gguf")
