@@ -65,7 +65,7 @@ def open_teacher(recipe: Recipe, device: torch.device) -> tuple[Teacher, str]:
         ValueError: If it cannot be loaded, or is not drawn as its own pipeline draws it.
     """
     section, train = recipe.teacher, recipe.train
-    teacher = load_teacher(section.family, section.path, section.config)
+    teacher = load_teacher(section.family, section.path, section.config, section.loras)
     teacher.spare(checkpointing=train.checkpointing, offload=train.offload)
     teacher.to(device)
     proof = prove(teacher) if section.verify else ""
@@ -113,7 +113,8 @@ class Run:
         # Said once the request is known to be right, or before the first wait.
         lines = [
             f"run {folder}  method {recipe.objective['name']}  "
-            f"teacher {self.teacher.name}: {parameters(denoiser):,} parameters"
+            f"teacher {self.teacher.name}: {parameters(denoiser):,} parameters",
+            *self.teacher.notes,
         ]
         lines += [proof] if proof else []
         if self.converts:
@@ -455,7 +456,9 @@ class Run:
                 "path": section.path,
                 "family": teacher.family,
                 "guidance": section.guidance,
-                "licences": teacher.licences,
+                **({"config": section.config} if section.config else {}),
+                **({"lora": [list(each) for each in section.loras]} if section.loras else {}),
+                **teacher.told(),
             },
             recipe=self.recipe.model_dump(mode="json"),
             depths={name: plan.to_json() for name, plan in self.depths.items()},

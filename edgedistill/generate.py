@@ -92,7 +92,9 @@ def teacher_of(student: Student) -> Teacher:
     named = student.info.teacher
     if not named.get("path"):
         raise ValueError(f"{student.path}: names no teacher")
-    return load_teacher(str(named.get("family", student.info.family)), str(named["path"]))
+    family = str(named.get("family", student.info.family))
+    loras = [(str(file), float(scale)) for file, scale in named.get("lora") or ()]
+    return load_teacher(family, str(named["path"]), named.get("config"), loras)
 
 
 def generate(

@@ -102,7 +102,7 @@ class Group:
     def _divided(self) -> tuple[Routes, str]:
         """A new division, and a line about it."""
         section, count = self.recipe.teacher, self.recipe.parts.count
-        teacher = load_teacher(section.family, section.path, section.config)
+        teacher = load_teacher(section.family, section.path, section.config, section.loras)
         teacher.to(engine(self.recipe.train.precision).device)
         captions = self._captions(teacher)
         routes = divide(teacher, captions, count, self.recipe.train.seed)

@@ -44,6 +44,15 @@ __all__ = [
 ]
 
 
+class Lora(Settings):
+    """A LoRA in the teacher's weights."""
+
+    path: str
+    """A .safetensors file in kohya's, diffusers' or peft's names, or the folder of one."""
+    scale: float = Field(1.0, ge=-100, le=100)
+    """Factor on all of it."""
+
+
 class TeacherSection(Settings):
     """Whom to learn from."""
 
@@ -55,6 +64,8 @@ class TeacherSection(Settings):
     config: str | None = None
     """For a single file: a folder or Hub id with the configurations and tokenizers, and the
     weights that the file lacks; looked for on the Hub where None."""
+    lora: tuple[Lora, ...] = Field((), max_length=16)
+    """LoRAs fused into it as it is loaded, in this order: a file, {path, scale}, or a list."""
     guidance: float = Field(1.0, ge=0, le=1000)
     """Guidance scale while teaching and as the reference; 1 is none."""
     steps: int = Field(25, gt=0, le=10_000)
@@ -65,6 +76,20 @@ class TeacherSection(Settings):
     is not drawn here as there; a teacher is compared once."""
     tiny: bool = False
     """Put a tiny random teacher of the family in the place of `path`, to try a recipe."""
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """One alone, and a path alone, stand for a list of {path}."""
+        each = [value] if isinstance(value, (str, Mapping)) else value
+        if not isinstance(each, (list, tuple)):
+            return each
+        return [{"path": one} if isinstance(one, str) else one for one in each]
+
+    @property
+    def loras(self) -> list[tuple[str, float]]:
+        """A file and a factor for each LoRA; none in a tiny teacher, which they do not fit."""
+        return [] if self.tiny else [(each.path, each.scale) for each in self.lora]
 
 
 class StudentSection(Settings):

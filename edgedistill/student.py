@@ -58,7 +58,9 @@ class StudentInfo(BaseModel):
         guidance: Where guidance went.
         lora_scale: Scale of a LoRA student's adapter, or None.
         latent: {"shape", "scaling_factor", "shift_factor"}.
-        teacher: {"name", "path", "family", "guidance", "licences"}.
+        teacher: {"name", "path", "family", "guidance", "licences"}; `license_name` and
+            `license_link` of a licence that the Hub has no name for, "notes" on what a student
+            lacks, "config" of a single file and "lora" in its weights where there are such.
         recipe: The resolved recipe.
         evaluation: Figures of eval.json, or None before evaluation.
         sha256: Of every other file but the card, by name, and under "student.json" of all that is
@@ -286,13 +288,20 @@ pipe.scheduler = {scheduler}.from_pretrained(FOLDER, subfolder="scheduler")
 def _card(info: StudentInfo, table: StepTable, usage: str) -> str:
     licences = info.teacher.get("licences") or ["other"]
     front = "\n".join(f"- {licence}" for licence in licences)
+    for key in ("license_name", "license_link"):
+        if key in info.teacher:
+            front += f"\n{key}: {json.dumps(info.teacher[key])}"
+    notes = "".join(f"\n- {note}" for note in info.teacher.get("notes") or ())
+    loras = [Path(file).name for file, _ in info.teacher.get("lora") or ()]
+    teacher = " with ".join([str(info.teacher.get("name")), *loras])
+    usage += f"\n\nOf its teacher:\n{notes}" if notes else ""
     return f"""---
 license:
 {front}
 tags:
 - edgedistill
 ---
-A {len(table.rows)}-step student of {info.teacher.get("name")}, distilled with {info.method}.
+A {len(table.rows)}-step student of {teacher}, distilled with {info.method}.
 
 {usage}
 """

@@ -48,7 +48,8 @@ def synth(
     place = str(folder / "teacher") if section.tiny else section.path
     if section.tiny and not Path(place).exists():
         make_tiny(section.family, Path(place), recipe.train.seed)
-    teacher = load_teacher(section.family, place, None if section.tiny else section.config)
+    config = None if section.tiny else section.config
+    teacher = load_teacher(section.family, place, config, section.loras)
     teacher.to(engine(recipe.train.precision).device)
     data = recipe.data
     find_captions(teacher, data.prompts, data.samples, data.caption)  # for what it refuses

@@ -107,7 +107,7 @@ def _info(
             "path": where,
             "family": family,
             "guidance": 1.0,
-            "licences": teacher.licences,
+            **teacher.told(),
         },
         recipe={
             "name": name,

@@ -65,7 +65,8 @@ def evaluate_subjects(
     if features:
         judge = recipe.evaluate.model_copy(update={"features": features})
         recipe = recipe.model_copy(update={"evaluate": judge})
-    teacher = load_teacher(recipe.teacher.family, recipe.teacher.path, recipe.teacher.config)
+    section = recipe.teacher
+    teacher = load_teacher(section.family, section.path, section.config, section.loras)
     kept = None if isinstance(teacher, Mixture) else keeper(home, teacher)
     subjects = [*_subjects(recipe, teacher, student, kept), *extra]
     count, seed = samples or recipe.evaluate.samples, recipe.evaluate.seed

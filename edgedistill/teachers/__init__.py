@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgedistill.plugins import resolve
@@ -27,7 +28,12 @@ TEACHERS = {
 """Imported when asked for. Others join by `ENTRY_POINTS`."""
 
 
-def load_teacher(family: str, path: str | Path, config: str | None = None) -> Teacher:
+def load_teacher(
+    family: str,
+    path: str | Path,
+    config: str | None = None,
+    loras: Sequence[tuple[str, float]] = (),
+) -> Teacher:
     """Load a teacher.
 
     Args:
@@ -35,8 +41,10 @@ def load_teacher(family: str, path: str | Path, config: str | None = None) -> Te
         path: A shipped asset's name, a folder, a Hub id or a single .safetensors file.
         config: Folder or Hub id of the configurations for a single file.
 
+        loras: Files of LoRAs to fuse into its weights, and a factor on each.
+
     Raises:
         ValueError: If the family is unknown or nothing loadable is at `path`.
     """
     kind: type[Teacher] = resolve("teacher family", TEACHERS, family, ENTRY_POINTS)
-    return kind.load(str(path), config)
+    return kind.load_fused(str(path), config, loras) if loras else kind.load(str(path), config)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from edgedistill.denoiser import Condition, Denoiser, Guided, cat
 from edgedistill.networks.scaling import Scaling
 from edgedistill.sampling import StepTable, TimeGrid, time_grid
+from edgedistill.teachers.licences import Rights
 
 __all__ = ["Graph", "PromptCache", "Source", "Teacher"]
 
@@ -61,7 +62,9 @@ class Teacher(ABC):
         denoiser: The frozen network with its schedule and prediction, unguided.
         net: The network a loaded folder holds; in a student dir the few-step one.
         sample_shape: Shape of one x0 (latent or plane point), without the batch.
-        licences: Licences of weights and data, for student.json.
+        rights: Licences of the weights.
+        notes: What of the teacher's files is not read, and what of its pipeline its students
+            lack, a line each.
         usage: How a student folder is used, for its card; {steps} is filled in.
         tap: Module path inside the net whose output serves as features, "" if none.
         time_layer: Module path inside it of the time embedding's last linear layer, "" if none.
@@ -88,7 +91,8 @@ class Teacher(ABC):
     denoiser: Denoiser
     net: nn.Module
     sample_shape: tuple[int, ...]
-    licences: list[str]
+    rights: Rights = Rights()
+    notes: list[str] = []  # noqa: RUF012  an instance has its own
     autoencoder: nn.Module | None = None
     scaling: Scaling = Scaling()
     loads_lora: bool = False
@@ -111,6 +115,32 @@ class Teacher(ABC):
         Raises:
             ValueError: If something is missing; says what.
         """
+
+    @classmethod
+    def load_fused(
+        cls, path: str, config: str | None, loras: Sequence[tuple[str, float]]
+    ) -> Teacher:
+        """Load a teacher with LoRAs in its weights.
+
+        Args:
+            path: As `load`.
+            config: As `load`.
+            loras: A file and a factor on it, for each.
+
+        Raises:
+            ValueError: As `load`, and if one does not fit, or the family takes none.
+        """
+        raise ValueError(f"teacher.lora={loras[0][0]}: {cls.family} teachers take no LoRA")
+
+    @property
+    def licences(self) -> list[str]:
+        """The Hub's names of the licences of its weights."""
+        return list(self.rights.licences)
+
+    def told(self) -> dict[str, Any]:
+        """What student.json says of a teacher's terms, and of what its students lack."""
+        lacks = {"notes": list(self.notes)} if self.notes else {}
+        return {"licences": self.licences, **self.rights.details, **lacks}
 
     @abstractmethod
     def to(self, device: torch.device) -> Teacher:

@@ -82,7 +82,6 @@ class Mixture(Teacher):
 
     def __init__(self, path: str, weights: Tensor, means: Tensor, scales: Tensor) -> None:
         self.name, self.path = Path(path).stem, path
-        self.licences = []
         self.weights = weights.double() / weights.double().sum()
         self.means, self.scales = means.double(), scales.double()
         net = MixtureNet(weights, means, scales, Trig())

@@ -10,8 +10,9 @@ import copy
 import json
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +20,6 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -36,7 +36,10 @@ from edgedistill.teachers.base import Graph, PromptCache, Source, Teacher
 from edgedistill.teachers.decoders import Decoder, channels_of, open_decoder
 from edgedistill.teachers.flow import shift_asked
 from edgedistill.teachers.latents import Latents
+from edgedistill.teachers.licences import Rights, copy_texts, lacks_of, merged, rights_of
 from edgedistill.teachers.loading import check_configs, check_pickles, whole_weights
+from edgedistill.teachers.loras import fuse, rights_of_lora
+from edgedistill.teachers.markers import marks_of, read_header
 from edgedistill.teachers.network_inputs import check_network
 from edgedistill.teachers.schedulers import (
     bound_of,
@@ -78,6 +81,7 @@ class PipelineTeacher(Teacher):
         conditions: Names of what the text encoder returns, as the network takes them.
         unused: Components that are not loaded.
         options: What the pipeline's class takes besides its components.
+        fused: Files of LoRAs that are in its weights.
         pipeline: The pipeline itself.
     """
 
@@ -117,7 +121,8 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         self.scaling = self.decoder.scaling
         self.text_encoder = self.encoder()
         self.loads_lora = hasattr(pipeline, "load_lora_weights")
-        self.licences = _licences(Path(path))
+        self.rights, self.notes = rights_of(path), []
+        self.fused: list[str] = []
         self._cache = PromptCache()
         self.offload = False
 
@@ -211,12 +216,31 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
 
     @classmethod
     def load(cls, path: str, config: str | None = None) -> PipelineTeacher:
+        return cls._read(path, config).teacher(cls)
+
+    @classmethod
+    def load_fused(
+        cls, path: str, config: str | None, loras: Sequence[tuple[str, float]]
+    ) -> PipelineTeacher:
+        read = cls._read(path, config)
+        if not hasattr(read.pipeline, "load_lora_weights"):
+            super().load_fused(path, config, loras)
+        for file, scale in loras:
+            fuse(read.pipeline, file, scale)
+        teacher = read.teacher(cls)
+        teacher.fused = [file for file, _ in loras]
+        teacher.rights = merged([teacher.rights, *map(rights_of_lora, teacher.fused)])
+        return teacher
+
+    @classmethod
+    def _read(cls, path: str, config: str | None) -> _Read:
+        """The pipeline at a place, and what is known of it."""
         # A download shows its own bars; loading takes a second and needs none.
         diffusers_logging.disable_progress_bar()
         diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)  # errors come as exceptions
         transformers_logging.disable_progress_bar()
         if check_file(path):
-            return cls._load_file(path, config)
+            return cls._read_file(path, config)
         if config is not None:
             raise ValueError(
                 f"teacher.config={config} is for a single .safetensors file; "
@@ -244,10 +268,10 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             if "ip_image_proj" in first:
                 first += "; it was saved with an IP-Adapter, save it after unload_ip_adapter()"
             raise ValueError(f"cannot load {path!r}: {first}") from error
-        return cls(Path(path).name, where, pipeline)
+        return _Read(Path(path).name, where, pipeline, index, rights_of(where), ())
 
     @classmethod
-    def _load_file(cls, path: str, config: str | None) -> PipelineTeacher:
+    def _read_file(cls, path: str, config: str | None) -> _Read:
         """The pipeline around a single file."""
         where, index = read_index(cls.family, path, config)
         _check_class(cls, str(index.get("_class_name")), where)
@@ -257,7 +281,9 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]
             raise ValueError(f"cannot load {path!r}: {first}") from error
-        return cls(Path(path).stem, path, pipeline)
+        marks = marks_of(read_header(path), path)
+        rights = rights_of(path, marks.licence)
+        return _Read(Path(path).stem, path, pipeline, index, rights, marks.notes)
 
     @classmethod
     def open(cls, name: str, index: dict[str, Any], where: str) -> Any:
@@ -397,6 +423,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             warnings.simplefilter("ignore")
             pipeline = type(self.pipeline)(**parts, **self.options)
         pipeline.save_pretrained(folder, safe_serialization=True)
+        copy_texts(self.path, folder)
 
     def check(self, table: StepTable) -> None:
         self.scheduler(table)
@@ -441,6 +468,24 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         return {"shape": list(self.sample_shape), **self.decoder.scaling.describe()}
 
 
+@dataclass(frozen=True)
+class _Read:
+    """A pipeline and what is known of its files."""
+
+    name: str
+    path: str
+    pipeline: Any
+    index: Mapping[str, Any]
+    rights: Rights
+    notes: Sequence[str]
+
+    def teacher(self, kind: type[PipelineTeacher]) -> PipelineTeacher:
+        made = kind(self.name, self.path, self.pipeline)
+        lacks = [] if made.is_student else lacks_of(self.index)
+        made.rights, made.notes = self.rights, [*self.notes, *lacks]
+        return made
+
+
 def _check_place(folder: Path, path: str) -> None:
     """ValueError if `path` is neither a Hub id nor a folder of a pipeline."""
     if (folder / "model_index.json").is_file():
@@ -460,11 +505,3 @@ def _check_class(kind: type[PipelineTeacher], name: str, where: str) -> None:
     raise ValueError(
         f"{where} holds a {name}, {kind.family} reads {', '.join(kind.pipelines)}; {hint}"
     )
-
-
-def _licences(folder: Path) -> list[str]:
-    card = folder / "README.md"
-    if not card.is_file():
-        return []
-    licence = ModelCard.load(card).data.get("license") or []
-    return [licence] if isinstance(licence, str) else list(licence)

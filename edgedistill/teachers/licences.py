@@ -1,0 +1,149 @@
+"""What a teacher's owner asks of those who use it, and what of its pipeline a student lacks."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import try_to_load_from_cache
+
+__all__ = ["Rights", "copy_texts", "lacks_of", "merged", "rights_of"]
+
+TEXTS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "USE-POLICY*", "COPYING*")
+"""Names of files that hold terms; they are copied into students."""
+
+KNOWN = {
+    "apache license": "apache-2.0",
+    "mit license": "mit",
+    "creativeml open rail++-m": "openrail++",
+    "creativeml open rail-m": "creativeml-openrail-m",
+    "creativeml open rail m": "creativeml-openrail-m",
+    "bigscience openrail-m": "bigscience-openrail-m",
+    "gnu general public license": "gpl",
+    "bsd 3-clause": "bsd-3-clause",
+    "creative commons attribution-noncommercial": "cc-by-nc-4.0",
+}
+"""The Hub's name of a licence by words near the head of its text."""
+
+_HEAD = 400
+"""Characters of a text in which its name stands."""
+
+
+@dataclass(frozen=True)
+class Rights:
+    """Under which terms weights are published.
+
+    Attributes:
+        licences: The Hub's names; none where nothing was found.
+        details: `license_name` and `license_link` of a licence that the Hub has no name for.
+    """
+
+    licences: tuple[str, ...] = ()
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+def rights_of(path: str, told: str = "") -> Rights:
+    """The terms that a folder, a file or a downloaded Hub id states.
+
+    The front matter of README.md comes first, then what a file's header says, then a licence's
+    text beside it.
+
+    Args:
+        path: Of the weights. A file's are those of the folder that it is in.
+        told: What the header of a file says; "" for nothing.
+    """
+    place = Path(path)
+    folder = place.parent if place.is_file() else place
+    card = folder / "README.md"
+    if not folder.is_dir() and path.count("/") == 1:
+        found = try_to_load_from_cache(path, "README.md")
+        card = Path(found) if isinstance(found, str) else card
+    stated = _front_matter(card)
+    named = stated.get("license") or told
+    licences = [named] if isinstance(named, str) and named else named or []
+    licences = [str(each) for each in licences] if isinstance(licences, list) else []
+    details = {
+        key: str(stated[key]) for key in ("license_name", "license_link") if stated.get(key)
+    }
+    if not licences:
+        texts = texts_in(folder)
+        licences = [_named(texts[0])] if texts else []
+    return Rights(tuple(licences), details)
+
+
+def merged(rights: Iterable[Rights]) -> Rights:
+    """The terms of weights that were made of several, each once."""
+    every = list(rights)
+    licences = dict.fromkeys(name for each in every for name in each.licences)
+    details = {key: value for each in reversed(every) for key, value in each.details.items()}
+    return Rights(tuple(licences), details)
+
+
+def texts_in(folder: Path) -> list[Path]:
+    """Files with terms in a folder, by name."""
+    if not folder.is_dir():
+        return []
+    found = {file for pattern in TEXTS for file in folder.glob(pattern) if file.is_file()}
+    return sorted(found)
+
+
+def copy_texts(source: str, folder: Path) -> None:
+    """Copy the files with terms of a teacher's folder, or of the folder of its file."""
+    place = Path(source)
+    for file in texts_in(place.parent if place.is_file() else place):
+        shutil.copyfile(file, folder / file.name)
+
+
+def lacks_of(index: Mapping[str, Any]) -> list[str]:
+    """What a pipeline does to pictures beside drawing them, and no student does; a line each.
+
+    Args:
+        index: Its model_index.json.
+    """
+    lines = []
+    library, kind = _component(index, "safety_checker")
+    if library and kind:
+        lines.append(
+            f"the teacher's pipeline has a safety checker ({kind}); students and bundles have "
+            "none: check prompts and pictures where they are shown"
+        )
+    if index.get("_class_name") == "StableDiffusionXLPipeline":
+        marked = index.get("add_watermarker")
+        if marked is None or marked:
+            lines.append(
+                "diffusers puts an invisible watermark into SDXL's pictures where "
+                "invisible-watermark is installed; bundles put none"
+            )
+    return lines
+
+
+def _component(index: Mapping[str, Any], name: str) -> tuple[Any, Any]:
+    found = index.get(name)
+    return (found[0], found[1]) if isinstance(found, (list, tuple)) else (None, None)
+
+
+def _front_matter(card: Path) -> dict[str, Any]:
+    """The YAML at the head of a model card; {} where there is none that can be read."""
+    try:
+        text = card.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        return {}
+    if not text.startswith("---"):
+        return {}
+    head = text[3:].partition("\n---")[0]
+    try:
+        data = yaml.safe_load(head) if "&" not in head else None  # no aliases, which may unfold
+    except yaml.YAMLError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _named(file: Path) -> str:
+    """The Hub's name of the licence in a file, or "other"."""
+    head = file.read_text(encoding="utf-8", errors="replace")[:_HEAD].lower()
+    words = " ".join(head.replace("_", " ").split())
+    return next((name for part, name in KNOWN.items() if part in words), "other")

@@ -1,0 +1,58 @@
+"""LoRAs fused into a teacher as it is loaded: the teacher is then base and LoRA in one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgedistill.teachers.licences import Rights, rights_of
+from edgedistill.teachers.markers import read_header
+
+__all__ = ["fuse", "rights_of_lora"]
+
+
+def fuse(pipeline: Any, file: str, scale: float) -> None:
+    """Fuse a LoRA into a pipeline's networks; every key of the file is used.
+
+    Args:
+        pipeline: Diffusers' pipeline, on the CPU in float32.
+        file: A .safetensors file in kohya's, diffusers' or peft's names, or the folder of one.
+        scale: Factor on all of it.
+
+    Raises:
+        ValueError: If it does not fit, in part or at all, or is not finite; names the file.
+    """
+    from edgedistill.adopt.weights import fuse_lora
+
+    try:
+        fuse_lora(pipeline, place_of(file), scale)
+    except ValueError as error:
+        raise ValueError(f"teacher.lora={file}: {error}") from error
+
+
+def place_of(file: str) -> Path:
+    """The file of a LoRA that is named by it or by its folder.
+
+    Raises:
+        ValueError: If there is none, or there are several.
+    """
+    place = Path(file)
+    if place.is_dir():
+        found = sorted(place.glob("*.safetensors"))
+        if len(found) != 1:
+            raise ValueError(
+                f"teacher.lora={file}: {len(found)} .safetensors files in it; name one"
+            )
+        return found[0]
+    if not place.is_file():
+        raise ValueError(f"teacher.lora={file}: no such file")
+    if place.suffix != ".safetensors":
+        raise ValueError(f"teacher.lora={file}: a .safetensors file expected")
+    return place
+
+
+def rights_of_lora(file: str) -> Rights:
+    """The terms that a LoRA's folder, or the header of its file, states."""
+    place = place_of(file)
+    told = read_header(str(place)).told
+    return rights_of(str(place), told.get("modelspec.license", "").strip())
