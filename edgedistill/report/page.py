@@ -47,7 +47,8 @@ def write_report(run: Path, out: Path, say: Callable[[str], None]) -> Path:
     """
     student = load_student(_student_of(run))
     recipe = judged(student.info.recipe)
-    teacher = load_teacher(recipe.teacher.family, recipe.teacher.path, recipe.teacher.config)
+    section = recipe.teacher
+    teacher = load_teacher(section.family, section.path, section.config, section.loras)
     subjects, captions = _subjects(run, recipe, student, teacher), _captions(recipe, teacher)
     drawn = []
     for subject in subjects:
