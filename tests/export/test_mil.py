@@ -19,7 +19,7 @@ from edgedistill_export.mil.interpreter import OPERATORS  # noqa: E402
 from edgedistill_export.mil.reader import Operation, Program, Slot  # noqa: E402
 from edgedistill_export.mil.sdk import quiet  # noqa: E402
 from edgedistill_export.mil.values import BY_NAME, read_blob, unpack  # noqa: E402
-from edgedistill_export.targets.coreml import DECOMPOSITIONS  # noqa: E402
+from edgedistill_export.targets.coreml_lowering import DECOMPOSITIONS  # noqa: E402
 from edgedistill_export.targets.coreml_weights import LAYERS, SCHEMES  # noqa: E402
 
 X = np.array([[-1.5, 0.25, 0.0], [2.0, -0.5, 3.0]], np.float32)
@@ -34,6 +34,16 @@ CASES = [
     ("cast", {"x": X, "dtype": "fp32"}, X),
     ("clip", {"x": X, "alpha": -1.0, "beta": 1.0}, X.clip(-1, 1)),
     ("concat", {"values": [X, X], "axis": -1}, np.concatenate([X, X], -1)),
+    (
+        "concat",
+        {"values": [X, X + 9], "axis": -1, "interleave": True},
+        np.stack([X, X + 9], -1).reshape(2, 6),
+    ),
+    (
+        "concat",
+        {"values": [X, X + 9], "axis": 0, "interleave": True},
+        [X[0], X[0] + 9, X[1], X[1] + 9],
+    ),
     ("cos", {"x": X}, np.cos(X)),
     ("equal", {"x": X, "y": Y}, X == Y),
     ("erf", {"x": [0.5]}, [0.5204999]),
@@ -42,6 +52,12 @@ CASES = [
     ("floor", {"x": X}, np.floor(X)),
     ("floor_div", {"x": X, "y": Y}, np.floor(X / Y)),
     ("gather", {"x": GRID, "indices": [[2, 0]], "axis": 1}, GRID[:, [[2, 0]]]),
+    ("gather_nd", {"x": GRID, "indices": [[1, 2], [0, -1]]}, GRID[[1, 0], [2, 2]]),
+    (
+        "gather_nd",
+        {"x": GRID, "indices": [[[2]], [[0]]], "batch_dims": 1},
+        [GRID[0, [2]], GRID[1, [0]]],
+    ),
     ("gelu", {"x": [0.5]}, [0.3457312]),
     ("gelu", {"x": [0.5], "mode": "TANH_APPROXIMATION"}, [0.3457140]),
     ("gelu", {"x": X, "mode": "SIGMOID_APPROXIMATION"}, X / (1 + np.exp(-1.702 * X))),
@@ -75,6 +91,10 @@ CASES = [
     ),
     ("pow", {"x": POSITIVE, "y": Y}, POSITIVE**Y),
     ("real_div", {"x": X, "y": Y}, X / Y),
+    ("reduce_argmax", {"x": X, "axis": 0, "keep_dims": True}, [[1, 0, 1]]),
+    ("reduce_argmax", {"x": X, "output_dtype": "int32"}, [1, 2]),
+    ("reduce_l1_norm", {"x": X, "axes": [1]}, np.abs(X).sum(1)),
+    ("reduce_l2_norm", {"x": X, "axes": [0], "keep_dims": True}, np.sqrt((X * X).sum(0))[None]),
     (
         "reduce_max",
         {"x": GRID, "axes": [0, 2], "keep_dims": True},

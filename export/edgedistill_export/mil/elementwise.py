@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,16 @@ def _reduction(function: Callable[..., Tensor]) -> Operator:
         return function(x, dim=dims, keepdim=bool(keep_dims))
 
     return reduce
+
+
+def _argmax(
+    *,
+    x: Tensor,
+    axis: Tensor | int = -1,
+    keep_dims: Tensor | bool = False,
+    output_dtype: str = "int32",
+) -> Tensor:
+    return x.argmax(int(axis), keepdim=bool(keep_dims))
 
 
 def _clip(*, x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
@@ -95,6 +106,9 @@ ELEMENTWISE: Mapping[str, Operator] = {
     "not_equal": _binary(torch.ne),
     "pow": _binary(torch.pow),
     "real_div": _binary(torch.true_divide),
+    "reduce_argmax": _argmax,
+    "reduce_l1_norm": _reduction(partial(torch.linalg.vector_norm, ord=1)),
+    "reduce_l2_norm": _reduction(torch.linalg.vector_norm),
     "reduce_max": _reduction(torch.amax),
     "reduce_mean": _reduction(torch.mean),
     "reduce_min": _reduction(torch.amin),

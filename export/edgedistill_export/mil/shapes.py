@@ -22,9 +22,10 @@ def _cast(*, x: Tensor, dtype: str) -> Tensor:
 def _concat(
     *, values: Sequence[Tensor], axis: Tensor, interleave: Tensor | bool = False
 ) -> Tensor:
+    along = int(axis) % values[0].ndim
     if interleave:
-        raise ValueError("concat: interleave is not run here")
-    return torch.cat(list(values), int(axis))
+        return torch.stack(list(values), along + 1).flatten(along, along + 1)
+    return torch.cat(list(values), along)
 
 
 def _expand_dims(*, x: Tensor, axes: Tensor) -> Tensor:
@@ -47,6 +48,21 @@ def _gather(
     along = int(axis) % x.ndim
     taken = x.index_select(along, indices.reshape(-1))
     return taken.reshape(*x.shape[:along], *indices.shape, *x.shape[along + 1 :])
+
+
+def _gather_nd(
+    *,
+    x: Tensor,
+    indices: Tensor,
+    batch_dims: Tensor | int = 0,
+    validate_indices: Tensor | bool = False,
+) -> Tensor:
+    rank = indices.ndim - 1
+    batch = [
+        torch.arange(x.shape[axis]).reshape([-1 if axis == at else 1 for at in range(rank)])
+        for axis in range(int(batch_dims))
+    ]
+    return x[(*batch, *indices.unbind(-1))]
 
 
 def _pad(
@@ -136,6 +152,7 @@ SHAPES: Mapping[str, Callable[..., Any]] = {
     "concat": _concat,
     "expand_dims": _expand_dims,
     "gather": _gather,
+    "gather_nd": _gather_nd,
     "identity": lambda *, x: x,
     "pad": _pad,
     "pixel_shuffle": lambda *, x, upscale_factor: F.pixel_shuffle(x, int(upscale_factor)),

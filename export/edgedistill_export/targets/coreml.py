@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgedistill.plugins import unknown
-from edgedistill.teachers.base import Graph
 from edgedistill_export import targets
 from edgedistill_export.backends.coreml import PACKAGE
 from edgedistill_export.mil.sdk import coremltools, quiet
 from edgedistill_export.targets import Built, Job
+from edgedistill_export.targets.coreml_lowering import lower
 from edgedistill_export.targets.coreml_weights import LAYERS, SCHEMES
 
-__all__ = ["DECOMPOSITIONS", "SYSTEMS", "Options", "build"]
+__all__ = ["SYSTEMS", "Options", "build"]
 
 SYSTEMS: Mapping[str, str] = {
     "iOS17": "iOS17",
@@ -34,20 +32,11 @@ SYSTEMS: Mapping[str, str] = {
 ANGLES = {"sin", "cos"}
 """Kept in float32 with all that leads to them: a float16 of 999 rad has steps of 0.5."""
 
+MEANS, ROOTS = {"reduce_mean", "reduce_sum"}, {"pow", "rsqrt", "sqrt"}
+"""Means of squares stay in float32 up to their root: in float16, 256 squared is infinite."""
 
-def _gelu(x: Tensor, *, approximate: str = "none") -> Any:
-    if approximate == "none":
-        return NotImplemented
-    # The converter reads no keyword and would make it exact; it knows this form, and fuses it.
-    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-
-DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
-    torch.ops.aten.alias.default: lambda x: x,
-    torch.ops.aten.gelu.default: _gelu,
-}
-"""What the converter does not know or gets wrong, in torch operators that it gets right. It has
-torch's large operators (group norm, attention), so nothing else is decomposed."""
+BETWEEN = {"add", "clip", "maximum", "mul", "real_div"}
+"""What may lie between a mean of squares and its root."""
 
 
 class Options(targets.Options):
@@ -78,7 +67,7 @@ def build(job: Job) -> Built:
     assert isinstance(options, Options)
     scheme = SCHEMES[job.precision]
     system = _system(job.precision, scheme.opset, options.deployment_target)
-    program = _export(job.graph)
+    program = lower(job.graph, job.name)
     weights = _weights(program, job.graph.module, job.keep)
     chunked = options.chunk and job.name == "denoiser"
     path = job.folder / (job.name if chunked else f"{job.name}{PACKAGE}")
@@ -112,14 +101,6 @@ def _system(precision: str, oldest: str, wanted: str | None) -> str:
     return system
 
 
-def _export(graph: Graph) -> Any:
-    """A network as torch exports it, a batch of one."""
-    inputs = {name: tensor[:1].clone() for name, tensor in graph.inputs.items()}
-    with torch.no_grad(), quiet():
-        program = torch.export.export(graph.module.eval(), (), kwargs=inputs)
-        return program.run_decompositions(dict(DECOMPOSITIONS))
-
-
 def _weights(program: Any, module: nn.Module, keep: frozenset[str]) -> dict[str, nn.Module]:
     """The layers to compress, by the name that a layer's weight has once it is float16.
 
@@ -139,14 +120,15 @@ def _weights(program: Any, module: nn.Module, keep: frozenset[str]) -> dict[str,
 
 
 class _Selector:
-    """Whether an operator becomes float16: all but angles and what leads to them."""
+    """Whether an operator becomes float16: all but what leads to angles, and mean squares."""
 
     def __init__(self) -> None:
         self.kept: frozenset[str] | None = None
 
     def __call__(self, operation: Any) -> bool:
         if self.kept is None:
-            self.kept = frozenset(_leading_to(ANGLES, operation.enclosing_block.operations))
+            operations = operation.enclosing_block.operations
+            self.kept = frozenset((*_leading_to(ANGLES, operations), *_mean_squares(operations)))
         return operation.name not in self.kept
 
 
@@ -159,6 +141,34 @@ def _leading_to(kinds: set[str], operations: Iterable[Any]) -> Iterator[str]:
         for value in operation.get_flattened_inputs():
             if value.op is not None:
                 todo.append(value.op)
+
+
+def _mean_squares(operations: Iterable[Any]) -> Iterator[str]:
+    """Names of the operators from a square through its mean to the root of it."""
+    for operation in operations:
+        square = operation.x.op if operation.op_type in MEANS else None
+        if square is None or not _is_square(square):
+            continue
+        yield square.name
+        todo = [operation]
+        while todo:
+            found = todo.pop()
+            yield found.name
+            if found.op_type in MEANS | BETWEEN:
+                todo += [
+                    each
+                    for each in found.outputs[0].child_ops
+                    if each.op_type in BETWEEN | ROOTS
+                    and each.outputs[0].shape == operation.outputs[0].shape
+                ]
+
+
+def _is_square(operation: Any) -> bool:
+    if operation.op_type == "mul":
+        return operation.x is operation.y
+    if operation.op_type == "pow":
+        return operation.y.val is not None and bool((operation.y.val == 2).all())
+    return bool(operation.op_type == "square")
 
 
 def _save(model: Any, path: Path) -> None:
