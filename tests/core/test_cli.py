@@ -107,7 +107,7 @@ WRONG = [
     ("evaluate {folder}", "{folder}: no student.json"),
     ("evaluate", "runs/latest/student"),
     ("bench {folder}", "{folder}: neither a bundle"),
-    ("bench", "runs/latest/student"),
+    ("bench", "runs/latest"),
     ("report {folder}", "{folder}/student"),
     ("report", "runs/latest/student"),
     ("recipes show mixture-lmc", "'mixture-lmc'"),

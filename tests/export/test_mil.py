@@ -32,6 +32,7 @@ CASES = [
     ("abs", {"x": X}, np.abs(X)),
     ("add", {"x": X, "y": Y}, X + Y),
     ("cast", {"x": X, "dtype": "fp32"}, X),
+    ("ceil", {"x": X}, np.ceil(X)),
     ("clip", {"x": X, "alpha": -1.0, "beta": 1.0}, X.clip(-1, 1)),
     ("concat", {"values": [X, X], "axis": -1}, np.concatenate([X, X], -1)),
     (
@@ -45,13 +46,29 @@ CASES = [
         [X[0], X[0] + 9, X[1], X[1] + 9],
     ),
     ("cos", {"x": X}, np.cos(X)),
+    (
+        "crop",
+        {"x": GRID, "crop_height": [1, 0], "crop_width": [0, 2]},
+        GRID[:, 1:, :2],
+    ),
+    ("cumsum", {"x": GRID, "axis": 1}, GRID.cumsum(1)),
+    ("cumsum", {"x": X, "axis": 1, "exclusive": True}, np.c_[0 * X[:, :1], X.cumsum(1)[:, :-1]]),
+    ("cumsum", {"x": X, "axis": 0, "reverse": True}, [X[0] + X[1], X[1]]),
+    ("einsum", {"values": [GRID, COLUMNS], "equation": "abc,acd->abd"}, GRID @ COLUMNS),
+    ("elu", {"x": X, "alpha": 0.5}, np.where(X > 0, X, 0.5 * np.expm1(X))),
     ("equal", {"x": X, "y": Y}, X == Y),
     ("erf", {"x": [0.5]}, [0.5204999]),
+    ("exp2", {"x": X}, 2**X),
     ("exp", {"x": X}, np.exp(X)),
     ("expand_dims", {"x": X, "axes": [0, -1]}, X[None, :, :, None]),
     ("floor", {"x": X}, np.floor(X)),
     ("floor_div", {"x": X, "y": Y}, np.floor(X / Y)),
     ("gather", {"x": GRID, "indices": [[2, 0]], "axis": 1}, GRID[:, [[2, 0]]]),
+    (
+        "gather_along_axis",
+        {"x": X, "indices": [[2, 0], [1, -1]], "axis": 1},
+        np.take_along_axis(X, np.array([[2, 0], [1, -1]]), 1),
+    ),
     ("gather_nd", {"x": GRID, "indices": [[1, 2], [0, -1]]}, GRID[[1, 0], [2, 2]]),
     (
         "gather_nd",
@@ -73,10 +90,12 @@ CASES = [
     ("logical_and", {"x": X > 0, "y": Y > 0}, (X > 0) & (Y > 0)),
     ("logical_not", {"x": X > 0}, X <= 0),
     ("logical_or", {"x": X > 0, "y": Y > 0}, (X > 0) | (Y > 0)),
+    ("logical_xor", {"x": X > 0, "y": Y > 0}, (X > 0) ^ (Y > 0)),
     ("matmul", {"x": GRID, "y": GRID, "transpose_x": True}, COLUMNS @ GRID),
     ("matmul", {"x": GRID, "y": GRID, "transpose_y": True}, GRID @ COLUMNS),
     ("maximum", {"x": X, "y": Y}, np.maximum(X, Y)),
     ("minimum", {"x": X, "y": Y}, np.minimum(X, Y)),
+    ("mod", {"x": X, "y": Y}, np.mod(X, Y)),
     ("mul", {"x": X, "y": Y}, X * Y),
     ("not_equal", {"x": X, "y": Y}, X != Y),
     (
@@ -93,6 +112,7 @@ CASES = [
     ("real_div", {"x": X, "y": Y}, X / Y),
     ("reduce_argmax", {"x": X, "axis": 0, "keep_dims": True}, [[1, 0, 1]]),
     ("reduce_argmax", {"x": X, "output_dtype": "int32"}, [1, 2]),
+    ("reduce_argmin", {"x": X, "axis": 1}, [0, 1]),
     ("reduce_l1_norm", {"x": X, "axes": [1]}, np.abs(X).sum(1)),
     ("reduce_l2_norm", {"x": X, "axes": [0], "keep_dims": True}, np.sqrt((X * X).sum(0))[None]),
     (
@@ -100,15 +120,20 @@ CASES = [
         {"x": GRID, "axes": [0, 2], "keep_dims": True},
         GRID[1:, :, 3:],
     ),
+    ("reduce_log_sum_exp", {"x": X, "axes": [1]}, np.log(np.exp(X).sum(1))),
     ("reduce_mean", {"x": GRID, "axes": [-1]}, GRID.mean(-1)),
     ("reduce_min", {"x": GRID - 7}, -7.0),
     ("reduce_sum", {"x": GRID, "axes": [1], "keep_dims": False}, GRID.sum(1)),
+    ("reduce_sum_square", {"x": X, "axes": [0]}, (X * X).sum(0)),
     ("relu", {"x": X}, np.maximum(X, 0)),
     ("reshape", {"x": GRID, "shape": [6, -1]}, GRID.reshape(6, 4)),
     ("reshape", {"x": GRID, "shape": [0, -1]}, GRID.reshape(3, 8)),
+    ("reverse", {"x": GRID, "axes": [0, 2]}, GRID[::-1, :, ::-1]),
+    ("round", {"x": X}, np.round(X)),
     ("rsqrt", {"x": POSITIVE, "epsilon": 0.5}, 1 / np.sqrt(POSITIVE + 0.5)),
     ("select", {"cond": X > 0, "a": X, "b": Y}, np.where(X > 0, X, Y)),
     ("sigmoid", {"x": X}, 1 / (1 + np.exp(-X))),
+    ("sign", {"x": X}, np.sign(X)),
     ("silu", {"x": X}, X / (1 + np.exp(-X))),
     ("sin", {"x": X}, np.sin(X)),
     (
@@ -130,6 +155,7 @@ CASES = [
     ),
     ("slice_by_size", {"x": GRID, "begin": [1, 1, 0], "size": [1, -1, 2]}, GRID[1:2, 1:, :2]),
     ("softmax", {"x": X, "axis": 0}, np.exp(X) / np.exp(X).sum(0)),
+    ("softplus", {"x": X}, np.log1p(np.exp(X))),
     ("split", {"x": GRID, "axis": -1, "num_splits": 2}, [GRID[..., :2], GRID[..., 2:]]),
     ("split", {"x": X, "axis": 1, "split_sizes": [1, 2]}, [X[:, :1], X[:, 1:]]),
     ("sqrt", {"x": POSITIVE}, np.sqrt(POSITIVE)),
@@ -194,6 +220,18 @@ class Convolutions(nn.Module):
         return self.stride(F.pad(x, (0, 1, 0, 1))), self.groups(x), self.same(x), narrow
 
 
+class Pools(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2)
+        self.line = nn.ConvTranspose1d(6, 2, 4, stride=2, padding=1, bias=False)
+
+    def forward(self, x):
+        mean, most = F.avg_pool2d(x, 3, 2, 1), F.max_pool2d(x, (3, 2), 2, 1)
+        inside = F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
+        return self.up(x), self.line(x[:, 0]), mean, inside, most
+
+
 class Scaling(nn.Module):
     def forward(self, x):
         near = F.interpolate(x, scale_factor=2.0, mode="nearest")
@@ -222,6 +260,7 @@ MODULES = {
     "attention of iOS 18": (Attention, IDS, "iOS18"),
     "convolutions": (Convolutions, PICTURE, "iOS17"),
     "norms": (Norms, PICTURE, "iOS17"),
+    "pools": (Pools, PICTURE, "iOS17"),
     "scaling": (Scaling, PICTURE, "iOS17"),
 }
 

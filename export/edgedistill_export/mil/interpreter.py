@@ -22,7 +22,7 @@ __all__ = ["OPERATORS", "Interpreter"]
 OPERATORS = {**ELEMENTWISE, **LAYERS, **SHAPES}
 """By operator, what it does; those on weights before a program runs are in `CONSTEXPR`."""
 
-LISTS = {"concat", "stack"}
+LISTS = {"concat", "einsum", "stack"}
 """Operators whose `values` are a list even if there is one."""
 
 WORKING: Mapping[str, tuple[torch.dtype, torch.dtype]] = {

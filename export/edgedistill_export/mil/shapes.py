@@ -28,6 +28,11 @@ def _concat(
     return torch.cat(list(values), along)
 
 
+def _crop(*, x: Tensor, crop_height: Tensor, crop_width: Tensor) -> Tensor:
+    (top, bottom), (left, right) = crop_height.tolist(), crop_width.tolist()
+    return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
+
+
 def _expand_dims(*, x: Tensor, axes: Tensor) -> Tensor:
     rank = x.ndim + axes.numel()
     for axis in sorted(axis % rank for axis in axes.tolist()):
@@ -48,6 +53,17 @@ def _gather(
     along = int(axis) % x.ndim
     taken = x.index_select(along, indices.reshape(-1))
     return taken.reshape(*x.shape[:along], *indices.shape, *x.shape[along + 1 :])
+
+
+def _gather_along_axis(
+    *,
+    x: Tensor,
+    indices: Tensor,
+    axis: Tensor | int = 0,
+    validate_indices: Tensor | bool = False,
+) -> Tensor:
+    along = int(axis)
+    return x.take_along_dim(indices % x.shape[along], along)
 
 
 def _gather_nd(
@@ -150,14 +166,17 @@ def _transpose(*, x: Tensor, perm: Tensor) -> Tensor:
 SHAPES: Mapping[str, Callable[..., Any]] = {
     "cast": _cast,
     "concat": _concat,
+    "crop": _crop,
     "expand_dims": _expand_dims,
     "gather": _gather,
+    "gather_along_axis": _gather_along_axis,
     "gather_nd": _gather_nd,
     "identity": lambda *, x: x,
     "pad": _pad,
     "pixel_shuffle": lambda *, x, upscale_factor: F.pixel_shuffle(x, int(upscale_factor)),
     "pixel_unshuffle": lambda *, x, downscale_factor: F.pixel_unshuffle(x, int(downscale_factor)),
     "reshape": _reshape,
+    "reverse": lambda *, x, axes: x.flip(axes.tolist()),
     "slice_by_index": _slice_by_index,
     "slice_by_size": _slice_by_size,
     "split": _split,

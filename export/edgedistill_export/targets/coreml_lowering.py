@@ -16,6 +16,11 @@ from edgedistill_export.targets.coreml_ranks import drop_batch_axis
 __all__ = ["DECOMPOSITIONS", "lower"]
 
 
+def _logical(operator: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Any]:
+    """Of truths; Core ML has no operator on bits."""
+    return lambda x, y: operator(x, y) if x.dtype == y.dtype == torch.bool else NotImplemented
+
+
 def _gelu(x: Tensor, *, approximate: str = "none") -> Any:
     if approximate == "none":
         return NotImplemented
@@ -90,6 +95,8 @@ def _nearest_exact(x: Tensor, size: Any, scales: Any) -> Any:
 DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     torch.ops.aten._upsample_nearest_exact2d.vec: _nearest_exact,
     torch.ops.aten.alias.default: lambda x: x,
+    torch.ops.aten.bitwise_or.Tensor: _logical(torch.logical_or),
+    torch.ops.aten.bitwise_xor.Tensor: _logical(torch.logical_xor),
     torch.ops.aten.gelu.default: _gelu,
     torch.ops.aten.group_norm.default: _group_norm,
     torch.ops.aten.rms_norm.default: _rms_norm,
