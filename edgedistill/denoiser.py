@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from edgedistill.prediction import Prediction, to_eps, to_x0
 from edgedistill.schedule import Schedule
 
-__all__ = ["Bound", "Condition", "Denoiser", "Guided", "cat", "expand", "take"]
+__all__ = ["Bound", "Condition", "Denoise", "Denoiser", "Guided", "cat", "expand", "take"]
 
 Condition = Mapping[str, Tensor]
 """Keyword tensors of a network, each with the batch first; empty when unconditional."""
@@ -238,3 +239,21 @@ class Guided(nn.Module):
         joint = self.denoiser.output(torch.cat([x_t, x_t]), torch.cat([t, t]), conds, net_time)
         null, wanted = joint.chunk(2)
         return null, wanted
+
+
+class Denoise(Protocol):
+    """What a solver asks of a teacher: a `Denoiser`, or a `Guided` one."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    @property
+    def bound(self) -> Bound | None: ...
+
+    def __call__(
+        self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
+    ) -> Tensor: ...
+
+    def x0_and_eps(
+        self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...

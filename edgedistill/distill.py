@@ -37,16 +37,16 @@ from edgedistill.objectives.base import Batch, Objective, RewardOf, Setup
 from edgedistill.objectives.convert import NEAR_ZERO, Conversion, as_target
 from edgedistill.objectives.order import ordered
 from edgedistill.objectives.prelude import Prelude
+from edgedistill.opening import open_teacher
 from edgedistill.recipe import Recipe
 from edgedistill.report.pictures import save_samples
 from edgedistill.rewards import reward_of
 from edgedistill.routing import Part
 from edgedistill.sampling import StepTable, few_step_table, student_times
 from edgedistill.student import Guidance, StudentInfo, load_student, save_student
-from edgedistill.teachers import Teacher, load_teacher
+from edgedistill.teachers import Teacher
 from edgedistill.teachers.base import Source
 from edgedistill.teachers.latents import Captioned
-from edgedistill.teachers.proof import prove
 from edgedistill.trainer import Hooks, Trainer, engine
 
 __all__ = ["Run", "preview"]
@@ -56,22 +56,6 @@ PLANS = "compress.json"
 
 Say = Callable[[str], None]
 Progress = Callable[[int, "dict[str, float] | None"], None]
-
-
-def open_teacher(recipe: Recipe, device: torch.device) -> tuple[Teacher, str]:
-    """The recipe's teacher, on the device, and a line that says how it was proven.
-
-    Raises:
-        ValueError: If it cannot be loaded, or is not drawn as its own pipeline draws it.
-    """
-    section, train = recipe.teacher, recipe.train
-    teacher = load_teacher(section.family, section.path, section.config, section.loras)
-    teacher.spare(checkpointing=train.checkpointing, offload=train.offload)
-    teacher.to(device)
-    proof = prove(teacher) if section.verify else ""
-    if recipe.student.decoder:
-        teacher.use_decoder(recipe.student.decoder)
-    return teacher, proof
 
 
 class Run:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, pairwise, zip_longest
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from edgedistill.denoiser import Bound, Condition
+from edgedistill.denoiser import Condition, Denoise
 from edgedistill.prediction import Linear2, Prediction, to_eps, to_x0
 from edgedistill.schedule import Discrete, Schedule
 from edgedistill.sizes import check_sizes, resized, shape_at
@@ -127,24 +127,6 @@ class TimeGrid:
 
 
 # --- Solvers of the probability-flow ODE --------------------------------------------------------
-
-
-class Denoise(Protocol):
-    """What a solver asks of a teacher: a `Denoiser`, or a `Guided` one."""
-
-    @property
-    def schedule(self) -> Schedule: ...
-
-    @property
-    def bound(self) -> Bound | None: ...
-
-    def __call__(
-        self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
-    ) -> Tensor: ...
-
-    def x0_and_eps(
-        self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]: ...
 
 
 def ddim_step(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:

@@ -8,7 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["PICKLES", "check_configs", "check_pickles", "whole_weights"]
+__all__ = ["FAMILIES", "PICKLES", "check_configs", "check_pickles", "check_place", "whole_weights"]
+
+FAMILIES = {
+    "StableDiffusionPipeline": "stable_diffusion",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusion3Pipeline": "sd3",
+    "FluxPipeline": "flux",
+    "PixArtAlphaPipeline": "pixart",
+    "PixArtSigmaPipeline": "pixart",
+    "SanaPipeline": "sana",
+    "DiTPipeline": "dit",
+    "DDPMPipeline": "unet2d",
+    "DDIMPipeline": "unet2d",
+    "WanPipeline": "wan",
+}
+"""Family by the class that a folder's model_index.json names."""
 
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 """Ends of files that may run code when they are opened; none ever is."""
@@ -104,3 +119,13 @@ def _told(found: re.Match[str]) -> str:
     names = [name.strip(" '\"\n") for name in found["names"].split(",")]
     others = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"{found['model']}'s {names[0]}{others}"
+
+
+def check_place(folder: Path, path: str) -> None:
+    """ValueError if `path` is neither a Hub id nor a folder of a pipeline."""
+    if (folder / "model_index.json").is_file():
+        return
+    if folder.is_dir():
+        raise ValueError(f"{folder}: no model_index.json; not a diffusers pipeline folder")
+    if path.count("/") != 1 or path.startswith((".", "/")):
+        raise ValueError(f"no teacher at {path!r}: no such folder, asset or Hub id")

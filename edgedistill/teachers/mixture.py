@@ -192,7 +192,7 @@ def _read_net(folder: Path) -> PlanarNet:
             net: PlanarNet = PlanarNet.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (LookupError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}: {str(error).strip().splitlines()[0]}") from error
     check_finite(str(folder), net.state_dict())
     net.eval().requires_grad_(False)

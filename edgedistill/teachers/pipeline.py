@@ -37,7 +37,13 @@ from edgedistill.teachers.decoders import Decoder, channels_of, open_decoder
 from edgedistill.teachers.flow import shift_asked
 from edgedistill.teachers.latents import Latents
 from edgedistill.teachers.licences import Rights, copy_texts, lacks_of, merged, rights_of
-from edgedistill.teachers.loading import check_configs, check_pickles, whole_weights
+from edgedistill.teachers.loading import (
+    FAMILIES,
+    check_configs,
+    check_pickles,
+    check_place,
+    whole_weights,
+)
 from edgedistill.teachers.loras import fuse, rights_of_lora
 from edgedistill.teachers.markers import marks_of, read_header
 from edgedistill.teachers.network_inputs import check_network
@@ -53,21 +59,6 @@ from edgedistill.teachers.student_schedulers import find_scheduler, takes_timest
 from edgedistill.teachers.tokenizers import UNBOUNDED, complete, nulls
 
 __all__ = ["FAMILIES", "PipelineTeacher"]
-
-FAMILIES = {
-    "StableDiffusionPipeline": "stable_diffusion",
-    "StableDiffusionXLPipeline": "sdxl",
-    "StableDiffusion3Pipeline": "sd3",
-    "FluxPipeline": "flux",
-    "PixArtAlphaPipeline": "pixart",
-    "PixArtSigmaPipeline": "pixart",
-    "SanaPipeline": "sana",
-    "DiTPipeline": "dit",
-    "DDPMPipeline": "unet2d",
-    "DDIMPipeline": "unet2d",
-    "WanPipeline": "wan",
-}
-"""Family by the class that a folder's model_index.json names."""
 
 _BATCH = 64
 """Prompts a call of the text encoders."""
@@ -248,7 +239,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             )
         shipped = assets.ROOT / path
         folder = shipped if "/" not in path and shipped.is_dir() else Path(path)
-        _check_place(folder, path)
+        check_place(folder, path)
         check_pickles(folder)
         check_configs(folder)
         where = str(folder) if folder.is_dir() else path
@@ -484,16 +475,6 @@ class _Read:
         lacks = [] if made.is_student else lacks_of(self.index)
         made.rights, made.notes = self.rights, [*self.notes, *lacks]
         return made
-
-
-def _check_place(folder: Path, path: str) -> None:
-    """ValueError if `path` is neither a Hub id nor a folder of a pipeline."""
-    if (folder / "model_index.json").is_file():
-        return
-    if folder.is_dir():
-        raise ValueError(f"{folder}: no model_index.json; not a diffusers pipeline folder")
-    if path.count("/") != 1 or path.startswith((".", "/")):
-        raise ValueError(f"no teacher at {path!r}: no such folder, asset or Hub id")
 
 
 def _check_class(kind: type[PipelineTeacher], name: str, where: str) -> None:

@@ -491,7 +491,6 @@ def test_a_result_of_another_shape_than_declared_is_an_error():
 @pytest.mark.parametrize(
     ("kind", "given", "message"),
     [
-        ("concat", {"values": [X], "axis": 0, "interleave": True}, "concat: interleave"),
         ("gather", {"x": X, "indices": [0], "batch_dims": 1}, "gather: batch_dims 1"),
     ],
 )

@@ -271,7 +271,7 @@ def test_a_device_that_is_not_there_is_named(make, tmp_path):
 def test_devices_get_threads_and_precision(make, tmp_path, providers):
     graph = make("fp32", static=False)
     session = open_graph("openvino", tmp_path, graph, threads=1, providers=providers)
-    compiled = session._request.get_compiled_model()
+    compiled = session._session._request.get_compiled_model()
     assert compiled.get_property("EXECUTION_DEVICES") == ["CPU"]
     if providers == ["CPU"]:
         assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
