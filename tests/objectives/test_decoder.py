@@ -29,6 +29,7 @@ def method(teacher, autoencoder="own", **config):
         tap="",
         example=(torch.zeros(2, 4, 4, 4), {}),
         autoencoder=teacher.autoencoder if autoencoder == "own" else autoencoder,
+        scaling=teacher.scaling,
     )
     return TinyDecoder(TinyDecoder.Config(**{"channels": 8, "blocks": (1, 0), **config}), setup)
 

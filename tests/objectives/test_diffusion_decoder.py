@@ -26,6 +26,7 @@ def method(teacher, train_steps=10, **config):
         tap="",
         example=(torch.zeros(2, 4, 4, 4), {}),
         autoencoder=teacher.autoencoder,
+        scaling=teacher.scaling,
         train_steps=train_steps,
     )
     sizes = {"channels": (8, 0), "blocks": (1, 0), "perceptual": 0}

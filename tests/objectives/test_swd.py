@@ -152,12 +152,14 @@ def test_roles_are_shown_at_the_full_size():
 
 
 def test_small_pictures_are_encoded(tiny_sd):
-    vae = StableDiffusion.load(str(tiny_sd)).autoencoder
+    teacher = StableDiffusion.load(str(tiny_sd))
+    vae = teacher.autoencoder
     x0 = (torch.zeros(2, 4, 4, 4), {})
     config = SWD.Config(sizes=(0.5, 1), gan_weight=0)
     assert SWD.wants_originals(config) == ("small=pictures", "small=latents")
     student, fake = denoiser(4), denoiser(4)
-    given = setup(2, autoencoder=vae, example=x0, student=student, spawn=lambda: fake)
+    parts = {"autoencoder": vae, "scaling": teacher.scaling, "student": student}
+    given = setup(2, example=x0, spawn=lambda: fake, **parts)
     objective = SWD(config, given)
     shown = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     full = replace(pictures(), x0=torch.zeros(3, 4, 4, 4), originals=shown)
