@@ -8,7 +8,7 @@ from typing import Any
 from edgedistill.teachers.licences import Rights, rights_of
 from edgedistill.teachers.markers import read_header
 
-__all__ = ["fuse", "rights_of_lora"]
+__all__ = ["fuse", "place_of", "rights_of_lora"]
 
 
 def fuse(pipeline: Any, file: str, scale: float) -> None:

@@ -44,7 +44,7 @@ from edgedistill.teachers.loading import (
     check_place,
     whole_weights,
 )
-from edgedistill.teachers.loras import fuse, rights_of_lora
+from edgedistill.teachers.loras import fuse, place_of, rights_of_lora
 from edgedistill.teachers.markers import marks_of, read_header
 from edgedistill.teachers.network_inputs import check_network
 from edgedistill.teachers.schedulers import (
@@ -72,7 +72,7 @@ class PipelineTeacher(Teacher):
         conditions: Names of what the text encoder returns, as the network takes them.
         unused: Components that are not loaded.
         options: What the pipeline's class takes besides its components.
-        fused: Files of LoRAs that are in its weights.
+        fused: Files of LoRAs that are in its weights, and a factor on each.
         pipeline: The pipeline itself.
     """
 
@@ -113,7 +113,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         self.text_encoder = self.encoder()
         self.loads_lora = hasattr(pipeline, "load_lora_weights")
         self.rights, self.notes = rights_of(path), []
-        self.fused: list[str] = []
+        self.fused: list[tuple[Path, float]] = []
         self._cache = PromptCache()
         self.offload = False
 
@@ -219,8 +219,8 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         for file, scale in loras:
             fuse(read.pipeline, file, scale)
         teacher = read.teacher(cls)
-        teacher.fused = [file for file, _ in loras]
-        teacher.rights = merged([teacher.rights, *map(rights_of_lora, teacher.fused)])
+        teacher.fused = [(place_of(file), scale) for file, scale in loras]
+        teacher.rights = merged([teacher.rights, *(rights_of_lora(file) for file, _ in loras)])
         return teacher
 
     @classmethod

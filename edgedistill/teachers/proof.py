@@ -223,7 +223,7 @@ def _digest(teacher: PipelineTeacher) -> str:
     facts: list[Any] = [teacher.family, *map(version, ("edgedistill", "diffusers", "torch"))]
     facts.append(dict(teacher.pipeline.scheduler.config))
     path = Path(teacher.path)
-    facts += [(file, Path(file).stat().st_mtime_ns) for file in teacher.fused]
+    facts += [[str(file), scale, file.stat().st_mtime_ns] for file, scale in teacher.fused]
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if not file.is_file():
             continue
