@@ -200,6 +200,7 @@ def export(
     from edgedistill.students import group_of
     from edgedistill_export.bundle import Settings
     from edgedistill_export.many import export_group, export_many, memory_lines, pairs, table
+    from edgedistill_export.terms import notes_of
 
     folder = Path(student) if student else _newest()
     settings = Settings(
@@ -221,6 +222,8 @@ def export(
     with bar("export", 1) as meter:
         rows = build(wanted, out, settings, rebuild=rebuild, progress=meter.step)
     console.print(table(rows))
+    for line in notes_of(folder):
+        say(line)
     for row in rows:
         for line in memory_lines(row):
             say(line)

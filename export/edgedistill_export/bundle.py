@@ -37,6 +37,7 @@ from edgedistill_export.targets import (
     Target,
     find_target,
 )
+from edgedistill_export.terms import write_terms
 from edgedistill_export.trace import ports
 from edgedistill_export.walk import calls_of, networks
 from edgedistill_runtime import manifest as schema
@@ -219,6 +220,7 @@ def export_student(
                 peaks.update(export.peaks)
             budget.reached = manifest.parity.final.mean
         _check_budget(manifest, settings)
+        write_terms(student.path, student.info.teacher, work)
         replace(manifest, made_from=made_from).write(work)
     return place
 

@@ -11,6 +11,7 @@ from edgedistill.run_dir import open_run
 from edgedistill.student import load_student
 from edgedistill.teachers.licences import lacks_of, rights_of
 from edgedistill.tiny import make_tiny
+from edgedistill_export.terms import notes_of, write_terms
 
 OTHER = "---\nlicense: other\nlicense_name: flux-1-dev\nlicense_link: LICENSE.md\n---\nA model.\n"
 
@@ -122,3 +123,21 @@ def test_a_run_says_what_is_lost_and_its_student_carries_the_terms(base, tmp_pat
     assert 'license_link: "LICENSE.md"' in card
     assert "safety checker" in card
     assert "base with style.safetensors" in card
+
+
+def test_a_bundle_has_the_texts_and_a_card(tmp_path):
+    student, bundle = tmp_path / "student", tmp_path / "bundle"
+    for folder in (student, bundle):
+        folder.mkdir()
+    write_terms(student, {"name": "own", "licences": ["mit"]}, bundle)
+    assert list(bundle.iterdir()) == []
+    teacher = {"name": "own", "licences": ["other"], "license_name": "x", "notes": ["no checker"]}
+    (student / "LICENSE.md").write_text("Terms")
+    (student / "student.json").write_text(json.dumps({"teacher": teacher}))
+    write_terms(student, teacher, bundle)
+    assert (bundle / "LICENSE.md").read_text() == "Terms"
+    card = (bundle / "README.md").read_text()
+    assert 'license_name: "x"' in card
+    assert "- no checker" in card
+    assert notes_of(student) == notes_of(tmp_path) == ["no checker"]
+    assert notes_of(bundle) == []
