@@ -16,7 +16,7 @@ from edgedistill.evaluate.subjects import (
     steered_subject,
     student_subject,
 )
-from edgedistill.files import atomic_file, check_writable
+from edgedistill.files import atomic_file, check_writable, recover
 from edgedistill.report.pictures import grid, scatter
 from edgedistill.student import Student
 from edgedistill.students import Students, open_student
@@ -54,6 +54,7 @@ def open_subject(
         ValueError: If the folder is neither, or broken; names the file.
     """
     folder, helped = Path(path), given != ALONE
+    recover(folder)
     bundles = (folder / "0" / "manifest.json").is_file()
     if bundles or (folder / "manifest.json").is_file():
         if helped:

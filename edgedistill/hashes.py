@@ -10,7 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_files", "files_in", "sha256", "sha256_of", "sha256_of_all"]
+__all__ = [
+    "check_files",
+    "files_in",
+    "is_signed",
+    "sha256",
+    "sha256_of",
+    "sha256_of_all",
+    "signed",
+]
 
 PIECE = 2**20
 """Bytes read at once."""
@@ -38,6 +46,20 @@ def sha256_of(data: Mapping[str, Any]) -> str:
     """Of JSON-ready data, however it is spaced and ordered."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def signed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON-ready data with its own sha256."""
+    return {**data, "sha256": _rest(data)}
+
+
+def is_signed(data: Mapping[str, Any]) -> bool:
+    """Whether data are as `signed` left them."""
+    return data.get("sha256") == _rest(data)
+
+
+def _rest(data: Mapping[str, Any]) -> str:
+    return sha256_of({key: value for key, value in data.items() if key != "sha256"})
 
 
 def sha256_of_all(folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from edgedistill.data import find_captions
 from edgedistill.data.latents import find_pictures
 from edgedistill.data.paths import captions_of
 from edgedistill.distill import Run, preview_prompts
-from edgedistill.files import read_json, write_json
+from edgedistill.files import WriteError, read_json, write_json
 from edgedistill.recipe import Recipe
 from edgedistill.report.pictures import save_samples
 from edgedistill.routing import Part, Routes, divide, route
@@ -74,8 +74,8 @@ class Group:
         try:
             recipe = self.recipe.model_copy(update={"parts": parts})
             return Run(recipe, folder, self.say, part)
-        except ValueError:
-            if made:
+        except ValueError as error:
+            if made and not isinstance(error, WriteError):
                 shutil.rmtree(folder)
             if not any(folder.parent.iterdir()):
                 folder.parent.rmdir()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import glob
 import os
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from edgedistill import recipe as recipes
+from edgedistill.claims import RECIPE, Claim, claim_new, claim_old
 from edgedistill.distill import Run
-from edgedistill.files import check_writable, write_text
+from edgedistill.files import WriteError, atomic_link, write_text
 from edgedistill.parts import Group
 from edgedistill.recipe import Recipe
 from edgedistill.tiny import make_tiny
@@ -46,8 +47,9 @@ def open_run(
     """A new or resumed run in its run dir, with its recipe.yaml; a group of a recipe with parts.
 
     runs/latest then points at it if it makes a student. A new run never writes into an older
-    one: runs/NAME, then runs/NAME-2, ... Of several processes the main one chooses and writes; the
-    others read what it has made.
+    one: runs/NAME, then runs/NAME-2, ... No other process can open the run while this one has it.
+    Of several processes of one run the main one chooses and writes; the others read what it has
+    made.
 
     A resumed run keeps the recipe in its run dir, whatever the recipe's file and defaults say by
     now; one line names where they differ. What its user types is compared, or, of `RESUMABLE`
@@ -63,34 +65,37 @@ def open_run(
 
     Raises:
         ValueError: If there is nothing to resume, a typed key differs from the run's, `out` holds
-            a run already, or the recipe names what cannot be loaded. Nothing is left behind then.
+            a run already or another process's, or the recipe names what cannot be loaded. The
+            folder is then as it was.
     """
     if not engine(recipe.train.precision).is_main_process:
         folder = Path(_from_main(""))
         return _opened(_stored(folder), folder, lambda line: None)
-    folder = _choose(recipe, out, resume, runs)
-    recipe = _taken_up(recipe, folder, typed, say) if resume else _placed(recipe, folder)
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    check_writable(folder / "recipe.yaml", f"out={folder}")
-    write_text(folder / "recipe.yaml", recipes.dump(recipe))
-    if recipe.teacher.tiny and not Path(recipe.teacher.path).exists():
-        make_tiny(recipe.teacher.family, Path(recipe.teacher.path), recipe.train.seed)
-    _from_main(str(folder))
+    claim = _claim(recipe, out, resume, runs)
+    folder = claim.folder
     try:
+        recipe = _taken_up(recipe, folder, typed, say) if resume else _placed(recipe, folder)
+        write_text(folder / RECIPE, recipes.dump(recipe))
+        if recipe.teacher.tiny and not Path(recipe.teacher.path).exists():
+            make_tiny(recipe.teacher.family, Path(recipe.teacher.path), recipe.train.seed)
+        _from_main(str(folder))
         run = _opened(recipe, folder, say)
-    except ValueError:
-        if made:
-            shutil.rmtree(made[-1])
-        elif not resume:
-            (folder / "recipe.yaml").unlink()
+    except Exception as error:
+        wrong = isinstance(error, ValueError) and not isinstance(error, WriteError)
+        claim.give_up(all_of_it=wrong)
         raise
-    if recipe.method().product != "student":
-        return run
-    runs.mkdir(parents=True, exist_ok=True)
-    fresh = runs / f".latest-{os.getpid()}"
-    fresh.symlink_to(os.path.relpath(folder, runs))
-    fresh.rename(runs / "latest")
+    claim.keep(run)
+    if recipe.method().product == "student":
+        _point(runs, folder, say)
     return run
+
+
+def _point(runs: Path, folder: Path, say: Say) -> None:
+    """Let runs/latest point at a run dir; where it cannot, say so, as nothing depends on it."""
+    try:
+        atomic_link(runs / "latest", os.path.relpath(folder, runs))
+    except ValueError as error:
+        say(f"{error}; name the run, as {folder}")
 
 
 def _opened(recipe: Recipe, folder: Path, say: Say) -> Run | Group:
@@ -112,40 +117,28 @@ def _from_main(word: str) -> str:
     return words[0]
 
 
-def _choose(recipe: Recipe, out: str | None, resume: bool, runs: Path) -> Path:
+def _claim(recipe: Recipe, out: str | None, resume: bool, runs: Path) -> Claim:
+    place = Path(out) if out else runs / recipe.name
+    if not resume:
+        return claim_new(place, numbered=out is None)
     taken = _numbered(runs, recipe.name)
-    folder = Path(out) if out else (taken[-1] if resume and taken else _next(runs, recipe.name))
-    file = folder / "recipe.yaml"
-    if resume:
-        if not file.is_file():
-            raise ValueError(f"{folder}: no run to resume there")
-    elif file.is_file():
-        raise ValueError(f"{folder} holds a run already; add --resume or choose another out=")
-    return folder
+    return claim_old(taken[-1] if taken and out is None else place)
 
 
 def _numbered(runs: Path, name: str) -> list[Path]:
     found = {}
-    for file in runs.glob(f"{name}*/recipe.yaml"):
+    for file in runs.glob(f"{glob.escape(name)}*/{RECIPE}"):
         suffix = file.parent.name[len(name) :]
         if suffix == "":
             found[1] = file.parent
-        elif suffix.startswith("-") and suffix[1:].isdigit():
+        elif suffix.startswith("-") and suffix[1:].isdecimal():
             found[int(suffix[1:])] = file.parent
     return [found[key] for key in sorted(found)]
 
 
-def _next(runs: Path, name: str) -> Path:
-    number, folder = 1, runs / name
-    while folder.exists():
-        number += 1
-        folder = runs / f"{name}-{number}"
-    return folder
-
-
 def _stored(folder: Path) -> Recipe:
     """The recipe of a run dir."""
-    file = folder / "recipe.yaml"
+    file = folder / RECIPE
     try:
         return recipes.resolve(recipes.read(file))
     except ValueError as error:

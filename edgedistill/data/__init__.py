@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from edgedistill.data.prompts import CAPTION, read_prompts
-from edgedistill.data.shards import write_shard
+from edgedistill.data.shards import fault_of, write_shard
+from edgedistill.finite import bad_row
 from edgedistill.sampling import solve
 from edgedistill.teachers.base import Source, Teacher
 from edgedistill.teachers.classes import ClassTeacher
@@ -76,6 +77,10 @@ def open_source(
         seed: Their seed.
         folder: The run dir.
         progress: Called with the samples made so far.
+
+    Raises:
+        ValueError: If what is kept in `folder` is damaged; names the file.
+        FloatingPointError: If the teacher's samples are not finite.
     """
     if not captions:
         own = teacher.source()
@@ -85,6 +90,9 @@ def open_source(
     if not file.is_file():
         x0 = _make(teacher, captions, guidance, steps, seed, progress)
         write_shard(file, {"latents": x0})
+    fault = fault_of(file, "latents", hashed=False)
+    if fault:
+        raise ValueError(f"{file}: {fault}; remove it, and the teacher makes them again")
     return Latents(load_file(file)["latents"], captions, teacher)
 
 
@@ -106,5 +114,8 @@ def _make(
         cond = teacher.encode(piece)
         noise = torch.randn(len(piece), *teacher.sample_shape, generator=generator).to(device)
         made.append(solve(denoise, noise, times, cond, "dpm++2m").cpu())
+        row = bad_row(made[-1])
+        if row is not None:
+            raise FloatingPointError(f"the teacher's sample {start + row} is not finite")
         progress(start + len(piece))
     return torch.cat(made)

@@ -3,8 +3,8 @@
 CACHE/manifest.json               the `Spec`: all of a teacher that decides an x0
 CACHE/DIGEST/00000.safetensors    `x0` (n, ...), and the `pictures` (n, channels, height, width) in
                                   uint8 where a method asks for them; captions and what was skipped
-                                  in the metadata
-CACHE/DIGEST/index.json           the number of shards, once all are there
+                                  in the metadata, and the sha256 of the file
+CACHE/DIGEST/index.json           the number of shards, once all are there, and its own sha256
 
 DIGEST is that of the spec and of the pictures' names, sizes and times of change, so that runs may
 share a cache, and a set of pictures that changes is another one. A shard is decided by the digest
@@ -22,7 +22,7 @@ from math import prod
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from edgedistill.data.pictures import (
@@ -34,8 +34,10 @@ from edgedistill.data.pictures import (
     list_pictures,
     read_picture,
 )
-from edgedistill.data.shards import write_shard
+from edgedistill.data.shards import fault_of, write_shard
 from edgedistill.files import check_writable, read_json, write_json
+from edgedistill.hashes import is_signed, signed
+from edgedistill.progress import remark
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.classes import ClassTeacher
 from edgedistill.teachers.latents import Captioned, to_float
@@ -44,6 +46,11 @@ __all__ = ["CachedLatents", "Pictures", "Spec", "find_pictures", "words_of"]
 
 SHARD = 2**24
 """Numbers in a shard, about: 64 MiB."""
+
+MOST = 10**6
+"""Shards of a cache."""
+
+SCHEMA, INDEX = 2, "index.json"
 
 NAMED = 3
 """Skipped pictures that the message names."""
@@ -147,7 +154,8 @@ class Pictures:
                 f"{listing.root}: pictures are not as they were when the run began: names, sizes "
                 "or times of change differ"
             )
-        if not (self.folder / "index.json").is_file():
+        self._hashed, self._whole = True, set[int]()
+        if not (self.folder / INDEX).is_file():
             check_writable(cache / "manifest.json", f"data.cache={cache}")
 
     def open(self, say: Callable[[str], None]) -> CachedLatents:
@@ -162,9 +170,8 @@ class Pictures:
         """
         for note in self.listing.notes:
             say(f"{self.listing.root}: {note}")
-        index = self.folder / "index.json"
-        shards = int(read_json(index).get("shards", 0)) if index.is_file() else 0
-        if not shards or any(self._fault(self._shard(i)) for i in range(shards)):
+        shards = self._indexed(say)
+        if not shards or any(self._fault(number) for number in range(shards)):
             shards = self._make(say)
         x0, pictures, captions, skipped = [], [], [], []
         for number in range(shards):
@@ -189,6 +196,28 @@ class Pictures:
         write_json(self.record, {"schema_version": 1, "digest": self.digest})
         return CachedLatents(x0, captions, self.teacher, pictures if self.keep else None)
 
+    def _indexed(self, say: Callable[[str], None]) -> int:
+        """How many shards there are by the index; 0 if it is not there, or not to be believed."""
+        file = self.folder / INDEX
+        if not file.is_file():
+            return 0
+        self._hashed, fault = True, ""
+        try:
+            data = read_json(file)
+        except ValueError as error:
+            data, fault = {}, str(error)
+        shards, version = data.get("shards"), data.get("schema_version")
+        if version == 1 and "sha256" not in data:
+            remark(f"{file}: schema 1 has no hashes: damage to its shards is not seen")
+            self._hashed = False
+        elif not fault and (version != SCHEMA or not is_signed(data)):
+            fault = f"{file}: damaged or changed: it is not what its sha256 says"
+        if not (isinstance(shards, int) and 0 <= shards < MOST) or self._shard(shards).is_file():
+            fault = fault or f"{file}: shards: {shards!r} is not their number"
+        if fault:
+            say(f"{fault}; the pictures are counted again")
+        return 0 if fault or not isinstance(shards, int) else shards
+
     def _shard(self, number: int) -> Path:
         return self.folder / f"{number:05d}.safetensors"
 
@@ -202,15 +231,18 @@ class Pictures:
             if first is None:
                 break
             piece, shard = chain([first], islice(records, self.rows - 1)), self._shard(number)
-            fault = self._fault(shard)
+            fault = self._fault(number)
             if not fault:
                 done += sum(1 for _ in piece)
                 continue
             if shard.is_file():
                 say(f"{shard}: {fault}; made again")
             done += self._write(shard, piece)
+            self._whole.add(number)
             say(f"pictures encoded {done}")
-        write_json(self.folder / "index.json", {"schema_version": 1, "shards": number})
+        # A folder of the first schema stays one, as its shards have no hashes.
+        data = {"schema_version": SCHEMA if self._hashed else 1, "shards": number}
+        write_json(self.folder / INDEX, signed(data) if self._hashed else data)
         return number
 
     def _write(self, shard: Path, records: Iterator[Record]) -> int:
@@ -256,20 +288,23 @@ class Pictures:
         write_shard(shard, tensors, {"digest": self.digest, **metadata})
         return len(captions) + len(skipped)
 
-    def _fault(self, shard: Path) -> str:
-        """What is wrong with a shard, "" if nothing is."""
-        if not shard.is_file():
-            return "missing"
-        try:
-            with safe_open(shard, "pt") as file:
-                metadata = file.metadata() or {}
-                shape = tuple(file.get_slice("x0").get_shape())
-        except (SafetensorError, OSError) as error:
-            return _reason(error)
+    def _fault(self, number: int) -> str:
+        """What is wrong with a shard, "" if nothing is; one that is whole is read once."""
+        if number in self._whole:
+            return ""
+        shard = self._shard(number)
+        fault = fault_of(shard, "x0", hashed=self._hashed)
+        if fault:
+            return fault
+        with safe_open(shard, "pt") as file:
+            metadata = file.metadata() or {}
+            shape = tuple(file.get_slice("x0").get_shape())
         if metadata.get("digest") != self.digest:
             return "of other pictures"
-        same = shape[1:] == self.teacher.sample_shape
-        return "" if same else f"x0 of shape {shape[1:]}"
+        if shape[1:] != self.teacher.sample_shape:
+            return f"x0 of shape {shape[1:]}"
+        self._whole.add(number)
+        return ""
 
 
 def find_pictures(

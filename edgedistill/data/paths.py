@@ -1,8 +1,9 @@
 """What the teacher's ODE makes of noise, kept at a grid of times: made once, drawn from often.
 
-FOLDER/manifest.json        the `Spec` and its digest, and how many paths there are
+FOLDER/manifest.json        the `Spec` and its digest, how many paths there are, its own sha256
 FOLDER/captions.json        captions, by index
-FOLDER/00000.safetensors    `path` (n, K + 1, ...) and `caption` (n,), the digest in its metadata
+FOLDER/00000.safetensors    `path` (n, K + 1, ...) and `caption` (n,), the digest and the
+                            sha256 of the file in its metadata
 
 A shard is decided by the spec and its number, so that a folder can be taken up again, and grow.
 """
@@ -17,13 +18,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from edgedistill.data import read_prompts
-from edgedistill.data.shards import write_shard
+from edgedistill.data.shards import fault_of, write_shard
 from edgedistill.denoiser import Condition
 from edgedistill.files import read_json, write_json
+from edgedistill.hashes import is_signed, signed
+from edgedistill.progress import remark
 from edgedistill.sampling import Denoise, solve
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.classes import ClassTeacher
@@ -31,6 +34,8 @@ from edgedistill.teachers.latents import Latents
 from edgedistill.times import refine
 
 __all__ = ["Paths", "Spec", "captions_of", "follow", "make_paths", "open_paths", "spec_of"]
+
+SCHEMA = 2
 
 MAX_CAPTIONS = 2**30
 """Bytes of the largest captions.json."""
@@ -174,20 +179,22 @@ def make_paths(
         FloatingPointError: If the teacher's are not finite.
     """
     file = folder / "manifest.json"
+    schema = SCHEMA
     if file.is_file():
-        old, there = _read(folder)
+        old, there, schema = _read(folder)
         other = old.difference(spec, list(asdict(spec)))
         if other:
             raise ValueError(f"{folder} holds paths made with {other}; choose another folder")
         count = max(count, there)
     write_json(folder / "captions.json", {"captions": list(captions)})
-    data = {"schema_version": 1, **asdict(spec), "digest": spec.digest, "samples": count}
-    write_json(file, data)
+    data = {"schema_version": schema, **asdict(spec), "digest": spec.digest, "samples": count}
+    # A folder of the first schema stays one, as its shards have no hashes.
+    write_json(file, data if schema == 1 else signed(data))
     rows = _rows(teacher.sample_shape)
     for number, start in enumerate(range(0, count, rows)):
         shard, size = folder / f"{number:05d}.safetensors", min(rows, count - start)
         shape = (size, len(spec.times), *teacher.sample_shape)
-        fault = _fault(shard, spec, shape) if shard.is_file() else "missing"
+        fault = _fault(shard, spec, shape, hashed=schema > 1)
         if fault and shard.is_file():
             say(f"{shard}: {fault}; made again")
         if fault:
@@ -215,16 +222,19 @@ def _make(
     write_shard(shard, {"path": path, "caption": caption}, {"spec": spec.digest})
 
 
-def _fault(shard: Path, spec: Spec, shape: tuple[int, ...]) -> str:
+def _fault(shard: Path, spec: Spec, shape: tuple[int, ...], *, hashed: bool) -> str:
     """What is wrong with a shard, "" if nothing is."""
-    try:
-        with safe_open(shard, "pt") as file:
-            digest = (file.metadata() or {}).get("spec")
-            found = tuple(file.get_slice("path").get_shape())
-    except (SafetensorError, OSError) as error:
-        return str(error).strip().splitlines()[0]
+    fault = fault_of(shard, "path", hashed=hashed)
+    if fault:
+        return fault
+    with safe_open(shard, "pt") as file:
+        digest = (file.metadata() or {}).get("spec")
+        found = tuple(file.get_slice("path").get_shape())
+        captions = file.get_tensor("caption") if "caption" in file.keys() else None  # noqa: SIM118
     if digest != spec.digest:
         return "of other paths"
+    if captions is None or captions.shape != found[:1]:
+        return "no caption for each path"
     return "" if found == shape else f"{found[0]} paths, not {shape[0]}"
 
 
@@ -295,7 +305,9 @@ def open_paths(folder: Path, teacher: Teacher, spec: Spec, times: Tensor) -> Pat
         ValueError: One line, if they are another teacher's, of another guidance, lack one of the
             times, or a shard is missing or broken.
     """
-    found, count = _read(folder)
+    found, count, schema = _read(folder)
+    if schema == 1:
+        remark(f"{folder}: schema 1 has no hashes: damage to its files is not seen")
     other = found.difference(spec, FIXED)
     if other:
         raise ValueError(f"data.paths={folder}: made with {other}")
@@ -311,7 +323,7 @@ def open_paths(folder: Path, teacher: Teacher, spec: Spec, times: Tensor) -> Pat
     for number, start in enumerate(range(0, count, rows)):
         shard = folder / f"{number:05d}.safetensors"
         shape = (min(rows, count - start), len(found.times), *teacher.sample_shape)
-        fault = _fault(shard, found, shape) if shard.is_file() else "missing"
+        fault = _fault(shard, found, shape, hashed=schema > 1)
         if fault:
             raise ValueError(f"{shard}: {fault}; `edgedistill synth` makes it again")
         with safe_open(shard, "pt") as file:
@@ -324,19 +336,24 @@ def open_paths(folder: Path, teacher: Teacher, spec: Spec, times: Tensor) -> Pat
     return Paths(teacher, shards, torch.cat(caption), captions, columns)
 
 
-def _read(folder: Path) -> tuple[Spec, int]:
-    """Spec and number of a folder's paths; ValueError names what is wrong with its manifest."""
+def _read(folder: Path) -> tuple[Spec, int, int]:
+    """Spec, number and schema of a folder's paths; ValueError names what is wrong with it."""
     file = folder / "manifest.json"
     data = read_json(file)
+    version = data.get("schema_version")
+    if version not in (1, SCHEMA):
+        raise ValueError(f"{file}: schema_version {version!r}, {SCHEMA} expected")
     try:
         count, digest = int(data["samples"]), data["digest"]
         values = {name: data[name] for name in Spec.__dataclass_fields__}
         spec = Spec(**{**values, "times": tuple(map(float, values["times"]))})
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{file}: missing or of a wrong kind: {error}") from None
     if digest != spec.digest or count < 1:
         raise ValueError(f"{file}: digest is not that of the rest")
-    return spec, count
+    if version > 1 and not is_signed(data):
+        raise ValueError(f"{file}: damaged or changed: it is not what its sha256 says")
+    return spec, count, int(version)
 
 
 def _sha256(text: str) -> str:

@@ -14,7 +14,7 @@ from edgedistill.evaluate.captions import shown_captions
 from edgedistill.evaluate.run import EXAMPLES, keeper
 from edgedistill.evaluate.subjects import Subject, student_subject, teacher_subject
 from edgedistill.evaluate.tables import cell, columns_of, decibels, heading, notes, sections
-from edgedistill.files import read_json, write_text
+from edgedistill.files import check_writable, read_json, write_text
 from edgedistill.generate import open_subject, runtime_noise
 from edgedistill.metrics import read_metrics
 from edgedistill.recipe import Judged, judged
@@ -45,6 +45,7 @@ def write_report(run: Path, out: Path, say: Callable[[str], None]) -> Path:
     Raises:
         ValueError: If the run has no student; names the file.
     """
+    check_writable(out, f"--out {out}")
     student = load_student(_student_of(run))
     recipe = judged(student.info.recipe)
     section = recipe.teacher

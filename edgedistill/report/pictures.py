@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from edgedistill.files import atomic_file
+
 __all__ = ["grid", "save_samples", "scatter", "to_uint8"]
 
 mpl.use("Agg")
@@ -71,8 +73,8 @@ def save_samples(
     path: Path, decoded: Tensor, reference: NDArray[np.float32] | None = None
 ) -> None:
     """Write decoded samples as a PNG: a picture grid, or a scatter plot of points."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if decoded.ndim == 4:
-        grid(to_uint8(decoded)).save(path)
-    else:
-        scatter(decoded.detach().cpu().float().numpy(), reference).savefig(path, dpi=110)
+    with atomic_file(path) as made:
+        if decoded.ndim == 4:
+            grid(to_uint8(decoded)).save(made)
+        else:
+            scatter(decoded.detach().cpu().float().numpy(), reference).savefig(made, dpi=110)

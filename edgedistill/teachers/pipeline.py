@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from edgedistill import assets
 from edgedistill.denoiser import Denoiser
-from edgedistill.finite import check_finite
+from edgedistill.finite import bad_row, check_finite
 from edgedistill.networks.scaling import Scaling
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable, TimeGrid
@@ -399,8 +399,12 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             return None
         captions = json.loads(prompts.read_text(encoding="utf-8"))["train"]
         originals = folder / "originals.safetensors"
+        x0 = load_file(latents)["latents"].float()
+        row = bad_row(x0)
+        if row is not None:
+            raise ValueError(f"{latents}: latents: row {row} is not finite")
         return Latents(
-            load_file(latents)["latents"].float(),
+            x0,
             captions,
             self,
             originals if originals.is_file() else None,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgedistill import assets
-from edgedistill.files import read_json
+from edgedistill.files import atomic_file, read_json
 from edgedistill.students import group_of
 from edgedistill_runtime.manifest import FILE_NAME, Manifest
 
@@ -291,7 +291,8 @@ def chart(results: Mapping[str, Any], path: Path) -> None:
     figure.legend(
         *share.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
     )
-    figure.savefig(path, dpi=150)
+    with atomic_file(path) as made:
+        figure.savefig(made, dpi=150)
 
 
 def _draw_totals(axes: Axes, results: Mapping[str, Any]) -> None:

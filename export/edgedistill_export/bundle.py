@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from edgedistill.files import atomic_folder, check_writable
+from edgedistill.files import atomic_folder, check_writable, recover
 from edgedistill.student import Student, load_student
 from edgedistill.teachers.base import Graph
 from edgedistill_export.fuse import fuse, inside
@@ -197,6 +197,7 @@ def export_student(
         student.teacher.use_decoder(str(settings.decoder))
     place = default_place(student.path, target, precision, settings.suffix)
     place = Path(out) if out else place
+    recover(place)
     if place.is_file():
         raise ValueError(f"--out {place}: is a file; choose another place")
     if place.exists() and not (place / schema.FILE_NAME).is_file() and any(place.iterdir()):
