@@ -238,7 +238,7 @@ class Run:
         if self.init is not None:
             student.net = self.init.net.to(device).requires_grad_(True)
             student.prediction = self.init.info.prediction
-        else:
+        elif self.converts:
             student.prediction = self.prediction
         smaller = self._smaller(student)
         self.depths = self._depths(student)

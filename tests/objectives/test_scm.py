@@ -33,7 +33,7 @@ def student(
     boundary = noise_boundary(schedule, sigma_data)
 
     class Exact(Denoiser):
-        def output(self, x_t: torch.Tensor, t: torch.Tensor, cond: dict) -> torch.Tensor:
+        def output(self, x_t, t, cond, net_time=None):
             return self.net(x_t, t.expand(len(x_t)))
 
     def x0(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
