@@ -27,13 +27,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from edgedistill.evaluate.pictures import Features
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from edgedistill.evaluate.captions import prompt_sets
 from edgedistill.evaluate.evaluate import evaluate_pictures
 from edgedistill.evaluate.fidelity import Reference
-from edgedistill.evaluate.pictures import Features
 from edgedistill.evaluate.subjects import Subject, student_subject, teacher_subject
 from edgedistill.generate import runtime_noise
 from edgedistill.report.pictures import grid

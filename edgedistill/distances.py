@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from edgedistill.objectives.base import Settings
+from edgedistill.settings import Settings
 
 __all__ = [
     "DISTANCES",

@@ -44,7 +44,6 @@ from edgedistill.rewards import reward_of
 from edgedistill.routing import Part
 from edgedistill.sampling import StepTable, few_step_table, student_times
 from edgedistill.student import Guidance, StudentInfo, load_student, save_student
-from edgedistill.teachers import Teacher
 from edgedistill.teachers.base import Source
 from edgedistill.teachers.latents import Captioned
 from edgedistill.trainer import Hooks, Trainer, engine
@@ -453,7 +452,7 @@ class Run:
 def preview(run: Run, denoiser: Denoiser, step: int) -> None:
     """Draw the student's samples at `step` into the run dir: always the same noise."""
     teacher, table = run.teacher, run.table
-    prompts = preview_prompts(teacher)
+    prompts = teacher.preview_prompts()
     if run.part:
         prompts = run.part.own(teacher, prompts) or run.source.prompts(8, torch.Generator())
     count = len(prompts) or (2000 if len(teacher.sample_shape) == 1 else 64)
@@ -489,11 +488,3 @@ def preview_roles(run: Run, step: int) -> None:
     if found:
         decoded = run.teacher.decode(torch.cat(list(found.values())))
         save_samples(run.folder / "samples" / f"roles-{step:08d}.png", decoded)
-
-
-def preview_prompts(teacher: Teacher) -> list[str]:
-    """Prompts shown while training: the teacher's own grid, or a few that it knows."""
-    file = Path(teacher.path) / "prompts.json"
-    if file.is_file():
-        return list(read_json(file).get("grid") or ())[:64]
-    return list(teacher.prompts)

@@ -15,7 +15,7 @@ from edgedistill.checks import check_parts
 from edgedistill.data import find_captions
 from edgedistill.data.latents import find_pictures
 from edgedistill.data.paths import captions_of
-from edgedistill.distill import Run, preview_prompts
+from edgedistill.distill import Run
 from edgedistill.files import WriteError, read_json, write_json
 from edgedistill.recipe import Recipe
 from edgedistill.report.pictures import save_samples
@@ -62,7 +62,7 @@ class Group:
             run, self._next = self._next or self._run(index), None
             yield run
             if run.trainer.accelerator.is_main_process and complete(self.place):
-                self._preview(preview_prompts(run.teacher))
+                self._preview(run.teacher.preview_prompts())
             del run  # before the next one is opened
         self.say(f"students {self.place}")
 

@@ -19,13 +19,14 @@ from pydantic import (
 
 from edgedistill import objectives, rewards
 from edgedistill.bounds import check_name, check_numbers
-from edgedistill.objectives.base import Settings
+from edgedistill.compress.config import Compress
 from edgedistill.objectives.embedding import Embedding
 from edgedistill.objectives.reward import Reward
 from edgedistill.plugins import unknown
 from edgedistill.reading import short
 from edgedistill.recipe_files import find, header, layered, read, shipped
 from edgedistill.sampling import SAMPLERS, SOLVERS, SPACINGS
+from edgedistill.settings import Settings
 from edgedistill.trainer import Train
 
 __all__ = [
@@ -138,63 +139,6 @@ class DataSection(Settings):
         if self.pictures is not None and (self.prompts is not None or self.paths is not None):
             raise ValueError("pictures have their own captions; leave prompts and paths out")
         return self
-
-
-class Compress(Settings):
-    """A smaller student: fewer blocks by preset, list or budget, then narrower ones."""
-
-    preset: str = ""
-    """A key of `presets.PRESETS`."""
-    remove: tuple[str, ...] = ()
-    """Units to remove by name, as `units.units` lists them."""
-    budget: float = Field(1.0, gt=0, le=1)
-    """Share of the parameters that blocks chosen by the criterion (the change of the output on
-    the student's own steps, `criteria.removal_costs`) may keep."""
-    width: float = Field(1.0, gt=0, le=1)
-    """Share of the channels that stay in what is left."""
-    variance: bool = False
-    """Whether a transformer's hidden states keep their variance where blocks are gone."""
-    elastic: dict[str, float] = Field(default_factory=dict)
-    """Further depths of one student by name, each the share of the parameters that blocks chosen
-    by the criterion may keep: trained in turns on one set of weights, chosen at export."""
-    first: int = Field(0, ge=0)
-    """Steps in which the smaller student, or each depth of an elastic one, learns the teacher's
-    outputs and features, before the method begins: size first, then steps."""
-    joint: float = Field(0.0, ge=0)
-    """Weight of the feature term afterwards, beside the method's own loss: with first=0, size and
-    steps are learned jointly."""
-    features: float = Field(1.0, ge=0)
-    """Weight of the feature term in the first steps."""
-    taps: str | tuple[str, ...] = "blocks"
-    """Whose features: a key of `objectives.shrink.TAPS`, or module paths in the student."""
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Compress:
-        ways = [bool(self.preset), bool(self.remove), self.budget < 1]
-        if sum(ways) > 1:
-            raise ValueError("name one of preset, remove and budget")
-        if self.elastic and (self.active or self.joint):
-            raise ValueError(
-                "elastic depths are those of a whole student; "
-                "leave preset, remove, budget, width and joint out"
-            )
-        if self.variance and not self.active:
-            raise ValueError("variance: nothing goes; name a preset, blocks to remove or a budget")
-        for name, share in self.elastic.items():
-            if not 0 < share < 1:
-                raise ValueError(
-                    f"elastic: {name}={share:g}: a share above 0 and below 1 expected"
-                )
-            if not name.isidentifier() or name == "whole":
-                raise ValueError(
-                    f"elastic: {name!r} is no name of letters, digits and _ other than whole"
-                )
-        return self
-
-    @property
-    def active(self) -> bool:
-        """Whether anything goes."""
-        return bool(self.preset or self.remove) or self.budget < 1 or self.width < 1
 
 
 class Parts(Settings):

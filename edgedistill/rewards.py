@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgedistill.objectives.base import RewardOf, Settings
+from edgedistill.networks.clip import Features, Outline, features_of
+from edgedistill.objectives.base import RewardOf
 from edgedistill.objectives.reward import Reward
 from edgedistill.plugins import resolve
+from edgedistill.settings import Settings
 from edgedistill.teachers.base import Teacher
 
 __all__ = ["REWARDS", "ClipScore", "Linear", "RewardModel", "find", "reward_of"]
@@ -92,16 +94,13 @@ class ClipScore(RewardModel):
         """Folder or Hub id of the CLIPModel; by default the one the teacher ships."""
 
     def __init__(self, config: ClipScore.Config, teacher: Teacher) -> None:
-        from edgedistill.evaluate.pictures import Features, features_of
-
         if not teacher.prompts:
             raise ValueError(f"reward.name=clip: teacher {teacher.name!r} takes no prompts")
-        self.features = Features(features_of(teacher, config.features, "reward.options.features"))
+        keys = "reward.options.features"
+        self.features = Features(features_of(teacher.name, teacher.path, config.features, keys))
 
     @classmethod
     def outline(cls, config: ClipScore.Config, folder: Path, *, prompted: bool) -> ClipScore:
-        from edgedistill.plan.judge import Outline
-
         if not prompted:
             raise ValueError(f"reward.name=clip: teacher {folder.name!r} takes no prompts")
         place = Path(config.features) if config.features else folder / "clip"

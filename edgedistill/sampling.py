@@ -30,6 +30,7 @@ __all__ = [
     "TimeGrid",
     "ddim_step",
     "few_step_table",
+    "one_step_x0",
     "solve",
     "solver_table",
     "student_times",
@@ -144,6 +145,15 @@ def ddim_step(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor)
     ratio = schedule.sigma(s) / schedule.sigma(t)
     keep = schedule.alpha(s) - ratio * schedule.alpha(t)
     return ratio.to(x_t) * x_t + keep.to(x_t) * x0
+
+
+def one_step_x0(schedule: Schedule, x_t: Tensor, x_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """The x0 with which one DDIM step from x_t at t lands on x_s at s < t, (N, ...)."""
+    shape = (-1,) + (1,) * (x_t.ndim - 1)
+    t, s = t.double().reshape(shape), s.double().reshape(shape)
+    ratio = schedule.sigma(s) / schedule.sigma(t)
+    keep = schedule.alpha(s) - ratio * schedule.alpha(t)
+    return (x_s - ratio.to(x_t) * x_t) / keep.to(x_t)
 
 
 def _ddim(denoise: Denoise, x: Tensor, times: Tensor, cond: Condition) -> Tensor:

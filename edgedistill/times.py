@@ -14,8 +14,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from edgedistill.objectives.base import Settings
 from edgedistill.schedule import Schedule
+from edgedistill.settings import Settings
 
 __all__ = [
     "TimeSampling",

@@ -23,8 +23,9 @@ from edgedistill.ema import EMA
 from edgedistill.finite import bad_row
 from edgedistill.metrics import Metrics
 from edgedistill.networks.roles import Adapter
-from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Settings
+from edgedistill.objectives.base import Batch, Losses, Objective, Optim
 from edgedistill.seats import Seat
+from edgedistill.settings import Settings
 from edgedistill.teachers.base import Source
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from edgedistill.denoiser import Denoiser, Guided
 from edgedistill.objectives.base import Batch, Objective, Optim, Setup
-from edgedistill.objectives.progressive import one_step_x0
 from edgedistill.prediction import Prediction
-from edgedistill.sampling import time_grid
+from edgedistill.sampling import one_step_x0, time_grid
 from edgedistill.schedule import Trig
 
 DATA = Gaussian([0.7, -0.4], 0.5, Trig())

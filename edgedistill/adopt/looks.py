@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from edgedistill.adopt.adapters import check_keys
 from edgedistill.adopt.kinds import FOLDER, KINDS, LORA, WEIGHTS, Kind
 from edgedistill.files import read_json
-from edgedistill.teachers.loading import PICKLES
+from edgedistill.pickles import PICKLES
 from edgedistill.teachers.pipeline import FAMILIES
 
 __all__ = ["Looks", "check_fits", "family_of", "look", "named_steps"]

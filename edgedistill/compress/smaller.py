@@ -5,19 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgedistill.compress.config import Compress
 from edgedistill.compress.criteria import plan_for_budget, removal_costs
 from edgedistill.compress.plan import Plan, build, count, source
 from edgedistill.compress.presets import preset
 from edgedistill.compress.units import without
 from edgedistill.compress.width import narrower
-
-if TYPE_CHECKING:
-    from edgedistill.recipe import Compress
 
 __all__ = ["Smaller", "choose", "depths", "record"]
 

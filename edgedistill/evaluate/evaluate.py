@@ -62,9 +62,9 @@ from edgedistill.evaluate.figures import (
     to_teacher_figures,
 )
 from edgedistill.evaluate.memory import memorization, nearest
-from edgedistill.evaluate.pictures import Features
 from edgedistill.evaluate.planar import planar_figures
 from edgedistill.evaluate.subjects import Subject
+from edgedistill.networks.clip import Features
 from edgedistill.teachers.mixture import Mixture
 
 __all__ = ["SCHEMA", "Examples", "Extras", "evaluate_pictures", "evaluate_planar"]

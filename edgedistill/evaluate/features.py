@@ -17,13 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgedistill.evaluate.pictures import (
-    Features,
-    model_type,
-    open_model,
-    preprocessing,
-    shipped_clip,
-)
+from edgedistill.networks.clip import Features, model_type, open_model, preprocessing, shipped_clip
 from edgedistill.networks.taps import Taps
 from edgedistill.teachers.base import Teacher
 
@@ -158,7 +152,7 @@ def open_features(teacher: Teacher, asked: str | None) -> Eye:
         ValueError: If it cannot be opened; names the key and the choices.
     """
     if asked is None:
-        clip = shipped_clip(teacher)
+        clip = shipped_clip(teacher.path)
         asked = str(clip) if clip else "teacher" if _is_pixel_unet(teacher) else "pixels"
     if asked == "pixels":
         return Pixels()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edgedistill.evaluate.features import Eye
 from edgedistill.evaluate.fidelity import Reference, frechet_distance, kernel_distance
-from edgedistill.evaluate.pictures import Features
+from edgedistill.networks.clip import Features
 
 __all__ = [
     "EQUAL_DB",

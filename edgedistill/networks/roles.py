@@ -20,8 +20,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from edgedistill.networks.low import raised
-from edgedistill.objectives.base import Settings
 from edgedistill.plugins import unknown
+from edgedistill.settings import Settings
 
 __all__ = ["LAYERS", "Adapter", "Role", "adapt", "find_layers"]
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Scaling"]
+__all__ = ["Scaling", "latents_of", "picture_of"]
 
 
 class Scaling(nn.Module):
@@ -72,3 +73,15 @@ class Scaling(nn.Module):
             if values is not None:
                 told[name] = values.flatten().tolist()
         return told
+
+
+def latents_of(vae: Any, scaling: Scaling, pictures: Tensor) -> Tensor:
+    """x0 of pictures by the teacher's encoder; of a posterior the mode."""
+    found = vae.encode(pictures, return_dict=False)[0]
+    return scaling.inverse(found if isinstance(found, Tensor) else found.mode())
+
+
+def picture_of(vae: Any, scaling: Scaling, x0: Tensor) -> Tensor:
+    """What the teacher's decoder makes of x0."""
+    picture: Tensor = vae.decode(scaling(x0), return_dict=False)[0]
+    return picture

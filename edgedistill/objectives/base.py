@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from edgedistill.denoiser import Condition, Denoiser, Guided
 from edgedistill.networks.scaling import Scaling
 from edgedistill.sampling import Boundary, StepTable
+from edgedistill.settings import Settings
 
 if TYPE_CHECKING:
     from edgedistill.compress.smaller import Smaller
@@ -38,12 +39,6 @@ __all__ = [
 
 RewardOf = Callable[[Tensor, Sequence[str]], Tensor]
 """x0 (N, ...) and their prompts (none where the teacher takes none) -> rewards (N,)."""
-
-
-class Settings(BaseModel):
-    """A section of a recipe: typed, frozen, and closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 Beta: TypeAlias = Annotated[float, Field(ge=0, lt=1)]

@@ -23,12 +23,12 @@ from torch.nn import functional as F
 
 from edgedistill.losses import gan_discriminator, gan_generator
 from edgedistill.networks.patch_decoder import PatchDecoder
-from edgedistill.networks.scaling import Scaling
+from edgedistill.networks.scaling import latents_of, picture_of
 from edgedistill.networks.taps import Taps
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings, Setup
 from edgedistill.objectives.shrink import feature_loss
 
-__all__ = ["Decoding", "Depth", "TinyDecoder", "Width", "latents_of", "picture_of", "psnr"]
+__all__ = ["Decoding", "Depth", "TinyDecoder", "Width", "psnr"]
 
 REMEMBERED = 2**29
 """Bytes of the teacher's pictures that are kept, at most."""
@@ -39,18 +39,6 @@ Width: TypeAlias = Annotated[int, Field(ge=0, le=4096)]
 
 Depth: TypeAlias = Annotated[int, Field(ge=0, le=64)]
 """Blocks at a resolution."""
-
-
-def latents_of(vae: Any, scaling: Scaling, pictures: Tensor) -> Tensor:
-    """x0 of pictures by the teacher's encoder; of a posterior the mode."""
-    found = vae.encode(pictures, return_dict=False)[0]
-    return scaling.inverse(found if isinstance(found, Tensor) else found.mode())
-
-
-def picture_of(vae: Any, scaling: Scaling, x0: Tensor) -> Tensor:
-    """What the teacher's decoder makes of x0."""
-    picture: Tensor = vae.decode(scaling(x0), return_dict=False)[0]
-    return picture
 
 
 def _varied(picture: Tensor, dims: tuple[int, ...], order: tuple[int, ...]) -> Tensor:

@@ -14,7 +14,7 @@ from edgedistill.distances import Distance, distance
 from edgedistill.losses import matching_gradient
 from edgedistill.objectives.base import Batch
 from edgedistill.objectives.matching import Matching, View
-from edgedistill.objectives.progressive import one_step_x0
+from edgedistill.sampling import one_step_x0
 
 __all__ = ["DMD"]
 

@@ -17,7 +17,7 @@ from edgedistill.boundary import bounded, lcm_boundary
 from edgedistill.denoiser import Condition, Denoiser
 from edgedistill.distances import Distance, distance
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
-from edgedistill.objectives.guidance import Scales
+from edgedistill.objectives.scales import Scales
 from edgedistill.sampling import Boundary, ddim_step, time_grid
 from edgedistill.times import neighbours
 

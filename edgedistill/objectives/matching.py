@@ -22,9 +22,8 @@ from edgedistill.distances import drift
 from edgedistill.losses import gan_discriminator, gan_generator, toward
 from edgedistill.networks.heads import Tap, head_for
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings, Setup
-from edgedistill.objectives.progressive import one_step_x0
 from edgedistill.objectives.rollout import Noised, Rollout, Sample
-from edgedistill.sampling import SOLVERS
+from edgedistill.sampling import SOLVERS, one_step_x0
 from edgedistill.times import stratified
 
 __all__ = ["FakeScored", "Matching", "Scored", "View", "health", "moved"]

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from edgedistill.compress import Plan
+from edgedistill.compress.config import Compress
 from edgedistill.objectives.base import Objective, Setup
 from edgedistill.objectives.elastic import Elastic
 from edgedistill.objectives.embedding import Embedded, Embedding
 from edgedistill.objectives.reward import Reward, Rewarded
 from edgedistill.objectives.shrink import Shrink, SizeFirst
-
-if TYPE_CHECKING:  # the recipe imports the methods
-    from edgedistill.recipe import Compress
 
 __all__ = ["ordered"]
 

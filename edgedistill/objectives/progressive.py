@@ -30,12 +30,11 @@ from edgedistill.objectives.base import (
     Setup,
     check_deterministic,
 )
-from edgedistill.sampling import ddim_step
-from edgedistill.schedule import Schedule
+from edgedistill.sampling import ddim_step, one_step_x0
 from edgedistill.stages import Stages
 from edgedistill.times import refine
 
-__all__ = ["WEIGHTS", "Progressive", "TeacherStep", "one_step_x0"]
+__all__ = ["WEIGHTS", "Progressive", "TeacherStep"]
 
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "truncated-snr": lambda snr: snr.clamp(min=1),
@@ -43,15 +42,6 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 """SNR -> weight of the squared error of x0. The first is the larger of the errors of x0 and eps,
 the second the error of v."""
-
-
-def one_step_x0(schedule: Schedule, x_t: Tensor, x_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """The x0 with which one DDIM step from x_t at t lands on x_s at s < t, (N, ...)."""
-    shape = (-1,) + (1,) * (x_t.ndim - 1)
-    t, s = t.double().reshape(shape), s.double().reshape(shape)
-    ratio = schedule.sigma(s) / schedule.sigma(t)
-    keep = schedule.alpha(s) - ratio * schedule.alpha(t)
-    return (x_s - ratio.to(x_t) * x_t) / keep.to(x_t)
 
 
 @dataclass(frozen=True)

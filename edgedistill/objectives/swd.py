@@ -25,8 +25,8 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from edgedistill.denoiser import Denoiser
+from edgedistill.networks.scaling import latents_of, picture_of
 from edgedistill.objectives.base import Batch, Losses, Setup
-from edgedistill.objectives.decoder import latents_of, picture_of
 from edgedistill.objectives.pdm import PDM
 from edgedistill.objectives.rollout import Rollout
 from edgedistill.sampling import StepTable, few_step_table, init_scale

@@ -18,7 +18,8 @@ from edgedistill.distances import Distance, distance
 from edgedistill.ema import follow
 from edgedistill.objectives.base import Batch, Losses, Setup
 from edgedistill.objectives.pcm import PCM, Legs, wanted
-from edgedistill.objectives.progressive import WEIGHTS, one_step_x0
+from edgedistill.objectives.progressive import WEIGHTS
+from edgedistill.sampling import one_step_x0
 from edgedistill.times import with_edges
 
 __all__ = ["TRACT"]

@@ -7,29 +7,22 @@ costs are known before a byte of them is downloaded.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import diffusers
-import torch
-import transformers
-from diffusers import ConfigMixin
-from diffusers.utils import logging as diffusers_logging
 from torch import nn
 
 from edgedistill import assets
 from edgedistill.files import read_json
+from edgedistill.networks.outline import LIBRARIES, build, build_class
 from edgedistill.plugins import unknown
 from edgedistill.recipe import TeacherSection
 from edgedistill.teachers.decoders import decoder_class
 
-__all__ = ["ALIASES", "architecture", "build", "decoder", "find", "place", "shipped"]
+__all__ = ["ALIASES", "architecture", "decoder", "find", "place", "shipped"]
 
 ROOT = assets.ROOT / "architectures"
 
 ALIASES = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
 """Names under which a model is known too."""
-
-LIBRARIES: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
 
 
 def shipped() -> dict[str, Path]:
@@ -94,39 +87,10 @@ def architecture(path: str) -> dict[str, nn.Module]:
     return networks
 
 
-def build(folder: Path, library: str, kind: str) -> nn.Module:
-    """The network of class `kind` that folder/config.json describes, frozen, without weights.
-
-    Raises:
-        ValueError: If this version of the library has no such network, or the config is wrong.
-    """
-    found = getattr(LIBRARIES[library], kind, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        version = LIBRARIES[library].__version__
-        raise ValueError(f"{folder / 'config.json'}: {library} {version} has no {kind}")
-    return _build(folder, found)
-
-
 def decoder(folder: Path) -> nn.Module:
     """The network of a decoder folder, frozen, without weights.
 
     Raises:
         ValueError: As `build`, or for a class that is no decoder.
     """
-    return _build(folder, decoder_class(str(folder)))
-
-
-def _build(folder: Path, found: Any) -> nn.Module:
-    file, kind = folder / "config.json", found.__name__
-    config = {key: value for key, value in read_json(file).items() if key != "_name_or_path"}
-    diffusers_logging.set_verbosity_error()
-    try:
-        with torch.device("meta"):
-            if issubclass(found, ConfigMixin):
-                net: Any = found.from_config(config)
-            else:
-                net = found(found.config_class.from_dict(config))
-    except (TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"{file}: no {kind} can be built from it: {error}") from None
-    result: nn.Module = net.eval().requires_grad_(False)
-    return result
+    return build_class(folder, decoder_class(str(folder)))

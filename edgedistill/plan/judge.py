@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgedistill import rewards
 from edgedistill.checks import check_reward
-from edgedistill.evaluate.pictures import Features
 from edgedistill.networks.scaling import Scaling
-from edgedistill.plan.architectures import build, find, place
+from edgedistill.plan.architectures import find, place
 from edgedistill.plan.inputs import Inputs
 from edgedistill.recipe import Recipe
 from edgedistill.teachers.decoders import Decoder
 from edgedistill.teachers.wan import VideoDecoder
 
-__all__ = ["Judge", "Outline", "judge"]
-
-
-class Outline(Features):
-    """A CLIP model without weights.
-
-    Args:
-        folder: With its config.json.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.model: Any = build(folder, "transformers", "CLIPModel")
-        self._settle(str(folder))
-
-    def tokens(self, captions: Sequence[str]) -> Tensor:
-        length = self.model.config.text_config.max_position_embeddings
-        return torch.empty(len(captions), length, dtype=torch.int64, device="meta")
+__all__ = ["Judge", "judge"]
 
 
 class Judge:

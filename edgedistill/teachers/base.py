@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgedistill.denoiser import Condition, Denoiser, Guided, cat
+from edgedistill.files import read_json
 from edgedistill.networks.scaling import Scaling
 from edgedistill.sampling import StepTable, TimeGrid, time_grid
 from edgedistill.teachers.licences import Rights
@@ -168,6 +169,13 @@ class Teacher(ABC):
             generator: Randomness of a fit, for teachers that are no network; None leaves such a
                 network unfitted, for weights about to be loaded over it.
         """
+
+    def preview_prompts(self) -> list[str]:
+        """Prompts shown while training: the teacher's own grid, at most 64, or those it knows."""
+        file = Path(self.path) / "prompts.json"
+        if file.is_file():
+            return list(read_json(file).get("grid") or ())[:64]
+        return list(self.prompts)
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:

@@ -21,8 +21,9 @@ from edgedistill.finite import check_finite
 from edgedistill.networks.diffusion_decoder import DiffusionDecoder
 from edgedistill.networks.patch_decoder import PatchDecoder
 from edgedistill.networks.scaling import Scaling
+from edgedistill.pickles import check_pickles
 from edgedistill.plugins import unknown
-from edgedistill.teachers.loading import check_pickles, whole_weights
+from edgedistill.teachers.loading import whole_weights
 
 __all__ = ["DECODERS", "Decoder", "channels_of", "decoder_class", "open_decoder", "shifted"]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["FAMILIES", "PICKLES", "check_configs", "check_pickles", "check_place", "whole_weights"]
+__all__ = ["FAMILIES", "check_configs", "check_place", "whole_weights"]
 
 FAMILIES = {
     "StableDiffusionPipeline": "stable_diffusion",
@@ -25,8 +25,6 @@ FAMILIES = {
 }
 """Family by the class that a folder's model_index.json names."""
 
-PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
-"""Ends of files that may run code when they are opened; none ever is."""
 
 _LIBRARIES = ("diffusers", "transformers")
 
@@ -39,17 +37,6 @@ _UNUSED = re.compile(
     r"Some weights of the model checkpoint.*initializing (?P<model>\w+).*?\[(?P<names>.*?)\]", re.S
 )
 """Of diffusers alone: a text encoder's file may hold more layers, or another tower, by design."""
-
-
-def check_pickles(folder: Path) -> None:
-    """Raise a ValueError if a network below a folder has its weights in a pickle alone."""
-    for file in sorted(folder.rglob("*")) if folder.is_dir() else ():
-        if file.suffix not in PICKLES or any(file.parent.glob("*.safetensors")):
-            continue
-        raise ValueError(
-            f"{file}: a pickle, which is never opened; load it where you trust it, and save it "
-            "with save_pretrained(..., safe_serialization=True)"
-        )
 
 
 def check_configs(folder: Path) -> None:

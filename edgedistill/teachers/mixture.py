@@ -18,11 +18,12 @@ from edgedistill.denoiser import Denoiser
 from edgedistill.files import read_json
 from edgedistill.finite import check_finite
 from edgedistill.networks.planar import PlanarNet
+from edgedistill.pickles import check_pickles
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
 from edgedistill.schedule import Schedule, Trig
 from edgedistill.teachers.base import Graph, Source, Teacher
-from edgedistill.teachers.loading import check_pickles, whole_weights
+from edgedistill.teachers.loading import whole_weights
 from edgedistill.text import parse_json, read_text
 
 __all__ = ["Mixture", "MixtureNet"]

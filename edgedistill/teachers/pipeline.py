@@ -29,6 +29,7 @@ from edgedistill import assets
 from edgedistill.denoiser import Denoiser
 from edgedistill.finite import bad_row, check_finite
 from edgedistill.networks.scaling import Scaling
+from edgedistill.pickles import check_pickles
 from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable, TimeGrid
 from edgedistill.schedule import Schedule
@@ -37,13 +38,7 @@ from edgedistill.teachers.decoders import Decoder, channels_of, open_decoder
 from edgedistill.teachers.flow import shift_asked
 from edgedistill.teachers.latents import Latents
 from edgedistill.teachers.licences import Rights, copy_texts, lacks_of, merged, rights_of
-from edgedistill.teachers.loading import (
-    FAMILIES,
-    check_configs,
-    check_pickles,
-    check_place,
-    whole_weights,
-)
+from edgedistill.teachers.loading import FAMILIES, check_configs, check_place, whole_weights
 from edgedistill.teachers.loras import fuse, place_of, rights_of_lora
 from edgedistill.teachers.markers import marks_of, read_header
 from edgedistill.teachers.network_inputs import check_network

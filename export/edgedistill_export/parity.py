@@ -21,7 +21,7 @@ from edgedistill_runtime.noise import noise as draw_noise
 from edgedistill_runtime.pipeline import Pipeline, to_uint8
 
 if TYPE_CHECKING:
-    from edgedistill.evaluate.pictures import Features
+    from edgedistill.networks.clip import Features
 
 __all__ = [
     "EQUAL_DB",
@@ -119,7 +119,7 @@ def _decibel(ratio: float) -> float:
 
 def find_features(student: Student) -> Features | None:
     """The CLIP model of the recipe's evaluation, or the one that ships with the teacher."""
-    from edgedistill.evaluate.pictures import Features
+    from edgedistill.networks.clip import Features
 
     named = (student.info.recipe.get("evaluate") or {}).get("features")
     home = home_of_teacher(student)

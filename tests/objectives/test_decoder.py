@@ -7,8 +7,9 @@ import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline
 
 from edgedistill.networks.patch_decoder import PatchDecoder
+from edgedistill.networks.scaling import latents_of
 from edgedistill.objectives.base import Batch, Optim, Setup
-from edgedistill.objectives.decoder import VARIANTS, TinyDecoder, latents_of
+from edgedistill.objectives.decoder import VARIANTS, TinyDecoder
 from edgedistill.teachers.stable_diffusion import StableDiffusion
 
 

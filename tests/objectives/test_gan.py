@@ -16,10 +16,9 @@ from edgedistill.objectives import find
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.ddgan import DDGAN, posterior
 from edgedistill.objectives.flash import mode_masses, stage_shares
-from edgedistill.objectives.progressive import one_step_x0
 from edgedistill.prediction import Prediction
 from edgedistill.run_dir import open_run
-from edgedistill.sampling import ddim_step, time_grid
+from edgedistill.sampling import ddim_step, one_step_x0, time_grid
 from edgedistill.schedule import Discrete, Trig
 from edgedistill.times import TimeSampling
 

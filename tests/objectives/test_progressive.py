@@ -6,9 +6,9 @@ from oracles import Affine, Gaussian
 
 from edgedistill.denoiser import Denoiser
 from edgedistill.objectives.base import Batch, Optim, Setup
-from edgedistill.objectives.progressive import WEIGHTS, Progressive, one_step_x0
+from edgedistill.objectives.progressive import WEIGHTS, Progressive
 from edgedistill.prediction import Prediction
-from edgedistill.sampling import ddim_step, few_step_table, solve, time_grid
+from edgedistill.sampling import ddim_step, few_step_table, one_step_x0, solve, time_grid
 from edgedistill.schedule import Discrete, Trig
 from edgedistill.stages import Stages
 

@@ -275,7 +275,7 @@ def test_a_plugin_adds_a_reward(monkeypatch, two_modes):
 
 
 def test_the_clip_score_is_that_of_the_evaluation_and_has_a_gradient():
-    from edgedistill.evaluate.pictures import Features
+    from edgedistill.networks.clip import Features
     from edgedistill.report.pictures import to_uint8
 
     teacher = load_teacher("stable_diffusion", "emoji")

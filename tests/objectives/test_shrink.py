@@ -8,6 +8,7 @@ from compress import nets
 from torch import nn
 
 from edgedistill.compress import Plan, build, preset, without
+from edgedistill.compress.config import Compress
 from edgedistill.compress.smaller import Smaller, choose, depths, record
 from edgedistill.networks.taps import Taps
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Setup
@@ -19,7 +20,7 @@ from edgedistill.objectives.shrink import (
     feature_loss,
     tap_paths,
 )
-from edgedistill.recipe import Compress, load
+from edgedistill.recipe import load
 from edgedistill.teachers.stable_diffusion import StableDiffusion
 
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from edgedistill.evaluate.pictures import Features
 from edgedistill.finite import check_finite
+from edgedistill.networks.clip import Features
 from edgedistill.teachers import load_teacher
 from edgedistill.teachers.loading import whole_weights
 from edgedistill.teachers.mixture import Mixture

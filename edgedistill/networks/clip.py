@@ -19,11 +19,12 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from edgedistill.files import read_json
 from edgedistill.finite import check_finite
-from edgedistill.teachers.base import Teacher
-from edgedistill.teachers.loading import check_pickles
+from edgedistill.networks.outline import build
+from edgedistill.pickles import check_pickles
 
 __all__ = [
     "Features",
+    "Outline",
     "features_of",
     "model_type",
     "open_model",
@@ -134,26 +135,43 @@ class Features:
         return 100 * F.cosine_similarity(images, texts).mean().item()
 
 
-def features_of(teacher: Teacher, path: str | None, keys: str) -> str:
+class Outline(Features):
+    """A CLIP model without weights.
+
+    Args:
+        folder: With its config.json.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.model: Any = build(folder, "transformers", "CLIPModel")
+        self._settle(str(folder))
+
+    def tokens(self, captions: Sequence[str]) -> Tensor:
+        length = self.model.config.text_config.max_position_embeddings
+        return torch.empty(len(captions), length, dtype=torch.int64, device="meta")
+
+
+def features_of(name: str, folder: str, path: str | None, keys: str) -> str:
     """Folder or Hub id of the CLIP model that judges a teacher's pictures and prompts.
 
     Args:
-        teacher: Whose; the default is the model it ships.
+        name: Of the teacher, for the message.
+        folder: Of the teacher; the default is the model that lies in it.
         path: What was asked for.
         keys: Where to ask, for the message.
 
     Raises:
         ValueError: If nothing was asked for and none is shipped.
     """
-    shipped = shipped_clip(teacher)
+    shipped = shipped_clip(folder)
     if not path and shipped is None:
-        raise ValueError(f"teacher {teacher.name!r} ships no CLIP model; name one with {keys}")
+        raise ValueError(f"teacher {name!r} ships no CLIP model; name one with {keys}")
     return path or str(shipped)
 
 
-def shipped_clip(teacher: Teacher) -> Path | None:
-    """The folder of the CLIP model that comes with a teacher, if one does."""
-    folder = Path(teacher.path) / "clip"
+def shipped_clip(teacher: str) -> Path | None:
+    """The folder of the CLIP model that comes with a teacher's, if one does."""
+    folder = Path(teacher) / "clip"
     return folder if folder.is_dir() else None
 
 

@@ -1,0 +1,73 @@
+"""Guidance scales that a student is told while it trains."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgedistill.denoiser import Condition, Denoiser, Guided
+from edgedistill.networks.two_times import TwoTimes
+from edgedistill.objectives.base import Batch, Setup
+from edgedistill.times import stratified
+
+__all__ = ["Scales"]
+
+
+class Scales:
+    """The guidance scales a student is told while it trains; it ends with one, the teacher's.
+
+    Gives the student's network a second time, in whose place it reads the scale.
+
+    Args:
+        name: Of the method, for errors.
+        setup: Its student's network is replaced.
+        low: Least scale.
+        high: Largest.
+
+    Raises:
+        ValueError: If the teacher has no guidance, or a scale that is not between the two.
+    """
+
+    def __init__(self, name: str, setup: Setup, low: float, high: float) -> None:
+        teacher = setup.teacher
+        if not isinstance(teacher, Guided) or teacher.scale == 1:
+            raise ValueError(
+                f"method {name!r} needs a teacher with a null condition and a scale to keep; "
+                "choose teacher.guidance above 1"
+            )
+        if not low <= teacher.scale <= high:
+            raise ValueError(
+                f"teacher.guidance={teacher.scale:g}: the scale to keep is not among those "
+                f"trained, {low:g} to {high:g}"
+            )
+        self.teacher, self.low, self.high, self.example = teacher, low, high, setup.example
+        times = setup.student.schedule.net_time(setup.times[:-1].double().cpu())
+        kept = torch.full_like(times, self.told(torch.tensor(teacher.scale)).item())
+        steps = torch.stack([times, kept], dim=1)
+        net = TwoTimes(setup.student.net, setup.time_layer, steps)
+        setup.student.net = net.to(setup.example[0].device)
+
+    def told(self, scale: Tensor) -> Tensor:
+        """A scale as the network reads it, in [0, 1]."""
+        return (scale - self.low) / (self.high - self.low)
+
+    def tell(self, cond: Condition, scale: Tensor) -> Condition:
+        """The condition with the scales (N,)."""
+        return {**cond, "s": self.told(scale)}
+
+    def draw(self, batch: Batch) -> Tensor:
+        """A scale for each row, stratified, (N,)."""
+        scale = stratified(len(batch.x0), batch.generator, self.low, self.high)
+        return scale.to(batch.x0.device)
+
+    def guided(self, x_t: Tensor, t: Tensor, cond: Condition, scale: Tensor) -> Tensor:
+        """The teacher's x0 at each row's scale, (N, ...)."""
+        null, wanted = self.teacher.both(x_t, t, cond)
+        weight = scale.reshape((-1,) + (1,) * (x_t.ndim - 1)).to(x_t)
+        return self.teacher.bounded(torch.lerp(null, wanted, weight), t)
+
+    def kept(self, student: Denoiser) -> Denoiser:
+        """The student at the teacher's scale, its network as it was before it was told any."""
+        net = student.net
+        assert isinstance(net, TwoTimes)
+        return student.with_net(net.folded(*self.example))
