@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgedistill.objectives.decoder import psnr
-from edgedistill.student import load_student
+from edgedistill.objectives.compression.decoder import psnr
+from edgedistill.students.folder import load_student
 from edgedistill.teachers import load_teacher
 from edgedistill.teachers.base import Teacher
 from edgedistill_export import export_student

@@ -30,12 +30,12 @@ from sklearn.svm import SVC
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgedistill import recipe as recipes
-from edgedistill.ema import follow
-from edgedistill.files import write_json
-from edgedistill.run_dir import open_run
-from edgedistill.sampling import solve
-from edgedistill.student import load_student
+from edgedistill.common.files import write_json
+from edgedistill.diffusion.sampling import solve
+from edgedistill.networks.ema import follow
+from edgedistill.recipes import schema as recipes
+from edgedistill.runs.run_dir import open_run
+from edgedistill.students.folder import load_student
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill_export.bundle import export_student
 from edgedistill_export.parity import ParityError

@@ -12,10 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from edgedistill import recipe as recipes
-from edgedistill.run_dir import open_run
+from edgedistill.proof.drawing import differences
+from edgedistill.recipes import schema as recipes
+from edgedistill.runs.run_dir import open_run
 from edgedistill.teachers import load_teacher
-from edgedistill.teachers.proof import differences
 from edgedistill.tiny import TINY, make_tiny
 from edgedistill_export.bundle import Settings, export_student
 from edgedistill_export.parity import ParityError

@@ -5,7 +5,7 @@
 Kills: each program runs in a process of its own and is killed (SIGKILL) at a random moment; what
 it left must be whole, and a second run must end as one that was left in peace. Damage: a student,
 a bundle and a run's checkpoints are damaged at random; what reads them must refuse them by name or
-draw the very same samples. Fuzz: tests/core/test_fuzz.py with so many inputs of each kind. A
+draw the very same samples. Fuzz: tests/cli/test_fuzz.py with so many inputs of each kind. A
 process may take 2 GiB and 120 seconds.
 
 A try ends as one of:
@@ -223,7 +223,7 @@ def draw_student(folder: Path, out: Path) -> None:
     import numpy as np
     import torch
 
-    from edgedistill.student import load_student
+    from edgedistill.students.folder import load_student
 
     student = load_student(folder)
     shape = (8, *student.teacher.sample_shape)
@@ -301,7 +301,7 @@ def prepare(base: Path) -> None:
 def fuzzed(count: int) -> tuple[Counter[str], int]:
     """Outcome of the fuzz tests with `count` inputs of each kind, and how many kinds there are."""
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "tests/core/test_fuzz.py"],
+        [sys.executable, "-m", "pytest", "-q", "tests/cli/test_fuzz.py"],
         cwd=ROOT,
         env={**os.environ, "FUZZ": str(count)},
         capture_output=True,
@@ -331,8 +331,8 @@ def main() -> None:
     parser.add_argument("--fuzz", type=int, default=1500, help="inputs of each kind")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    from edgedistill import cli, student  # noqa: F401  imported once, before the forks
-    from edgedistill.teachers import mixture
+    from edgedistill.students import folder as student  # noqa: F401  imported once, before the forks
+    from edgedistill.teachers.families import mixture
 
     mixture.FIT_STEPS, mixture.FIT_BATCH = 20, 64
     total: Counter[str] = Counter()

@@ -25,12 +25,12 @@ from safetensors.torch import save_file
 from torch import nn
 from training_memory import MIB, resident
 
-from edgedistill import recipe as recipes
-from edgedistill.distill import Run
-from edgedistill.files import read_json, write_json
-from edgedistill.plan.architectures import architecture, find
-from edgedistill.plan.costs import costs
-from edgedistill.plan.memory import Launch
+from edgedistill.common.files import read_json, write_json
+from edgedistill.planning.architectures import architecture, find
+from edgedistill.planning.costs import costs
+from edgedistill.planning.memory import Launch
+from edgedistill.recipes import schema as recipes
+from edgedistill.runs.run import Run
 from edgedistill.tiny import tokenizers
 
 PROMPTS = ["red", "a red one"]

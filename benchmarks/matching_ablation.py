@@ -25,12 +25,12 @@ from pathlib import Path
 
 import torch
 
-from edgedistill import recipe as recipes
-from edgedistill.evaluate.planar import planar_figures
-from edgedistill.metrics import read_metrics
-from edgedistill.run_dir import open_run
-from edgedistill.student import load_student
-from edgedistill.teachers.mixture import Mixture
+from edgedistill.evaluation.planar import planar_figures
+from edgedistill.recipes import schema as recipes
+from edgedistill.runs.run_dir import open_run
+from edgedistill.students.folder import load_student
+from edgedistill.teachers.families.mixture import Mixture
+from edgedistill.training.metrics import read_metrics
 
 SAMPLES = 10_000
 CHANGES: dict[str, list[str]] = {

@@ -44,16 +44,16 @@ import torch
 
 import edgedistill
 from edgedistill import assets
-from edgedistill import recipe as recipes
-from edgedistill.denoiser import Denoiser
-from edgedistill.evaluate.planar import planar_figures
-from edgedistill.files import read_json, write_json, write_text
-from edgedistill.recipe import Recipe
-from edgedistill.run_dir import open_run
-from edgedistill.sampling import solve, time_grid
-from edgedistill.student import load_student
-from edgedistill.teachers.mixture import Mixture
-from edgedistill.trainer import Interrupted
+from edgedistill.common.files import read_json, write_json, write_text
+from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.sampling import solve, time_grid
+from edgedistill.evaluation.planar import planar_figures
+from edgedistill.recipes import schema as recipes
+from edgedistill.recipes.schema import Recipe
+from edgedistill.runs.run_dir import open_run
+from edgedistill.students.folder import load_student
+from edgedistill.teachers.families.mixture import Mixture
+from edgedistill.training.trainer import Interrupted
 
 MIXTURES = "ring,grid,clusters"
 PREFIX = "mixture-"

@@ -27,17 +27,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from edgedistill.evaluate.pictures import Features
+from edgedistill.evaluation.pictures import Features
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from edgedistill.evaluate.captions import prompt_sets
-from edgedistill.evaluate.evaluate import evaluate_pictures
-from edgedistill.evaluate.fidelity import Reference
-from edgedistill.evaluate.subjects import Subject, student_subject, teacher_subject
-from edgedistill.generate import runtime_noise
-from edgedistill.report.pictures import grid
-from edgedistill.student import Student, load_student
+from edgedistill.common.pictures import grid
+from edgedistill.draw.generate import runtime_noise
+from edgedistill.draw.subjects import Subject, student_subject, teacher_subject
+from edgedistill.evaluation.captions import prompt_sets
+from edgedistill.evaluation.evaluate import evaluate_pictures
+from edgedistill.evaluation.fidelity import Reference
+from edgedistill.students.folder import Student, load_student
 from edgedistill.teachers import load_teacher
 
 SEED, SHOWN = 1234, 16

@@ -25,7 +25,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from edgedistill.teachers.base import Graph
-from edgedistill.teachers.stable_diffusion import UNet
+from edgedistill.teachers.families.stable_diffusion import UNet
 from edgedistill_export.memory import WeightsOnDisk, watch_peak
 from edgedistill_export.quiet import quiet
 from edgedistill_export.targets import Call, Job, find_target

@@ -21,10 +21,10 @@ from typing import Any
 import diffusers
 import torch
 
-from edgedistill.denoiser import Denoiser
+from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.proof.drawing import TOLERANCE, differences
 from edgedistill.teachers import load_teacher
 from edgedistill.teachers.pipeline import PipelineTeacher
-from edgedistill.teachers.proof import TOLERANCE, differences
 from edgedistill.teachers.schedulers import SIBLINGS, Probe, takes
 from edgedistill.tiny import TINY, make_tiny
 

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from edgedistill.evaluate.subjects import student_subject
-from edgedistill.files import write_json, write_text
-from edgedistill.generate import runtime_noise
-from edgedistill.student import load_student
+from edgedistill.common.files import write_json, write_text
+from edgedistill.draw.generate import runtime_noise
+from edgedistill.draw.subjects import student_subject
+from edgedistill.students.folder import load_student
 from edgedistill_export.bundle import Settings
 from edgedistill_export.many import Row, export_many, pairs
 from edgedistill_export.parity import find_features, psnr

@@ -30,9 +30,9 @@ from pathlib import Path
 import peft  # noqa: F401  what a run imports on its way belongs to the libraries
 import torch
 
-from edgedistill import recipe as recipes
-from edgedistill.distill import Run
-from edgedistill.teachers import stable_diffusion  # noqa: F401
+from edgedistill.recipes import schema as recipes
+from edgedistill.runs.run import Run
+from edgedistill.teachers.families import stable_diffusion  # noqa: F401
 
 MODES = ("copies", "adapters")
 MIB = 2**20

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from edgedistill.complaints import INTERRUPTED, complain, misused, settle
-from edgedistill.progress import answers, bar, console, say
+from edgedistill.common.complaints import INTERRUPTED, complain, misused, settle
+from edgedistill.common.progress import answers, bar, console, say
 
 __all__ = ["app", "main"]
 
@@ -66,9 +66,9 @@ def distill(
 
     Example: edgedistill distill recipe=emoji-4step train.batch_size=32 teacher.guidance=4
     """
-    from edgedistill.recipe import asked
-    from edgedistill.run_dir import open_run
-    from edgedistill.trainer import Interrupted
+    from edgedistill.recipes.schema import asked
+    from edgedistill.runs.run_dir import open_run
+    from edgedistill.training.trainer import Interrupted
 
     recipe, out, typed = asked("distill", words)
     opened = open_run(recipe, out, resume, say, typed=typed)
@@ -105,8 +105,8 @@ def synth(
 
     Example: edgedistill synth recipe=mixture-kd data.samples=20000 out=paths/ring
     """
-    from edgedistill.recipe import asked
-    from edgedistill.synth import synth as make
+    from edgedistill.recipes.schema import asked
+    from edgedistill.runs.synth import synth as make
 
     recipe, out, _ = asked("synth", words)
     with bar("paths", recipe.data.samples) as meter:
@@ -137,12 +137,12 @@ def plan(
     """
     from json import dumps
 
-    from edgedistill.plan import uncollected
+    from edgedistill.planning import uncollected
 
     with uncollected():
-        from edgedistill.plan.memory import Launch
-        from edgedistill.plan.report import as_json, tables
-        from edgedistill.plan.report import plan as plan_
+        from edgedistill.planning.memory import Launch
+        from edgedistill.planning.report import as_json, tables
+        from edgedistill.planning.report import plan as plan_
 
         found, verdict = plan_(words, memory, Launch(processes, shard))
     if json:
@@ -197,7 +197,7 @@ def export(
     Example: edgedistill export --target ort --target openvino --precision int8 --min-psnr 35
     """
     from edgedistill.data import read_prompts
-    from edgedistill.students import group_of
+    from edgedistill.students.group import group_of
     from edgedistill_export.bundle import Settings
     from edgedistill_export.many import export_group, export_many, memory_lines, pairs, table
     from edgedistill_export.terms import notes_of
@@ -276,7 +276,7 @@ def adopt(
 
     Example: edgedistill adopt lcm-lora.safetensors --as lcm-lora --base ./my-sd15 --steps 4
     """
-    from edgedistill.adopt import adopt as take
+    from edgedistill.adoption import adopt as take
 
     made = take(checkpoint, kind, base=base, steps=steps, guidance=guidance, out=out)
     say(f"student {made}")
@@ -295,7 +295,7 @@ def bench(
     json: JSON = None,
 ) -> None:
     """Time teacher, student and bundles: load, first call, percentiles by stage, memory."""
-    from edgedistill.files import check_writable, write_json
+    from edgedistill.common.files import check_writable, write_json
     from edgedistill_export.bench import chart, find_subjects, home_of, run_bench, tables
 
     bundles = sorted(path.parent for path in LATEST.glob("bundles/*/manifest.json"))
@@ -331,9 +331,9 @@ def generate(
     negative_scale: Annotated[float, typer.Option(min=0, help="How far.")] = 0.3,
 ) -> None:
     """Draw with a bundle or a student. Sample i depends on the seed and i alone."""
-    from edgedistill.collaborate import Help
-    from edgedistill.generate import Negative
-    from edgedistill.generate import generate as draw
+    from edgedistill.draw.generate import Negative
+    from edgedistill.draw.generate import generate as draw
+    from edgedistill.draw.teacher_help import Help
 
     given = Help(teacher_first, teacher_share)
     away = None if negative is None else Negative(negative, negative_scale)
@@ -359,8 +359,8 @@ def evaluate(
     json: JSON = None,
 ) -> None:
     """Measure quality against teacher and data: FD, KID, distances, classes, memorization."""
-    from edgedistill.evaluate.run import evaluate_subjects
-    from edgedistill.evaluate.tables import notes, tables
+    from edgedistill.evaluation.run import evaluate_subjects
+    from edgedistill.evaluation.tables import notes, tables
 
     with bar("evaluate", 1) as meter:
         results, path = evaluate_subjects(
@@ -379,8 +379,8 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The page; by default RUN/report.html.")] = None,
 ) -> None:
     """One self-contained HTML page: pictures side by side, losses, latencies, figures, recipe."""
-    from edgedistill.files import check_writable
-    from edgedistill.report.page import write_report
+    from edgedistill.common.files import check_writable
+    from edgedistill.reporting.page import write_report
 
     place = out or run / "report.html"
     check_writable(place, f"--out {place}")
@@ -395,7 +395,7 @@ app.add_typer(recipes_app, name="recipes")
 @recipes_app.callback()
 def recipes(context: typer.Context) -> None:
     """List the shipped recipes."""
-    from edgedistill import recipe as recipes_
+    from edgedistill.recipes import schema as recipes_
 
     if context.invoked_subcommand is None:
         table = Table("recipe", "what it makes", box=None)
@@ -410,7 +410,7 @@ def show(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")] = None,
 ) -> None:
     """Print a recipe resolved: every key with its value, ready to be saved and changed."""
-    from edgedistill import recipe as recipes_
+    from edgedistill.recipes import schema as recipes_
 
     found = recipes_.load(name, overrides or ())
     typer.echo(recipes_.header(name) + recipes_.dump(found), nl=False)

@@ -30,7 +30,7 @@ def _fresh_engine():
 @pytest.fixture
 def quick_fit(monkeypatch):
     """Planar students start from a short fit of their closed-form teacher."""
-    from edgedistill.teachers import mixture
+    from edgedistill.teachers.families import mixture
 
     monkeypatch.setattr(mixture, "FIT_STEPS", 20)
     monkeypatch.setattr(mixture, "FIT_BATCH", 64)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from tiny import save
 
-from edgedistill.evaluate.run import evaluate_subjects
-from edgedistill.evaluate.tables import notes, tables
-from edgedistill.progress import bar
+from edgedistill.common.progress import bar
+from edgedistill.evaluation.run import evaluate_subjects
+from edgedistill.evaluation.tables import notes, tables
 from edgedistill.teachers import load_teacher
 
 __all__ = ["STEPS", "evaluated", "make_student"]

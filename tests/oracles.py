@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edgedistill.denoiser import Denoiser
-from edgedistill.prediction import Prediction
-from edgedistill.sampling import Boundary
-from edgedistill.schedule import Schedule
+from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.prediction import Prediction
+from edgedistill.diffusion.sampling import Boundary
+from edgedistill.diffusion.schedule import Schedule
 
 
 class Gaussian:

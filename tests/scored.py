@@ -6,11 +6,11 @@ import torch
 from oracles import Affine, Gaussian
 from torch import Tensor, nn
 
-from edgedistill.denoiser import Denoiser, Guided
+from edgedistill.diffusion.denoiser import Denoiser, Guided
+from edgedistill.diffusion.prediction import Prediction
+from edgedistill.diffusion.sampling import one_step_x0, time_grid
+from edgedistill.diffusion.schedule import Trig
 from edgedistill.objectives.base import Batch, Objective, Optim, Setup
-from edgedistill.prediction import Prediction
-from edgedistill.sampling import one_step_x0, time_grid
-from edgedistill.schedule import Trig
 
 DATA = Gaussian([0.7, -0.4], 0.5, Trig())
 FAR = [1.5, -1.0]

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from edgedistill.prediction import Prediction
-from edgedistill.sampling import few_step_table, student_times
-from edgedistill.student import Guidance, StudentInfo, save_student
+from edgedistill.diffusion.prediction import Prediction
+from edgedistill.diffusion.sampling import few_step_table, student_times
+from edgedistill.students.folder import Guidance, StudentInfo, save_student
 from edgedistill.teachers import Teacher
 from edgedistill.tiny.stable_diffusion import pipeline as make_pipeline
 from edgedistill.tiny.tokenizers import LENGTH

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgedistill.plugins import unknown
+from edgedistill.common.plugins import unknown
 
 __all__ = ["ROOT", "find"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from edgedistill.settings import Settings
+from edgedistill.common.settings import Settings
 
 __all__ = ["Compress"]
 

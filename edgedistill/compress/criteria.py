@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgedistill.common.plugins import unknown
 from edgedistill.compress.plan import Plan, share
 from edgedistill.compress.stack import stacks
 from edgedistill.compress.units import Unit, units, without
-from edgedistill.plugins import unknown
 
 __all__ = ["cheapest", "hidden_states", "linear_probe", "plan_for_budget", "removal_costs"]
 

@@ -19,9 +19,9 @@ from typing import Any
 
 from torch import nn
 
+from edgedistill.common.plugins import unknown
 from edgedistill.compress.plan import Plan
 from edgedistill.compress.unet import check_unet, unet_plan, unet_units
-from edgedistill.plugins import unknown
 
 __all__ = ["PRESETS", "Preset", "preset"]
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from edgedistill.common.plugins import unknown
 from edgedistill.compress.plan import Plan, config_of
 from edgedistill.compress.stack import stack_plan, stack_units
 from edgedistill.compress.unet import unet_plan, unet_units
-from edgedistill.plugins import unknown
 
 __all__ = ["Unit", "units", "without"]
 

@@ -16,7 +16,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import nn
 
 from edgedistill.compress.criteria import Calls, hidden_states
-from edgedistill.compress.smaller import Smaller
+from edgedistill.compress.pruned import Smaller
 from edgedistill.compress.stack import stacks
 
 __all__ = ["keep_variance"]

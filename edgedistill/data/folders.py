@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from edgedistill.common.text import shown
 from edgedistill.data.tables import TABLES, column, read_table, spoken
-from edgedistill.text import shown
 
 __all__ = ["Found", "Metadata", "few", "read_metadata", "walk"]
 

@@ -25,6 +25,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from edgedistill.common.files import check_writable, read_json, write_json
+from edgedistill.common.hashes import is_signed, signed
+from edgedistill.common.progress import remark
 from edgedistill.data.pictures import (
     FAULTS,
     Codec,
@@ -35,9 +38,6 @@ from edgedistill.data.pictures import (
     read_picture,
 )
 from edgedistill.data.shards import fault_of, write_shard
-from edgedistill.files import check_writable, read_json, write_json
-from edgedistill.hashes import is_signed, signed
-from edgedistill.progress import remark
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.classes import ClassTeacher
 from edgedistill.teachers.latents import Captioned, to_float

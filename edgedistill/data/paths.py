@@ -21,17 +21,17 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from edgedistill.common.files import read_json, write_json
+from edgedistill.common.hashes import is_signed, signed
+from edgedistill.common.progress import remark
 from edgedistill.data import read_prompts
 from edgedistill.data.shards import fault_of, write_shard
-from edgedistill.denoiser import Condition
-from edgedistill.files import read_json, write_json
-from edgedistill.hashes import is_signed, signed
-from edgedistill.progress import remark
-from edgedistill.sampling import Denoise, solve
+from edgedistill.diffusion.denoiser import Condition
+from edgedistill.diffusion.sampling import Denoise, solve
+from edgedistill.diffusion.times import refine
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.classes import ClassTeacher
 from edgedistill.teachers.latents import Latents
-from edgedistill.times import refine
 
 __all__ = ["Paths", "Spec", "captions_of", "follow", "make_paths", "open_paths", "spec_of"]
 

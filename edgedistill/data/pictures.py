@@ -20,12 +20,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from edgedistill.common.text import check_file, decode, is_folder, shown
 from edgedistill.data.folders import UNREAD, Found, Metadata, few, read_metadata, walk
 from edgedistill.data.images import FAULTS, PICTURES, read_picture
 from edgedistill.data.tars import Sample, read_samples
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.latents import to_float
-from edgedistill.text import check_file, decode, is_folder, shown
 
 __all__ = ["FAULTS", "Codec", "Listing", "Record", "Words", "list_pictures", "read_picture"]
 

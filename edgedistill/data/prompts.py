@@ -6,9 +6,16 @@ import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from edgedistill.common.text import (
+    check_file,
+    is_folder,
+    parse_json,
+    read_text,
+    shown,
+    split_lines,
+)
 from edgedistill.data.tables import CAPTION, TABLES, column, read_table
 from edgedistill.data.tars import read_samples
-from edgedistill.text import check_file, is_folder, parse_json, read_text, shown, split_lines
 
 __all__ = ["CAPTION", "read_prompts"]
 

@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edgedistill.files import atomic_file
-from edgedistill.finite import bad_row
-from edgedistill.hashes import PIECE
+from edgedistill.common.files import atomic_file
+from edgedistill.common.finite import bad_row
+from edgedistill.common.hashes import PIECE
 
 __all__ = ["fault_of", "write_shard"]
 

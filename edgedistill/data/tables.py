@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgedistill.text import check_file, parse_json, read_text, shown, split_lines
+from edgedistill.common.text import check_file, parse_json, read_text, shown, split_lines
 
 __all__ = ["CAPTION", "TABLES", "column", "read_table", "spoken"]
 

@@ -17,8 +17,8 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
+from edgedistill.common.text import decode, parse_json, shown
 from edgedistill.data.tables import spoken
-from edgedistill.text import decode, parse_json, shown
 
 __all__ = ["MEMBER", "Sample", "read_samples"]
 

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer
 from transformers.image_processing_base import ImageProcessingMixin
 
-from edgedistill.files import read_json
-from edgedistill.finite import check_finite
+from edgedistill.common.files import read_json
+from edgedistill.common.finite import check_finite
+from edgedistill.common.pickles import check_pickles
 from edgedistill.networks.outline import build
-from edgedistill.pickles import check_pickles
 
 __all__ = [
     "Features",

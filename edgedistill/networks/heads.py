@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgedistill.denoiser import Condition, Denoiser
+from edgedistill.diffusion.denoiser import Condition, Denoiser
 from edgedistill.networks.taps import Taps
 
 __all__ = ["HEADS", "Discriminator", "Shown", "Tap", "head_for"]

@@ -12,7 +12,7 @@ from diffusers import ConfigMixin
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
 
-from edgedistill.files import read_json
+from edgedistill.common.files import read_json
 
 __all__ = ["LIBRARIES", "build", "build_class"]
 

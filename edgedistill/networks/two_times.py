@@ -15,8 +15,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from edgedistill.denoiser import Condition, Denoiser
-from edgedistill.networks.roles import Role
+from edgedistill.diffusion.denoiser import Condition, Denoiser
+from edgedistill.networks.adapters import Role
 
 __all__ = ["TwoTimes", "steps_of"]
 

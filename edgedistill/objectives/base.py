@@ -15,13 +15,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from edgedistill.denoiser import Condition, Denoiser, Guided
+from edgedistill.common.settings import Settings
+from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
+from edgedistill.diffusion.sampling import Boundary, StepTable
 from edgedistill.networks.scaling import Scaling
-from edgedistill.sampling import Boundary, StepTable
-from edgedistill.settings import Settings
 
 if TYPE_CHECKING:
-    from edgedistill.compress.smaller import Smaller
+    from edgedistill.compress.pruned import Smaller
 
 __all__ = [
     "Batch",

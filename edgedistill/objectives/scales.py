@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgedistill.denoiser import Condition, Denoiser, Guided
+from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
+from edgedistill.diffusion.times import stratified
 from edgedistill.networks.two_times import TwoTimes
 from edgedistill.objectives.base import Batch, Setup
-from edgedistill.times import stratified
 
 __all__ = ["Scales"]
 

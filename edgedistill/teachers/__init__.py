@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgedistill.plugins import resolve
+from edgedistill.common.plugins import resolve
 from edgedistill.teachers.base import Graph, Teacher
 
 __all__ = ["ENTRY_POINTS", "TEACHERS", "Graph", "Teacher", "load_teacher"]
@@ -14,16 +14,16 @@ ENTRY_POINTS = "edgedistill.teachers"
 """Entry-point group by which families of other distributions join."""
 
 TEACHERS = {
-    "dit": "edgedistill.teachers.dit:DiT",
-    "flux": "edgedistill.teachers.flux:Flux",
-    "mixture": "edgedistill.teachers.mixture:Mixture",
-    "pixart": "edgedistill.teachers.pixart:PixArt",
-    "sana": "edgedistill.teachers.sana:Sana",
-    "sd3": "edgedistill.teachers.sd3:StableDiffusion3",
-    "sdxl": "edgedistill.teachers.sdxl:StableDiffusionXL",
-    "stable_diffusion": "edgedistill.teachers.stable_diffusion:StableDiffusion",
-    "unet2d": "edgedistill.teachers.unet2d:UNet2D",
-    "wan": "edgedistill.teachers.wan:Wan",
+    "dit": "edgedistill.teachers.families.dit:DiT",
+    "flux": "edgedistill.teachers.families.flux:Flux",
+    "mixture": "edgedistill.teachers.families.mixture:Mixture",
+    "pixart": "edgedistill.teachers.families.pixart:PixArt",
+    "sana": "edgedistill.teachers.families.sana:Sana",
+    "sd3": "edgedistill.teachers.families.sd3:StableDiffusion3",
+    "sdxl": "edgedistill.teachers.families.sdxl:StableDiffusionXL",
+    "stable_diffusion": "edgedistill.teachers.families.stable_diffusion:StableDiffusion",
+    "unet2d": "edgedistill.teachers.families.unet2d:UNet2D",
+    "wan": "edgedistill.teachers.families.wan:Wan",
 }
 """Imported when asked for. Others join by `ENTRY_POINTS`."""
 

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from edgedistill.denoiser import Condition, Denoiser, Guided, cat
-from edgedistill.files import read_json
+from edgedistill.common.files import read_json
+from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided, cat
+from edgedistill.diffusion.sampling import StepTable, TimeGrid, time_grid
 from edgedistill.networks.scaling import Scaling
-from edgedistill.sampling import StepTable, TimeGrid, time_grid
 from edgedistill.teachers.licences import Rights
 
 __all__ = ["Graph", "PromptCache", "Source", "Teacher"]

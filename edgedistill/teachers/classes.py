@@ -17,10 +17,10 @@ from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from edgedistill.files import write_text
-from edgedistill.sampling import StepTable
+from edgedistill.common.files import write_text
+from edgedistill.common.text import read_text, split_lines
+from edgedistill.diffusion.sampling import StepTable
 from edgedistill.teachers.pipeline import PipelineTeacher
-from edgedistill.text import read_text, split_lines
 
 __all__ = ["NAMES", "NULL", "ClassTeacher", "Labels", "read_classes"]
 

@@ -16,13 +16,13 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from edgedistill.files import read_json
-from edgedistill.finite import check_finite
+from edgedistill.common.files import read_json
+from edgedistill.common.finite import check_finite
+from edgedistill.common.pickles import check_pickles
+from edgedistill.common.plugins import unknown
 from edgedistill.networks.diffusion_decoder import DiffusionDecoder
 from edgedistill.networks.patch_decoder import PatchDecoder
 from edgedistill.networks.scaling import Scaling
-from edgedistill.pickles import check_pickles
-from edgedistill.plugins import unknown
 from edgedistill.teachers.loading import whole_weights
 
 __all__ = ["DECODERS", "Decoder", "channels_of", "decoder_class", "open_decoder", "shifted"]

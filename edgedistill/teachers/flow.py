@@ -12,10 +12,10 @@ from typing import Any
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from edgedistill.files import read_json
-from edgedistill.plugins import unknown
-from edgedistill.sampling import StepTable
-from edgedistill.schedule import Rectified, Schedule, schedule_from_json
+from edgedistill.common.files import read_json
+from edgedistill.common.plugins import unknown
+from edgedistill.diffusion.sampling import StepTable
+from edgedistill.diffusion.schedule import Rectified, Schedule, schedule_from_json
 from edgedistill.teachers.schedulers import (
     FLOW,
     SIBLINGS,

@@ -22,7 +22,7 @@ def fuse(pipeline: Any, file: str, scale: float) -> None:
     Raises:
         ValueError: If it does not fit, in part or at all, or is not finite; names the file.
     """
-    from edgedistill.adopt.weights import fuse_lora
+    from edgedistill.teachers.adapter_weights import fuse_lora
 
     try:
         fuse_lora(pipeline, place_of(file), scale)

@@ -22,7 +22,7 @@ from diffusers import (
     WanTransformer3DModel,
 )
 
-from edgedistill.plugins import unknown
+from edgedistill.common.plugins import unknown
 
 __all__ = ["NETWORKS", "Further", "check_network"]
 

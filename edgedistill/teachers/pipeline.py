@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from edgedistill import assets
-from edgedistill.denoiser import Denoiser
-from edgedistill.finite import bad_row, check_finite
+from edgedistill.common.finite import bad_row, check_finite
+from edgedistill.common.pickles import check_pickles
+from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.prediction import Prediction
+from edgedistill.diffusion.sampling import StepTable, TimeGrid
+from edgedistill.diffusion.schedule import Schedule
 from edgedistill.networks.scaling import Scaling
-from edgedistill.pickles import check_pickles
-from edgedistill.prediction import Prediction
-from edgedistill.sampling import StepTable, TimeGrid
-from edgedistill.schedule import Schedule
 from edgedistill.teachers.base import Graph, PromptCache, Source, Teacher
 from edgedistill.teachers.decoders import Decoder, channels_of, open_decoder
 from edgedistill.teachers.flow import shift_asked

@@ -17,11 +17,11 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from edgedistill.denoiser import Bound, Denoiser
-from edgedistill.plugins import unknown
-from edgedistill.prediction import Prediction
-from edgedistill.sampling import TimeGrid, solve
-from edgedistill.schedule import Discrete, Karras, Schedule
+from edgedistill.common.plugins import unknown
+from edgedistill.diffusion.denoiser import Bound, Denoiser
+from edgedistill.diffusion.prediction import Prediction
+from edgedistill.diffusion.sampling import TimeGrid, solve
+from edgedistill.diffusion.schedule import Discrete, Karras, Schedule
 
 __all__ = [
     "FLOW",

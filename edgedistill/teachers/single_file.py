@@ -19,7 +19,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from diffusers.loaders.single_file_utils import fetch_diffusers_config
 from safetensors.torch import load_file
 
-from edgedistill.pickles import PICKLES
+from edgedistill.common.pickles import PICKLES
 from edgedistill.teachers.markers import Header, Marks, marks_of, read_header
 from edgedistill.teachers.network_inputs import EXTRA
 

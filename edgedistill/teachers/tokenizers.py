@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from edgedistill.files import read_json
+from edgedistill.common.files import read_json
 
 __all__ = ["UNBOUNDED", "complete", "nulls", "several_vectors"]
 

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from transformers.utils import logging as transformers_logging
 
-from edgedistill.files import atomic_folder, write_json
-from edgedistill.plugins import resolve
+from edgedistill.common.files import atomic_folder, write_json
+from edgedistill.common.plugins import resolve
 from edgedistill.teachers import load_teacher
 
 __all__ = ["ENTRY_POINTS", "TINY", "make_tiny"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from edgedistill.muon import Muon
+from edgedistill.training.muon import Muon
 
 from common.storage import load_state, save_state
 

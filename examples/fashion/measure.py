@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DModel
-from edgedistill.evaluate.fidelity import Reference, frechet_distance
+from edgedistill.evaluation.fidelity import Reference, frechet_distance
 
 from fashion import classifier, data, teacher
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
-from edgedistill.evaluate.fidelity import Reference, frechet_distance
+from edgedistill.evaluation.fidelity import Reference, frechet_distance
 
 from common import autoencoder, text_to_image, tokenizer
 from common.pictures import save_grid, to_float, to_uint8

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgedistill import assets
-from edgedistill.files import atomic_file, read_json
-from edgedistill.students import group_of
+from edgedistill.common.files import atomic_file, read_json
+from edgedistill.students.group import group_of
 from edgedistill_runtime.manifest import FILE_NAME, Manifest
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Subject:
 
     def command(self, runs: int, threads: int, file: Path) -> list[str]:
         """The command line of its process."""
-        module = "edgedistill_runtime.bench" if self.bundle else "edgedistill.bench_subject"
+        module = "edgedistill_runtime.bench" if self.bundle else "edgedistill.draw.bench"
         command = [sys.executable, "-m", module, self.path, "--runs", str(runs)]
         command += ["--threads", str(threads), "--json", str(file)]
         if not self.bundle:

@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from edgedistill.files import atomic_folder, check_writable, recover
-from edgedistill.student import Student, load_student
+from edgedistill.common.files import atomic_folder, check_writable, recover
+from edgedistill.students.folder import Student, load_student
 from edgedistill.teachers.base import Graph
 from edgedistill_export.fuse import fuse, inside
 from edgedistill_export.memory import WeightsOnDisk, watch_peak, weights_mb

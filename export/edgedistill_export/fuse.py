@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from edgedistill.sampling import StepTable
-from edgedistill.student import Student
+from edgedistill.diffusion.sampling import StepTable
+from edgedistill.students.folder import Student
 from edgedistill.teachers.base import Graph
 
 __all__ = ["fuse", "inside"]

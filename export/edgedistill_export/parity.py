@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgedistill.student import Student
+from edgedistill.students.folder import Student
 from edgedistill_export.prompts import home_of_teacher
 from edgedistill_export.walk import Recorded, Walk, walk
 from edgedistill_runtime.manifest import FUSED, Figures, Parity

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgedistill import assets
+from edgedistill.common.files import read_json
 from edgedistill.data import read_prompts
-from edgedistill.files import read_json
-from edgedistill.student import Student
+from edgedistill.students.folder import Student
 
 __all__ = ["calibration_prompts", "home_of_teacher", "parity_prompts"]
 

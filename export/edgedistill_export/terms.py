@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edgedistill.files import read_json, write_text
+from edgedistill.common.files import read_json, write_text
 from edgedistill.teachers.licences import copy_texts, texts_in
 
 __all__ = ["notes_of", "write_terms"]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from edgedistill.sizes import shape_at
-from edgedistill.student import Student
+from edgedistill.diffusion.sizes import shape_at
+from edgedistill.students.folder import Student
 from edgedistill.teachers.base import Graph
 from edgedistill_export.targets import Call
 from edgedistill_runtime.manifest import FUSED

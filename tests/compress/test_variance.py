@@ -6,7 +6,7 @@ from compress.nets import calls, dit, output, pixart, sd3
 from diffusers import WanTransformer3DModel
 
 from edgedistill.compress import without
-from edgedistill.compress.smaller import Smaller
+from edgedistill.compress.pruned import Smaller
 from edgedistill.compress.variance import keep_variance
 
 

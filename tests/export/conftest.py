@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from tiny import save
 
-from edgedistill.student import load_student
-from edgedistill.teachers.mixture import Mixture
-from edgedistill.teachers.stable_diffusion import StableDiffusion
+from edgedistill.students.folder import load_student
+from edgedistill.teachers.families.mixture import Mixture
+from edgedistill.teachers.families.stable_diffusion import StableDiffusion
 from edgedistill_export import onnx_build
 from edgedistill_export.trace import trace
 

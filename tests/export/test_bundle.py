@@ -6,7 +6,7 @@ import onnx
 import pytest
 import torch
 
-from edgedistill.student import load_student
+from edgedistill.students.folder import load_student
 from edgedistill_export import ParityError, export_student
 from edgedistill_export.bundle import Settings
 from edgedistill_export.targets import ort as ort_target

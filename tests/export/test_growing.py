@@ -9,12 +9,12 @@ from javascript import draw, needs_node, node
 from tiny import save
 from torch import nn
 
-from edgedistill.collaborate import Help
-from edgedistill.evaluate.subjects import student_subject
-from edgedistill.generate import open_subject, runtime_noise
-from edgedistill.student import load_student
+from edgedistill.draw.generate import open_subject, runtime_noise
+from edgedistill.draw.subjects import student_subject
+from edgedistill.draw.teacher_help import Help
+from edgedistill.students.folder import load_student
 from edgedistill.teachers.base import Graph
-from edgedistill.teachers.stable_diffusion import StableDiffusion
+from edgedistill.teachers.families.stable_diffusion import StableDiffusion
 from edgedistill_export import export_student
 from edgedistill_export.bundle import Settings
 from edgedistill_export.targets import TARGETS

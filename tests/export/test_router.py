@@ -7,12 +7,12 @@ import pytest
 import torch
 from tiny import save
 
-from edgedistill.evaluate.subjects import student_subject
-from edgedistill.generate import generate, open_subject, runtime_noise
-from edgedistill.routing import divide
-from edgedistill.students import Students
+from edgedistill.draw.generate import generate, open_subject, runtime_noise
+from edgedistill.draw.subjects import student_subject
+from edgedistill.students.group import Students
+from edgedistill.students.routing import divide
 from edgedistill.teachers import load_teacher
-from edgedistill.teachers.stable_diffusion import StableDiffusion
+from edgedistill.teachers.families.stable_diffusion import StableDiffusion
 from edgedistill.tiny import make_tiny
 from edgedistill_export.bundle import Settings
 from edgedistill_export.many import export_group

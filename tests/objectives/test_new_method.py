@@ -13,13 +13,14 @@ import torch
 import yaml
 from oracles import Gaussian
 
-from edgedistill import objectives, trainer
-from edgedistill import recipe as recipes
-from edgedistill.distill import Run
+from edgedistill import objectives
+from edgedistill.diffusion.sampling import time_grid
+from edgedistill.diffusion.schedule import Trig
 from edgedistill.objectives.base import Batch, Optim, Setup
-from edgedistill.sampling import time_grid
-from edgedistill.schedule import Trig
-from edgedistill.student import load_student
+from edgedistill.recipes import schema as recipes
+from edgedistill.runs.run import Run
+from edgedistill.students.folder import load_student
+from edgedistill.training import trainer
 
 PAGE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)

@@ -9,9 +9,9 @@ from PIL import Image
 from edgedistill.data import find_captions
 from edgedistill.data.latents import find_pictures
 from edgedistill.data.paths import captions_of
-from edgedistill.recipe import load
-from edgedistill.run_dir import open_run
-from edgedistill.student import load_student
+from edgedistill.recipes.schema import load
+from edgedistill.runs.run_dir import open_run
+from edgedistill.students.folder import load_student
 from edgedistill.teachers import load_teacher
 from edgedistill.tiny import make_tiny
 from edgedistill.tiny.unet2d import pipeline

@@ -5,10 +5,10 @@ import torch
 from diffusers import DiTPipeline, EulerDiscreteScheduler
 from tiny import save
 
-from edgedistill.sampling import solve
-from edgedistill.student import load_student
+from edgedistill.diffusion.sampling import solve
+from edgedistill.students.folder import load_student
 from edgedistill.teachers import load_teacher
-from edgedistill.teachers.dit import DiT
+from edgedistill.teachers.families.dit import DiT
 from edgedistill.tiny import make_tiny
 
 NULL = 1000

@@ -7,8 +7,8 @@ import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 from tiny import LENGTH, save
 
-from edgedistill.sampling import solve
-from edgedistill.student import load_student
+from edgedistill.diffusion.sampling import solve
+from edgedistill.students.folder import load_student
 from edgedistill.teachers import load_teacher
 from edgedistill.teachers.schedulers import sibling
 from edgedistill.tiny import TINY, make_tiny

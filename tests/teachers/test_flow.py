@@ -7,10 +7,10 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from tiny import save
 
-from edgedistill.prediction import Prediction
-from edgedistill.sampling import few_step_table, time_grid
-from edgedistill.schedule import Rectified
-from edgedistill.student import load_student
+from edgedistill.diffusion.prediction import Prediction
+from edgedistill.diffusion.sampling import few_step_table, time_grid
+from edgedistill.diffusion.schedule import Rectified
+from edgedistill.students.folder import load_student
 from edgedistill.teachers import load_teacher
 from edgedistill.teachers.flow import flow_schedule, flow_schedulers
 from edgedistill.tiny.sd3 import pipeline as make_sd3

@@ -4,10 +4,10 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from edgedistill.sampling import solve, time_grid
-from edgedistill.schedule import Rectified
+from edgedistill.diffusion.sampling import solve, time_grid
+from edgedistill.diffusion.schedule import Rectified
 from edgedistill.teachers import load_teacher
-from edgedistill.teachers.flux import pack, unpack
+from edgedistill.teachers.families.flux import pack, unpack
 from edgedistill.tiny.flux import pipeline as make_flux
 from edgedistill.tiny.tokenizers import LENGTH
 

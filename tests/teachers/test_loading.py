@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from edgedistill.finite import check_finite
+from edgedistill.common.finite import check_finite
 from edgedistill.networks.clip import Features
 from edgedistill.teachers import load_teacher
+from edgedistill.teachers.families.mixture import Mixture
 from edgedistill.teachers.loading import whole_weights
-from edgedistill.teachers.mixture import Mixture
 
 PARTS = ["unet", "vae", "text_encoder"]
 

@@ -6,11 +6,11 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from tiny import make_pipeline, save
 
-from edgedistill import recipe as recipes
-from edgedistill.generate import teacher_of
-from edgedistill.student import load_student
+from edgedistill.draw.generate import teacher_of
+from edgedistill.proof.drawing import differences, prove
+from edgedistill.recipes import schema as recipes
+from edgedistill.students.folder import load_student
 from edgedistill.teachers import load_teacher
-from edgedistill.teachers.proof import differences, prove
 
 NAME = "mid_block.attentions.0.transformer_blocks.0.attn1"
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from tiny import save
 
+from edgedistill.diffusion.sampling import solve, time_grid
 from edgedistill.networks.planar import PlanarNet
-from edgedistill.sampling import solve, time_grid
-from edgedistill.student import load_student
+from edgedistill.students.folder import load_student
 from edgedistill.teachers import load_teacher
-from edgedistill.teachers.mixture import Mixture
+from edgedistill.teachers.families.mixture import Mixture
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_its_samples_and_its_ode_have_its_moments(mixture):
 
 
 def test_a_student_starts_near_the_teacher_and_the_same_for_a_seed(mixture, monkeypatch):
-    from edgedistill.teachers import mixture as module
+    from edgedistill.teachers.families import mixture as module
 
     monkeypatch.setattr(module, "FIT_STEPS", 150)
     monkeypatch.setattr(module, "FIT_BATCH", 128)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from diffusers import PixArtAlphaPipeline
 
-from edgedistill.files import atomic_folder
+from edgedistill.common.files import atomic_folder
 from edgedistill.teachers import load_teacher
-from edgedistill.teachers.pixart import PixArt
+from edgedistill.teachers.families.pixart import PixArt
 from edgedistill.tiny.pixart import pipeline
 from edgedistill.tiny.tokenizers import LENGTH
 

@@ -6,9 +6,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny import make_pipeline
 
-from edgedistill import recipe as recipes
-from edgedistill.run_dir import open_run
-from edgedistill.student import load_student
+from edgedistill.recipes import schema as recipes
+from edgedistill.runs.run_dir import open_run
+from edgedistill.students.folder import load_student
 from edgedistill.teachers.licences import lacks_of, rights_of
 from edgedistill.tiny import make_tiny
 from edgedistill_export.terms import notes_of, write_terms

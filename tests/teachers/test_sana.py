@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-from edgedistill.schedule import Rectified
-from edgedistill.teachers.sana import Sana, Transformer
+from edgedistill.diffusion.schedule import Rectified
+from edgedistill.teachers.families.sana import Sana, Transformer
 from edgedistill.tiny.sana import pipeline
 
 RELEASED = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}

@@ -4,9 +4,9 @@ import diffusers
 import pytest
 import torch
 
-from edgedistill.denoiser import Bound, Denoiser
-from edgedistill.prediction import Prediction
-from edgedistill.schedule import Rectified
+from edgedistill.diffusion.denoiser import Bound, Denoiser
+from edgedistill.diffusion.prediction import Prediction
+from edgedistill.diffusion.schedule import Rectified
 from edgedistill.teachers import schedulers
 from edgedistill.teachers.flow import flow_schedule, shift_asked
 from edgedistill.teachers.schedulers import (

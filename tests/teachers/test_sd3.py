@@ -5,10 +5,10 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from tiny import LENGTH, save
 
-from edgedistill.prediction import Prediction
-from edgedistill.student import load_student
+from edgedistill.diffusion.prediction import Prediction
+from edgedistill.students.folder import load_student
 from edgedistill.teachers import load_teacher
-from edgedistill.teachers.sd3 import T5_LENGTH
+from edgedistill.teachers.families.sd3 import T5_LENGTH
 from edgedistill.tiny.sd3 import pipeline as make_sd3
 
 PROMPTS = ["red", "blue"]

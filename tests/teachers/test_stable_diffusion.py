@@ -10,11 +10,11 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 from tiny import make_pipeline, save
 
-from edgedistill.objectives.d_ode import stretched
-from edgedistill.sampling import solve, solver_table, time_grid
-from edgedistill.student import load_student
+from edgedistill.diffusion.sampling import solve, solver_table, time_grid
+from edgedistill.objectives.solvers.d_ode import stretched
+from edgedistill.students.folder import load_student
 from edgedistill.teachers import load_teacher
-from edgedistill.teachers.stable_diffusion import StableDiffusion
+from edgedistill.teachers.families.stable_diffusion import StableDiffusion
 
 PROMPTS = ["red", "blue"]
 

@@ -10,15 +10,15 @@ from safetensors.torch import load_file
 from tiny import save
 
 from edgedistill import assets
-from edgedistill import recipe as recipes
-from edgedistill.bench_subject import measure
-from edgedistill.evaluate.run import evaluate_subjects
-from edgedistill.generate import generate
-from edgedistill.progress import bar
-from edgedistill.run_dir import open_run
-from edgedistill.sampling import solve
-from edgedistill.schedule import Karras
-from edgedistill.student import load_student
+from edgedistill.common.progress import bar
+from edgedistill.diffusion.sampling import solve
+from edgedistill.diffusion.schedule import Karras
+from edgedistill.draw.bench import measure
+from edgedistill.draw.generate import generate
+from edgedistill.evaluation.run import evaluate_subjects
+from edgedistill.recipes import schema as recipes
+from edgedistill.runs.run_dir import open_run
+from edgedistill.students.folder import load_student
 from edgedistill.teachers import load_teacher
 from edgedistill.tiny import make_tiny
 from edgedistill.tiny.unet2d import pipeline as make

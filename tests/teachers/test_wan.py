@@ -9,13 +9,13 @@ from diffusers import DDIMScheduler, UniPCMultistepScheduler, WanPipeline
 from PIL import Image
 from tiny import save
 
-from edgedistill.bench_subject import measure
-from edgedistill.generate import generate
-from edgedistill.networks.roles import Adapter, adapt
-from edgedistill.schedule import Rectified
-from edgedistill.student import load_student
+from edgedistill.diffusion.schedule import Rectified
+from edgedistill.draw.bench import measure
+from edgedistill.draw.generate import generate
+from edgedistill.networks.adapters import Adapter, adapt
+from edgedistill.students.folder import load_student
 from edgedistill.teachers import load_teacher
-from edgedistill.teachers.wan import SIZE, Wan, sheet
+from edgedistill.teachers.families.wan import SIZE, Wan, sheet
 from edgedistill.tiny import make_tiny
 from edgedistill.tiny.wan import pipeline
 from edgedistill_export.bundle import export_student

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgedistill.files import read_json
+from edgedistill.common.files import read_json
 from edgedistill_export.mil.sdk import coremltools
 from edgedistill_export.mil.values import TYPES, Stored, Value, read_blob, read_immediate
 

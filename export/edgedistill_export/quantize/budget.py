@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from edgedistill.networks.fake_quant import SCHEMES
-from edgedistill.student import Student
+from edgedistill.students.folder import Student
 from edgedistill_export.prompts import calibration_prompts
 from edgedistill_export.quantize.scan import Scan, keep_for_psnr, keep_for_size, scan
 

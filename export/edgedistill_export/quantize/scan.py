@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgedistill.files import read_json, write_json
+from edgedistill.common.files import read_json, write_json
 from edgedistill.networks.fake_quant import SCHEMES, FakeQuantize, Scheme, layers
-from edgedistill.student import Student
+from edgedistill.students.folder import Student
 from edgedistill_export.walk import walk
 from edgedistill_runtime.noise import noise as draw_noise
 from edgedistill_runtime.pipeline import to_uint8

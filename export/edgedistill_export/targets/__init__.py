@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias, cast
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from edgedistill.plugins import unknown
+from edgedistill.common.plugins import unknown
 from edgedistill.teachers.base import Graph
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from edgedistill.plugins import unknown
+from edgedistill.common.plugins import unknown
 from edgedistill_export import targets
 from edgedistill_export.backends.coreml import PACKAGE
 from edgedistill_export.mil.sdk import coremltools, quiet

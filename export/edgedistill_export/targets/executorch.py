@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from edgedistill.plugins import unknown
+from edgedistill.common.plugins import unknown
 from edgedistill_export.passes.xnnpack import for_xnnpack
 from edgedistill_export.quiet import quiet
 from edgedistill_export.targets import Built, Job

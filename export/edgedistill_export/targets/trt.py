@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import onnx
 from pydantic import BeforeValidator, Field, PositiveInt, ValidationInfo, field_validator
 
-from edgedistill.plugins import unknown
+from edgedistill.common.plugins import unknown
 from edgedistill_export import onnx_files, targets
 from edgedistill_export.onnx_build import build_onnx
 from edgedistill_export.passes.emulate import emulate

@@ -1,0 +1,229 @@
+"""`edgedistill adopt`: a checkpoint made elsewhere becomes a student dir."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from edgedistill import assets
+from edgedistill.adoption.detect import Looks, check_fits, family_of, look, named_steps
+from edgedistill.adoption.kinds import FOLDER, LORA, Kind, find_kind
+from edgedistill.adoption.schedulers import TOLERANCE, distance, make_scheduler, make_table, plain
+from edgedistill.common.files import write_text
+from edgedistill.common.plugins import names, resolve, unknown
+from edgedistill.diffusion.prediction import Prediction
+from edgedistill.diffusion.sampling import StepTable
+from edgedistill.students.folder import StudentInfo, save_student
+from edgedistill.teachers import ENTRY_POINTS, TEACHERS
+from edgedistill.teachers.adapter_weights import fuse_lora, plain_unet, put_weights
+from edgedistill.teachers.pipeline import PipelineTeacher
+
+__all__ = ["adopt"]
+
+
+def adopt(
+    checkpoint: str,
+    kind_name: str,
+    *,
+    base: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    out: Path | None = None,
+) -> Path:
+    """Write a student dir for a student made elsewhere.
+
+    Args:
+        checkpoint: A pipeline folder, a network's safetensors, or a LoRA's.
+        kind_name: A key of `KINDS`.
+        base: Pipeline folder or Hub id of the teacher that weights or a LoRA are for.
+        steps: Network calls; by default those in the checkpoint's name, or the kind's usual.
+        guidance: Scale that an LCM is fixed at, as given to diffusers' pipelines.
+        out: The student dir; by default runs/NAME/student.
+
+    Returns:
+        The student dir.
+
+    Raises:
+        ValueError: If the checkpoint cannot be of that kind, does not fit its base, or the
+            table is not what the kind's scheduler does; says what it looks like.
+    """
+    kind = find_kind(kind_name)
+    looks = look(checkpoint)
+    check_fits(kind_name, kind, looks)
+    steps = _steps(kind_name, kind, looks, steps)
+    guidance = _guidance(kind_name, kind, guidance)
+    target = _target(out, looks)
+    family, where = _family(kind_name, kind, looks, base)
+    teacher = _with_student(family, where, kind, looks, guidance, steps)
+    table = make_table(
+        kind, teacher.pipeline.scheduler, teacher.denoiser.schedule, steps, teacher.sample_shape
+    )
+    apart = distance(kind, teacher.pipeline.scheduler, table, teacher.sample_shape)
+    if apart > TOLERANCE:
+        raise ValueError(
+            f"{checkpoint}: with the settings of its base's scheduler, {kind.scheduler} does not "
+            f"do what {kind_name} students are made for (latents {apart:.1e} apart)"
+        )
+    teacher.pipeline.register_modules(scheduler=plain(kind, teacher.pipeline.scheduler, table))
+    info = _info(kind_name, kind, looks, teacher, table, guidance)
+    save_student(target, info, teacher, teacher.net)
+    if kind.eta:
+        _name_eta(target / "README.md", kind.eta)
+    return target
+
+
+def _name_eta(card: Path, eta: float) -> None:
+    """Say in the card's call what no scheduler's config can hold."""
+    call = "guidance_scale=1.0"
+    text = card.read_text(encoding="utf-8")
+    write_text(card, text.replace(call, f"{call}, eta={eta:g}"))
+
+
+def _info(
+    name: str,
+    kind: Kind,
+    looks: Looks,
+    teacher: PipelineTeacher,
+    table: StepTable,
+    guidance: float,
+) -> StudentInfo:
+    family, where = teacher.family, teacher.path
+    return StudentInfo(
+        method=name,
+        family=family,
+        step_table=table.to_json(),
+        prediction=teacher.denoiser.prediction,
+        schedule=teacher.denoiser.schedule.to_json(),
+        guidance=kind.guidance.model_copy(update={"scale": guidance}),
+        lora_scale=kind.lora_scale if looks.form == LORA else None,
+        latent=teacher.describe(),
+        teacher={
+            "name": Path(where).name,
+            "path": where,
+            "family": family,
+            "guidance": 1.0,
+            **teacher.told(),
+        },
+        recipe={
+            "name": name,
+            "description": f"adopted from {looks.path.name}; published as {kind.source}",
+            "teacher": {"family": family, "path": where},
+            "adopt": {
+                "checkpoint": looks.path.name,
+                "scheduler": kind.scheduler,
+                "eta": kind.eta,
+            },
+        },
+    )
+
+
+def _steps(name: str, kind: Kind, looks: Looks, asked: int | None) -> int:
+    said = named_steps(looks.path)
+    steps = asked or (said if said in kind.steps else None) or kind.steps[0]
+    choices = ", ".join(str(count) for count in sorted(kind.steps))
+    if asked is None and kind.tied and said is not None and said not in kind.steps:
+        raise ValueError(f"{looks.path} is made for {said} steps, {name} for {choices}")
+    if steps not in kind.steps:
+        raise ValueError(f"--steps {steps}: {name} students take {choices}")
+    if kind.tied and said is not None and said != steps:
+        raise ValueError(f"--steps {steps}: {looks.path} is made for {said} steps by its name")
+    return steps
+
+
+def _guidance(name: str, kind: Kind, asked: float | None) -> float:
+    if asked is None:
+        return kind.guidance.scale
+    if not kind.embedded:
+        raise ValueError(f"--guidance {asked:g}: {name} students read no guidance scale")
+    if not asked >= 1:
+        raise ValueError(f"--guidance {asked:g}: a scale of at least 1 expected")
+    return asked
+
+
+def _target(out: Path | None, looks: Looks) -> Path:
+    target = out or Path("runs") / looks.path.stem / "student"
+    if target.is_file():
+        raise ValueError(f"--out {target}: a file is there")
+    if target.is_dir() and any(target.iterdir()) and not (target / "student.json").is_file():
+        raise ValueError(f"--out {target}: a folder that is no student is there; name another")
+    return target
+
+
+def _family(name: str, kind: Kind, looks: Looks, base: str | None) -> tuple[str, str]:
+    """Family and place of the pipeline that surrounds the student."""
+    if looks.form == FOLDER:
+        if base is not None:
+            raise ValueError(f"--base {base}: {looks.path} is a whole pipeline and needs none")
+        family, where = looks.family, str(looks.path)
+    elif base is None:
+        raise ValueError(f"{looks.path} is {looks.form}: name its teacher with --base")
+    else:
+        family, where = _family_at(base)
+    if family not in kind.families:
+        raise ValueError(
+            f"{name} is published for {', '.join(kind.families)}; {where} is {family}"
+        )
+    if looks.family and looks.family != family:
+        raise ValueError(f"{looks.path} looks like {looks.family}; --base {where} is {family}")
+    known = names(TEACHERS, ENTRY_POINTS)
+    if family not in known:
+        raise unknown("teacher family", family, known)
+    return family, where
+
+
+def _family_at(base: str) -> tuple[str, str]:
+    shipped = assets.ROOT / base
+    where = str(shipped) if "/" not in base and shipped.is_dir() else base
+    wrong = f"--base {base}: no pipeline folder, asset or Hub id there"
+    if not Path(where).is_dir() and (base.count("/") != 1 or base.startswith((".", "/"))):
+        raise ValueError(wrong)
+    try:
+        index = DiffusionPipeline.load_config(where)
+    except (OSError, ValueError):
+        raise ValueError(wrong) from None
+    return family_of(index, where), where
+
+
+def _with_student(
+    family: str, where: str, kind: Kind, looks: Looks, guidance: float, steps: int
+) -> PipelineTeacher:
+    """The family's object around the student's weights and its recommended scheduler."""
+    opener: type[PipelineTeacher] = resolve("teacher family", TEACHERS, family, ENTRY_POINTS)
+    pipeline = _open(opener, where)
+    _check_prediction(kind, pipeline.scheduler, where)
+    core = getattr(pipeline, opener.core)
+    if looks.form == FOLDER and looks.embedded:
+        pipeline.register_modules(**{opener.core: plain_unet(core, guidance)})
+    elif looks.form == LORA:
+        fuse_lora(pipeline, looks.file, kind.lora_scale)
+    elif looks.form != FOLDER:
+        put_weights(core, looks.file, guidance)
+    pipeline.register_modules(scheduler=make_scheduler(kind, pipeline.scheduler, steps))
+    return opener(looks.path.stem, where, pipeline)
+
+
+def _open(opener: type[PipelineTeacher], where: str) -> Any:
+    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)  # errors come as exceptions
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    # As the family's first pipeline, whatever the folder calls it: LCMs have a class of their own.
+    try:
+        index = DiffusionPipeline.load_config(where)
+        return opener.open(opener.pipelines[0], index, where)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"cannot load {where!r}: {first}") from error
+
+
+def _check_prediction(kind: Kind, scheduler: Any, where: str) -> None:
+    predicts = scheduler.config.get("prediction_type")
+    if not kind.flow and predicts not in (None, "epsilon"):
+        raise ValueError(
+            f"{where} predicts {predicts}; these students are published for "
+            f"{Prediction.EPS.value} teachers"
+        )

@@ -1,0 +1,252 @@
+"""Files and folders that appear whole or not at all.
+
+They are made in a hidden folder beside their place, `.NAME-XXXXXXXX.part`, brought to the disk,
+and renamed into it. Their maker holds a lock on the hidden folder. One without a lock is what a
+killed process left: whoever writes there next, or opens NAME, removes it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from edgedistill.common.disk import WriteError, lock, naming, put, sync, sync_all, unlock
+from edgedistill.common.reading import parse_json, read_bytes
+
+__all__ = [
+    "WriteError",
+    "atomic_file",
+    "atomic_folder",
+    "atomic_link",
+    "check_writable",
+    "read_json",
+    "recover",
+    "write_json",
+    "write_text",
+]
+
+ASIDE = "-old"
+"""In a hidden folder: what stood at its target, where two folders cannot be swapped."""
+
+LONGEST = 200
+"""Bytes of a name that a hidden folder repeats."""
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A new folder to fill, which becomes `target` when the block ends without an error.
+
+    Then all may read its files. A kill at any moment leaves either the old or the new folder at
+    `target`; where the file system cannot swap two, `recover` may have to bring the old one back.
+    After an error the old one is still there, and nothing is left of the new one.
+
+    Args:
+        target: Its place.
+
+    Raises:
+        WriteError: If `target` cannot be written; says why.
+    """
+    with _beside(target) as work:
+        made = work / target.name
+        made.mkdir()
+        yield made
+        sync_all(made)
+        put(made, target, work / ASIDE)
+        sync(target.parent)
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Where to write a file, which becomes `target` when the block ends without an error.
+
+    The path has the name of `target`. Several processes may write the same file at once. After an
+    error the old file is still there.
+
+    Args:
+        target: Its place.
+
+    Raises:
+        WriteError: If `target` cannot be written; says why.
+    """
+    with _beside(target) as work:
+        made = work / target.name
+        yield made
+        made.chmod(0o644)  # safetensors keeps files to their owner
+        sync(made)
+        made.replace(target)
+        sync(target.parent)
+
+
+def atomic_link(target: Path, to: str) -> None:
+    """Make or replace the symbolic link `target`, which says `to`.
+
+    Raises:
+        WriteError: If it cannot be made; says why.
+    """
+    with _beside(target) as work:
+        made = work / target.name
+        made.symlink_to(to)
+        made.replace(target)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with atomic_file(path) as made:
+        made.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON whole or not at all; ValueError names a number that is not finite."""
+    where = _not_finite(data, "")
+    if where:
+        raise ValueError(f"{path}: {where}; JSON holds finite numbers")
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, limit: int | None = None) -> dict[str, Any]:
+    """Read a JSON object of at most `limit` bytes, by default 16 MiB; errors name the file."""
+    try:
+        data = parse_json(read_bytes(path, limit))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: a JSON object expected")
+    where = _not_finite(data, "")
+    if where:
+        raise ValueError(f"{path}: {where}; JSON holds finite numbers")
+    return data
+
+
+def check_writable(path: Path, what: str) -> None:
+    """Raise a ValueError that names `what` if a file could not be written at `path`.
+
+    Nothing is left behind, nor folders on the way.
+    """
+    missing = _missing(path.parent)
+    try:
+        with _beside(path, what) as work:
+            (work / path.name).touch()
+        if path.is_dir():
+            raise WriteError(f"{what}: cannot write there: Is a directory")
+    finally:
+        _drop(missing)
+
+
+def recover(target: Path) -> None:
+    """Remove what killed processes left beside `target`, and bring back what one was replacing.
+
+    It is called before a folder is opened, and by all that write. What somebody is writing now
+    stays.
+    """
+    prefix = re.escape(_prefix(target))
+    with suppress(OSError):
+        names = sorted(os.listdir(target.parent))  # noqa: PTH208  names are enough
+        for name in names:
+            if re.fullmatch(r"\..*-[a-z0-9_]{8}\.part", name):
+                with suppress(OSError):  # of another who is at work there
+                    ours = re.fullmatch(prefix + r"[a-z0-9_]{8}\.part", name)
+                    _collect(target.parent / name, target if ours else None)
+            # As the first versions left it.
+            elif re.fullmatch(prefix + r"[a-z0-9_]{8}-old", name) and not os.path.lexists(target):
+                (target.parent / name).rename(target)
+
+
+# --- The hidden folder --------------------------------------------------------------------------
+
+
+@contextmanager
+def _beside(target: Path, what: str = "") -> Iterator[Path]:
+    """A hidden folder beside `target` that is ours until the block ends, and then gone.
+
+    After an error folders made on the way to it are gone too. `what` is as in `naming`.
+    """
+    missing = _missing(target.parent)
+    try:
+        with naming(target, what):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            recover(target)
+            work, held = _hidden(target)
+            try:
+                with naming(target, what):
+                    yield work
+            finally:
+                _clear(work, target)
+                unlock(held)
+    except BaseException:
+        _drop(missing)
+        raise
+
+
+def _hidden(target: Path) -> tuple[Path, int | None]:
+    """Make the hidden folder, and lock it."""
+    while True:
+        work = Path(tempfile.mkdtemp(".part", _prefix(target), target.parent))
+        try:
+            held = lock(work)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # another process has taken it for a leftover
+        work.chmod(0o755)
+        return work, held
+
+
+def _prefix(target: Path) -> str:
+    short = os.fsencode(target.name)[:LONGEST].decode(errors="ignore")
+    return f".{short}-"
+
+
+def _collect(work: Path, target: Path | None) -> None:
+    """Clear a hidden folder if nobody works in it; of another target, if it replaces nothing."""
+    held = lock(work)
+    if held is None:
+        return  # where nobody can know
+    try:
+        if target is not None or not os.path.lexists(work / ASIDE):
+            _clear(work, target)
+    finally:
+        unlock(held)
+
+
+def _clear(work: Path, target: Path | None) -> None:
+    """Remove a hidden folder, once what stood at `target` is there again if nothing is."""
+    aside = work / ASIDE
+    if target is not None and os.path.lexists(aside) and not os.path.lexists(target):
+        aside.rename(target)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """Which of a folder and those around it are not there, innermost first."""
+    return [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+
+
+def _drop(folders: list[Path]) -> None:
+    """Remove those that are empty."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+# --- Numbers ------------------------------------------------------------------------------------
+
+
+def _not_finite(data: Any, key: str) -> str:
+    """The first number of JSON-ready data that is not finite, with its key; "" if none."""
+    if isinstance(data, float):
+        return "" if math.isfinite(data) else f"{key or 'the number'} is {data}"
+    pairs: Any = ()
+    if isinstance(data, dict):
+        pairs = data.items()
+    elif isinstance(data, list | tuple):
+        pairs = enumerate(data)
+    found = (_not_finite(value, f"{key}.{name}" if key else str(name)) for name, value in pairs)
+    return next(filter(None, found), "")

@@ -1,0 +1,1 @@
+"""The mathematics: schedules, predictions, solvers, step tables, losses."""

@@ -1,0 +1,77 @@
+"""Functions that are the identity at the time they lead to, whatever the network says.
+
+A consistency function leads from x_t to time 0: c_skip(t) x_t + c_out(t) x0, c_skip(0) = 1 and
+c_out(0) = 0. A flow map leads to any s: the DDIM step from t to s with the network's x0, which is
+x_t itself at s = t (`sampling.ddim_step`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.prediction import Prediction
+from edgedistill.diffusion.sampling import Boundary, ddim_step
+from edgedistill.diffusion.schedule import Schedule
+
+__all__ = ["boundary_of", "bounded", "landed", "lcm_boundary", "noise_boundary", "plain"]
+
+
+def lcm_boundary(scaling: float, sigma_data: float = 0.5) -> Boundary:
+    """c_skip = s^2 / (T^2 + s^2), c_out = T / sqrt(T^2 + s^2), T = scaling 1000 t.
+
+    Luo et al. 2023 (arXiv 2310.04378), Sec. 3. A few timesteps above 0 it is x0 already.
+    """
+
+    def boundary(t: Tensor) -> tuple[Tensor, Tensor]:
+        scaled = scaling * 1000 * t.double()
+        total = scaled.square() + sigma_data**2
+        return sigma_data**2 / total, scaled / total.sqrt()
+
+    return boundary
+
+
+def noise_boundary(schedule: Schedule, sigma_data: float = 0.5) -> Boundary:
+    """c_skip = s^2 / (r^2 + s^2) / alpha, c_out = r^2 / (r^2 + s^2), r = sigma / alpha.
+
+    For a network that gives x0, in whose place x_t / alpha is taken where there is no noise, by
+    the c_skip of the consistency models' network (Song et al. 2023, arXiv 2303.01469, Eq. 5).
+    """
+
+    def boundary(t: Tensor) -> tuple[Tensor, Tensor]:
+        t = t.double()
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        # Multiplied out by alpha^2, for schedules whose signal ends at 0.
+        total = sigma.square() + (sigma_data * alpha).square()
+        return alpha * sigma_data**2 / total, sigma.square() / total
+
+    return boundary
+
+
+def plain(t: Tensor) -> tuple[Tensor, Tensor]:
+    """c_skip = 0, c_out = 1: x0 from v, eps or flow is x_t by itself where sigma is 0."""
+    return torch.zeros_like(t, dtype=torch.float64), torch.ones_like(t, dtype=torch.float64)
+
+
+def boundary_of(denoiser: Denoiser, sigma_data: float) -> Boundary:
+    """What makes a denoiser's x0 a consistency function; `sigma_data` is that of the data."""
+    if denoiser.prediction is not Prediction.X0:
+        return plain
+    return noise_boundary(denoiser.schedule, sigma_data)
+
+
+def bounded(boundary: Boundary, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    """The consistency function's value from a network's x0, (N, ...)."""
+    shape = (-1,) + (1,) * (x_t.ndim - 1)
+    skip, out = boundary(t)
+    value: Tensor = skip.reshape(shape).to(x_t) * x_t + out.reshape(shape).to(x_t) * x0
+    return torch.where((t == 0).reshape(shape), x_t, value)
+
+
+def landed(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """The flow map's value from a network's x0: the DDIM step, and x_t where s == t, 0 too."""
+    stays = t == s
+    # Where nothing moves, no step from time 0 is taken: its gradient would not be a number.
+    moved = ddim_step(schedule, x_t, x0, torch.where(stays, 1.0, t), s)
+    return torch.where(stays.reshape((-1,) + (1,) * (x_t.ndim - 1)), x_t, moved)

@@ -1,0 +1,230 @@
+"""How far two predictions are apart: one number a sample, so that a method can weight them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from edgedistill.common.settings import Settings
+
+__all__ = [
+    "DISTANCES",
+    "Distance",
+    "Ensemble",
+    "Pyramid",
+    "augmented",
+    "distance",
+    "drift",
+    "ensembled",
+    "feature_distance",
+]
+
+
+KINDS = "^(l2|l1|pseudo-huber|vector-huber|features)$"
+
+
+class Distance(Settings):
+    """A distance and its constant.
+
+    `l2`: mean square. `l1`: mean absolute. `pseudo-huber`: mean of sqrt(d^2 + c^2) - c by element
+    (as LCM's). `vector-huber`: sqrt(|d|^2 + c^2) - c of the whole sample with c times the root of
+    its size (Song & Dhariwal 2023, arXiv 2310.14189, Eq. 4 and Sec. 3.3). `features`: LPIPS' in a
+    network with random weights, of pictures or latents (N, C, H, W); see `Pyramid`.
+    """
+
+    kind: str = Field("l2", pattern=KINDS)
+    c: float = Field(1e-3, gt=0)
+    """Above 0: at 0 there is no gradient where both agree."""
+
+
+class Ensemble(Distance):
+    """A distance of pictures or latents, (N, C, H, W), as random augmentations see them."""
+
+    kind: str = Field("features", pattern=KINDS)
+    ensemble: int | None = Field(None, ge=0)
+    """Augmentations of each pair over which the distance is averaged; 0 leaves both as they are.
+    None is 1 for `features`, and 0 for others, to which no augmentation is of use."""
+
+    @property
+    def draws(self) -> int:
+        """How many augmentations."""
+        return int(self.kind == "features") if self.ensemble is None else self.ensemble
+
+
+def _l2(d: Tensor, c: float) -> Tensor:
+    return d.square().mean(1)
+
+
+def _l1(d: Tensor, c: float) -> Tensor:
+    return d.abs().mean(1)
+
+
+def _pseudo_huber(d: Tensor, c: float) -> Tensor:
+    return ((d.square() + c * c).sqrt() - c).mean(1)
+
+
+def _vector_huber(d: Tensor, c: float) -> Tensor:
+    scale = c * math.sqrt(d.shape[1])
+    return (d.square().sum(1) + scale * scale).sqrt() - scale
+
+
+DISTANCES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "l2": _l2,
+    "l1": _l1,
+    "pseudo-huber": _pseudo_huber,
+    "vector-huber": _vector_huber,
+}
+"""(difference (N, size), c) -> (N,)."""
+
+
+class Pyramid(nn.Module):
+    """Features at ever coarser scales, of convolutions whose weights are drawn once and for all.
+
+    A network that was never trained still tells distortions apart as people do, better than the
+    pixels (Zhang et al. 2018, arXiv 1801.03924, Fig. 4), needs no weights of others, and takes
+    latents with any number of channels.
+
+    Args:
+        channels: Of the input.
+    """
+
+    WIDTHS = (32, 64, 128, 128)
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.layers = nn.ModuleList()
+        for width, stride in zip(self.WIDTHS, (1, 2, 2, 2), strict=True):
+            layer = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
+            nn.init.kaiming_normal_(layer.weight, generator=generator)
+            self.layers.append(layer)
+            channels = width
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Of x (N, C, H, W), from fine to coarse."""
+        found = []
+        for layer in self.layers:
+            x = nn.functional.relu(layer(x))
+            found.append(x)
+        return found
+
+
+@functools.cache
+def _pyramid(channels: int, device: torch.device, dtype: torch.dtype) -> Pyramid:
+    with torch.random.fork_rng(devices=[]):  # constructors draw weights, which are drawn over
+        return Pyramid(channels).to(device, dtype)
+
+
+def feature_distance(a: Tensor, b: Tensor) -> Tensor:
+    """LPIPS (Zhang et al. 2018, Eq. 1) without its learnt weights, in a `Pyramid`, (N,).
+
+    The mean over layers of the mean over places of |u - v|^2, u and v being the features there,
+    each of length 1.
+
+    Raises:
+        ValueError: Unless a and b are (N, C, H, W).
+    """
+    if a.ndim != 4:
+        raise ValueError(
+            f"distance.kind=features: x0 of shape {tuple(a.shape[1:])} is no picture; choose l2, "
+            "l1, pseudo-huber or vector-huber"
+        )
+    net = _pyramid(a.shape[1], a.device, a.dtype)
+    unit = functools.partial(nn.functional.normalize, dim=1, eps=1e-6)
+    layers = [
+        (unit(u) - unit(v)).square().sum(1).mean((1, 2))
+        for u, v in zip(net(a), net(b), strict=True)
+    ]
+    return torch.stack(layers).mean(0)
+
+
+def distance(config: Distance, a: Tensor, b: Tensor) -> Tensor:
+    """Distances of a and b, (N, ...) each, in float32 or better: (N,)."""
+    if a.dtype.itemsize < 4:
+        a, b = a.float(), b.float()
+    if config.kind == "features":
+        return feature_distance(a, b)
+    return DISTANCES[config.kind]((a - b).flatten(1), config.c)
+
+
+def augmented(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Each of (N, C, H, W) mirrored, scaled, stretched, turned and moved at random, with a hole.
+
+    Linear in the picture. All of it in every draw, and as far as in ADA (Karras et al. 2020, arXiv
+    2006.06676, App. B): sizes by 2^(n / 5), n standard normal, in both directions and in one
+    against the other; any angle; shifts of an eighth of the picture times n; what comes in from
+    outside is reflected. The hole is a square of half the picture's side, centred anywhere.
+
+    Args:
+        pictures: On any device.
+        generator: CPU randomness.
+    """
+    count, _, height, width = pictures.shape
+    even, normal = (draw(4, count, generator=generator) for draw in (torch.rand, torch.randn))
+    size, stretch = 2 ** (0.2 * normal[0]), 2 ** (0.2 * normal[1])
+    mirror, angle = torch.where(even[0] < 0.5, -1.0, 1.0), 2 * math.pi * even[1]
+    across, down = 1 / (size * stretch), stretch / size
+    cos, sin, aspect = angle.cos(), angle.sin(), height / width
+    # From places of the result to places of the picture, both from -1 to 1.
+    right = torch.stack([mirror * across * cos, mirror * across * sin * aspect, normal[2] / 4], 1)
+    below = torch.stack([-down * sin / aspect, down * cos, normal[3] / 4], 1)
+    places = torch.stack([right, below], 1).to(pictures)
+    grid = nn.functional.affine_grid(places, list(pictures.shape), align_corners=False)
+    moved = nn.functional.grid_sample(
+        pictures, grid, padding_mode="reflection", align_corners=False
+    )
+    rows, columns = (
+        ((torch.arange(n) + 0.5) / n - centre[:, None]).abs() < 0.25
+        for n, centre in ((height, even[2]), (width, even[3]))
+    )
+    hole = rows[:, None, :, None] & columns[:, None, None, :]
+    return moved * (~hole).to(pictures)
+
+
+def ensembled(config: Ensemble, a: Tensor, b: Tensor, generator: torch.Generator) -> Tensor:
+    """The mean of distances of T a and T b over random augmentations T, (N,).
+
+    E-LatentLPIPS (Kang et al. 2024, arXiv 2405.05967, Sec. 3.2) where the distance is that of
+    `features`: what its network cannot tell apart from one view, it can from others. Each pair has
+    augmentations of its own, the same for both.
+
+    Args:
+        config: The distance, and how many augmentations.
+        a: (N, ...).
+        b: What they are held against, (N, ...).
+        generator: CPU randomness.
+
+    Raises:
+        ValueError: If an ensemble is asked for of what is no picture.
+    """
+    if a.ndim != 4 and config.ensemble:
+        raise ValueError(
+            f"distance.ensemble={config.ensemble}: x0 of shape {tuple(a.shape[1:])} is no picture "
+            "to augment; choose 0"
+        )
+    if a.ndim != 4 or not config.draws:
+        return distance(config, a, b)
+    found = []
+    for _ in range(config.draws):
+        both = augmented(torch.cat([a, b], 1), generator)
+        found.append(distance(config, *both.chunk(2, 1)))
+    return torch.stack(found).mean(0)
+
+
+@torch.no_grad()
+def drift(x0: Tensor, data: Tensor) -> dict[str, Tensor]:
+    """Figures that tell where a student's samples go from data, both (N, ...); scalars.
+
+    `mean_drift` is the root mean square distance of the two means, over what it is by chance
+    between two draws of the data, sqrt(2 / N) of its standard deviation; `std_ratio` the samples'
+    standard deviation over the data's.
+    """
+    apart = (x0.mean(0) - data.mean(0)).square().mean().sqrt()
+    std = data.std()
+    return {"mean_drift": apart / (math.sqrt(2 / len(x0)) * std), "std_ratio": x0.std() / std}

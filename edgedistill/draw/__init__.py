@@ -1,0 +1,1 @@
+"""Drawing with teachers, students and bundles."""

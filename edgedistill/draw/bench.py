@@ -1,0 +1,238 @@
+"""Measures a pipeline folder in torch, in a process of its own.
+
+`python -m edgedistill.draw.bench FOLDER --steps N --guidance G --runs R --json FILE`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgedistill.common.files import read_json
+from edgedistill.diffusion.sampling import StepTable
+
+__all__ = ["main", "measure"]
+
+Draw = Callable[[str, int], None]
+
+PARTS = {"text_encoder", "unet", "vae"}
+"""Of the pipelines that diffusers itself draws with here, one prompt a call at the size they were
+made for. Others (no text, transformers, videos) are drawn with by edgedistill."""
+
+
+class _Stages:
+    """Seconds spent in functions, by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def watch(self, stage: str, owner: Any, method: str) -> None:
+        """Account every call of owner.method to a stage."""
+        inner = getattr(owner, method)
+        self.seconds[stage] = 0.0
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            result = inner(*args, **kwargs)
+            self.seconds[stage] += time.perf_counter() - start
+            return result
+
+        setattr(owner, method, timed)
+
+    def time(self, draw: Callable[[], None]) -> dict[str, float]:
+        """Seconds of one call by stage, "other" and "total"."""
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+        start = time.perf_counter()
+        draw()
+        total = time.perf_counter() - start
+        return self.seconds | {"other": total - sum(self.seconds.values()), "total": total}
+
+
+def _load_pipeline(
+    folder: str, steps: int, guidance: float, stages: _Stages
+) -> tuple[Draw, float]:
+    import diffusers
+
+    index = Path(folder) / "model_index.json"
+    name = read_json(index).get("_class_name") if index.is_file() else None
+    # By its own name, so that its slow imports are over before the clock starts.
+    family = getattr(diffusers, name or "DiffusionPipeline")
+    start = time.perf_counter()
+    pipe = family.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        use_safetensors=True,
+        safety_checker=None,
+        requires_safety_checker=False,
+    )
+    load_s = time.perf_counter() - start
+    pipe.set_progress_bar_config(disable=True)
+    stages.watch("text_encoder", pipe.text_encoder, "forward")
+    stages.watch("denoiser", pipe.unet, "forward")
+    stages.watch("decoder", pipe.vae, "decode")
+
+    def draw(prompt: str, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        pipe(
+            prompt,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generator,
+            output_type="np",
+        )
+
+    return draw, load_s
+
+
+def _load_own(folder: str, steps: int, guidance: float, stages: _Stages) -> tuple[Draw, float]:
+    """A student on its step table, or a teacher on its solver, by edgedistill itself."""
+    from edgedistill.diffusion.denoiser import Condition
+    from edgedistill.diffusion.sampling import solve
+    from edgedistill.students.folder import load_student
+    from edgedistill.teachers import load_teacher
+
+    start = time.perf_counter()
+    if (Path(folder) / "student.json").is_file():
+        student = load_student(folder)
+        teacher = student.teacher
+        shapes = student.table.shapes(teacher.sample_shape)
+        sample = student.table.sample
+    else:
+        teacher = load_teacher(_family(folder), folder)
+        shapes = [teacher.sample_shape]
+        denoise = teacher.guided(guidance)
+        times = teacher.grid(steps)
+
+        def sample(net: nn.Module, noise: Sequence[Tensor], cond: Condition) -> Tensor:
+            return solve(denoise, noise[0], times, cond)
+
+    load_s = time.perf_counter() - start
+    graphs, known = teacher.graphs(), teacher.prompts
+    for name, graph in graphs.items():
+        stages.watch(name, graph.module, "forward")
+
+    @torch.no_grad()
+    def draw(prompt: str, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        noise = [torch.randn(1, *shape, generator=generator) for shape in shapes]
+        cond: dict[str, Tensor] = {}
+        if "text_encoder" in graphs:  # not Teacher.encode, which remembers
+            encoder = graphs["text_encoder"]
+            # Of a teacher of classes, all prompts take as long.
+            tokens = teacher.tokenize([known[seed % len(known)]])
+            found = encoder.module(*tokens.values())
+            tensors = found if isinstance(found, tuple) else (found,)
+            cond = dict(zip(encoder.outputs, tensors, strict=True))
+        x0 = sample(graphs["denoiser"].module, noise, cond)
+        if "decoder" in graphs:
+            graphs["decoder"].module(x0)
+
+    return draw, load_s
+
+
+def _index(folder: str) -> dict[str, Any]:
+    """model_index.json of a folder or Hub id; {} for a student that is no pipeline."""
+    from diffusers import DiffusionPipeline
+
+    if Path(folder).is_dir() and not (Path(folder) / "model_index.json").is_file():
+        return {}
+    return dict(DiffusionPipeline.load_config(folder))
+
+
+def _family(folder: str) -> str:
+    from edgedistill.teachers.pipeline import FAMILIES
+
+    kind = _index(folder).get("_class_name")
+    if kind not in FAMILIES:
+        raise ValueError(f"{folder}: no family reads a {kind}")
+    return FAMILIES[kind]
+
+
+def _own_steps(folder: str) -> int | None:
+    """Steps of a student dir; None for other folders."""
+    file = Path(folder) / "student.json"
+    if not file.is_file():
+        return None
+    table = read_json(file).get("step_table")
+    if not isinstance(table, dict):
+        raise ValueError(f"{file}: step_table: missing")
+    try:
+        return len(StepTable.from_json(table).rows)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def measure(folder: str, steps: int | None, guidance: float, runs: int) -> dict[str, Any]:
+    """Load a folder and draw one sample a call.
+
+    Args:
+        folder: A diffusers pipeline folder or Hub id, or any student dir.
+        steps: Scheduler steps; by default a student's own, else 25.
+        guidance: Guidance scale; 1 is none.
+        runs: Calls measured.
+
+    Returns:
+        `load_s`, `first_s`, `p50_s`, `p90_s`, `p99_s`, `stages`, `peak_rss_mb`, `steps` and
+        `guidance`.
+
+    Raises:
+        ValueError: For a folder that cannot be loaded.
+    """
+    from edgedistill_runtime.bench import PROMPTS, peak_rss_mb, summary
+
+    stages = _Stages()
+    steps = steps or _own_steps(folder) or 25
+    try:
+        load = _load_pipeline if _index(folder).keys() >= PARTS else _load_own
+        draw, load_s = load(folder, steps, guidance, stages)
+    except OSError as error:
+        raise ValueError(f"cannot load {folder!r}: {str(error).splitlines()[0]}") from error
+
+    def timings(index: int) -> dict[str, float]:
+        return stages.time(lambda: draw(PROMPTS[index % len(PROMPTS)], index))
+
+    figures = summary(timings, runs)
+    return {
+        "load_s": load_s,
+        **figures,
+        "peak_rss_mb": peak_rss_mb(),
+        "steps": steps,
+        "guidance": guidance,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure a folder from the command line; exit status 2 for one that cannot be loaded."""
+    parser = argparse.ArgumentParser(prog="edgedistill.draw.bench", description=__doc__)
+    parser.add_argument("folder")
+    parser.add_argument("--steps", type=int, help="a student's own if left out, else 25")
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", type=Path, help="file to write; standard output if left out")
+    args = parser.parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        figures = measure(args.folder, args.steps, args.guidance, args.runs)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    text = json.dumps(figures, indent=2) + "\n"
+    if args.json:
+        args.json.write_text(text, "utf-8")
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

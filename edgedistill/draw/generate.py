@@ -1,0 +1,141 @@
+"""`edgedistill generate`: draw with a student or a bundle, from the runtime's portable noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgedistill.common.files import atomic_file, check_writable, recover
+from edgedistill.common.pictures import grid, scatter
+from edgedistill.draw.subjects import (
+    Noise,
+    Subject,
+    bundle_subject,
+    helped_subject,
+    steered_subject,
+    student_subject,
+)
+from edgedistill.draw.teacher_help import ALONE, Help
+from edgedistill.students.folder import Student
+from edgedistill.students.group import Students, open_student
+from edgedistill.teachers import Teacher, load_teacher
+
+__all__ = ["Negative", "generate", "open_subject", "runtime_noise"]
+
+
+def runtime_noise() -> Noise:
+    """The runtime's noise, so that student and bundle draw the same pictures."""
+    from edgedistill_runtime.noise import noise
+
+    return noise
+
+
+@dataclass(frozen=True)
+class Negative:
+    """What a student's attention moves away from, and how far (0 or more)."""
+
+    prompt: str
+    scale: float
+
+
+def open_subject(
+    path: str | Path, given: Help = ALONE, negative: Negative | None = None
+) -> tuple[Subject, bool]:
+    """A student or bundle by its folder, and whether it takes prompts.
+
+    Args:
+        path: The folder.
+        given: What a student's teacher does, which is loaded if it does anything.
+        negative: A negative prompt, of a student alone.
+
+    Raises:
+        ValueError: If the folder is neither, or broken; names the file.
+    """
+    folder, helped = Path(path), given != ALONE
+    recover(folder)
+    bundles = (folder / "0" / "manifest.json").is_file()
+    if bundles or (folder / "manifest.json").is_file():
+        if helped:
+            raise ValueError(f"{path}: a bundle has no teacher; name the student")
+        if negative:
+            raise ValueError(f"{path}: a bundle's attention is fixed; name the student")
+        from edgedistill_runtime import Pipeline, Router
+
+        pipeline = Router(folder, keep_all=True) if bundles else Pipeline.load(folder)
+        return bundle_subject(
+            f"bundle:{folder.resolve().name}", pipeline
+        ), pipeline.tokenizer is not None
+    student = open_student(folder)
+    if isinstance(student, Students):
+        if helped or negative:
+            raise ValueError(f"{path}: several students; name one, as {student.path / '0'}")
+        return student_subject("students", student, runtime_noise()), True
+    takes_prompts = bool(student.teacher.prompts)
+    if negative:
+        if helped:
+            raise ValueError("a negative prompt is for a student without its teacher's help")
+        if not takes_prompts:
+            raise ValueError(f"{path} takes no prompt, so no negative one")
+        words = (negative.prompt, negative.scale, runtime_noise())
+        return steered_subject("student", student, *words), takes_prompts
+    if helped:
+        subject = helped_subject(
+            "student with teacher", student, teacher_of(student), given, runtime_noise()
+        )
+        return subject, takes_prompts
+    return student_subject("student", student, runtime_noise()), takes_prompts
+
+
+def teacher_of(student: Student) -> Teacher:
+    """The teacher that a student's folder names; ValueError if it is not there."""
+    named = student.info.teacher
+    if not named.get("path"):
+        raise ValueError(f"{student.path}: names no teacher")
+    family = str(named.get("family", student.info.family))
+    loras = [(str(file), float(scale)) for file, scale in named.get("lora") or ()]
+    return load_teacher(family, str(named["path"]), named.get("config"), loras)
+
+
+def generate(
+    source: str,
+    prompt: str | None,
+    *,
+    seed: int,
+    count: int,
+    out: Path,
+    given: Help = ALONE,
+    negative: Negative | None = None,
+) -> None:
+    """Draw `count` samples and write them: .npy holds (N, ...), .png a grid or a scatter plot.
+
+    Args:
+        source: Folder of a student or bundle.
+        prompt: What to draw, None for those that take none.
+        seed: With it sample i depends on i alone.
+        count: How many.
+        out: The file.
+        given: What the student's teacher does.
+        negative: What the student's attention moves away from.
+
+    Raises:
+        ValueError: For a prompt missing or too many, or another kind of file.
+    """
+    if out.suffix not in (".npy", ".png"):
+        raise ValueError(f"--out {out}: a .png or .npy file expected")
+    subject, takes_prompts = open_subject(source, given, negative)
+    if takes_prompts and prompt is None:
+        raise ValueError(f"{source} draws from a prompt; say what to draw")
+    if not takes_prompts and prompt is not None:
+        raise ValueError(f"{source} takes no prompt, got {prompt!r}")
+    asked = count if prompt is None else [prompt] * count
+    check_writable(out, f"--out {out}")
+    drawn = subject.draw(asked, seed, lambda done: None)
+    with atomic_file(out) as made:
+        if out.suffix == ".npy":
+            np.save(made, drawn)
+        elif drawn.ndim == 4:
+            grid(drawn).save(made)
+        else:
+            scatter(drawn).savefig(made, dpi=110)

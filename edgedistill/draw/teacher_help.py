@@ -1,0 +1,102 @@
+"""A student that is drawn with its teacher's help, with nothing trained anew.
+
+- The first step is the teacher's: Gandikota & Bau 2025, "Distilling Diversity and Control in
+  Diffusion Models" (arXiv 2503.10637). It decides what is drawn, and the teacher varies more.
+- The teacher refines each step: Park et al. 2024, "Inference-Time Diffusion Model Distillation"
+  (Distillation++, arXiv 2412.08871). The student's x0 moves by a share towards the teacher's x0 at
+  the place, noised as the next step's time wants it, where the student's leads.
+
+Neither is a step table of the student's network, so that a bundle has no part in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
+from edgedistill.diffusion.prediction import to_x0
+from edgedistill.diffusion.sampling import SOLVERS, StepTable
+from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.times import refine
+
+__all__ = ["ALONE", "Help", "sample_with", "time_told"]
+
+
+@dataclass(frozen=True)
+class Help:
+    """What the teacher does.
+
+    Attributes:
+        first: DDIM steps of the teacher in the place of the student's first; 0 leaves it.
+        share: Of the way to the teacher's x0 at every step but the last, in [0, 1].
+    """
+
+    first: int = 0
+    share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.first < 0:
+            raise ValueError(f"{self.first} steps of the teacher: 0 or more expected")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"a share of {self.share:g} of the teacher's x0: 0 to 1 expected")
+
+
+ALONE = Help()
+"""The teacher does nothing."""
+
+
+def time_told(schedule: Schedule, net_time: float) -> Tensor:
+    """The t at which a network of this schedule is told `net_time`, a float64 scalar."""
+    low, high = torch.zeros(2, dtype=torch.float64)
+    high = torch.ones_like(high)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = bool(schedule.net_time(middle) < net_time)
+        low, high = (middle, high) if below else (low, middle)
+    return schedule.snap((low + high) / 2)
+
+
+@torch.no_grad()
+def sample_with(
+    student: Denoiser,
+    table: StepTable,
+    teacher: Denoiser | Guided,
+    given: Help,
+    noise: Sequence[Tensor],
+    cond: Condition,
+) -> Tensor:
+    """`StepTable.sample` with the teacher's help, (N, ...).
+
+    Args:
+        student: Its network, schedule and prediction.
+        table: Its steps.
+        teacher: On the same schedule, guided as it shall be.
+        given: What it does.
+        noise: `table.draws` tensors (N, ...), in order of use.
+        cond: Condition of N rows, of both.
+    """
+    schedule, fresh = student.schedule, iter(noise)
+    x = table.init_scale * next(fresh)
+    device = x.device
+    times = [time_told(schedule, row.t).to(device) for row in table.rows]
+    times.append(torch.zeros_like(times[0]))
+    for index, (row, (t, s)) in enumerate(zip(table.rows, pairwise(times), strict=True)):
+        added = row.c * next(fresh) if row.c else 0.0
+        if index == 0 and given.first:
+            grid = refine(schedule, torch.stack([t, s]).cpu(), given.first)
+            x = SOLVERS["ddim"](teacher, x, grid.to(device), cond)
+            continue
+        told = torch.full((len(x),), row.t, device=device)
+        f = student.net(row.scale * x, told, **cond).to(x)
+        landed = row.a * x + row.b * f + added
+        if given.share and s > 0:
+            linear = to_x0(student.prediction, *schedule.at(t.reshape(1), like=x))
+            toward = teacher(landed, s, cond) - (linear.x * x + linear.y * f)
+            landed = landed + given.share * row.b / linear.y * toward
+        x = landed
+    return x

@@ -1,0 +1,262 @@
+"""eval.json: teacher, student and what else is asked for, on the same captions and noise.
+
+    schema_version    2
+    reference         what FD and KID compare with: "data", or "teacher" for its own samples
+    about             what the figures are, and what they compare with
+      features        {"name", "size", "words"} of the feature network; size is D of N x D
+      reference       {"name", "samples"}
+      floor           {"fd", "kid", "samples"} of two disjoint halves of the reference, that many
+                      in each: the least to be asked for. None without pictures
+      classifier      {"trained_on", "samples", "held_out", "accuracy"}: its own, on held-out
+                      pictures. None without one
+      memory          {"name", "training", "total", "quantile", "features", "rmse"}: training
+                      pictures looked through, and the distances below which a sample is a copy
+      seed            of the noise
+      notes           lines on what a figure is worth, or why it is missing
+    SUBJECT           teacher, student, teacher@K (the teacher at K calls), bundle:NAME
+      calls           of a network, one sample
+      fd, kid, samples, fd_ratio (to the teacher's)
+      text_image_score, retrieval_top1, diversity and their ratios: with a CLIP model and captions
+      unseen, open, pairs   the same of other captions
+      to_teacher      {"rmse", "psnr", "perceptual", "samples"}: from the teacher's pictures at
+                      equal noise and captions, numbers of a picture from 0 to 1; 200 dB is equal
+      classes         {"accuracy", "agreement", "samples"}: share of samples that the classifier
+                      puts in the class asked for, and in the class of the teacher's sample
+      memory          {"memorization", "memorization_pixels", "nearest_rmse", "samples"}: share of
+                      samples nearer to a training picture than most of those are to each other
+                      (`memory.QUANTILE`), by features and by pixels; the median pixel distance
+
+Of planar students the figures are those of `planar.planar_figures`, and to_teacher.
+No figure is NaN or infinite: one that would be ends the evaluation with its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgedistill.draw.subjects import Subject
+from edgedistill.evaluation.against import (
+    NOTHING,
+    Against,
+    Extras,
+    as_rmse,
+    features_of_pictures,
+    small,
+)
+from edgedistill.evaluation.classifier import Classifier, agreement
+from edgedistill.evaluation.examples import Example, nearest_examples, worst_examples
+from edgedistill.evaluation.features import Eye
+from edgedistill.evaluation.fidelity import Reference
+from edgedistill.evaluation.figures import (
+    check_finite,
+    fidelity_figures,
+    ratios,
+    text_figures,
+    to_teacher_figures,
+)
+from edgedistill.evaluation.memory import memorization, nearest
+from edgedistill.evaluation.planar import planar_figures
+from edgedistill.networks.clip import Features
+from edgedistill.teachers.families.mixture import Mixture
+
+__all__ = ["SCHEMA", "Examples", "Extras", "evaluate_pictures", "evaluate_planar"]
+
+SCHEMA = 2
+SHARE = 3
+"""Captions of other kinds than "seen" get a third as many samples."""
+PAIRS = 2**28
+"""Bytes of the teacher's pictures that are kept to compare others with."""
+
+Progress = Callable[[str, int, int], None]
+Pictures = NDArray[np.uint8]
+Captions = Sequence[str] | int
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Pictures worth a look: see `examples`."""
+
+    nearest: list[Example]
+    worst: list[Example]
+
+
+def evaluate_planar(
+    subjects: Sequence[Subject], mixture: Mixture, samples: int, seed: int, progress: Progress
+) -> dict[str, Any]:
+    """Figures of planar subjects against their mixture, by subject name."""
+    result: dict[str, Any] = {"schema_version": SCHEMA}
+    first = None
+    for subject in subjects:
+        drawn = subject.draw(samples, seed, partial(_tell, progress, subject.name, 0, samples))
+        generator = torch.Generator().manual_seed(seed)
+        figures = planar_figures(torch.from_numpy(drawn), mixture, generator)
+        result[subject.name] = {"calls": subject.calls, **figures}
+        if first is None:
+            first = drawn
+        else:
+            rmse = float(np.sqrt(np.square(drawn.astype(np.float64) - first).mean()))
+            result[subject.name]["to_teacher"] = {"rmse": rmse, "samples": samples}
+    check_finite(result)
+    return result
+
+
+def evaluate_pictures(
+    subjects: Sequence[Subject],
+    captions: dict[str, list[str]],
+    eye: Eye,
+    statistics: Reference | None,
+    samples: int,
+    seed: int,
+    progress: Progress,
+    extras: Extras = NOTHING,
+) -> tuple[dict[str, Any], Examples]:
+    """Figures by subject, as the head of this file says.
+
+    Args:
+        subjects: The teacher first.
+        captions: As from `prompt_sets`; without any, nothing is asked for. "seen" gives the
+            figures of the subject itself, each other kind a section inside it, from fewer samples.
+        eye: The features.
+        statistics: Of the real data in these features, where they were computed before. With
+            neither them nor data, FD and KID compare with the teacher's samples, drawn with the
+            next seed so that the teacher itself has figures.
+        samples: Pictures a subject draws for "seen".
+        seed: Their seed.
+        progress: (subject, pictures drawn, pictures to draw).
+        extras: What else there is to compare with.
+    """
+    whole = _Evaluation(subjects[0], captions, eye, samples, seed, progress)
+    whole.compare(statistics, extras)
+    for subject in subjects:
+        whole.measure(subject)
+    check_finite(whole.result)
+    return whole.result, whole.examples
+
+
+class _Evaluation:
+    """One evaluation, under way."""
+
+    against: Against
+
+    def __init__(
+        self,
+        teacher: Subject,
+        captions: dict[str, list[str]],
+        eye: Eye,
+        samples: int,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        self.teacher, self.eye, self.seed, self.progress = teacher, eye, seed, progress
+        self.samples = samples
+        kinds = list(captions) or ["seen"]
+        counts = {kind: max(2, samples // (1 if kind == "seen" else SHARE)) for kind in kinds}
+        self.total = sum(counts.values())
+        self.asked: dict[str, Captions] = {**counts}
+        for kind, lines in captions.items():
+            self.asked[kind] = [lines[i % len(lines)] for i in range(counts[kind])]
+        seen = self.asked["seen"]
+        self.lines = [""] * seen if isinstance(seen, int) else list(seen)
+        self.examples = Examples([], [])
+        self.result: dict[str, Any] = {"schema_version": SCHEMA}
+        self._theirs: Pictures | None = None
+        self._their_classes: list[str] = []
+
+    def compare(self, statistics: Reference | None, extras: Extras) -> None:
+        """Prepare what samples are compared with."""
+        tell = partial(_tell, self.progress, "reference", 0, self.total)
+
+        def draw() -> Pictures:
+            return self.teacher.draw(self.asked["seen"], self.seed + 1, tell)
+
+        self.against = Against(
+            self.eye, statistics, extras, draw, self.lines, self.samples, self.seed
+        )
+        self.result["reference"] = "teacher" if self.against.own else "data"
+        self.result["about"] = self.against.about()
+
+    def measure(self, subject: Subject) -> None:
+        """All figures of one subject."""
+        done, figures, beside = 0, dict[str, dict[str, Any]](), dict[str, Any]()
+        for kind, asked in self.asked.items():
+            tell = partial(_tell, self.progress, subject.name, done, self.total)
+            drawn = subject.draw(asked, self.seed, tell)
+            done += len(drawn)
+            images = features_of_pictures(self.eye, f"{subject.name}'s samples", drawn)
+            figures[kind] = self._of_set(kind, images, asked)
+            if kind == "seen":
+                beside = self._beside(subject, drawn, images)
+        mine = {"calls": subject.calls, **figures.pop("seen"), **figures, **beside}
+        self.result[subject.name] = mine
+        first = self.result[self.teacher.name]
+        ratios(mine, first)
+        for kind in figures:
+            ratios(mine[kind], first[kind])
+
+    def _of_set(self, kind: str, images: Tensor, asked: Captions) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if kind != "pairs":  # there are no real pictures of two concepts to be near to
+            found = fidelity_figures(images, self.against.statistics, self.against.features)
+        if isinstance(self.eye, Features) and not isinstance(asked, int):
+            found |= text_figures(images, self.eye, asked)
+        return {**found, "samples": len(images)}
+
+    def _beside(self, subject: Subject, drawn: Pictures, images: Tensor) -> dict[str, Any]:
+        """Figures against the teacher's pictures, classes and training pictures."""
+        found: dict[str, Any] = {}
+        if self._theirs is None:
+            self._theirs = drawn[: max(2, PAIRS // drawn[0].nbytes)]
+        elif drawn.shape[1:] == self._theirs.shape[1:]:
+            few = drawn[: len(self._theirs)]
+            found["to_teacher"] = to_teacher_figures(few, self._theirs, self.eye)
+            if _is_student(subject):
+                self.examples.worst.extend(worst_examples(few, self._theirs, self.lines))
+        if self.against.classifier is not None:
+            found["classes"] = self._classes(self.against.classifier, drawn)
+        if self.against.nearness:
+            found["memory"] = self._memory(subject, drawn, images)
+        return found
+
+    def _classes(self, classifier: Classifier, drawn: Pictures) -> dict[str, Any]:
+        found, asked = classifier(drawn), self.against.names
+        figures: dict[str, Any] = {"accuracy": agreement(found, asked)}
+        if self._their_classes:
+            figures["agreement"] = agreement(found, self._their_classes)
+        else:
+            self._their_classes = found
+        return {**figures, "samples": len(found)}
+
+    def _memory(self, subject: Subject, drawn: Pictures, images: Tensor) -> dict[str, Any]:
+        data, shown = self.against.extras.data, small(drawn)
+        assert data is not None
+        seen, pixels = (self.against.nearness[space] for space in ("features", "pixels"))
+        gaps, index = nearest(images, seen.training)
+        pixel_gaps, _ = nearest(shown, pixels.training)
+        if _is_student(subject) and drawn.shape[1:] == data.pictures.shape[1:]:
+            copies = (gaps <= seen.threshold).tolist()
+            words = (self.lines, data.captions)
+            self.examples.nearest.extend(
+                nearest_examples(drawn, data.pictures, index.tolist(), copies, *words)
+            )
+        return {
+            "memorization": memorization(gaps, seen.own),
+            "memorization_pixels": memorization(pixel_gaps, pixels.own),
+            "nearest_rmse": as_rmse(pixel_gaps.median().item(), shown),
+            "samples": len(drawn),
+        }
+
+
+def _is_student(subject: Subject) -> bool:
+    return subject.name == "student"
+
+
+def _tell(progress: Progress, name: str, before: int, total: int, drawn: int) -> None:
+    progress(name, before + drawn, total)

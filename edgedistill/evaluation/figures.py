@@ -1,0 +1,127 @@
+"""Figures of one set of pictures: against a reference, captions, and the teacher's pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgedistill.evaluation.features import Eye
+from edgedistill.evaluation.fidelity import Reference, frechet_distance, kernel_distance
+from edgedistill.networks.clip import Features
+
+__all__ = [
+    "EQUAL_DB",
+    "check_finite",
+    "diversity",
+    "errors",
+    "fidelity_figures",
+    "ratios",
+    "text_figures",
+    "to_teacher_figures",
+]
+
+EQUAL_DB = 200.0
+"""PSNR of equal pictures, since JSON has no infinity; people are told "identical"."""
+
+Figures = dict[str, Any]
+
+
+def fidelity_figures(
+    images: Tensor, reference: Reference, features: Tensor | None
+) -> dict[str, float]:
+    """FD, and KID where the reference's features are known and not their statistics alone."""
+    found = {"fd": frechet_distance(Reference.of(images), reference)}
+    if features is not None:
+        found["kid"] = kernel_distance(images, features)
+    return found
+
+
+def text_figures(images: Tensor, eye: Features, lines: Sequence[str]) -> dict[str, float]:
+    """How pictures fit their captions, in the features of a CLIP model."""
+    texts = eye.texts(lines)
+    normal = torch.nn.functional.normalize(images, dim=-1)
+    return {
+        "text_image_score": eye.score(images, texts),
+        "retrieval_top1": _retrieval(normal, texts, lines),
+        **diversity(normal, lines),
+    }
+
+
+def _retrieval(images: Tensor, texts: Tensor, lines: Sequence[str]) -> float:
+    """Share of pictures whose own caption is the nearest of all captions asked for."""
+    unique = list(dict.fromkeys(lines))
+    first = [lines.index(line) for line in unique]
+    bank = torch.nn.functional.normalize(texts[first], dim=-1)
+    nearest = (images @ bank.T).argmax(1)
+    own = torch.tensor([unique.index(line) for line in lines])
+    return (nearest == own).double().mean().item()
+
+
+def diversity(images: Tensor, lines: Sequence[str]) -> dict[str, float]:
+    """Mean of 100 (1 - cosine) over all pairs of pictures of one caption; {} if none has two."""
+    alike: dict[str, list[int]] = {}
+    for i, line in enumerate(lines):
+        alike.setdefault(line, []).append(i)
+    gaps = [
+        100 * (1 - images[i] @ images[j]) for of in alike.values() for i, j in combinations(of, 2)
+    ]
+    return {"diversity": torch.stack(gaps).mean().item()} if gaps else {}
+
+
+def errors(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Mean squared error (N,) of each pair of pictures, whose numbers go from 0 to 1."""
+    return np.array(
+        [
+            np.square((a.astype(np.float64) - b) / 255).mean()
+            for a, b in zip(ours, theirs, strict=True)
+        ]
+    )
+
+
+def to_teacher_figures(
+    ours: NDArray[np.uint8], theirs: NDArray[np.uint8], eye: Eye
+) -> dict[str, Any]:
+    """Distance of pictures to those that the teacher makes of the same noise and condition.
+
+    Returns:
+        rmse: Over all pictures, whose numbers go from 0 to 1.
+        psnr: The same in dB; `EQUAL_DB` where every pixel is equal.
+        perceptual: Where the features are a CLIP model's: `Features.distance`.
+        samples: Pairs compared.
+    """
+    rmse = math.sqrt(errors(ours, theirs).mean())
+    psnr = EQUAL_DB if rmse == 0 else -20 * math.log10(rmse)
+    seen = {"perceptual": eye.distance(ours, theirs)} if isinstance(eye, Features) else {}
+    return {"rmse": rmse, "psnr": psnr, **seen, "samples": len(ours)}
+
+
+def ratios(mine: Figures, first: Figures) -> None:
+    """Add the ratios to the teacher's figures; None where the teacher's is not above 0."""
+    for key, name in (("fd", "fd_ratio"), ("text_image_score", "text_image_ratio")):
+        if key in mine:
+            mine[name] = _over(mine[key], first[key])
+    if "diversity" in mine and first.get("diversity"):
+        mine["diversity_ratio"] = _over(mine["diversity"], first["diversity"])
+
+
+def _over(a: float, b: float) -> float | None:
+    return a / b if b > 0 else None
+
+
+def check_finite(figures: Any, where: str = "") -> None:
+    """Raise a FloatingPointError that names the first figure which is no finite number."""
+    if isinstance(figures, dict):
+        for key, value in figures.items():
+            check_finite(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(figures, list | tuple):
+        for index, value in enumerate(figures):
+            check_finite(value, f"{where}.{index}")
+    elif isinstance(figures, float) and not math.isfinite(figures):
+        raise FloatingPointError(f"{where} is {figures}: no figure is written that is no number")

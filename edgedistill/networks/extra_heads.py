@@ -1,0 +1,95 @@
+"""A network with further heads beside its last layer, for what is only needed while it trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgedistill.diffusion.denoiser import Condition
+from edgedistill.networks.adapters import Role
+
+__all__ = ["Headed"]
+
+
+class Headed(nn.Module):
+    """net(x, time, **cond) as it is, and `take()` with what the heads make of the same features.
+
+    The heads read what the network's last layer reads, and begin at zero.
+
+    Args:
+        net: Called as net(x, time, **cond); its output must be its last layer's.
+        heads: How many, each with as many channels as the output.
+        x: A call's x, of one row or more.
+        time: Its time (N,).
+        cond: Its condition.
+
+    Raises:
+        ValueError: If the network's output is no linear or convolution layer's as it is.
+    """
+
+    def __init__(
+        self, net: nn.Module, heads: int, x: Tensor, time: Tensor, cond: Condition
+    ) -> None:
+        super().__init__()
+        if isinstance(net, Role):
+            raise ValueError(
+                "train.roles=adapters: a LoRA has no place for further heads; "
+                "choose train.roles=copies"
+            )
+        self.net, self.count = net, heads
+        self.path = _last_layer(net, x, time, cond)
+        self.heads = _wider(net.get_submodule(self.path), heads)
+        for parameter in self.heads.parameters():
+            nn.init.zeros_(parameter)
+        self._features: list[Tensor] = []
+
+    def forward(self, x: Tensor, time: Tensor, **cond: Tensor) -> Tensor:
+        self._features.clear()
+        hook = self.net.get_submodule(self.path).register_forward_pre_hook(
+            lambda _, args: self._features.append(args[0])
+        )
+        try:
+            result: Tensor = self.net(x, time, **cond)
+        finally:
+            hook.remove()
+        return result
+
+    def take(self) -> Tensor:
+        """The heads on the last call, handed out once: (heads, N, ...)."""
+        out: Tensor = self.heads(self._features.pop())
+        return out.reshape(len(out), self.count, -1, *out.shape[2:]).transpose(0, 1)
+
+
+def _wider(layer: nn.Module, times: int) -> nn.Module:
+    """A layer like this with so many times its outputs."""
+    if isinstance(layer, nn.Linear):
+        return nn.Linear(layer.in_features, times * layer.out_features).to(layer.weight)
+    assert isinstance(layer, nn.Conv2d)
+    size: Any = layer.kernel_size
+    stride: Any = layer.stride
+    padding: Any = layer.padding
+    wide = nn.Conv2d(layer.in_channels, times * layer.out_channels, size, stride, padding)
+    return wide.to(layer.weight)
+
+
+@torch.no_grad()
+def _last_layer(net: nn.Module, x: Tensor, time: Tensor, cond: Condition) -> str:
+    """Path of the layer whose output is the network's."""
+    made: list[tuple[str, Any]] = []
+    hooks = [
+        module.register_forward_hook(lambda _, args, out, name=name: made.append((name, out)))
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+    result = net(x, time, **cond)
+    for hook in hooks:
+        hook.remove()
+    for name, out in made:
+        if out is result:
+            return name
+    raise ValueError(
+        f"the output of {type(net).__name__} is not its last layer's, beside which this method "
+        "needs further heads"
+    )

@@ -1,0 +1,120 @@
+"""Embedding loss, beside any method: mean features of samples and data in random networks.
+
+Ying et al. 2026, "Efficient Diffusion Distillation via Embedding Loss" (arXiv 2604.22379): the
+maximum mean discrepancy between the student's samples and data in the features of networks with
+random weights, new ones in each turn. No discriminator trains, and no pairs are needed. The
+kernel is linear in the features, and the estimate without bias, so that it vanishes on average
+where the distributions are one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgedistill.objectives.added.on_samples import Beside
+from edgedistill.objectives.base import Batch, Losses, Objective, Settings, Setup
+
+__all__ = ["Embedded", "Embedding", "features", "mmd"]
+
+
+class Embedding(Settings):
+    """The `embedding` section of a recipe."""
+
+    weight: float = Field(1.0, gt=0)
+    """Beside the method's own loss."""
+    networks: int = Field(4, ge=1, le=64)
+    """Drawn in each turn."""
+    width: int = Field(128, ge=1, le=8_192)
+    """Features of a layer."""
+
+
+def mmd(a: Tensor, b: Tensor) -> Tensor:
+    """Squared maximum mean discrepancy of features (N, F) and (M, F), a scalar.
+
+    The unbiased estimate (Gretton et al. 2012, "A Kernel Two-Sample Test", Eq. 3) with a linear
+    kernel; below 0 by chance. N and M are 2 or more.
+    """
+    within = [
+        (f.sum(0).square().sum() - f.square().sum()) / (len(f) * (len(f) - 1)) for f in (a, b)
+    ]
+    return within[0] + within[1] - 2 * a.mean(0) @ b.mean(0)
+
+
+def _weight(shape: tuple[int, ...], x: Tensor, generator: torch.Generator) -> Tensor:
+    """Normal, of the size that keeps that of what passes through a ReLU (He et al. 2015)."""
+    fan = math.prod(shape[1:])
+    return (torch.randn(shape, generator=generator) * math.sqrt(2 / fan)).to(x)
+
+
+def _of_points(x: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    found = []
+    for _ in range(2):
+        bias = torch.randn(width, generator=generator).to(x)
+        x = F.relu(F.linear(x, _weight((width, x.shape[1]), x, generator), bias))
+        found.append(x)
+    return torch.cat(found, 1)
+
+
+def _of_maps(x: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    found = []
+    for stride in (1, 2, 2):
+        weight = _weight((width, x.shape[1], 3, 3), x, generator)
+        x = F.relu(F.conv2d(x, weight, stride=stride, padding=1))
+        found.append(x.mean((2, 3)))
+    return torch.cat(found, 1)
+
+
+NETWORKS: dict[int, Callable[[Tensor, int, torch.Generator], Tensor]] = {
+    2: _of_points,
+    4: _of_maps,
+}
+"""By the number of dimensions of x0."""
+
+
+def features(x: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    """Of x (N, ...) in a network whose weights `generator` draws, (N, F), each of size 1 / F.
+
+    Raises:
+        ValueError: Unless x is (N, D) or (N, C, H, W).
+    """
+    if x.ndim not in NETWORKS:
+        raise ValueError(
+            f"embedding: x0 of shape {tuple(x.shape[1:])}; points (D,) and maps (C, H, W) have "
+            "random networks"
+        )
+    found = NETWORKS[x.ndim](x.float(), width, generator)
+    return found / math.sqrt(found.shape[1])
+
+
+class Embedded(Beside):
+    """A method whose student's samples also have the mean features of data.
+
+    The samples are those of the student's own steps, with the gradient of one of them.
+    """
+
+    name = "embedded"
+
+    def __init__(self, method: Objective, config: Embedding, setup: Setup) -> None:
+        super().__init__("embedding", method, setup)
+        self.config = config
+        features(setup.example[0], config.width, torch.Generator())
+
+    def loss(self, player: str, batch: Batch) -> Losses:
+        losses = super().loss(player, batch)
+        if player != "student":
+            return losses
+        apart = self.apart(batch)
+        logs = {**losses.logs, "embedding": apart.detach()}
+        return Losses(losses.total + self.config.weight * apart, logs)
+
+    def apart(self, batch: Batch) -> Tensor:
+        """The mean of `mmd` over fresh networks, the same on all ranks."""
+        both, config = torch.cat([self.sample(batch), batch.x0]), self.config
+        drawn = [features(both, config.width, batch.shared) for _ in range(config.networks)]
+        return torch.stack([mmd(*found.chunk(2)) for found in drawn]).mean()

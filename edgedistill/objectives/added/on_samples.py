@@ -1,0 +1,47 @@
+"""What is added to any method: a loss on samples that its student makes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from edgedistill.diffusion.boundary import bounded
+from edgedistill.objectives.base import Batch, Objective, Setup, Wrapper
+from edgedistill.objectives.matching.rollout import Rollout
+
+__all__ = ["Beside"]
+
+
+class Beside(Wrapper):
+    """A method with something else to say of its student's samples.
+
+    Args:
+        section: Of the recipe, for messages.
+        method: The method.
+        setup: What it was made from.
+
+    Raises:
+        ValueError: If the method trains no student that takes the sampler's steps.
+    """
+
+    def __init__(self, section: str, method: Objective, setup: Setup) -> None:
+        if method.searches or method.own_coefficients or method.product != "student":
+            raise ValueError(
+                f"{section}: method {method.name!r} trains no student that takes the steps of "
+                "student.sampler"
+            )
+        table = method.table()
+        if table and table.grows:
+            raise ValueError(
+                f"{section}: the steps of method {method.name!r} grow; choose another"
+            )
+        super().__init__(method)
+        self.student, self.times = setup.student, setup.times
+        self.rollout = Rollout(setup.student, setup.times, setup.sampler)
+
+    def sample(self, batch: Batch) -> Tensor:
+        """x0 (N, ...) at one of the student's own steps, with the gradient of that step."""
+        sample, boundary = self.rollout(batch), self.method.boundary()
+        if boundary is None:
+            return sample.x0
+        t = self.times[sample.index].to(sample.x0.device).expand(len(sample.x0))
+        return bounded(boundary, sample.x_t, sample.x0, t)

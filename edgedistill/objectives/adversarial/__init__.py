@@ -1,0 +1,1 @@
+"""Methods led by a discriminator."""

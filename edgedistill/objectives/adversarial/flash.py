@@ -1,0 +1,168 @@
+"""Flash diffusion: regression on several steps of the teacher, with two other losses coming in.
+
+Chadebec et al. 2024, "Flash Diffusion: Accelerating Any Conditional Diffusion Model for Few Steps
+Image Generation" (arXiv 2406.02347): the student's x0 from x_t is where the teacher's solver gets
+from there, it is as likely as data on the frozen teacher's features, and its distribution is moved
+to the teacher's with the student itself as its fake score. The times of x_t are modes around the
+student's own, whose shares change from stage to stage, towards pure noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from edgedistill.diffusion.boundary import bounded, lcm_boundary
+from edgedistill.diffusion.distances import Distance, distance
+from edgedistill.diffusion.losses import matching_gradient, toward
+from edgedistill.diffusion.sampling import SOLVERS, Boundary
+from edgedistill.diffusion.times import refine, stratified
+from edgedistill.networks.heads import Shown
+from edgedistill.objectives.adversarial.parts import GAN, Round
+from edgedistill.objectives.base import Batch, Setup
+from edgedistill.objectives.stages import Stages
+
+__all__ = ["Flash", "mode_masses", "stage_shares"]
+
+Weights = tuple[Annotated[float, Field(ge=0)], ...]
+
+STAGES = 4
+
+
+def stage_shares(steps: int) -> tuple[Weights, ...]:
+    """Shares of a student's times, noise first, in each of four stages; of 4 times the paper's.
+
+    At first only the later half, then also pure noise, in the end mostly that.
+    """
+    rest = steps - steps // 2
+    later = (0.0,) * (steps // 2) + (1 / rest,) * rest
+    if steps == 1:
+        return (later,) * STAGES
+    first = (share / steps for share in (0.4, 1.0, 1.6))
+    return (later, *((share, *((1 - share) / (steps - 1),) * (steps - 1)) for share in first))
+
+
+def mode_masses(count: int, steps: int, shares: Weights, spread: float) -> Tensor:
+    """Probability of each of `count` places in a grid, (count,): Gaussians in equal distances.
+
+    Args:
+        count: Places.
+        steps: Gaussians; the first is at place 0.
+        shares: Of each.
+        spread: Their variance in places.
+    """
+    places = torch.arange(count, dtype=torch.float64)[:, None]
+    centres = torch.arange(steps, dtype=torch.float64) * (count / steps)
+    found = torch.exp(-0.5 * (places - centres).square() / spread)
+    masses = (found * torch.tensor(shares, dtype=torch.float64)).sum(1)
+    return masses / masses.sum()
+
+
+@dataclass(frozen=True)
+class Placed(Round):
+    """A round that sets out at one place of the teacher's grid."""
+
+    place: int
+
+
+class Flash(GAN):
+    """The student's x0 is the teacher's after many steps, and then as likely as data."""
+
+    class Config(GAN.Config):
+        """Hyperparameters (the paper's for SD1.5, but l2 for LPIPS of decoded pictures)."""
+
+        loss: Literal["hinge", "non-saturating", "lsgan", "relativistic"] = "lsgan"
+        teacher_steps: int = Field(32, ge=1, le=10_000)
+        """From pure noise; fewer from x_t."""
+        shares: tuple[Weights, ...] | None = None
+        """Of each of the student's times, in each stage; None is `stage_shares`."""
+        spread: float = Field(0.5, gt=0)
+        """Variance of a mode, in teacher steps."""
+        distance: Distance = Distance()
+        distillation: Weights = (1.0, 1.0, 1.0, 1.0)
+        """Weight of the regression in each stage."""
+        adversarial: Weights = (0.0, 0.1, 0.2, 0.3)
+        """Of the adversarial loss, times gan_weight."""
+        matching: Weights = (0.0, 0.3, 0.5, 0.7)
+        """Of distribution matching."""
+        judged: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.01, 0.25, 0.5, 0.75)
+        """Times at which the discriminator judges, one at random."""
+
+        @model_validator(mode="after")
+        def _stages(self) -> Flash.Config:
+            stages = STAGES if self.shares is None else len(self.shares)
+            for name in ("distillation", "adversarial", "matching"):
+                if len(getattr(self, name)) != stages:
+                    raise ValueError(f"{name}={getattr(self, name)}: shares name {stages} stages")
+            return self
+
+    config: Flash.Config
+    name = "flash"
+
+    def __init__(self, config: Flash.Config, setup: Setup) -> None:
+        super().__init__(config, setup)
+        steps = len(self.times) - 1
+        stages = stage_shares(steps) if config.shares is None else config.shares
+        for shares in stages:
+            if len(shares) != steps or not sum(shares):
+                raise ValueError(
+                    f"objective.shares: {shares} are no shares of student.steps={steps} times"
+                )
+        self.stages = Stages(setup.train_steps, len(stages))
+        parts = max(1, config.teacher_steps // steps)
+        self.grid = refine(self.student.schedule, self.times.cpu(), parts)
+        count = len(self.grid) - 1
+        self.masses = [mode_masses(count, steps, row, config.spread) for row in stages]
+
+    def boundary(self) -> Boundary:
+        return lcm_boundary(10.0)
+
+    def weight(self, step: int) -> float:
+        return self.config.gan_weight * self.config.adversarial[self.stages.at(step)]
+
+    def round(self, batch: Batch) -> Placed:
+        # One time a batch, so that the teacher takes no step in vain.
+        masses = self.masses[self.stages.at(batch.step)]
+        place = int(torch.multinomial(masses, 1, generator=batch.shared))
+        t = self.grid[place].to(batch.x0.device).expand(len(batch.x0))
+        x_t = self.student.noised(batch.x0, t, batch.noise())
+        x0 = bounded(self.boundary(), x_t, self.student(x_t, t, batch.cond), t)
+        return Placed(x_t, t, x0, *self.shown(x0, batch), place)
+
+    def shown(self, x0: Tensor, batch: Batch) -> tuple[Shown, Shown]:
+        """Sample and data with the same noise."""
+        judged = torch.tensor(self.config.judged, dtype=torch.float64)
+        index = torch.randint(len(judged), (len(x0),), generator=batch.generator)
+        t, eps = self.seen(judged[index]).to(x0.device), batch.noise()
+        fake, real = (self.student.noised(x, t, eps) for x in (x0, batch.x0))
+        return [(fake, t)], [(real, t)]
+
+    def others(self, made: Round, batch: Batch) -> dict[str, Tensor]:
+        assert isinstance(made, Placed)
+        config, stage = self.config, self.stages.at(batch.step)
+        terms = {}
+        if config.distillation[stage]:
+            apart = distance(config.distance, made.x0, self._solved(made, batch)).mean()
+            terms["distillation"] = config.distillation[stage] * apart
+        if config.matching[stage]:
+            terms["matching"] = config.matching[stage] * self._matching(made.x0, batch)
+        return terms
+
+    @torch.no_grad()
+    def _solved(self, made: Placed, batch: Batch) -> Tensor:
+        """Where the teacher's solver gets from x_t."""
+        return SOLVERS["dpm++2m"](self.teacher, made.x_t, self.grid[made.place :], batch.cond)
+
+    def _matching(self, x0: Tensor, batch: Batch) -> Tensor:
+        """DMD's loss with the student as it is in the place of the fake score."""
+        t = stratified(len(x0), batch.generator, 0.02, 0.98)
+        t = self.student.schedule.snap(t).to(x0.device)
+        with torch.no_grad():
+            x_t = self.student.noised(x0, t, batch.noise())
+            real, fake = (d(x_t, t, batch.cond) for d in (self.teacher, self.student))
+            gradient = torch.nan_to_num(matching_gradient(x0, real, fake))
+        return toward(x0, gradient)

@@ -1,0 +1,184 @@
+"""What adversarial methods share: the discriminator's turn and the student's."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from edgedistill.diffusion.denoiser import Condition, cat
+from edgedistill.diffusion.distances import drift
+from edgedistill.diffusion.gan import GAMES, accuracy, r1, r1_by_difference
+from edgedistill.diffusion.sampling import init_scale
+from edgedistill.diffusion.times import neighbours
+from edgedistill.networks.heads import Discriminator, Shown
+from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings, Setup
+
+__all__ = ["GAN", "Round"]
+
+CLEAN = 0.02
+"""Time at which clean data is shown: a network has hardly seen an earlier one."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What the student made, and what the discriminator is shown.
+
+    Attributes:
+        x_t: Where the student set out, (N, ...).
+        t: At which time, (N,).
+        x0: What it made of that, (N, ...).
+        fake: Places that follow from x0.
+        real: The same of the truth.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    x0: Tensor
+    fake: Shown
+    real: Shown
+
+
+class GAN(Objective):
+    """A student whose samples a discriminator cannot tell from the truth.
+
+    In a healthy run `accuracy` stays near 0.5 and `std_ratio` near 1: where the discriminator is
+    always right the student learns little from it, and samples of less spread have lost modes.
+    """
+
+    class Config(Settings):
+        """Hyperparameters of the discriminator."""
+
+        loss: Literal["hinge", "non-saturating", "lsgan", "relativistic"] = "hinge"
+        """A key of `adversarial.GAMES`."""
+        gan_weight: float = Field(1.0, gt=0)
+        """Weight of the adversarial loss in the student's."""
+        r1: float = Field(0.0, ge=0)
+        """Weight (gamma) of the gradient penalty on real samples."""
+        r1_step: float = Field(0.0, ge=0)
+        """Its gradient by a difference over noise of this standard deviation; 0 is exact."""
+        taps: tuple[str, ...] = ()
+        """Module paths whose features have a head each; empty is the teacher's one."""
+        turns: int = Field(1, ge=1, le=1_000)
+        """Updates of the discriminator to one of the student."""
+        discriminator: Optim = Optim()
+
+    config: GAN.Config
+    frozen: ClassVar[bool] = True
+    """Whether the network under the heads stays the teacher's."""
+    places: ClassVar[int] = 1
+    """How many places the discriminator is shown at a time."""
+
+    def __init__(self, config: GAN.Config, setup: Setup) -> None:
+        self.config, self.setup = config, setup
+        self.teacher, self.student, self.times = setup.teacher, setup.student, setup.times
+        self.game = GAMES[config.loss]
+        self.discriminator = Discriminator(
+            setup.spawn(),
+            config.taps or (setup.tap,),
+            setup.example,
+            frozen=self.frozen,
+            places=self.places,
+        )
+
+    def players(self) -> list[Player]:
+        config = self.config
+        return [
+            Player("discriminator", self.discriminator, config.discriminator),
+            Player("student", self.student, self.setup.optim, every=config.turns),
+        ]
+
+    @abstractmethod
+    def round(self, batch: Batch) -> Round:
+        """One round on this batch, with the student's gradient."""
+
+    def others(self, made: Round, batch: Batch) -> dict[str, Tensor]:
+        """The student's other losses by name, weighted."""
+        return {}
+
+    def weight(self, step: int) -> float:
+        """Weight of the adversarial loss at a step of the run."""
+        return self.config.gan_weight
+
+    def start(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Noised data at random of the student's times: (x_t, t, the next time)."""
+        t, s, eps = self._steps(batch)
+        return self.student.noised(batch.x0, t, eps), t, s
+
+    def begin(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(x_t, t) as `start`, but pure noise at the first time, as it is where sampling begins.
+
+        There, many schedules leave a trace of the data, which ADD's Sec. 3.1 takes away as well.
+        """
+        t, _, eps = self._steps(batch)
+        first = (t == self.times[0].to(t)).reshape(-1, *[1] * (eps.ndim - 1))
+        noise = init_scale(self.student.schedule, self.times[0]) * eps
+        return torch.where(first, noise, self.student.noised(batch.x0, t, eps)), t
+
+    def _steps(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Random of the student's times, the times after them, and noise."""
+        t, s = neighbours(self.times.cpu(), len(batch.x0), batch.generator)
+        return t.to(batch.x0.device), s.to(batch.x0.device), batch.noise()
+
+    def seen(self, t: Tensor) -> Tensor:
+        """Times (N,) that a network has seen: the nearest, above 0."""
+        return self.student.schedule.snap(t.clamp(min=CLEAN))
+
+    def clean(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """The place of clean data: alpha x0 at a time of hardly any noise."""
+        t = self.seen(torch.zeros(len(x0), dtype=torch.float64, device=x0.device))
+        return self.student.noised(x0, t, torch.zeros_like(x0)), t
+
+    def loss(self, player: str, batch: Batch) -> Losses:
+        return {"student": self._student, "discriminator": self._discriminator}[player](batch)
+
+    def _student(self, batch: Batch) -> Losses:
+        made = self.round(batch)
+        x0 = made.x0.detach()
+        logs = drift(x0, batch.x0)
+        terms = self.others(made, batch)
+        weight = self.weight(batch.step)
+        if weight:
+            fake = self.discriminator(made.fake, batch.cond)
+            real = self.discriminator(made.real, batch.cond) if self.game.relative else fake
+            terms["gan"] = weight * self.game.generator(real, fake)
+        total = torch.stack(list(terms.values())).sum()
+        return Losses(total, {**logs, **{name: term.detach() for name, term in terms.items()}})
+
+    def _discriminator(self, batch: Batch) -> Losses:
+        config = self.config
+        with torch.no_grad():
+            made = self.round(batch)
+        (x, t), *before = made.real
+        exact = config.r1 > 0 and config.r1_step == 0
+        x = x.detach().requires_grad_(exact)
+        shown = [[(x, t), *before], made.fake]
+        if config.r1 and config.r1_step:
+            shown.append([(x + config.r1_step * batch.noise(), t), *before])
+        # Fused attention kernels have no second derivative.
+        with sdpa_kernel(SDPBackend.MATH) if exact else nullcontext():
+            real, fake, *moved = self.logits(shown, batch.cond)
+        total = self.game.discriminator(real, fake)
+        logs = {"gan": total.detach(), "accuracy": accuracy(real, fake)}
+        if config.r1:
+            step = config.r1_step
+            penalty = r1(real, x) if exact else r1_by_difference(real, moved[0], step)
+            total = total + config.r1 * penalty
+            logs["r1"] = penalty.detach()
+        return Losses(total, logs)
+
+    def logits(self, shown: Sequence[Shown], cond: Condition) -> Sequence[Tensor]:
+        """Of each, from one call."""
+        places = [
+            (torch.cat([x for x, _ in alike]), torch.cat([t for _, t in alike]))
+            for alike in zip(*shown, strict=True)
+        ]
+        logits: Tensor = self.discriminator(places, cat(*[cond] * len(shown)))
+        return logits.chunk(len(shown))

@@ -1,0 +1,1 @@
+"""Smaller networks, other decoders, training for int8."""

@@ -1,0 +1,306 @@
+"""A small decoder in place of the teacher's: below four steps the decoder is the latency.
+
+After TAESD (Boer Bohan 2023, github.com/madebyollin/taesd), whose architecture diffusers has as
+AutoencoderTiny: convolutions of one width without attention or norms. Or a `PatchDecoder`, which
+for the same time has more weights, and no encoder. Reconstruction, perceptual
+and adversarial terms as the autoencoders of latent diffusion are trained (Esser et al. 2021,
+arXiv 2012.09841, Eq. 5-7); the perceptual distance is taken in the teacher's own encoder.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from itertools import permutations, product
+from typing import Annotated, Any, Literal, TypeAlias
+
+import torch
+from diffusers import AutoencoderTiny
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgedistill.diffusion.losses import gan_discriminator, gan_generator
+from edgedistill.networks.patch_decoder import PatchDecoder
+from edgedistill.networks.scaling import latents_of, picture_of
+from edgedistill.networks.taps import Taps
+from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings, Setup
+from edgedistill.objectives.compression.shrink import feature_loss
+
+__all__ = ["Decoding", "Depth", "TinyDecoder", "Width", "psnr"]
+
+REMEMBERED = 2**29
+"""Bytes of the teacher's pictures that are kept, at most."""
+
+
+Width: TypeAlias = Annotated[int, Field(ge=0, le=4096)]
+"""Channels at a resolution."""
+
+Depth: TypeAlias = Annotated[int, Field(ge=0, le=64)]
+"""Blocks at a resolution."""
+
+
+def _varied(picture: Tensor, dims: tuple[int, ...], order: tuple[int, ...]) -> Tensor:
+    return picture[:, list(order)].flip(dims)
+
+
+VARIANTS: tuple[Callable[[Tensor], Tensor], ...] = tuple(
+    partial(_varied, dims=dims, order=order)
+    for dims, order in product(((), (3,), (2,), (2, 3)), permutations(range(3)))
+)[1:]
+"""What a picture may become, (N, 3, H, W) both: turned over, its colours exchanged, or both."""
+
+
+class Decoding(Objective):
+    """A network in the place of the teacher's decoder: what methods that train one share."""
+
+    class Config(Settings):
+        """Architecture, and what its inputs and outputs are held against."""
+
+        channels: Width | tuple[Width, ...] = 64
+        """One width: an AutoencoderTiny. A width for each resolution, the last ones 0 where pixels
+        are unfolded at once: a PatchDecoder."""
+        blocks: tuple[Depth, ...] = (3, 3, 3, 1)
+        """Residual blocks at each resolution of the decoder; each doubles the size of the one
+        before, and the last is the picture's. A PatchDecoder may begin below the latent's."""
+        target: Literal["teacher", "originals"] = "teacher"
+        """What pictures are held against: what the teacher's decoder makes of the latent, or what
+        was encoded to it (`data.pictures`, or the teacher's own data)."""
+        augment: float = Field(0.0, ge=0, le=1)
+        """Share of a batch whose pictures are turned over, have their colours exchanged, or both,
+        and are encoded again: latents that the data has not."""
+        jitter: float = Field(0.0, ge=0)
+        """Standard deviation of noise added to the latents, whose pictures stay the same: for
+        students that land near them."""
+        perceptual: float = Field(0.1, ge=0)
+        """Weight of the distance of features in the first blocks of the teacher's encoder."""
+
+        @field_validator("blocks")
+        @classmethod
+        def _counts(cls, blocks: tuple[int, ...]) -> tuple[int, ...]:
+            if len(blocks) < 2 or min(blocks) < 0:
+                raise ValueError("two or more counts, none below 0")
+            return blocks
+
+        @field_validator("channels")
+        @classmethod
+        def _widths(cls, channels: int | tuple[int, ...]) -> int | tuple[int, ...]:
+            if isinstance(channels, int) and channels < 4:
+                raise ValueError("at least 4")
+            return channels
+
+    product = "decoder"
+
+    @classmethod
+    def wants_originals(cls, config: Any) -> tuple[str, str] | None:
+        return ("target=originals", "target=teacher") if config.target == "originals" else None
+
+    def __init__(self, config: Decoding.Config, setup: Setup, *, below: bool = False) -> None:
+        """Check `config`; `below` is whether levels below the latent's resolution can be."""
+        if setup.autoencoder is None:
+            raise ValueError(f"method {self.name!r} needs a teacher with an autoencoder")
+        self.augment, self.target = config.augment, config.target
+        self.optim = setup.optim
+        example = setup.example[0]
+        self.vae = setup.autoencoder.to(example.device)  # where offloading left it elsewhere
+        self.scaling = copy.deepcopy(setup.scaling).to(example.device)
+        self.shape = self._picture(example).shape[1:]
+        factor = self.shape[-1] // example.shape[-1]
+        stages = len(config.blocks)
+        enlarged = 2 ** (stages - 1)
+        if enlarged % factor or (enlarged != factor and not below):
+            raise ValueError(
+                f"blocks={config.blocks}: {stages} resolutions enlarge by {enlarged}, "
+                f"the teacher's decoder by {factor}"
+            )
+        self.below = (enlarged // factor).bit_length() - 1
+        self.made: dict[tuple[int, bytes], tuple[Tensor, Tensor]] = {}
+        self.taps: Taps | None = None
+        if config.perceptual > 0:
+            encoder: Any = self.vae.encoder
+            paths = [
+                "conv_in",
+                *(f"down_blocks.{i}" for i in range(len(encoder.down_blocks) // 2)),
+            ]
+            self.taps = Taps(encoder, paths)
+
+    def _features(self, picture: Tensor, *, frozen: bool = False) -> list[Tensor]:
+        assert self.taps is not None
+        encoder: Any = self.vae.encoder
+        with torch.set_grad_enabled(not frozen), self.taps:
+            encoder(picture)
+        return self.taps.take()
+
+    def _perceptual(self, found: Tensor, truth: Tensor) -> Tensor:
+        """Distance of features of two pictures."""
+        return feature_loss(self._features(found), self._features(truth, frozen=True))
+
+    @torch.no_grad()
+    def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Latents (N, ...) and what they are held against.
+
+        Each is made once while there is room: it costs more than a step.
+        """
+        x0, count = batch.x0, round(self.augment * len(batch.x0))
+        drawn = torch.randint(len(VARIANTS), (count,), generator=batch.generator)
+        if x0.is_meta:  # planned, not run
+            originals = x0.new_empty(len(x0), *self.shape)
+            pictures = originals if self.target == "originals" else self._picture(x0)
+            if count:
+                self._encoded(VARIANTS[0](pictures[:count]))
+            return x0, pictures
+        found: dict[tuple[int, bytes], tuple[Tensor, Tensor]] = {}
+        rows = [row.tobytes() for row in x0.float().cpu().numpy()]
+        plain = [(-1, row) for row in rows]
+        self._make(found, plain, lambda i: (x0[i], self._truth(x0[i], batch.originals, i)))
+        varied = list(zip(drawn.tolist(), rows, strict=False))
+        changed = [VARIANTS[kind](found[-1, row][1][None]) for kind, row in varied]
+        self._make(found, varied, lambda i: self._encoded(torch.cat([changed[k] for k in i])))
+        pairs = [found[key] for key in (*varied, *plain[count:])]
+        return torch.stack([z for z, _ in pairs]), torch.stack([picture for _, picture in pairs])
+
+    def _truth(self, x0: Tensor, originals: Tensor | None, rows: list[int]) -> Tensor:
+        """What latents of those rows of a batch are held against."""
+        if self.target == "teacher":
+            return self._picture(x0)
+        assert originals is not None
+        return originals[rows]
+
+    def _make(
+        self,
+        found: dict[tuple[int, bytes], tuple[Tensor, Tensor]],
+        keys: list[tuple[int, bytes]],
+        pairs: Callable[[list[int]], tuple[Tensor, Tensor]],
+    ) -> None:
+        """Find every key, those not yet made by one call of `pairs` on where they stand."""
+        found.update((key, self.made[key]) for key in keys if key in self.made)
+        new = {key: i for i, key in enumerate(keys) if key not in found}
+        if not new:
+            return
+        z, pictures = pairs(list(new.values()))
+        for key, latent, picture in zip(new, z, pictures, strict=True):
+            found[key] = latent, picture
+            if len(self.made) * picture.nbytes < REMEMBERED:
+                self.made[key] = latent.clone(), picture.clone()
+
+    def _encoded(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """What the teacher's encoder makes of pictures, and what that is held against."""
+        pictures = pictures.clamp(-1, 1)
+        z = latents_of(self.vae, self.scaling, pictures)
+        return z, pictures if self.target == "originals" else self._picture(z)
+
+    def _picture(self, x0: Tensor) -> Tensor:
+        return picture_of(self.vae, self.scaling, x0)
+
+
+class TinyDecoder(Decoding):
+    """Pictures (and latents) of a small network are those of the teacher's autoencoder."""
+
+    class Config(Decoding.Config):
+        """Weights (TAESD's architecture: 64 channels, blocks 3, 3, 3, 1)."""
+
+        expansion: int = Field(0, ge=0, le=64)
+        """Of a PatchDecoder: 0 for blocks of two 3 x 3 convolutions; otherwise 3 x 3 to this many
+        times the channels, and 1 x 1 back."""
+        last_channels: int = Field(0, ge=0, le=8_192)
+        """Of a PatchDecoder: of a layer before the one that unfolds the pixels; 0 for none."""
+        l1: float = Field(1.0, ge=0)
+        """Weight of the mean absolute error, beside 1 for the squared."""
+        encode: float = Field(0.1, ge=0)
+        """Weight of the encoder's loss, where there is one; it shares nothing with the decoder."""
+        adversarial: float = Field(0.0, ge=0)
+        """Weight of the discriminator's opinion; 0 builds none."""
+        adversarial_start: int = Field(0, ge=0)
+        """Step from which on it counts."""
+        discriminator: Optim = Optim(betas=(0.5, 0.9))
+
+    name = "decoder"
+
+    def __init__(self, config: TinyDecoder.Config, setup: Setup) -> None:
+        super().__init__(config, setup, below=not isinstance(config.channels, int))
+        self.config = config
+        example = setup.example[0]
+        self.student = _network(config, example.shape[1], self.below).to(example.device)
+        first = config.channels if isinstance(config.channels, int) else config.channels[0]
+        self.judge = _judge(min(first, 64)).to(example.device)
+
+    def players(self) -> list[Player]:
+        config = self.config
+        student = Player("student", self.student, self.optim)
+        if not config.adversarial:
+            return [student]
+        start = config.adversarial_start
+        judge = Player("discriminator", self.judge, config.discriminator, start=start)
+        return [judge, student]
+
+    def loss(self, player: str, batch: Batch) -> Losses:
+        clean, truth = self._pairs(batch)
+        x0 = clean + self.config.jitter * batch.noise()
+        if player == "discriminator":
+            with torch.no_grad():
+                found = self._decode(x0)
+            loss = gan_discriminator(self.judge(truth), self.judge(found))
+            return Losses(loss)
+        return self._student(x0, clean, truth, batch.step)
+
+    def _student(self, x0: Tensor, clean: Tensor, truth: Tensor, step: int) -> Losses:
+        config, found = self.config, self._decode(x0)
+        square = F.mse_loss(found, truth)
+        total = square + config.l1 * F.l1_loss(found, truth)
+        logs = {"psnr": psnr(square)}
+        if self.taps is not None:
+            perceptual = self._perceptual(found, truth)
+            total = total + config.perceptual * perceptual
+            logs["perceptual"] = perceptual.detach()
+        if config.adversarial and step >= config.adversarial_start:
+            adversarial = gan_generator(self.judge(found))
+            total = total + config.adversarial * adversarial
+            logs["adversarial"] = adversarial.detach()
+        if config.encode and isinstance(self.student, AutoencoderTiny):
+            latents = self.student.encode(truth, return_dict=False)[0]
+            encode = F.mse_loss(latents, clean)
+            total = total + config.encode * encode
+            logs["encode"] = encode.detach()
+        return Losses(total, logs)
+
+    def _decode(self, x0: Tensor) -> Tensor:
+        picture: Tensor = self.student.decode(x0, return_dict=False)[0]
+        return picture
+
+
+def psnr(square: Tensor) -> Tensor:
+    """In dB: of a mean squared error of pictures in [-1, 1], whose peak is 2."""
+    return 10 * (4 / square.detach()).log10()
+
+
+def _network(
+    config: TinyDecoder.Config, latent_channels: int, below: int
+) -> AutoencoderTiny | PatchDecoder:
+    if not isinstance(config.channels, int):
+        return PatchDecoder(
+            latent_channels,
+            config.channels,
+            config.blocks,
+            below,
+            expansion=config.expansion,
+            last_channels=config.last_channels,
+        )
+    widths = (config.channels,) * len(config.blocks)
+    return AutoencoderTiny(
+        latent_channels=latent_channels,
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        num_encoder_blocks=(1,) * len(config.blocks),
+        num_decoder_blocks=config.blocks,
+    )
+
+
+def _judge(channels: int) -> nn.Module:
+    """Logits on overlapping patches (Isola et al. 2017, arXiv 1611.07004, Sec. 3.2.2)."""
+    layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
+    for k in range(2):
+        wide = channels * 2**k
+        layers += [nn.Conv2d(wide, 2 * wide, 4, 2, 1), nn.GroupNorm(4, 2 * wide)]
+        layers.append(nn.LeakyReLU(0.2))
+    return nn.Sequential(*layers, nn.Conv2d(4 * channels, 1, 3, 1, 1))

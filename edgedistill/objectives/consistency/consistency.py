@@ -1,0 +1,211 @@
+"""Consistency distillation (`cd`) and training (`ct`), and distillation by random paths (`scott`).
+
+Song et al. 2023, "Consistency Models" (arXiv 2303.01469, Alg. 2 and 3); Song & Dhariwal 2023,
+"Improved Techniques for Training Consistency Models" (arXiv 2310.14189, Table 1); Liu et al. 2024,
+"SCott: Accelerating Diffusion Models with Stochastic Consistency Distillation"
+(arXiv 2403.01505), its consistency loss.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from edgedistill.diffusion.boundary import boundary_of, bounded
+from edgedistill.diffusion.denoiser import Condition, Denoiser
+from edgedistill.diffusion.distances import Distance, distance
+from edgedistill.diffusion.sampling import Boundary, ddim_step, time_grid
+from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.times import (
+    TimeSampling,
+    doubling,
+    interval_masses,
+    neighbours,
+    with_edges,
+)
+from edgedistill.networks.ema import follow
+from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
+
+__all__ = ["CD", "CT", "SCott"]
+
+
+def _teacher_step(
+    method: CD, batch: Batch, eps: Tensor, x_t: Tensor, t: Tensor, s: Tensor
+) -> Tensor:
+    schedule, parts = method.student.schedule, method.config.solver_steps
+    for k in range(1, parts + 1):
+        u = s if k == parts else schedule.snap(torch.lerp(t, s, 1 / (parts + 1 - k)))
+        x_t, t = ddim_step(schedule, x_t, method.teacher(x_t, t, batch.cond), t, u), u
+    return x_t
+
+
+def _same_noise(
+    method: CD, batch: Batch, eps: Tensor, x_t: Tensor, t: Tensor, s: Tensor
+) -> Tensor:
+    return method.student.noised(batch.x0, s, eps)
+
+
+def _random_step(
+    method: CD, batch: Batch, eps: Tensor, x_t: Tensor, t: Tensor, s: Tensor
+) -> Tensor:
+    """The share `fresh` of the noise variance at s is drawn anew, the rest is the teacher's."""
+    schedule, fresh = method.student.schedule, method.config.fresh
+    x0 = method.teacher(x_t, t, batch.cond)
+    alpha_t, sigma_t = schedule.at(t, like=x_t)
+    eps = (1 - fresh) ** 0.5 * (x_t - alpha_t * x0) / sigma_t + fresh**0.5 * batch.noise()
+    return method.student.noised(x0, s, eps)
+
+
+PATHS: dict[str, Callable[[CD, Batch, Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "teacher": _teacher_step,
+    "data": _same_noise,
+    "random": _random_step,
+}
+"""(method, batch, eps of x_t, x_t, t, s) -> x_s, the point that shares the student's answer."""
+
+
+def _inverse_gap(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
+    """1 / (t - s), times as angles of noise: sigma / alpha where small, finite without signal."""
+
+    def angle(time: Tensor) -> Tensor:
+        return torch.atan2(schedule.sigma(time), schedule.alpha(time))
+
+    return 1 / (angle(t) - angle(s))
+
+
+WEIGHTS: dict[str, Callable[[Schedule, Tensor, Tensor], Tensor]] = {
+    "uniform": lambda schedule, t, s: torch.ones_like(t),
+    "inverse-gap": _inverse_gap,
+}
+
+
+class CD(Objective):
+    """f(x_t, t) = sg f_ema(x_s, s), with x_s one step down the teacher's path from x_t."""
+
+    class Config(Settings):
+        """Hyperparameters (the paper's for ImageNet, but DDIM for Heun's steps, l2 for LPIPS)."""
+
+        path: Literal["teacher", "data", "random"] = "teacher"
+        """How x_s comes from x_t: a DDIM step of the teacher; the data with the same noise, which
+        needs no teacher; or a random step of the teacher."""
+        fresh: float = Field(0.0, ge=0, le=1)
+        """Share of the noise variance that a random step draws anew; 0 is the DDIM step."""
+        solver_steps: int = Field(1, ge=1, le=10_000)
+        """DDIM steps of the teacher that an interval is cut into."""
+        first_intervals: int = Field(40, ge=2, le=100_000)
+        """Intervals the time axis is cut into at the start, in equal steps of the schedule."""
+        last_intervals: int = Field(40, ge=2, le=100_000)
+        """At the end, doubled on the way."""
+        ema: float = Field(0.95, ge=0, lt=1)
+        """Decay of the target network; 0 is the student itself."""
+        distance: Distance = Distance()
+        times: TimeSampling = TimeSampling()
+        """Which intervals are drawn how often."""
+        weighting: Literal["uniform", "inverse-gap"] = "uniform"
+        sigma_data: float = Field(0.5, gt=0)
+        """Standard deviation of the data, for the boundary of a network that gives x0 itself."""
+
+        @model_validator(mode="after")
+        def _consistent(self) -> CD.Config:
+            if self.first_intervals > self.last_intervals:
+                raise ValueError(
+                    f"first_intervals={self.first_intervals} must not be above "
+                    f"last_intervals={self.last_intervals}"
+                )
+            if self.fresh and self.path != "random":
+                raise ValueError(f"fresh={self.fresh:g} needs path=random, not {self.path}")
+            if self.solver_steps > 1 and self.path != "teacher":
+                raise ValueError(
+                    f"solver_steps={self.solver_steps} needs path=teacher, not {self.path}"
+                )
+            return self
+
+    name = "cd"
+
+    def __init__(self, config: CD.Config, setup: Setup) -> None:
+        self.config = config
+        self.teacher, self.student = setup.teacher, setup.student
+        self.target = setup.student
+        if config.ema:
+            self.target = copy.deepcopy(setup.student).requires_grad_(False)
+        self.optim, self.times, self.steps = setup.optim, setup.times, setup.train_steps
+
+    def players(self) -> list[Player]:
+        return [Player("student", self.student, self.optim)]
+
+    def followers(self) -> dict[str, nn.Module]:
+        return {"target": self.target} if self.config.ema else {}
+
+    def boundary(self) -> Boundary:
+        return boundary_of(self.student, self.config.sigma_data)
+
+    def updated(self, player: str) -> None:
+        if self.config.ema:
+            follow(self.target, self.student, self.config.ema)
+
+    def grid(self, step: int) -> Tensor:
+        """The interval edges at a step of the run; the student's own times are among them."""
+        config, schedule = self.config, self.student.schedule
+        count = doubling(step, self.steps, config.first_intervals, config.last_intervals)
+        return with_edges(time_grid(schedule, count), self.times)
+
+    def consistency(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """f(x_t, t), x_0 itself at t = 0 (Song et al. 2023, Eq. 5)."""
+        x0: Tensor = denoiser(x_t, t, cond)
+        return bounded(self.boundary(), x_t, x0, t)
+
+    def start(
+        self, batch: Batch, x_t: Tensor, t: Tensor, x_s: Tensor, s: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Where on the interval from (x_t, t) to (x_s, s) the student sets out."""
+        return x_t, t
+
+    def loss(self, player: str, batch: Batch) -> Losses:
+        schedule, grid = self.student.schedule, self.grid(batch.step)
+        masses = interval_masses(self.config.times, schedule, grid)
+        t, s = neighbours(grid, len(batch.x0), batch.generator, masses=masses)
+        weight = WEIGHTS[self.config.weighting](schedule, t, s).to(batch.x0)
+        t, s = t.to(batch.x0.device), s.to(batch.x0.device)
+        eps = batch.noise()
+        x_t = self.student.noised(batch.x0, t, eps)
+        with torch.no_grad():
+            x_s = PATHS[self.config.path](self, batch, eps, x_t, t, s)
+            target = self.consistency(self.target, x_s, s, batch.cond)
+            x_t, t = self.start(batch, x_t, t, x_s, s)
+        ours = self.consistency(self.student, x_t, t, batch.cond)
+        apart = distance(self.config.distance, ours, target)
+        return Losses((weight * apart).mean(), {"consistency": apart.detach().mean()})
+
+
+class CT(CD):
+    """The same with x_s from the data itself: no teacher but for the student's first weights."""
+
+    class Config(CD.Config):
+        """Hyperparameters (iCT, Table 1)."""
+
+        path: Literal["teacher", "data", "random"] = "data"
+        first_intervals: int = Field(10, ge=2, le=100_000)
+        last_intervals: int = Field(1280, ge=2, le=100_000)
+        ema: float = Field(0.0, ge=0, lt=1)
+        distance: Distance = Distance(kind="vector-huber", c=0.00054)
+        times: TimeSampling = TimeSampling(kind="log-normal", mean=-1.1, std=2.0)
+        weighting: Literal["uniform", "inverse-gap"] = "inverse-gap"
+
+    name = "ct"
+
+
+class SCott(CD):
+    """The same with x_s a random step of the teacher away, so that the student averages paths."""
+
+    class Config(CD.Config):
+        """Hyperparameters; the paper's discriminator is left to other methods."""
+
+        path: Literal["teacher", "data", "random"] = "random"
+        fresh: float = Field(0.1, ge=0, le=1)
+
+    name = "scott"

@@ -1,0 +1,127 @@
+"""Invertible consistency distillation: an encoder from data to noise beside the student.
+
+Starodubcev et al. 2024, "Invertible Consistency Distillation for Text-Guided Image Editing in
+Around 7 Steps" (arXiv 2406.14539). The student is consistent inside segments of time, as PCM's;
+the encoder is the same the other way, from each segment's data end to its noise end; and the
+preservation losses make each undo the other.
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from edgedistill.diffusion.boundary import landed
+from edgedistill.diffusion.denoiser import Condition, Guided
+from edgedistill.diffusion.distances import distance
+from edgedistill.diffusion.times import above, neighbours
+from edgedistill.networks.ema import follow
+from edgedistill.objectives.base import Batch, Losses, Optim, Player, Setup
+from edgedistill.objectives.consistency.pcm import PCM, Legs, agreement
+
+__all__ = ["ICD"]
+
+
+class ICD(PCM):
+    """Consistency of both directions, and preservation: back where a round trip set out.
+
+    The encoder cannot begin at time 0, where no noise tells it where to go: data counts as being
+    at the solver's first time above.
+    """
+
+    class Config(PCM.Config):
+        """Hyperparameters (of the official code, but for the segments)."""
+
+        ema: float = Field(0.0, ge=0, lt=1)
+        preserve: float = Field(1.5, ge=0)
+        """Weight of the preservation losses."""
+        encoder: Optim = Optim()
+
+    name = "icd"
+
+    def __init__(self, config: ICD.Config, setup: Setup) -> None:
+        super().__init__(config, setup)
+        self.own = config
+        if isinstance(setup.teacher, Guided) and setup.teacher.scale != 1 and config.preserve:
+            raise ValueError(
+                f"teacher.guidance={setup.teacher.scale:g}: the encoder follows the unguided "
+                "teacher, so that the two cannot undo each other; choose teacher.guidance=1, or "
+                "objective.preserve=0"
+            )
+        if len(self.counts) > 1:
+            raise ValueError(f"segments={self.counts}: icd has one number of segments")
+        self.encoder = setup.spawn()
+        self.encoder_target = self.encoder
+        if config.ema:
+            self.encoder_target = copy.deepcopy(self.encoder).requires_grad_(False)
+
+    def players(self) -> list[Player]:
+        return [*super().players(), Player("encoder", self.encoder, self.own.encoder)]
+
+    def followers(self) -> dict[str, nn.Module]:
+        if not self.config.ema:
+            return {}
+        return {**super().followers(), "encoder_target": self.encoder_target}
+
+    def updated(self, player: str) -> None:
+        if player == "student":
+            super().updated(player)
+        elif self.config.ema:
+            follow(self.encoder_target, self.encoder, self.config.ema)
+
+    @property
+    def stops(self) -> Tensor:
+        """Where the encoder's steps begin and end, increasing, (segments + 1,)."""
+        first = self.path(0)[1][-2:-1]
+        return torch.cat([self.edges[0][:-1], first]).flip(0)
+
+    def encode(self, x0: Tensor, cond: Condition) -> Tensor:
+        """The noise (N, ...) that the student turns into x0 (N, ...)."""
+        x = x0
+        for t, s in pairwise(self.stops.to(x.device)):
+            t, s = t.expand(len(x)), s.expand(len(x))
+            x = landed(self.student.schedule, x, self.encoder(x, t, cond), t, s)
+        return x
+
+    def loss(self, player: str, batch: Batch) -> Losses:
+        consistency = {"student": self._reverse, "encoder": self._forward}[player](batch)
+        logs = {"consistency": consistency.detach()}
+        if not self.own.preserve:
+            return Losses(consistency, logs)
+        kept = self._preservation(player, batch)
+        logs["preservation"] = kept.detach()
+        return Losses(consistency + self.own.preserve * kept, logs)
+
+    def _reverse(self, batch: Batch) -> Tensor:
+        return super().loss("student", batch).total
+
+    def _forward(self, batch: Batch) -> Tensor:
+        teacher = self.teacher.denoiser if isinstance(self.teacher, Guided) else self.teacher
+        edges, upward = self.edges[0], self.path(0)[1][:-1].flip(0)
+        t, s = neighbours(upward, len(batch.x0), batch.generator)
+        legs = Legs(t, s, above(edges, t)).to(batch.x0.device)
+        metric, target = self.config.distance, self.encoder_target
+        return agreement(metric, self.encoder, target, teacher, batch, legs)
+
+    def _preservation(self, player: str, batch: Batch) -> Tensor:
+        """Distance from where a round trip over a segment sets out to where it ends.
+
+        The encoder's trips begin at the noise end, the student's at the data end; each has the
+        other's step first, without gradient.
+        """
+        stops = self.stops
+        index = torch.randint(len(stops) - 1, (len(batch.x0),), generator=batch.generator)
+        low, high = stops[index].to(batch.x0.device), stops[index + 1].to(batch.x0.device)
+        nets = {"student": (self.encoder, self.student), "encoder": (self.student, self.encoder)}
+        there, back = nets[player]
+        begin, turn = (low, high) if player == "student" else (high, low)
+        schedule = self.student.schedule
+        x = self.student.noised(batch.x0, begin, batch.noise())
+        with torch.no_grad():
+            away = landed(schedule, x, there(x, begin, batch.cond), begin, turn)
+        home = landed(schedule, away, back(away, turn, batch.cond), turn, begin)
+        return distance(self.config.distance, home, x).mean()

@@ -1,0 +1,56 @@
+"""Distribution matching with guidance as a term of its own.
+
+Liu et al. 2025, "Decoupled DMD: CFG Augmentation as the Spear, Distribution Matching as the
+Shield" (arXiv 2511.22677): the gradient of DMD with a guided teacher is that with an unguided one,
+plus (scale - 1) times the teacher's difference between condition and none. The first term corrects
+and is taken at all noise levels; the second drives, and is taken below the student's own time
+only, as what is noisier than that has been decided (in the paper, whose clean end is 1,
+tau_CA > t).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgedistill.diffusion.denoiser import Guided
+from edgedistill.diffusion.losses import matching_gradient, toward
+from edgedistill.diffusion.times import stratified
+from edgedistill.objectives.base import Batch, Losses
+from edgedistill.objectives.matching.parts import FakeScored, health
+from edgedistill.objectives.matching.rollout import Sample
+
+__all__ = ["DecoupledDMD"]
+
+
+class DecoupledDMD(FakeScored):
+    """Matches the unguided teacher, and adds guidance. Without guidance it is DMD."""
+
+    name = "decoupled-dmd"
+
+    def real(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        teacher = self.teacher
+        net = teacher.denoiser if isinstance(teacher, Guided) else teacher
+        x0: Tensor = net(x_t, t, batch.cond)
+        return x0
+
+    def move(self, sample: Sample, batch: Batch) -> Losses:
+        view = self.view(sample, batch)
+        with torch.no_grad():
+            gradient = matching_gradient(view.x0, view.real, view.fake)
+            logs = health(view, gradient, batch.x0)
+            if isinstance(self.teacher, Guided):
+                added = self.augmentation(self.teacher, sample, batch)
+                logs["augmentation"] = added.square().mean().sqrt()
+                gradient = gradient + added
+        return Losses(toward(sample.x0, torch.nan_to_num(gradient)), logs)
+
+    def augmentation(self, teacher: Guided, sample: Sample, batch: Batch) -> Tensor:
+        """Guidance at levels below the student's time, scaled as the matching is, (N, ...)."""
+        config, x0 = self.config, sample.x0
+        high = max(float(sample.t), 2 * config.min_time)
+        t = stratified(len(x0), batch.generator, config.min_time, min(high, config.max_time))
+        noised = self.noised(x0, t, batch)
+        null, wanted = teacher.both(noised.x_t, noised.t, batch.cond)
+        # As a step from the guided x0 to the unguided one, so that the scales are those of DMD.
+        return matching_gradient(x0, wanted, wanted - (teacher.scale - 1) * (wanted - null))

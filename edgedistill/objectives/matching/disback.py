@@ -1,0 +1,71 @@
+"""Distribution backtracking: the student follows, backwards, the way a teacher degrades to it.
+
+Zhang et al. 2024, "Distribution Backtracking Builds A Faster Convergence Trajectory for Diffusion
+Distillation" (arXiv 2408.15991). Degradation recording: the fake score, which starts as the
+teacher, learns the untrained student's samples, and is copied at equal distances on the way.
+Backtracking: the copies, last first, and in the end the teacher, are the targets of equal parts of
+the run.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from edgedistill.diffusion.losses import matching_gradient
+from edgedistill.networks.ema import follow
+from edgedistill.objectives.base import Batch, Losses, Setup
+from edgedistill.objectives.matching.parts import Matching, View
+from edgedistill.objectives.stages import Stages
+
+__all__ = ["DisBack"]
+
+
+class DisBack(Matching):
+    """Matching with a target that comes nearer to the teacher from stage to stage."""
+
+    class Config(Matching.Config):
+        """Hyperparameters."""
+
+        warmup: int = Field(1000, ge=1)
+        """Steps of the degradation, in which only fake_score trains."""
+        checkpoints: int = Field(4, ge=1, le=1_000)
+        """Copies on the way, each a network in memory."""
+
+    name = "disback"
+    config: Config
+
+    def __init__(self, config: DisBack.Config, setup: Setup) -> None:
+        if config.warmup < config.checkpoints:
+            raise ValueError(
+                f"warmup={config.warmup}: fewer steps than checkpoints={config.checkpoints}"
+            )
+        super().__init__(config, setup)
+        self.path = [setup.spawn().requires_grad_(False) for _ in range(config.checkpoints)]
+        left = setup.train_steps - config.regression - config.warmup
+        self.stages = Stages(max(left, config.checkpoints + 1), config.checkpoints + 1)
+
+    def followers(self) -> dict[str, nn.Module]:
+        return {f"degraded-{i + 1}": net for i, net in enumerate(self.path)}
+
+    def loss(self, player: str, batch: Batch) -> Losses:
+        config = self.config
+        done = batch.step - config.regression
+        if player == "fake_score" and 0 < done <= config.warmup:
+            for i, net in enumerate(self.path):
+                if done == (i + 1) * config.warmup // config.checkpoints:
+                    follow(net, self.fake_score, 0.0)
+        return super().loss(player, batch)
+
+    def target(self, step: int) -> nn.Module:
+        """Whose distribution is aimed at."""
+        config = self.config
+        stage = self.stages.at(max(0, step - config.regression - config.warmup))
+        return [*self.path[::-1], self.teacher][stage]
+
+    def real(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        x0: Tensor = self.target(batch.step)(x_t, t, batch.cond)
+        return x0
+
+    def gradient(self, view: View, batch: Batch) -> Tensor:
+        return matching_gradient(view.x0, view.real, view.fake)

@@ -1,0 +1,83 @@
+"""Distribution matching beside a loss on patches, SwD's.
+
+Starodubcev et al. 2025, "Scale-wise Distillation of Diffusion Models" (arXiv 2503.16397): samples
+and data at the same little noise have the same mean features in the fake score's network, a patch
+being a token of its middle block (maximum mean discrepancy with a linear kernel, under a Huber
+loss in each channel). The mean is over all patches of a batch; the paper's code has that as an
+option, and compares each sample with the data of its prompt by default.
+
+Steps are of one resolution here; the paper's students that grow from step to step are `swd`.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from edgedistill.diffusion.times import stratified
+from edgedistill.networks.heads import Tap
+from edgedistill.objectives.base import Batch, Setup
+from edgedistill.objectives.matching.dmd2 import DMD2
+from edgedistill.objectives.matching.rollout import Sample
+
+__all__ = ["PDM", "patch_distance", "patches"]
+
+
+def patches(features: Tensor) -> Tensor:
+    """Features of points (N, C), of maps (N, C, H, W) or of tokens (N, L, C), as (M, C)."""
+    if features.ndim == 4:
+        features = features.movedim(1, -1)
+    return features.flatten(0, -2)
+
+
+def patch_distance(real: Tensor, fake: Tensor, c: float) -> Tensor:
+    """Mean over channels of sqrt(d^2 + c^2) - c, where two means over (M, C) differ by d."""
+    apart = real.float().mean(0) - fake.float().mean(0)
+    return ((apart.square() + c**2).sqrt() - c).mean()
+
+
+class PDM(DMD2):
+    """DMD2 with mean features that match."""
+
+    class Config(DMD2.Config):
+        """Hyperparameters (the paper's on SD3.5)."""
+
+        patch_weight: float = Field(1.0, gt=0)
+        patch_c: float = Field(1e-3, gt=0)
+        """Huber constant."""
+        patch_max_time: float = Field(0.36, gt=0, le=1)
+        """Most noise at which features are compared, from `min_time` up; the last 10 of 28."""
+
+    name = "pdm"
+    config: Config
+
+    def __init__(self, config: PDM.Config, setup: Setup) -> None:
+        if config.min_time >= config.patch_max_time:
+            raise ValueError(
+                f"patch_max_time={config.patch_max_time:g} is not above "
+                f"min_time={config.min_time:g}"
+            )
+        super().__init__(config, setup)
+        self.middle = Tap(self.fake_score.net, setup.tap)
+
+    def beside(self, sample: Sample, batch: Batch) -> dict[str, tuple[float, Tensor]]:
+        terms = super().beside(sample, batch)
+        terms["patch"] = (self.config.patch_weight, self.apart(sample.x0, batch))
+        return terms
+
+    def apart(self, x0: Tensor, batch: Batch) -> Tensor:
+        """Distance of samples x0 (N, ...) from the batch's data, a scalar."""
+        config = self.config
+        t = stratified(len(x0), batch.generator, config.min_time, config.patch_max_time)
+        noised = self.noised(x0, t, batch)
+        fake = self._patches(noised.x_t, noised.t, batch)
+        with torch.no_grad():
+            real = self._patches(
+                self.student.noised(batch.x0, noised.t, noised.eps), noised.t, batch
+            )
+        return patch_distance(real, fake, config.patch_c)
+
+    def _patches(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        self.fake_score.output(x_t, t, batch.cond)
+        return patches(self.middle.take())

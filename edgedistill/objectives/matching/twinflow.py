@@ -1,0 +1,103 @@
+"""TwinFlow: one network is the student and both scores.
+
+Cheng et al. 2025, "TwinFlow: Realizing One-step Generation on Large Models with Self-adversarial
+Flows" (arXiv 2512.05150). Told the time 0 that it leads to, the network is the student; told its
+own time t, it is the denoiser of data; told -t, that of the student's samples, its twin. x0
+descends the difference of the two, clamped to [-1, 1].
+
+The paper trains the first two on data alone, with recursive consistency; here a teacher is at
+hand: it says where its ODE leads, and what it sees in x_t.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgedistill.diffusion.denoiser import Condition, Denoiser
+from edgedistill.diffusion.losses import toward
+from edgedistill.diffusion.times import stratified
+from edgedistill.networks.two_times import TwoTimes, steps_of
+from edgedistill.objectives.base import Batch, Losses, Setup
+from edgedistill.objectives.matching.parts import Scored, View, health
+from edgedistill.objectives.matching.rollout import Noised, Sample
+
+__all__ = ["TwinFlow"]
+
+
+class TwinFlow(Scored):
+    """Distribution matching with neither a teacher's nor a fake score's call in it."""
+
+    class Config(Scored.Config):
+        """Hyperparameters."""
+
+        regression_weight: float = Field(1.0, ge=0)
+        """Weight of where the teacher's ODE leads; the paper's is recursive consistency."""
+        real_weight: float = Field(1.0, gt=0)
+        """Weight of the denoiser of data."""
+        fake_weight: float = Field(1.0, gt=0)
+        """Weight of the denoiser of samples."""
+        matching_weight: float = Field(0.5, gt=0)
+
+    name = "twinflow"
+    config: Config
+
+    def __init__(self, config: TwinFlow.Config, setup: Setup) -> None:
+        super().__init__(config, setup)
+        self.example = setup.example
+        # Steps lead to time 0 whatever the sampler makes of the x0 that is found there.
+        steps = steps_of(self.student, setup.times, to_end=True)
+        net = TwoTimes(self.student.net, setup.time_layer, steps)
+        self.student.net = net.to(setup.example[0].device)
+
+    def finished(self, student: Denoiser) -> Denoiser:
+        net = student.net
+        assert isinstance(net, TwoTimes)
+        return student.with_net(net.folded(*self.example))
+
+    def told(self, x_t: Tensor, t: Tensor, sign: int, cond: Condition) -> Tensor:
+        """x0 of data in x_t for sign 1, of the student's samples for -1; t (N,)."""
+        x0: Tensor = self.student(x_t, t, {**cond, "s": sign * t})
+        return x0
+
+    def move(self, sample: Sample, batch: Batch) -> Losses:
+        view = self.view(sample, batch)
+        gradient = torch.nan_to_num(view.fake - view.real).clamp(-1, 1)
+        matching = self.config.matching_weight * toward(sample.x0, gradient)
+        return Losses(matching, health(view, gradient, batch.x0))
+
+    @torch.no_grad()
+    def view(self, sample: Sample, batch: Batch) -> View:
+        """The sample noised, as the network sees it told either time."""
+        noised = self.noised(sample.x0, self.levels(batch), batch)
+        x_t, t = noised.x_t, noised.t
+        real, fake = (self.told(x_t, t, sign, batch.cond) for sign in (1, -1))
+        return View(sample.x0.detach(), x_t, t, real, fake)
+
+    def predictions(self, batch: Batch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return self.view(self.rollout(batch), batch).roles()
+
+    def beside(self, sample: Sample, batch: Batch) -> dict[str, tuple[float, Tensor]]:
+        config, count = self.config, len(batch.x0)
+        data, own = (
+            self.noised(x0, stratified(count, batch.generator), batch)
+            for x0 in (batch.x0, sample.x0.detach())
+        )
+        with torch.no_grad():
+            seen = self.teacher(data.x_t, data.t, batch.cond)
+        return {
+            **super().beside(sample, batch),
+            "real": (config.real_weight, self.denoising(data, seen, 1, batch.cond)),
+            "fake": (config.fake_weight, self.denoising(own, own.x0, -1, batch.cond)),
+        }
+
+    def denoising(self, noised: Noised, x0: Tensor, sign: int, cond: Condition) -> Tensor:
+        """Distance of what the network says of x_t from what it should, a scalar."""
+        student, x_t, t = self.student, noised.x_t, noised.t
+        alpha, sigma = student.schedule.at(t, like=x_t)
+        eps = (x_t - alpha * x0) / sigma.clamp(min=1e-6)
+        output = student.output(x_t, t, {**cond, "s": sign * t})
+        return F.mse_loss(output, student.target(x0, t, eps))

@@ -1,0 +1,146 @@
+"""Variational score distillation, and two methods that are it with other settings.
+
+`vsd`: Wang et al. 2023, "ProlificDreamer" (arXiv 2305.16213), Eq. 9: a sample descends
+w(t) (eps_teacher - eps_fake), with w = sigma^2 and one turn of the fake score to one of the
+student.
+
+`diff-instruct`: Luo et al. 2023, "Diff-Instruct" (arXiv 2305.18455): the same gradient, derived
+as that of a KL divergence integrated over the noise levels. Its levels are EDM's log-normal ones,
+and the difference of the two x0 is taken as it is.
+
+`swiftbrush`: Nguyen & Tran 2023, "SwiftBrush" (arXiv 2312.05239): vsd of a one-step student from
+prompts alone, its fake score a LoRA. `train.roles: adapters` gives the LoRA; what is left of it
+is that it takes one step.
+
+`pg-sb`: Nguyen et al. 2024, "SNOOPI: Supercharged One-step Diffusion Distillation with Proper
+Guidance" (arXiv 2412.02687): swiftbrush with a random guidance scale for each sample, in the
+teacher and in the fake score alike, which steadies the training on other backbones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from edgedistill.diffusion.denoiser import Condition, Guided, cat, expand, take
+from edgedistill.diffusion.times import TimeSampling, sample_times, stratified
+from edgedistill.objectives.base import Batch, Setup
+from edgedistill.objectives.matching.parts import Matching, View
+from edgedistill.objectives.matching.rollout import Noised, Sample
+
+__all__ = ["PGSB", "VSD", "WEIGHTS", "DiffInstruct", "SwiftBrush"]
+
+WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sigma2": lambda alpha, sigma: alpha * sigma,
+    "x0": lambda alpha, sigma: alpha.new_ones(()),
+}
+"""(alpha, sigma) -> factor of the difference of two x0, which is alpha / sigma of that of eps."""
+
+
+class VSD(Matching):
+    """x0 descends w(t) (eps_teacher - eps_fake)."""
+
+    class Config(Matching.Config):
+        """Hyperparameters (ProlificDreamer's)."""
+
+        weight: Literal["sigma2", "x0"] = "sigma2"
+        """w = sigma^2 between the eps, or 1 between the x0."""
+
+    name = "vsd"
+    config: Config
+
+    def gradient(self, view: View, batch: Batch) -> Tensor:
+        alpha, sigma = self.student.schedule.at(view.t, like=view.x_t)
+        return WEIGHTS[self.config.weight](alpha, sigma) * (view.fake - view.real)
+
+
+class DiffInstruct(VSD):
+    """The same at EDM's noise levels, between the x0."""
+
+    class Config(VSD.Config):
+        """Hyperparameters (the paper's on CIFAR-10)."""
+
+        weight: Literal["sigma2", "x0"] = "x0"
+        mean: float = -1.2
+        std: float = Field(1.2, gt=0)
+        """Of log(sigma / alpha) where the scores are compared, cut to `min_time` .. `max_time`. An
+        EDM teacher's x0 has deviation 1, the paper's 0.5: there the same noise is mean=-0.5."""
+
+    name = "diff-instruct"
+    config: Config
+
+    def levels(self, batch: Batch) -> Tensor:
+        config = self.config
+        times = TimeSampling(
+            kind="log-normal",
+            low=config.min_time,
+            high=config.max_time,
+            mean=config.mean,
+            std=config.std,
+        )
+        return sample_times(times, self.student.schedule, len(batch.x0), batch.generator)
+
+
+class SwiftBrush(VSD):
+    """The same of a student of one step."""
+
+    name = "swiftbrush"
+    single_step = True
+
+
+class PGSB(SwiftBrush):
+    """The same where both scores are guided, at random scales.
+
+    Raises:
+        ValueError: Unless the teacher has a null condition.
+    """
+
+    class Config(VSD.Config):
+        """Hyperparameters (the paper's on SD1.5, Table 6; it does not say `null_share`)."""
+
+        low: float = Field(0.5, ge=0)
+        high: float = Field(4.0, gt=0)
+        """Range of the guidance scale; 1 is none."""
+        null_share: float = Field(0.1, gt=0, lt=1)
+        """Share of samples that the fake score learns without condition, at least one a batch."""
+
+    name = "pg-sb"
+    config: Config
+
+    def __init__(self, config: PGSB.Config, setup: Setup) -> None:
+        if not isinstance(setup.teacher, Guided):
+            raise ValueError(
+                "teacher.guidance=1: pg-sb guides by a null condition, which there is none of; "
+                "choose a larger guidance"
+            )
+        if config.low >= config.high:
+            raise ValueError(f"low={config.low:g} must be below high={config.high:g}")
+        super().__init__(config, setup)
+        self.guided = setup.teacher
+        self.guided_fake = Guided(self.fake_score, setup.teacher.null, 1.0)
+
+    @torch.no_grad()
+    def view(self, sample: Sample, batch: Batch) -> View:
+        noised = self.place(sample, self.levels(batch), batch)
+        x_t, t = noised.x_t, noised.t
+        scale = stratified(len(x_t), batch.generator, self.config.low, self.config.high)
+        scale = scale.reshape((-1,) + (1,) * (x_t.ndim - 1)).to(x_t)
+        real, fake = (
+            guided.bounded(torch.lerp(*guided.both(x_t, t, batch.cond), scale), t)
+            for guided in (self.guided, self.guided_fake)
+        )
+        return View(sample.x0.detach(), x_t, t, real, fake)
+
+    def seen(self, noised: Noised, cond: Condition) -> Tensor:
+        return self.logits(noised, cond)  # data is judged under its condition, in every row
+
+    def denoising(self, noised: Noised, cond: Condition) -> Tensor:
+        # Rows of a batch are drawn at random: the first are as good as any.
+        count = math.ceil(self.config.null_share * len(noised.x0))
+        without = expand(self.guided.null, count)
+        return super().denoising(noised, cat(without, take(cond, slice(count, None))))

@@ -1,0 +1,1 @@
+"""Methods that search times and coefficients and train no network."""

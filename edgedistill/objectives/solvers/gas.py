@@ -1,0 +1,169 @@
+"""A solver whose times and coefficients are learned; no network is trained.
+
+Oganov et al. 2025, "GAS: Improving Discretization of Diffusion ODEs via Generalized Adversarial
+Solver" (arXiv 2510.17699), at order one, whose steps are rows of a step table:
+
+    x_s = (sigma_s / sigma_t + a) x_t + (alpha_s - sigma_s alpha_t / sigma_t + c) x0(x_t, t + xi)
+
+with a, c and xi of each step added to a known solver's, DDIM's here, and times by a stick-breaking
+transform (its Eq. 14, from the other end). All start as the student's own steps.
+Where the whole way ends is compared with the end of the teacher's path; adversarially too, if
+asked, on features of the teacher's network. Higher orders need the outputs of steps before, which
+a step table does not keep. No diffusers scheduler has such coefficients.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from edgedistill.diffusion.denoiser import Condition, Denoiser
+from edgedistill.diffusion.distances import Distance, distance
+from edgedistill.diffusion.losses import gan_relative
+from edgedistill.diffusion.sampling import StepTable, solver_table
+from edgedistill.diffusion.times import stratified
+from edgedistill.networks.heads import Tap, head_for
+from edgedistill.objectives.base import (
+    Batch,
+    Losses,
+    Objective,
+    Optim,
+    Player,
+    Settings,
+    Setup,
+    check_deterministic,
+)
+
+__all__ = ["GAS", "Solver"]
+
+
+class Solver(nn.Module):
+    """net(x, time, **cond), frozen, with the steps it is sampled by.
+
+    Args:
+        net: Of the teacher.
+        times: (steps + 1,), decreasing to 0: where the times begin.
+    """
+
+    first: Tensor
+
+    def __init__(self, net: nn.Module, times: Tensor) -> None:
+        super().__init__()
+        self.net = net.requires_grad_(False)
+        times, steps = times.double(), len(times) - 1
+        self.register_buffer("first", times[0].clone())
+        self.logits = nn.Parameter((times[1:-1] / times[:-2]).logit())
+        """Of each next time's share in the one before."""
+        self.shifts = nn.Parameter(torch.zeros(steps, dtype=torch.float64))
+        self.added = nn.Parameter(torch.zeros(steps, 2, dtype=torch.float64))
+
+    def forward(self, x: Tensor, time: Tensor, **cond: Tensor) -> Any:
+        return self.net(x, time, **cond)
+
+    def times(self) -> Tensor:
+        """(steps + 1,), decreasing to 0, float64."""
+        shares = torch.cat([self.first.reshape(1), self.logits.sigmoid()])
+        return torch.cat([shares.cumprod(0), torch.zeros_like(shares[:1])])
+
+    def told(self) -> Tensor:
+        """The times that the network is told, (steps,)."""
+        return (self.times()[:-1] + self.shifts).clamp(1e-6, 1)
+
+    def moves(self, denoiser: Denoiser) -> Tensor:
+        """`sampling.solver_table`'s, (steps, 2)."""
+        schedule, times = denoiser.schedule, self.times()
+        t, s = times[:-1], times[1:]
+        ratio = schedule.sigma(s) * (s > 0) / schedule.sigma(t)
+        keep = schedule.alpha(s) - ratio * schedule.alpha(t)
+        return torch.stack([ratio, keep], dim=1) + self.added
+
+
+def walk(denoiser: Denoiser, x: Tensor, cond: Condition) -> Tensor:
+    """Where the steps of a denoiser's `Solver` lead from x, (N, ...), with gradient."""
+    solver = denoiser.net
+    assert isinstance(solver, Solver)
+    for t, told, (p, q) in zip(
+        solver.times()[:-1], solver.told(), solver.moves(denoiser), strict=True
+    ):
+        x0 = denoiser.x0_of(denoiser.output(x, told, cond), x, t)
+        x = p.to(x) * x + q.to(x) * x0
+    return x
+
+
+class GAS(Objective):
+    """The solver's end is the teacher's, and looks like it."""
+
+    class Config(Settings):
+        """Hyperparameters."""
+
+        distance: Distance = Distance()
+        """Of the two ends (the paper's LPIPS for pictures, l1 or l2 for latents)."""
+        adversarial: float = Field(0.0, ge=0)
+        """Weight of the adversarial term; 0 is the paper's GS."""
+        discriminator: Optim = Optim(lr=1e-3, betas=(0.0, 0.99))
+        level: float = Field(0.1, gt=0, le=1)
+        """The discriminator sees ends noised to a time below this."""
+
+    name = "gas"
+    needs_paths = True
+    own_coefficients = True
+
+    def __init__(self, config: GAS.Config, setup: Setup) -> None:
+        check_deterministic(self.name, setup)
+        self.config, self.optim, self.student = config, setup.optim, setup.student
+        self.student.net = Solver(self.student.net, setup.times).to(setup.example[0].device)
+        self.kept = self.student.net
+        if config.adversarial:
+            self.judge = setup.spawn().requires_grad_(False)
+            self.tap = Tap(self.judge.net, setup.tap)
+            x0, cond = setup.example
+            self.judge.output(x0, torch.tensor(config.level), cond)
+            self.head = head_for(self.tap.take()).to(x0.device)
+
+    def players(self) -> list[Player]:
+        players = [Player("student", self.student, self.optim)]
+        if self.config.adversarial:
+            players.append(Player("discriminator", self.head, self.config.discriminator))
+        return players
+
+    def finished(self, student: Denoiser) -> Denoiser:
+        assert isinstance(student.net, Solver)
+        self.kept = student.net
+        return student.with_net(student.net.net)
+
+    def table(self) -> StepTable:
+        student, solver = self.student, self.kept
+        with torch.no_grad():
+            times, moves, told = solver.times(), solver.moves(student), solver.told()
+        return solver_table(student.schedule, student.prediction, times, moves, told)
+
+    def loss(self, player: str, batch: Batch) -> Losses:
+        return {"student": self._student, "discriminator": self._discriminator}[player](batch)
+
+    def _logits(self, x0: Tensor, batch: Batch) -> Tensor:
+        t = self.judge.schedule.snap(stratified(len(x0), batch.generator, 0, self.config.level))
+        t = t.to(x0.device)
+        self.judge.output(self.judge.noised(x0, t, batch.noise()), t, batch.cond)
+        logits: Tensor = self.head(self.tap.take())
+        return logits
+
+    def _student(self, batch: Batch) -> Losses:
+        assert batch.path is not None
+        real, config = batch.path[:, -1], self.config
+        ours = walk(self.student, batch.path[:, 0], batch.cond)
+        loss = distance(config.distance, ours, real).mean()
+        logs = {"end": loss.detach()}
+        if config.adversarial:
+            term = gan_relative(self._logits(ours, batch), self._logits(real, batch))
+            loss, logs["gan"] = loss + config.adversarial * term, term.detach()
+        return Losses(loss, logs)
+
+    def _discriminator(self, batch: Batch) -> Losses:
+        assert batch.path is not None
+        with torch.no_grad():
+            ours = walk(self.student, batch.path[:, 0], batch.cond)
+        loss = gan_relative(self._logits(batch.path[:, -1], batch), self._logits(ours, batch))
+        return Losses(loss, {"gan": loss.detach()})

@@ -1,0 +1,1 @@
+"""Methods that learn where the teacher's path leads."""

@@ -1,0 +1,101 @@
+"""Backward distillation: the student learns where its own steps take it.
+
+Kohler et al. 2024, "Imagine Flash: Accelerating Emu Diffusion Models with Backward Distillation"
+(arXiv 2405.05224): inputs from the student's own sampling, which hold nothing of any data; the
+shifted reconstruction loss; and noise correction of the first step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from edgedistill.diffusion.boundary import landed
+from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.distances import Distance, distance
+from edgedistill.diffusion.prediction import to_eps
+from edgedistill.diffusion.sampling import SOLVERS, StepTable, few_step_table
+from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
+
+__all__ = ["BackwardDistill", "noise_corrected"]
+
+
+class BackwardDistill(Objective):
+    """S(x_t) = the end of the teacher's path from a time at or below t, x_t the student's own."""
+
+    class Config(Settings):
+        """Hyperparameters."""
+
+        shift: float = Field(1.0, gt=0, le=1)
+        """The teacher sets out at the time `shift` t, to which the student's x0 is taken along
+        x_t's noise: at 1 from x_t itself. Below 1 the target keeps the student's structure and
+        gives it the teacher's detail."""
+        solver_steps: int = Field(8, ge=1, le=10_000)
+        """The teacher's, from there to time 0."""
+        noise_correction: bool = True
+        """The first step takes what it starts from for its noise, which it is."""
+        distance: Distance = Distance()
+
+    name = "backward-distill"
+
+    def __init__(self, config: BackwardDistill.Config, setup: Setup) -> None:
+        self.config, self.setup = config, setup
+        self.teacher, self.student, self.times = setup.teacher, setup.student, setup.times
+        self.steps = self.table()
+
+    def players(self) -> list[Player]:
+        return [Player("student", self.student, self.setup.optim)]
+
+    def table(self) -> StepTable:
+        student, sampler = self.student, self.setup.sampler
+        table = few_step_table(student.schedule, student.prediction, self.times, sampler)
+        if sampler == "ddim" and self.config.noise_correction:
+            return noise_corrected(table, student, self.times)
+        return table
+
+    def loss(self, player: str, batch: Batch) -> Losses:
+        index = int(torch.randint(len(self.times) - 1, (), generator=batch.shared))
+        t = self.times[index].to(batch.x0.device)
+        with torch.no_grad():
+            x_t = self.own(index, batch)
+        x0: Tensor = self.student(x_t, t, batch.cond)
+        with torch.no_grad():
+            target = self.target(x_t, x0, t, batch)
+        loss = distance(self.config.distance, x0, target).mean()
+        return Losses(loss, {"apart": loss.detach()})
+
+    def own(self, index: int, batch: Batch) -> Tensor:
+        """The student's own sample at times[index], (N, ...)."""
+        steps = StepTable(self.steps.rows[:index], self.steps.init_scale)
+        noise = [batch.noise() for _ in range(steps.draws)]
+        return steps.sample(self.student.net, noise, batch.cond)
+
+    def target(self, x_t: Tensor, x0: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        """Where the teacher's path ends that begins on the student's step from x_t to x0."""
+        config, schedule = self.config, self.student.schedule
+        fractions = torch.linspace(config.shift, 0, config.solver_steps + 1, dtype=torch.float64)
+        path = torch.unique_consecutive(schedule.snap(t.cpu() * fractions[:-1]))
+        times = torch.cat([path, torch.zeros_like(path[:1])]).to(x_t.device)
+        begin = times[:1].expand(len(x_t))
+        x = landed(schedule, x_t, x0, t.expand(len(x_t)), begin)
+        return SOLVERS["dpm++2m"](self.teacher, x, times, batch.cond)
+
+
+def noise_corrected(table: StepTable, student: Denoiser, times: Tensor) -> StepTable:
+    """A deterministic table whose first step has x_T for its noise in place of what is predicted.
+
+    At the first time x_T is all noise, up to its scale, so that x_s = alpha_s x0 + sigma_s x_T /
+    sigma_T (the paper's noise correction). Where the schedule ends without signal, v and flow say
+    the same by themselves.
+    """
+    t, s = times[0].double().cpu(), times[1].double().cpu()
+    schedule, kind, first = student.schedule, student.prediction, table.rows[0]
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    eps = to_eps(kind, alpha, sigma)
+    left = schedule.sigma(s) * (s > 0)
+    a = first.a + float(left * (1 / sigma - eps.x))
+    b = first.b - float(left * eps.y)
+    return StepTable((replace(first, a=a, b=b), *table.rows[1:]), table.init_scale)

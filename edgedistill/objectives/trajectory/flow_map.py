@@ -1,0 +1,243 @@
+"""Flow maps: from any time to any earlier one in a step.
+
+Boffi et al. 2025, "How to build a consistency model: learning flow maps via self-distillation"
+(arXiv 2505.18825). Here the flow is the teacher's.
+
+Any schedule is seen as a straight flow: y = x_t / (alpha + sigma) at tau = sigma / (alpha + sigma)
+is (1 - tau) x0 + tau eps, moves at velocity v = eps - x0, and DDIM's step is Euler's. A student
+that leads from t to s predicts the mean velocity u on the way, y_s = y_t - (tau_t - tau_s) u, and
+each rule says what u must be, with nothing but calls of teacher and student:
+
+- eulerian: u = v(y_t) - (tau_t - tau_s) du/dtau_t along the path (MeanFlow's identity, Geng et al.
+  2025, arXiv 2505.13447, Eq. 6);
+- lagrangian: u = v(y_s) + (tau_t - tau_s) du/dtau_s where the student's own step lands;
+- progressive: two steps of half the way (shortcut models, Frans et al. 2024, arXiv 2410.12557,
+  Eq. 4).
+
+At s = t all three say u = v(y_t).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
+from edgedistill.diffusion.schedule import Rectified, Schedule
+from edgedistill.diffusion.tangents import DERIVATIVES, Derivative
+from edgedistill.diffusion.times import TimeSampling, sample_times
+from edgedistill.networks.two_times import TwoTimes, steps_of
+from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
+
+__all__ = ["FlowMap", "MeanFlow"]
+
+STRAIGHT = Rectified()
+"""Of which tau is the time."""
+
+
+def tau_of(schedule: Schedule, t: Tensor) -> Tensor:
+    """Sigma / (alpha + sigma), float64."""
+    sigma = schedule.sigma(t.double())
+    return sigma / (schedule.alpha(t.double()) + sigma)
+
+
+def time_at(schedule: Schedule, tau: Tensor) -> Tensor:
+    """Its inverse; the ends are kept a hair away, where the noise ratio is finite."""
+    tau = tau.double().clamp(1e-7, 1 - 1e-7)
+    return schedule.time_of(2 * ((1 - tau) / tau).log())
+
+
+class Path:
+    """A denoiser in the straight flow's coordinates.
+
+    Args:
+        denoiser: The teacher, or a student around a `TwoTimes`.
+        cond: Condition of the rows.
+    """
+
+    def __init__(self, denoiser: Denoiser | Guided, cond: Condition) -> None:
+        self.denoiser, self.schedule, self.cond = denoiser, denoiser.schedule, cond
+
+    def __call__(self, y: Tensor, tau: Tensor, end: Tensor | None = None) -> Tensor:
+        """Velocity at (y, tau); with `end` the mean one from tau to there."""
+        t = time_at(self.schedule, tau)
+        cond = self.cond if end is None else {**self.cond, "s": time_at(self.schedule, end)}
+        scale = self.schedule.alpha(t) + self.schedule.sigma(t)
+        x0: Tensor = self.denoiser(over(scale, y) * y, t, cond)
+        return (y - x0) / over(tau.clamp(min=1e-7), y)
+
+
+def over(numbers: Tensor, like: Tensor) -> Tensor:
+    """Numbers (N,) shaped and cast to multiply `like` (N, ...)."""
+    return numbers.reshape((-1,) + (1,) * (like.ndim - 1)).to(like)
+
+
+@dataclass(frozen=True)
+class Legs:
+    """Where students set out and where they lead.
+
+    Attributes:
+        y: (N, ...).
+        tau: Its time on the straight flow, (N,).
+        end: The time led to, (N,), at most tau.
+        v: Velocity of the flow at (y, tau).
+        ours: The student's mean velocity.
+        theirs: Of whom targets are made: the same, or an average of it.
+        flow: The teacher's velocity.
+        derivative: A value of `tangents.DERIVATIVES`.
+        step: Of differences.
+    """
+
+    y: Tensor
+    tau: Tensor
+    end: Tensor
+    v: Tensor
+    ours: Path
+    theirs: Path
+    flow: Path
+    derivative: Derivative
+    step: Tensor
+
+    @property
+    def length(self) -> Tensor:
+        return over(self.tau - self.end, self.y)
+
+
+def _eulerian(legs: Legs) -> Tensor:
+    def mean(y: Tensor, tau: Tensor) -> Tensor:
+        return legs.ours(y, tau, legs.end)
+
+    one = torch.ones_like(legs.tau)
+    slope = legs.derivative(mean, legs.y, legs.tau, legs.v, one, legs.step)
+    return legs.v - legs.length * slope
+
+
+def _lagrangian(legs: Legs) -> Tensor:
+    def mean(y: Tensor, end: Tensor) -> Tensor:
+        return legs.ours(y, legs.tau, end)
+
+    landed = legs.y - legs.length * mean(legs.y, legs.end)
+    still, one = torch.zeros_like(legs.y), torch.ones_like(legs.end)
+    slope = legs.derivative(mean, legs.y, legs.end, still, one, legs.step)
+    return legs.flow(landed, legs.end) + legs.length * slope
+
+
+def _progressive(legs: Legs) -> Tensor:
+    middle = (legs.tau + legs.end) / 2
+    first = legs.theirs(legs.y, legs.tau, middle)
+    landed = legs.y - legs.length / 2 * first
+    return (first + legs.theirs(landed, middle, legs.end)) / 2
+
+
+RULES: dict[str, Callable[[Legs], Tensor]] = {
+    "eulerian": _eulerian,
+    "lagrangian": _lagrangian,
+    "progressive": _progressive,
+}
+"""What the student's mean velocity on these legs must be."""
+
+
+class FlowMap(Objective):
+    """The student's mean velocity obeys a rule, and at s = t is the flow's."""
+
+    class Config(Settings):
+        """Hyperparameters."""
+
+        rule: Literal["eulerian", "lagrangian", "progressive"] = "lagrangian"
+        velocity: Literal["teacher", "data"] = "teacher"
+        """Whose v: the teacher's, or eps - x0 of the data, whose mean that is."""
+        instant: float = Field(0.25, ge=0, lt=1)
+        """Share of the batch with s = t."""
+        times: TimeSampling = TimeSampling()
+        """Of tau; the larger of two draws is where a leg begins."""
+        derivative: Literal["jvp", "difference"] = "jvp"
+        """By forward differentiation, or by a central difference of two calls."""
+        difference: float = Field(1e-2, gt=0, lt=1)
+        """Step of the difference, as a share of the distance to the ends of the flow."""
+        power: float = Field(0.0, ge=0)
+        """p of the weight 1 / (e + c)^p, e the mean of the squared error (MeanFlow, Eq. 22: the
+        sum)."""
+        constant: float = Field(1e-3, gt=0)
+        """Its c."""
+
+    name = "flow-map"
+
+    def __init__(self, config: FlowMap.Config, setup: Setup) -> None:
+        self.config, self.setup = config, setup
+        self.teacher, self.student = setup.teacher, setup.student
+        steps = steps_of(self.student, setup.times, to_end=setup.sampler == "renoise")
+        device = setup.example[0].device
+        self.student.net = TwoTimes(self.student.net, setup.time_layer, steps).to(device)
+        self.target = self.student
+        self.limit = float(tau_of(self.student.schedule, setup.times[0]))
+        """The largest tau: there is no more noise to tell a network of."""
+
+    def players(self) -> list[Player]:
+        return [Player("student", self.student, self.setup.optim)]
+
+    def finished(self, student: Denoiser) -> Denoiser:
+        net = student.net
+        assert isinstance(net, TwoTimes)
+        x0, cond = self.setup.example
+        return student.with_net(net.folded(x0, cond))
+
+    def drawn(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Where random legs begin and end on the straight flow, (N,) each."""
+        first, second = (self.taus(batch) for _ in range(2))
+        return torch.maximum(first, second), torch.minimum(first, second)
+
+    def instant(self, count: int) -> Tensor:
+        """Which of so many legs have no length, (N,)."""
+        return torch.arange(count) < self.config.instant * count
+
+    def taus(self, batch: Batch) -> Tensor:
+        """Random times on the straight flow, (N,)."""
+        drawn = sample_times(self.config.times, STRAIGHT, len(batch.x0), batch.generator)
+        return drawn.clamp(max=self.limit)
+
+    @torch.no_grad()
+    def legs(self, batch: Batch) -> Legs:
+        """Random legs of the flow."""
+        config, device = self.config, batch.x0.device
+        tau, end = self.drawn(batch)
+        end = torch.where(self.instant(len(tau)), tau, end).to(device)
+        tau = tau.to(device)
+        eps = batch.noise()
+        y = over(1 - tau, eps) * batch.x0 + over(tau, eps) * eps
+        flow = Path(self.teacher, batch.cond)
+        v = eps - batch.x0 if config.velocity == "data" else flow(y, tau)
+        # Differences stay inside the flow's ends.
+        place = end if config.rule == "lagrangian" else tau
+        step = config.difference * torch.minimum(place, 1 - place).clamp(min=1e-3)
+        derivative = DERIVATIVES[config.derivative]
+        ours, theirs = (Path(net, batch.cond) for net in (self.student, self.target))
+        return Legs(y, tau, end, v, ours, theirs, flow, derivative, step)
+
+    def loss(self, player: str, batch: Batch) -> Losses:
+        legs = self.legs(batch)
+        with torch.no_grad():
+            target = RULES[self.config.rule](legs)
+            target = torch.where(legs.length > 0, target, legs.v)
+        error = (legs.ours(legs.y, legs.tau, legs.end) - target).square().flatten(1).mean(1)
+        weight = (error.detach() + self.config.constant) ** -self.config.power
+        return Losses((weight * error).mean(), {"error": error.detach().mean()})
+
+
+class MeanFlow(FlowMap):
+    """Geng et al. 2025 (arXiv 2505.13447): the Eulerian rule, velocities of the data."""
+
+    class Config(FlowMap.Config):
+        """Hyperparameters (the paper's for ImageNet, Sec. 5.1 and Table 4)."""
+
+        rule: Literal["eulerian", "lagrangian", "progressive"] = "eulerian"
+        velocity: Literal["teacher", "data"] = "data"
+        instant: float = Field(0.75, ge=0, lt=1)
+        times: TimeSampling = TimeSampling(kind="logit-normal", mean=-0.4, std=1.0)
+        power: float = Field(1.0, ge=0)
+
+    name = "meanflow"

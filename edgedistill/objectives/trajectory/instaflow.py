@@ -1,0 +1,94 @@
+"""InstaFlow: reflow, then one step that goes where the straightened flow goes.
+
+Liu et al. 2023, "InstaFlow: One Step is Enough for High-Quality Diffusion-Based Text-to-Image
+Generation" (arXiv 2309.06380), in one run: the first stage is `reflow` on the teacher's paths;
+then the straightened flow is frozen, and the student, which starts as it, takes fresh noise in one
+step to where that flow's ODE ends. The paper's distance is LPIPS; here it is of latents.
+"""
+
+from __future__ import annotations
+
+import copy
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from edgedistill.diffusion.distances import Distance, distance
+from edgedistill.diffusion.sampling import init_scale, solve
+from edgedistill.diffusion.times import refine
+from edgedistill.networks.ema import follow
+from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
+from edgedistill.objectives.trajectory.reflow import flow_loss
+
+__all__ = ["InstaFlow"]
+
+
+class InstaFlow(Objective):
+    """Straightens the teacher's flow, then learns its end points in one step."""
+
+    class Config(Settings):
+        """Hyperparameters."""
+
+        reflow: float = Field(0.5, gt=0, lt=1)
+        """Share of the run that straightens the flow."""
+        reflow_distance: Distance = Distance()
+        solver_steps: int = Field(25, ge=1, le=10_000)
+        """Euler steps of the straightened flow to its end (the paper's pairs have 25)."""
+        distance: Distance = Distance()
+        """Of the one step from that end."""
+        ema: float = Field(0.99, ge=0, lt=1)
+        """Decay of the average of the student that is frozen as the straightened flow."""
+
+    name = "instaflow"
+    single_step = True
+    restarts = True
+    needs_paths = True
+
+    def __init__(self, config: InstaFlow.Config, setup: Setup) -> None:
+        self.config, self.times, self.optim = config, setup.times, setup.optim
+        self.student = setup.student
+        self.flow = copy.deepcopy(setup.student).requires_grad_(False)
+        self.grid = refine(setup.student.schedule, setup.times, config.solver_steps)
+        self.begin = max(1, round(config.reflow * setup.train_steps))
+        self.straightening = True
+
+    def players(self) -> list[Player]:
+        return [Player("student", self.student, self.optim)]
+
+    def followers(self) -> dict[str, nn.Module]:
+        return {"flow": self.flow}
+
+    def updated(self, player: str) -> None:
+        if self.straightening:
+            follow(self.flow, self.student, self.config.ema)
+
+    def loss(self, player: str, batch: Batch) -> Losses:
+        self.straightening = batch.step < self.begin
+        if self.straightening:
+            kind = self.config.reflow_distance
+            loss = flow_loss(self.student, kind, self.pairs(batch), self.times[0], batch)
+            return Losses(loss, {"velocity": loss.detach()})
+        if batch.step == self.begin:
+            follow(self.student, self.flow, 0.0)
+        loss = self.distil(batch)
+        return Losses(loss, {"end": loss.detach()})
+
+    def pairs(self, batch: Batch) -> Tensor:
+        """Noise and data that straight lines join, the ends of (N, K + 1, ...)."""
+        assert batch.path is not None
+        return batch.path
+
+    def distil(self, batch: Batch) -> Tensor:
+        """How far the one step is from where the straightened flow ends."""
+        return self.apart(batch.noise(), batch, self.grid)
+
+    def apart(self, noise: Tensor, batch: Batch, grid: Tensor) -> Tensor:
+        """Mean distance of the one step from noise and the flow's Euler steps along `grid`."""
+        end = solve(self.flow, noise, grid, batch.cond, "euler")
+        ours = self.one_step(noise * init_scale(self.student.schedule, self.times[0]), batch)
+        return distance(self.config.distance, ours, end).mean()
+
+    def one_step(self, x_1: Tensor, batch: Batch) -> Tensor:
+        """The student's x0 from its first x_t."""
+        x0: Tensor = self.student(x_1, self.times[0].to(x_1.device), batch.cond)
+        return x0

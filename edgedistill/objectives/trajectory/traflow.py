@@ -1,0 +1,99 @@
+"""TraFlow: three targets for one map along the teacher's flow.
+
+Wu et al. 2025, "TraFlow: Trajectory Distillation on Pre-Trained Rectified Flow"
+(arXiv 2502.16972), in the straight coordinates of `flow_map`, where the student's step from tau to
+any earlier time is G(y, tau, s) = y - (tau - s) u(y, tau, s), a network told s:
+
+- output: G(y, tau, 0) is where the teacher's flow ends;
+- velocity: u(y, tau, s) is the teacher's change on the way to a time s between, over tau - s;
+- self-consistency: G(y, tau, 0) = sg G(y_s, s, 0), y_s the teacher's.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.distances import Distance, distance
+from edgedistill.diffusion.times import TimeSampling, sample_times
+from edgedistill.networks.two_times import TwoTimes, steps_of
+from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
+from edgedistill.objectives.trajectory.flow_map import STRAIGHT, Path, over, tau_of
+
+__all__ = ["TraFlow", "trajectory"]
+
+
+def trajectory(flow: Path, y: Tensor, tau: Tensor, steps: int) -> list[tuple[Tensor, Tensor]]:
+    """Heun's equal steps from tau (N,) to 0, the last one Euler's: (y, tau) after each."""
+    made = []
+    for left in range(steps, 0, -1):
+        end = tau * (left - 1) / left
+        first = flow(y, tau)
+        landed = y - over(tau - end, y) * first
+        if left > 1:
+            landed = y - over(tau - end, y) * (first + flow(landed, end)) / 2
+        y, tau = landed, end
+        made.append((y, tau))
+    return made
+
+
+class TraFlow(Objective):
+    """Output, velocity and self-consistency together."""
+
+    class Config(Settings):
+        """Hyperparameters."""
+
+        output: float = Field(1.0, ge=0)
+        """Weight."""
+        velocity: float = Field(1.0, ge=0)
+        """Weight."""
+        consistency: float = Field(1.0, ge=0)
+        """Weight."""
+        solver_steps: int = Field(8, ge=2, le=10_000)
+        """Of the teacher from any time to 0."""
+        distance: Distance = Distance()
+        times: TimeSampling = TimeSampling(low=0.02)
+        """Of tau."""
+
+    name = "traflow"
+
+    def __init__(self, config: TraFlow.Config, setup: Setup) -> None:
+        self.config, self.setup = config, setup
+        self.teacher, self.student = setup.teacher, setup.student
+        self.limit = float(tau_of(self.student.schedule, setup.times[0]))
+        steps = steps_of(self.student, setup.times, to_end=setup.sampler == "renoise")
+        net = TwoTimes(self.student.net, setup.time_layer, steps)
+        self.student.net = net.to(setup.example[0].device)
+
+    def players(self) -> list[Player]:
+        return [Player("student", self.student, self.setup.optim)]
+
+    def finished(self, student: Denoiser) -> Denoiser:
+        assert isinstance(student.net, TwoTimes)
+        return student.with_net(student.net.folded(*self.setup.example))
+
+    def loss(self, player: str, batch: Batch) -> Losses:
+        config, count = self.config, len(batch.x0)
+        tau = sample_times(config.times, STRAIGHT, count, batch.generator)
+        tau = tau.clamp(max=self.limit).to(batch.x0.device)
+        eps, zero = batch.noise(), torch.zeros_like(tau)
+        y = over(1 - tau, eps) * batch.x0 + over(tau, eps) * eps
+        ours = Path(self.student, batch.cond)
+        with torch.no_grad():
+            path = trajectory(Path(self.teacher, batch.cond), y, tau, config.solver_steps)
+            place = torch.randint(len(path) - 1, (), generator=batch.shared)
+            (y_s, s), (end, _) = path[int(place)], path[-1]
+            change = (y - y_s) / over(tau - s, y)
+            consistent = y_s - over(s, y) * ours(y_s, s, zero)
+        landed = y - over(tau, y) * ours(y, tau, zero)
+        kind = config.distance
+        terms = {
+            "output": distance(kind, landed, end).mean(),
+            "velocity": distance(kind, ours(y, tau, s), change).mean(),
+            "consistency": distance(kind, landed, consistent).mean(),
+        }
+        weights = (config.output, config.velocity, config.consistency)
+        total = sum(w * term for w, term in zip(weights, terms.values(), strict=True))
+        return Losses(torch.as_tensor(total), {k: term.detach() for k, term in terms.items()})

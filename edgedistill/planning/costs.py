@@ -1,0 +1,200 @@
+"""What a recipe costs: parameters, memory, disk, arithmetic and samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from edgedistill.planning.architectures import find, place
+from edgedistill.planning.flops import calls, decoder_flops, denoiser_flops
+from edgedistill.planning.memory import Launch, Memory, frozen, holdings, memory
+from edgedistill.planning.networks import SCHEDULE, Cast, cast
+from edgedistill.recipes.checks import check_depths, check_parts, check_steps
+from edgedistill.recipes.schema import Recipe
+
+__all__ = ["CHECKPOINTS", "Costs", "costs"]
+
+CHECKPOINTS = 2
+"""How many a run dir keeps."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a run will cost.
+
+    Attributes:
+        parameters: By role, by network.
+        trained: Parameters that the student's optimizer moves.
+        memory: Bytes on each device.
+        disk: Bytes: teacher, student dir and checkpoints.
+        flops: Of one call, one sample, and all samples the teacher makes.
+        samples: That the teacher makes first, and that training draws.
+        cast: The networks.
+        students: How many the run trains, one after the other; the rest is of one but for `disk`,
+            and for `samples`, of all.
+    """
+
+    parameters: dict[str, dict[str, int]]
+    trained: int
+    memory: Memory
+    disk: dict[str, int]
+    flops: dict[str, int]
+    samples: dict[str, int]
+    cast: Cast
+    students: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Nested by role: teacher.denoiser.parameters, memory_gb.student, memory_gb.total, ..."""
+        roles = {
+            role: {name: {"parameters": count} for name, count in networks.items()}
+            for role, networks in self.parameters.items()
+        }
+        roles["student"]["trained"] = {"parameters": self.trained}
+        held = {
+            name: {
+                "weights": role.weights,
+                "gradients": role.gradients,
+                "optimizer": role.optimizer,
+            }
+            for name, role in self.memory.roles.items()
+        }
+        return {
+            "schema_version": 1,
+            **roles,
+            "memory_gb": {name: round(n / 1e9, 3) for name, n in self.by_role().items()},
+            "memory": held,
+            "disk": self.disk,
+            "flops": self.flops,
+            "samples": self.samples,
+            "students": self.students,
+        }
+
+    def by_role(self) -> dict[str, int]:
+        """Bytes of memory by role, of activations, and in total."""
+        buckets = {"buckets": self.memory.buckets} if self.memory.buckets else {}
+        return {
+            **{name: role.total for name, role in self.memory.roles.items()},
+            **buckets,
+            "activations": self.memory.activations,
+            "total": self.memory.total,
+        }
+
+
+def costs(recipe: Recipe, launch: Launch) -> Costs:
+    """Plan a recipe: nothing is downloaded, and no weight is read or made.
+
+    Raises:
+        ValueError: If the recipe cannot be planned; names the key.
+    """
+    check_parts(recipe)
+    check_depths(recipe)
+    check_steps(recipe, SCHEDULE)
+    # FLOPs first: measuring memory leaves marks, such as gradients, on the networks.
+    made = cast(recipe)
+    flop, samples = _flops(made), _samples(made, launch)
+    flop["teacher_samples"] = samples["made"] * flop["teacher_sample"]
+    disk, parts = _disk(made), recipe.parts
+    students = len(parts.trained)
+    for name in ("student", "checkpoints"):
+        disk[name] *= students
+    samples["drawn"] *= students
+    return Costs(
+        _parameters(made),
+        _count(_student(made), trained=True),
+        memory(made, launch),
+        disk,
+        flop,
+        samples,
+        made,
+        students,
+    )
+
+
+def _count(net: nn.Module, *, trained: bool = False) -> int:
+    return sum(p.numel() for p in net.parameters() if p.requires_grad or not trained)
+
+
+def _student(made: Cast) -> nn.Module:
+    return next(p.net for p in made.objective.players() if p.name == "student")
+
+
+def _small(made: Cast) -> nn.Module:
+    """The student's denoiser as it is saved: an adapter is added to the teacher's weights."""
+    adapters = made.recipe.train.roles == "adapters"
+    return made.networks[made.core] if adapters else made.small
+
+
+def _parameters(made: Cast) -> dict[str, dict[str, int]]:
+    teacher = {
+        "denoiser" if name == made.core else name: _count(net)
+        for name, net in made.networks.items()
+    }
+    makes = made.objective.product
+    student = {"denoiser": _count(_small(made)) if makes == "student" else _count(_student(made))}
+    if makes != "student":
+        student = {makes: student["denoiser"]}
+    others = {
+        player.name: {"trained": _count(player.net, trained=True)}
+        for player in made.objective.players()
+        if player.name != "student"
+    }
+    for player in made.objective.players():
+        if still := sum(map(_count, frozen(player.net))):
+            others[player.name]["frozen"] = still
+    if made.judge:
+        judges = made.judge.model.networks()
+        others["reward"] = {name: _count(net) for name, net in judges.items()}
+    return {"teacher": teacher, "student": student, **others}
+
+
+def _flops(made: Cast) -> dict[str, int]:
+    recipe = made.recipe
+    guided = 2 if recipe.teacher.guidance != 1 and made.inputs.cond else 1
+    call, decoder = denoiser_flops(made, made.networks[made.core]), decoder_flops(made)
+    ours = call if _small(made) is made.networks[made.core] else denoiser_flops(made, made.small)
+    asked = calls(recipe.teacher.solver, recipe.teacher.steps) * guided
+    return {
+        "teacher_call": call,
+        "student_call": ours,
+        "decoder": decoder,
+        "teacher_sample": asked * call + decoder,
+        "student_sample": _steps(made, ours) + decoder,
+    }
+
+
+def _steps(made: Cast, call: int) -> int:
+    """All calls of the student for one sample, one at the full size being `call`."""
+    table = made.objective.table()
+    if table is None or not table.grows:
+        return made.recipe.student.steps * call
+    at = {row.size: denoiser_flops(made, made.small, row.size) for row in table.rows}
+    return sum(at[row.size] for row in table.rows)
+
+
+def _samples(made: Cast, launch: Launch) -> dict[str, int]:
+    recipe = made.recipe
+    folder = find(place(recipe.teacher))
+    ships = (folder / "data.safetensors").is_file() and (folder / "prompts.json").is_file()
+    train = recipe.train
+    given = recipe.data.pictures is not None
+    players = made.objective.players()
+    turns = sum(player.plays(step) for step in range(train.steps) for player in players)
+    return {
+        "made": 0 if given or (ships and recipe.data.prompts is None) else recipe.data.samples,
+        "drawn": turns * train.batch_size * train.accumulate * launch.processes,
+    }
+
+
+def _disk(made: Cast) -> dict[str, int]:
+    """Everything is written in float32."""
+    held = holdings(made, Launch()).roles
+    del held["teacher"]
+    teacher = 4 * sum(_count(net) for net in made.networks.values())
+    whole = made.networks[made.core]
+    student = teacher - 4 * _count(whole) + 4 * _count(_small(made))
+    if made.recipe.train.roles == "adapters":
+        student += held["student"].weights
+    one = sum(role.weights - role.frozen + role.optimizer for role in held.values())
+    return {"teacher": teacher, "student": student, "checkpoints": CHECKPOINTS * one}

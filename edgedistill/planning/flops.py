@@ -1,0 +1,92 @@
+"""Floating-point operations of drawing one sample, counted on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from edgedistill.diffusion.denoiser import Denoiser, expand
+from edgedistill.diffusion.prediction import Prediction
+from edgedistill.diffusion.sampling import solve, time_grid
+from edgedistill.diffusion.sizes import shape_at
+from edgedistill.planning.inputs import Net
+from edgedistill.planning.networks import SCHEDULE, Cast
+from edgedistill.planning.tracker.accelerator import LOW_PRECISION, Accelerator
+from edgedistill.planning.tracker.live import called
+
+__all__ = ["calls", "decoder_flops", "denoiser_flops", "flops"]
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up what torch's own table of formulas says of each operator.
+
+    As torch's FlopCounterMode, which takes twice the time to tell modules apart.
+    """
+
+    total = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = called(func, args, kwargs)
+        if formula := flop_registry.get(func._overloadpacket):
+            self.total += int(formula(*args, **kwargs, out_val=result))
+        return result
+
+
+@torch.no_grad()
+def flops(run: Callable[[], Any], dtype: torch.dtype | None = None) -> int:
+    """Operations of `run` in products of matrices and convolutions; multiply and add are two.
+
+    Args:
+        run: What is counted.
+        dtype: Autocast's low precision; None is none.
+    """
+    with Accelerator(dtype), _Operations() as counter:  # type: ignore[no-untyped-call]
+        run()
+    total: int = counter.total
+    return total
+
+
+def denoiser_flops(cast: Cast, core: nn.Module, size: float = 1.0) -> int:
+    """One call of the diffusers model `core` for one sample, at a fraction of the full size."""
+    net = Net(cast.core, core, cast.inputs)
+    shape = shape_at(cast.inputs.sample, size)
+    x, t = torch.empty(1, *shape, device="meta"), torch.empty(1, device="meta")
+    low = LOW_PRECISION[cast.recipe.train.precision]
+    return flops(lambda: net(x, t, **expand(cast.inputs.cond, 1)), low)
+
+
+def decoder_flops(cast: Cast) -> int:
+    """The decoder on one sample; 0 where x0 is the data itself."""
+    vae: Any = cast.networks.get("vae")
+    if vae is None:
+        return 0
+    latent = torch.empty(1, *(cast.inputs.latent or cast.inputs.sample), device="meta")
+    return flops(lambda: vae.decode(latent, return_dict=False))
+
+
+class _Counter(nn.Module):
+    calls = 0
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += 1
+        return torch.zeros_like(x)
+
+
+def calls(solver: str, steps: int) -> int:
+    """How often a solver asks the denoiser in so many steps."""
+    counter = _Counter()
+    denoiser = Denoiser(counter, SCHEDULE, Prediction.EPS)
+    solve(denoiser, torch.zeros(1, 1), time_grid(SCHEDULE, steps), {}, solver)
+    return counter.calls

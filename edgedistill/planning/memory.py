@@ -1,0 +1,256 @@
+"""What a run holds on its device at the worst moment of a step.
+
+Weights, gradients and optimizer states are counted role by role, each storage once, with the
+trainer's own choices: float32 weights whatever the precision, but for frozen ones if asked, the
+optimizer's moments, an average of the student. What comes and goes within a turn is not
+estimated: the method's loss and its gradient run on the meta device, where nothing is computed,
+and every tensor is counted for as long as it lives. The allocator's slack, cuDNN's workspaces and
+the CUDA context are not in it, nor are the blocks that sharding gathers for a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from edgedistill.networks.adapters import Role
+from edgedistill.objectives.base import Objective, Player
+from edgedistill.planning.networks import Cast
+from edgedistill.planning.tracker.accelerator import LOW_PRECISION, Accelerator
+from edgedistill.planning.tracker.live import Live, modules
+from edgedistill.planning.tracker.repeated import Known, repeated
+from edgedistill.training import optimizers
+
+__all__ = ["Holding", "Launch", "Memory", "frozen", "holdings", "memory", "peak"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run is started: what accelerate's configuration decides, not the recipe.
+
+    Attributes:
+        processes: One on each device.
+        shard: Whether trained networks are cut over them (FSDP's FULL_SHARD, ZeRO 3).
+    """
+
+    processes: int = 1
+    shard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shard and self.processes < 2:
+            raise ValueError("--shard needs --processes 2 or more to cut networks over")
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Bytes a role holds throughout, on one device.
+
+    Attributes:
+        weights: All of them.
+        gradients: Of those it trains.
+        optimizer: Its states.
+        frozen: Those of the weights that no checkpoint has.
+    """
+
+    weights: int
+    gradients: int = 0
+    optimizer: int = 0
+    frozen: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.gradients + self.optimizer
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    Attributes:
+        roles: What each role holds throughout.
+        buckets: DDP's copies of the gradients.
+        activations: What the worst turn holds beyond all of that.
+    """
+
+    roles: dict[str, Holding]
+    buckets: int = 0
+    activations: int = 0
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        held = sum(role.total for role in self.roles.values())
+        return held + self.buckets + self.activations
+
+
+def holdings(cast: Cast, launch: Launch) -> Memory:
+    """What the roles of `cast` hold throughout, on each device; no activations yet."""
+    seen: set[int] = set()
+    offload = cast.recipe.train.offload
+    # What is offloaded waits in main memory.
+    present = [cast.networks[cast.core]] if offload else list(cast.networks.values())
+    roles = {"teacher": Holding(sum(_take(net, seen) for net in present))}
+    players = cast.objective.players()
+    parts = launch.processes if launch.shard else 1
+    for player in players:
+        trained = _trained(player)
+        moved = sum(p.nbytes for p in trained) // parts
+        kept, matrices = cast.recipe.train.moments, set[int]()
+        if player.optim.name == "muon":
+            matrices = optimizers.matrices(player.net)
+        moments = sum(optimizers.moment_bytes(p, kept, muon=id(p) in matrices) for p in trained)
+        weights = _take(player.net, seen) // parts
+        still = sum(_take(net, seen) for net in frozen(player.net))
+        roles[player.name] = Holding(weights + still, moved, moments // parts, still)
+    for name, net in cast.objective.followers().items():
+        if weights := _take(net, seen):
+            roles[name] = Holding(weights)
+    for name, net in _others(cast.objective):
+        if weights := _take(net, seen):
+            roles[name] = Holding(weights, frozen=weights)
+    if cast.judge:
+        weights = sum(_take(net, seen) for net in cast.judge.model.networks().values())
+        roles["reward"] = Holding(weights, frozen=weights)
+    student = next(player for player in players if player.name == "student")
+    roles["ema"] = Holding(_take(student.net, set()))
+    gradients = sum(role.gradients for role in roles.values())
+    return Memory(roles, gradients if launch.processes > 1 and parts == 1 else 0)
+
+
+def memory(cast: Cast, launch: Launch) -> Memory:
+    """What the roles of `cast` hold, and what the worst turn of the recipe adds to it."""
+    held, train = holdings(cast, launch), cast.recipe.train
+    # A turn of one batch begins without its player's gradients; one of several, or of shards, is
+    # counted with all of them in place.
+    fresh = train.accumulate == 1 and not launch.shard
+    away = cast.judge is not None and train.offload
+    decides = (train.precision, train.base, train.batch_size, train.checkpointing, fresh, away)
+    if decides not in cast.measured:
+        turns, known = [0], Known()
+        for player in cast.objective.players():
+            if player.start >= train.steps and not player.prelude:
+                continue  # never plays: a method that searches
+            turns.append(peak(cast, player, known, fresh=fresh))
+            if fresh:
+                turns[-1] -= _gradients(player)
+        cast.measured[decides] = max(turns)
+    return replace(held, activations=cast.measured[decides])
+
+
+def _gradients(player: Player) -> int:
+    return sum(p.nbytes for p in _trained(player))
+
+
+def _trained(player: Player) -> list[nn.Parameter]:
+    found = dict.fromkeys(_tensors(player.net))
+    return [p for p in found if isinstance(p, nn.Parameter) and p.requires_grad]
+
+
+def peak(cast: Cast, player: Player, known: Known, *, fresh: bool) -> int:
+    """Bytes that `player`'s turn makes and holds at its worst moment.
+
+    Args:
+        cast: The networks.
+        player: Whose turn it is.
+        known: What calls without gradients need, as far as they were made before; filled.
+        fresh: Whether gradients are among what the turn makes, or were there before.
+    """
+    players = cast.objective.players()
+    params = {p.name: _trained(p) for p in players}
+    trained = params[player.name]
+    for param in chain(*params.values()):
+        param.requires_grad_(False)
+    for param in trained:
+        param.requires_grad_(True)
+        param.grad = None if fresh else torch.empty_like(param)
+    accelerator = Accelerator(LOW_PRECISION[cast.recipe.train.precision])
+    nets = [p.net for p in players]
+    nets += [net for p in players for net in frozen(p.net)]
+    nets += [cast.networks[cast.core], *cast.objective.followers().values()]
+    for net in nets:
+        _checkpoint(net, accelerator, cast.recipe.train.checkpointing)
+    worst = 0
+    last = cast.recipe.train.steps - 1
+    for step in {0, last} if player.prelude else {last}:
+        batch = cast.batch(step)
+        with Live() as live, accelerator, repeated(nets, live, accelerator, known):
+            cast.objective.loss(player.name, batch).total.backward()  # type: ignore[no-untyped-call]
+        accelerator.forget()
+        worst = max(worst, live.peak)
+        for param in trained:
+            param.grad = None if fresh else param.grad
+    for param in chain(*params.values()):
+        param.grad = None
+        param.requires_grad_(True)
+    return worst
+
+
+def _checkpoint(net: nn.Module, accelerator: Accelerator, on: bool) -> None:
+    """Whether diffusers models in `net` compute their blocks again in the backward pass."""
+
+    def again(block: nn.Module, *args: Any) -> Any:
+        # A backward pass leaves function modes; what it computes again is to see this one.
+        contexts = partial(_contexts, accelerator)
+        return checkpoint(block, *args, use_reentrant=False, context_fn=contexts)
+
+    for module in modules(net):
+        if isinstance(module, ModelMixin) and module._supports_gradient_checkpointing:
+            if on:
+                module.enable_gradient_checkpointing(again)
+            else:
+                module.disable_gradient_checkpointing()
+
+
+def _contexts(accelerator: Accelerator) -> tuple[AbstractContextManager[Any], Accelerator]:
+    return nullcontext(), accelerator
+
+
+def frozen(net: nn.Module) -> list[nn.Module]:
+    """Networks that modules of `net` use past nn.Module, and so neither train nor save.
+
+    An adapter's base is none of them, being the teacher's own.
+    """
+    own = set(map(id, _tensors(net)))
+    used = [value for part in modules(net) if not isinstance(part, Role) for value in _past(part)]
+    return [value for value in used if not own.issuperset(map(id, _tensors(value)))]
+
+
+def _past(part: nn.Module) -> Iterator[nn.Module]:
+    return (value for value in vars(part).values() if isinstance(value, nn.Module))
+
+
+def _take(net: nn.Module, seen: set[int]) -> int:
+    """Bytes of the storages in `net` that are not yet in `seen`, to which they are added."""
+    total = 0
+    for tensor in _tensors(net):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in seen:
+            seen.add(storage._cdata)
+            total += storage.nbytes()
+    return total
+
+
+def _tensors(net: nn.Module) -> Iterator[Tensor]:
+    for module in modules(net):
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                yield tensor
+
+
+def _others(objective: Objective) -> Iterator[tuple[str, nn.Module]]:
+    """Further networks that an objective keeps, those of the objectives inside it included."""
+    for name, value in vars(objective).items():
+        if isinstance(value, Objective):
+            yield from _others(value)
+        elif isinstance(value, nn.Module):
+            yield name, value

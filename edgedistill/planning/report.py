@@ -1,0 +1,99 @@
+"""`edgedistill plan`: from the words of the command line to tables and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from edgedistill.planning.costs import Costs, costs
+from edgedistill.planning.fit import Verdict, fit, parse_bytes
+from edgedistill.planning.memory import Launch
+from edgedistill.recipes import schema as recipes
+
+__all__ = ["as_json", "plan", "tables"]
+
+
+def plan(
+    words: Sequence[str], size: str | None = None, launch: Launch | None = None
+) -> tuple[Costs, Verdict | None]:
+    """Plan the recipe that `words` name, and hold it against a device.
+
+    Args:
+        words: recipe=NAME and overrides.
+        size: Memory of a device, such as "24GB".
+        launch: How the run is started.
+
+    Raises:
+        ValueError: If the request is wrong or cannot be planned; one line.
+    """
+    named = [word.removeprefix("recipe=") for word in words if word.startswith("recipe=")]
+    if len(named) != 1 or not named[0]:
+        raise ValueError(
+            f"name one recipe: edgedistill plan recipe=NAME, of {', '.join(recipes.shipped())}"
+        )
+    # Where the run dir will be changes no cost.
+    rest = [word for word in words if not word.startswith(("recipe=", "out="))]
+    limit = None if size is None else parse_bytes(size)
+    launch = launch or Launch()
+    found = costs(recipes.load(named[0], rest), launch)
+    if limit is None:
+        return found, None
+    return found, fit(named[0], rest, launch, limit, found.memory.total, found.cast)
+
+
+def as_json(found: Costs, verdict: Verdict | None) -> dict[str, Any]:
+    """Both as one mapping."""
+    return {**found.to_json(), **({"fit": verdict.to_json()} if verdict else {})}
+
+
+def tables(found: Costs) -> list[Table]:
+    """Parameters and memory by role; then disk, arithmetic and samples."""
+    return [_memory(found), _networks(found), _rest(found)]
+
+
+def _networks(found: Costs) -> Table:
+    table = Table("network", "parameters", box=None)
+    table.columns[1].justify = "right"
+    for role, networks in found.parameters.items():
+        for name, count in networks.items():
+            table.add_row(f"{role} {name}", f"{count:,}")
+    table.add_row("student trained", f"{found.trained:,}")
+    return table
+
+
+def _memory(found: Costs) -> Table:
+    table = Table("memory (GB)", "weights", "gradients", "optimizer", "total", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, role in found.memory.roles.items():
+        parts = (role.weights, role.gradients, role.optimizer)
+        table.add_row(name, *(_gb(part) if part else "" for part in parts), _gb(role.total))
+    for name, size in found.by_role().items():
+        if name not in found.memory.roles:
+            table.add_row(name, "", "", "", _gb(size))
+    return table
+
+
+def _rest(found: Costs) -> Table:
+    table = Table("further costs", "", box=None)
+    table.columns[1].justify = "right"
+    if found.students > 1:
+        table.add_row("students, one after the other", str(found.students))
+    for name, size in found.disk.items():
+        table.add_row(f"disk: {name}", f"{_gb(size)} GB")
+    for name, count in found.flops.items():
+        table.add_row(f"operations: {name.replace('_', ' ')}", f"{_figure(count / 1e12)} TFLOP")
+    for name, count in found.samples.items():
+        table.add_row(f"samples {name}", f"{count:,}")
+    return table
+
+
+def _gb(size: int) -> str:
+    return _figure(size / 1e9)
+
+
+def _figure(value: float) -> str:
+    """Three digits of what is below 1, which may be very little; one decimal of the rest."""
+    return f"{value:.3g}" if value < 1 else f"{value:,.1f}"

@@ -1,0 +1,1 @@
+"""A teacher is compared with its own pipeline before anything trains."""

@@ -1,0 +1,1 @@
+"""Recipes: their schema, files, checks, and the teachers that they name."""

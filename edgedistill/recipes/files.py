@@ -1,0 +1,139 @@
+"""Recipe files and overrides, read within bounds into plain mappings."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from edgedistill.common.plugins import unknown
+from edgedistill.common.reading import MAX_YAML, check_yaml, is_file, read_bytes, short
+
+__all__ = ["find", "header", "layered", "method_of", "read", "shipped"]
+
+KEY = re.compile(r"\w[\w-]*(\.[\w-]+|\[\d{1,3}\]){0,15}")
+"""Of an override: words of one section in the other, and places in a list."""
+
+BROKEN = (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError)
+"""What OmegaConf and PyYAML raise of what they cannot read."""
+
+
+def folder() -> Path:
+    """Where the shipped recipes are: beside this file in the wheel, or at a checkout's root."""
+    here = Path(__file__).parent
+    return here if any(here.glob("*.yaml")) else here.parents[1] / "recipes"
+
+
+def shipped() -> dict[str, Path]:
+    """Shipped recipes by name."""
+    return {file.stem: file for file in sorted(folder().glob("*.yaml"))}
+
+
+def find(name: str) -> Path:
+    """The file of a recipe given by name or path; ValueError names the nearest."""
+    if name.endswith((".yaml", ".yml")):
+        if not is_file(Path(name)):
+            raise ValueError(f"no recipe file at {short(name, 200)}")
+        return Path(name)
+    table = shipped()
+    if name not in table:
+        raise unknown("recipe", name, table)
+    return table[name]
+
+
+def layered(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """A recipe file over its base, under overrides; hyperparameters of another method go.
+
+    Raises:
+        ValueError: One line that names the file, key or value.
+    """
+    data = read(path)
+    if "base" in data:
+        base = str(data.pop("base"))
+        beside = path.parent / base
+        below = read(find(str(beside) if is_file(beside) else base))
+        if "base" in below:
+            raise ValueError(
+                f"{path}: its base {short(base)} has a base itself; one level is allowed"
+            )
+        data = _over(below, data, str(path))
+    return _over(data, _overridden(overrides), "cannot read overrides")
+
+
+def _over(below: dict[str, Any], above: dict[str, Any], what: str) -> dict[str, Any]:
+    if method_of(above) not in (None, method_of(below)):
+        below["objective"] = {}
+    try:
+        merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(below), above))
+    except BROKEN as error:
+        raise ValueError(f"{what}: {_line(error)}") from None
+    assert isinstance(merged, dict)
+    return _named(merged)
+
+
+def method_of(data: Mapping[str, Any]) -> Any:
+    """Name of the method in a recipe's sections, None without one."""
+    objective = data.get("objective")
+    return objective.get("name") if isinstance(objective, dict) else None
+
+
+def _overridden(overrides: Sequence[str]) -> dict[str, Any]:
+    """The sections that overrides set."""
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"override {short(override)} is not key=value")
+        try:
+            check_yaml(value)
+        except (ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"override {short(override)}: {_line(error)}") from None
+        if not KEY.fullmatch(key):
+            raise ValueError(f"override {short(override)}: a key such as train.steps expected")
+    try:
+        found = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    except BROKEN as error:
+        raise ValueError(f"cannot read overrides: {_line(error)}") from None
+    assert isinstance(found, dict)
+    return _named(found)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The sections in a YAML file, not yet checked; ValueError names the file."""
+    try:
+        text = read_bytes(path, MAX_YAML).decode("utf-8-sig")
+        check_yaml(text)
+        data = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+    except (*BROKEN, OSError) as error:
+        raise ValueError(f"{path}: {_line(error)}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: a mapping of sections expected")
+    return _named(data)
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:  # of YAML, whose first line says only what was being read
+        return f"line {mark.line + 1}: {getattr(error, 'problem', None) or lines[0]}"
+    return lines[0] if len(lines[0]) <= 300 else f"{lines[0][:200]}...{lines[0][-100:]}"
+
+
+def _named(data: Mapping[Any, Any]) -> dict[str, Any]:
+    """The same with a text for every key: YAML has numbers and more there."""
+    return {
+        str(key): _named(value) if isinstance(value, Mapping) else value
+        for key, value in data.items()
+    }
+
+
+def header(name: str) -> str:
+    """What a recipe's file says of itself: the comments that it begins with."""
+    lines = read_bytes(find(name), MAX_YAML).decode("utf-8-sig").splitlines(keepends=True)
+    return "".join(itertools.takewhile(lambda line: line.startswith("#"), lines))

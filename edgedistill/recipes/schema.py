@@ -1,0 +1,361 @@
+"""Recipes: YAML and key=value overrides -> a typed, frozen Recipe."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from edgedistill import objectives, rewards
+from edgedistill.common.plugins import unknown
+from edgedistill.common.reading import short
+from edgedistill.common.settings import Settings
+from edgedistill.compress.config import Compress
+from edgedistill.diffusion.sampling import SAMPLERS, SOLVERS, SPACINGS
+from edgedistill.objectives.added.embedding import Embedding
+from edgedistill.objectives.added.reward import Reward
+from edgedistill.recipes.bounds import check_name, check_numbers
+from edgedistill.recipes.files import find, header, layered, read, shipped
+from edgedistill.training.trainer import Train
+
+__all__ = [
+    "Compress",
+    "Judged",
+    "Parts",
+    "Recipe",
+    "asked",
+    "dump",
+    "find",
+    "header",
+    "judged",
+    "load",
+    "read",
+    "shipped",
+]
+
+
+class Lora(Settings):
+    """A LoRA in the teacher's weights."""
+
+    path: str
+    """A .safetensors file in kohya's, diffusers' or peft's names, or the folder of one."""
+    scale: float = Field(1.0, ge=-100, le=100)
+    """Factor on all of it."""
+
+
+class TeacherSection(Settings):
+    """Whom to learn from."""
+
+    family: str
+    """A key of `teachers.TEACHERS`."""
+    path: str
+    """A shipped asset's name, a folder, a Hub id, or a single .safetensors file in its authors'
+    layout (stable_diffusion, sdxl, sd3, flux)."""
+    config: str | None = None
+    """For a single file: a folder or Hub id with the configurations and tokenizers, and the
+    weights that the file lacks; looked for on the Hub where None."""
+    lora: tuple[Lora, ...] = Field((), max_length=16)
+    """LoRAs fused into it as it is loaded, in this order: a file, {path, scale}, or a list."""
+    guidance: float = Field(1.0, ge=0, le=1000)
+    """Guidance scale while teaching and as the reference; 1 is none."""
+    steps: int = Field(25, gt=0, le=10_000)
+    """Steps of the teacher as the reference in evaluation and report."""
+    solver: str = "ddim"
+    verify: bool = True
+    """Compare it with its own diffusers pipeline before anything is trained, and refuse it if it
+    is not drawn here as there; a teacher is compared once."""
+    tiny: bool = False
+    """Put a tiny random teacher of the family in the place of `path`, to try a recipe."""
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """One alone, and a path alone, stand for a list of {path}."""
+        each = [value] if isinstance(value, (str, Mapping)) else value
+        if not isinstance(each, (list, tuple)):
+            return each
+        return [{"path": one} if isinstance(one, str) else one for one in each]
+
+    @property
+    def loras(self) -> list[tuple[str, float]]:
+        """A file and a factor for each LoRA; none in a tiny teacher, which they do not fit."""
+        return [] if self.tiny else [(each.path, each.scale) for each in self.lora]
+
+
+class StudentSection(Settings):
+    """How the student samples."""
+
+    steps: int = Field(4, gt=0, le=1000)
+    sampler: str = "renoise"
+    """How a step lands on the next time: renoise (LCM, DMD2) or ddim."""
+    spacing: str = "trailing"
+    init: str | None = None
+    """A student folder to start from, in place of the teacher's weights."""
+    prediction: Literal["eps", "v", "x0"] | None = None
+    """What the student predicts. None: what its teacher does; but v where the teacher predicts
+    noise and the student's first step has next to no signal (alpha below 0.01), as noise says
+    nothing of x0 there. Adapters, smaller students and methods that train no weights keep the
+    teacher's."""
+    prediction_steps: int | None = Field(None, gt=0)
+    """Steps of `train.steps` in which a student that predicts something else than its teacher
+    learns to, before the method begins; a fifth of them where None."""
+    decoder: str | None = None
+    """A decoder folder, as method `decoder` makes them, in place of the teacher's."""
+
+
+class DataSection(Settings):
+    """Clean data and prompts; what comes with the teacher is the default."""
+
+    prompts: str | None = None
+    """A UTF-8 text file, a prompt a line, a .parquet file or webdataset shards (a .tar or a folder
+    of them), for whose prompts the teacher makes the samples."""
+    caption: str = "caption"
+    """Column of parquet, and key of a .json in a tar, that holds the prompt."""
+    pictures: str | None = None
+    """A folder of pictures with captions, or webdataset shards, in place of samples: see
+    `data.pictures`."""
+    cache: str | None = None
+    """A folder of their x0, to share between runs; in the run dir where None."""
+    samples: int = Field(256, gt=0, le=10**7)
+    """Samples the teacher makes where there is no other data."""
+    paths: str | None = None
+    """A folder of `edgedistill synth`, for methods on the teacher's paths; made where None."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSection:
+        if self.pictures is None and self.cache is not None:
+            raise ValueError("cache is for pictures; name them, or leave it out")
+        if self.pictures is not None and (self.prompts is not None or self.paths is not None):
+            raise ValueError("pictures have their own captions; leave prompts and paths out")
+        return self
+
+
+class Parts(Settings):
+    """Several students, each for its part of the conditions: see `parts.Group`."""
+
+    count: int = Field(1, ge=1, le=1000)
+    """Students; from 2 on the conditions are divided among them."""
+    only: int | None = Field(None, ge=0)
+    """Train this one alone, from 0, so that several machines share the work."""
+
+    @model_validator(mode="after")
+    def _among(self) -> Parts:
+        if self.only is not None and self.count == 1:
+            raise ValueError(f"only={self.only}: there is one student; set parts.count")
+        if self.only is not None and self.only >= self.count:
+            raise ValueError(f"only={self.only}: a student from 0 to {self.count - 1} expected")
+        return self
+
+    @property
+    def trained(self) -> list[int]:
+        """The students that a run trains."""
+        return list(range(self.count)) if self.only is None else [self.only]
+
+
+class EvaluateSection(Settings):
+    """What `edgedistill evaluate` measures by default."""
+
+    samples: int = Field(512, gt=0, le=10**6)
+    seed: int = Field(1234, ge=0, lt=2**63)
+    features: str | None = None
+    """What judges: a folder or Hub id of a vision model, `pixels` or `teacher`; by default the
+    CLIP model that the teacher ships, else a pixel teacher's own U-Net, else pixels."""
+    batch_size: int = Field(64, gt=0, le=2**16)
+
+
+class Judged(BaseModel):
+    """What evaluation and report need of a recipe; of an adopted student there is no more."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: str
+    description: str = ""
+    teacher: TeacherSection
+    data: DataSection = DataSection()
+    evaluate: EvaluateSection = EvaluateSection()
+
+
+class Recipe(Settings):
+    """The choices of a run."""
+
+    name: str
+    description: str = ""
+    teacher: TeacherSection
+    student: StudentSection = StudentSection()
+    objective: dict[str, Any]
+    """{"name": a key of `objectives.OBJECTIVES`, **that method's Config}."""
+    data: DataSection = DataSection()
+    compress: Compress = Compress()
+    parts: Parts = Parts()
+    embedding: Embedding | None = None
+    """A loss beside the method's own, on random networks' features of samples and data."""
+    reward: Reward | None = None
+    """What makes a sample good: a loss beside the method's own, or what the method learns from."""
+    train: Train
+    evaluate: EvaluateSection = EvaluateSection()
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, name: str) -> str:
+        check_name(name)
+        return name
+
+    @model_validator(mode="after")
+    def _names(self) -> Recipe:
+        for what, name, table in (
+            ("solver", self.teacher.solver, SOLVERS),
+            ("sampler", self.student.sampler, SAMPLERS),
+            ("spacing", self.student.spacing, SPACINGS),
+        ):
+            if name not in table:
+                raise unknown(what, name, table)
+        return self
+
+    @property
+    def method_steps(self) -> int:
+        """Steps that the method has, after those of `compress.first`."""
+        steps, first = self.train.steps, self.compress.first
+        return steps - first if first < steps else steps
+
+    def method(self) -> type[objectives.Objective]:
+        """The objective's class."""
+        return objectives.find(str(self.objective.get("name", "")))
+
+    def method_config(self) -> Settings:
+        """The objective's own configuration."""
+        arguments = {k: v for k, v in self.objective.items() if k != "name"}
+        return self.method().Config(**arguments)
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Resolve a recipe.
+
+    Args:
+        name: A shipped recipe's name, or a path ending in .yaml.
+        overrides: "key.sub=value" each; values are read as YAML.
+
+    Raises:
+        ValueError: One line that names the recipe, key or value, and the choices.
+    """
+    path = find(name)
+    data = layered(path, overrides)
+    data.setdefault("name", path.stem)
+    return resolve(data)
+
+
+def asked(verb: str, words: Sequence[str]) -> tuple[Recipe, str | None, list[str]]:
+    """The recipe that a verb's words name and override, out=, and the keys they override.
+
+    Raises:
+        ValueError: As `load` says, and if they name no recipe, or anything twice.
+    """
+    for key in PLACES:
+        found = [word for word in words if word.startswith(key)]
+        if len(found) > 1:
+            raise ValueError(f"{short(' '.join(found), 200)[1:-1]}: name one")
+        if found == [key]:
+            raise ValueError(f"{key} names nothing")
+    given = dict(word.partition("=")[::2] for word in words if word.startswith(PLACES))
+    rest = [word for word in words if not word.startswith(PLACES)]
+    if "recipe" not in given:
+        names = ", ".join(shipped())
+        raise ValueError(f"name a recipe: edgedistill {verb} recipe=NAME, one of {names}")
+    keys = [word.partition("=")[0] for word in rest]
+    return load(given["recipe"], rest), given.get("out"), keys
+
+
+PLACES = ("recipe=", "out=")
+"""Words that are no keys of the recipe."""
+
+
+def resolve(data: Mapping[str, Any]) -> Recipe:
+    """Check a plain mapping against the types; the first error becomes a one-line ValueError."""
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error, Recipe, "") from None
+    try:
+        config = recipe.method_config()
+    except ValidationError as error:
+        raise _explain(error, recipe.method().Config, "objective.") from None
+    if recipe.reward:
+        kind = rewards.find(recipe.reward.name)
+        try:
+            kind.Config(**recipe.reward.options)
+        except ValidationError as error:
+            raise _explain(error, kind.Config, "reward.options.") from None
+    full = {"name": recipe.objective["name"], **config.model_dump(mode="json")}
+    recipe = recipe.model_copy(update={"objective": full})
+    check_numbers(recipe.model_dump())
+    return recipe
+
+
+def judged(data: Mapping[str, Any]) -> Judged:
+    """What a student's own recipe says of its teacher and evaluation."""
+    try:
+        return Judged.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error, Judged, "") from None
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML."""
+    text: str = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=88)
+    return text
+
+
+def _explain(error: ValidationError, model: type[BaseModel], prefix: str) -> ValueError:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    key = (prefix + ".".join(place)).rstrip(".")
+    if first["type"] == "extra_forbidden":
+        known = _fields(model, place[:-1])
+        near = difflib.get_close_matches(place[-1][:100], known, 1)
+        parent = prefix + "".join(f"{part}." for part in place[:-1])
+        hint = f" (did you mean {parent}{near[0]}?)" if near else ""
+        choices = f"; known here: {', '.join(known)}" if known else ""
+        return ValueError(f"unknown key {_cut(key)}{hint}{choices}")
+    if first["type"] == "missing":
+        return ValueError(f"recipe lacks {key}")
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "model_type":
+        return ValueError(
+            f"{key}={short(first['input'])}: {key} is a section; set its keys, {key}.KEY="
+        )
+    if not key:
+        return ValueError(reason)
+    if first["type"] == "tuple_type":
+        reason = f"a list expected, {key}=[...,...]"
+    key = _cut(key)
+    given, reason = f"={short(first['input'])}: ", f"{reason[0].lower()}{reason[1:]}"
+    if isinstance(first["input"], Mapping):
+        # What a section holds would bury the reason, which may name a key of it.
+        given = "." if re.split("[=:]", reason)[0] in first["input"] else ": "
+    return ValueError(f"{key}{given}{reason}")
+
+
+def _cut(key: str) -> str:
+    return short(key, 200)[1:-1]
+
+
+def _fields(model: type[BaseModel], place: Sequence[str]) -> list[str]:
+    """Keys of the section at `place` in a model; none where it is no section of its own."""
+    for part in place:
+        field = model.model_fields.get(part)
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if not inner:
+            return []
+        model = inner[0]
+    return sorted(model.model_fields)

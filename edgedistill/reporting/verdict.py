@@ -1,0 +1,177 @@
+"""The first paragraph of the report: what a student is worth, in a few sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgedistill.evaluation.memory import QUANTILE
+from edgedistill.evaluation.tables import decibels
+
+__all__ = ["EXPLANATIONS", "Facts", "explained", "verdict"]
+
+KEPT = 1.1
+"""A student whose distance is at most this many times its teacher's keeps its quality."""
+
+Figures = Mapping[str, Any]
+
+EXPLANATIONS = {
+    "fd": "FD: Frechet distance between the features of the samples and those of the reference. "
+    "Lower is nearer. It falls with the number of samples, so only rows of one n compare.",
+    "kid": "KID: another distance between the same features, without that fault. Near 0 is as "
+    "near as the reference is to itself; by chance it falls below.",
+    "fd_ratio": "FD ratio: the row's FD over the teacher's; 1 is as good as the teacher.",
+    "text_image_score": "Text-image: 100 times the cosine of picture and caption in the CLIP "
+    "model. Higher fits the caption better.",
+    "retrieval_top1": "Top 1: share of pictures whose own caption fits them best of all captions.",
+    "diversity": "Diversity: how much pictures of one caption differ.",
+    "rmse": "RMSE and PSNR: pixel for pixel, against the teacher's picture of the same noise. A "
+    "student that draws well but differently from the same noise is far by these.",
+    "perceptual": "Perceptual: the same in the features of the CLIP model; 0 is equal.",
+    "accuracy": "Accuracy: share of pictures that a small classifier puts in the class asked for.",
+    "agreement": "Agreement: share that it puts in the same class as the teacher's picture of the "
+    "same noise.",
+    "memorization": "Memorization: share of samples nearer to some training picture, by features "
+    "or by pixels, than 95 % of the training pictures are to each other. About 5 % is chance; far "
+    "more means that training pictures are repeated.",
+    "w2_ratio": "W2 ratio: distance to the true points over that of true points to each other.",
+}
+"""By figure, for people who never met it."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a run.
+
+    Attributes:
+        teacher: Its name.
+        steps: Network calls of the student.
+        calls: Network calls of the teacher.
+        evaluation: eval.json.
+        bench: bench.json.
+        parity: By bundle, its manifest's.
+        sizes: Bytes on disk, of the student and by bundle.
+    """
+
+    teacher: str
+    steps: int
+    calls: int
+    evaluation: Figures | None = None
+    bench: Figures | None = None
+    parity: Mapping[str, Figures] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+def verdict(facts: Facts) -> list[str]:
+    """Sentences on steps, speed, quality, memory, size and proof, unknown ones included."""
+    word = "call" if facts.steps == 1 else "calls"
+    steps = (
+        f"The student draws in {facts.steps} network {word} what {facts.teacher} draws in "
+        f"{facts.calls}."
+    )
+    return [steps, _speed(facts), *_quality(facts), *_size(facts), _proof(facts)]
+
+
+def _speed(facts: Facts) -> str:
+    speedups = (facts.bench or {}).get("speedup_over_teacher") or {}
+    if not speedups:
+        return "How fast it is has not been measured: run edgedistill bench."
+    name = max(speedups, key=lambda key: speedups[key])
+    seconds = facts.bench[name]["p50_s"] if facts.bench else 0.0
+    who = "It" if name == "student" else name.replace("bundle:", "The bundle ")
+    return f"{who} is {speedups[name]:.1f} times as fast ({1000 * seconds:.3g} ms a sample)."
+
+
+def _quality(facts: Facts) -> list[str]:
+    figures = facts.evaluation
+    student = (figures or {}).get("student")
+    if not figures or not student:
+        return ["Its quality has not been measured: run edgedistill evaluate."]
+    teacher = figures["teacher"]
+    cut = figures.get(f"teacher@{facts.steps}")
+    found = []
+    for key, name in (("fd", "FD"), ("sliced_w2", "sliced W2 distance")):
+        if key in student and key in teacher:
+            found.append(_distance(name, facts.steps, student, teacher, cut, key))
+            break
+    found += _classes(student, teacher)
+    if student.get("text_image_ratio") is not None:
+        found.append(
+            f"Pictures fit their captions {_percent(student['text_image_ratio'])} as well as the "
+            "teacher's."
+        )
+    return found + _memory(student, teacher)
+
+
+def _distance(
+    name: str, steps: int, student: Figures, teacher: Figures, cut: Figures | None, key: str
+) -> str:
+    mine, theirs = student[key], teacher[key]
+    numbers = f"{mine:.3g}, the teacher's {theirs:.3g}"
+    if cut is not None:
+        numbers += f", the teacher's at the same {steps} {'call' if steps == 1 else 'calls'} "
+        numbers += f"{cut[key]:.3g}"
+    if mine <= KEPT * theirs:
+        judged = "it keeps its teacher's quality by this figure"
+        if cut is not None and cut[key] <= KEPT * theirs:
+            judged += ", and so does the teacher at so few calls: the figure does not tell them "
+            judged += "apart"
+    elif cut is None or mine < cut[key]:
+        judged = "it is behind its teacher" + (
+            ", and ahead of the teacher cut short" if cut else ""
+        )
+    else:
+        judged = "it is no better than the teacher cut short, so distillation has gained nothing"
+    return f"Its {name} is {numbers} (lower is better, {student['samples']} samples): {judged}."
+
+
+def _classes(student: Figures, teacher: Figures) -> list[str]:
+    if "classes" not in student:
+        return []
+    mine, theirs = student["classes"], teacher["classes"]
+    return [
+        f"A classifier puts {_percent(mine['accuracy'])} of its pictures in the class asked for, "
+        f"{_percent(theirs['accuracy'])} of the teacher's; from the same noise both show the same "
+        f"class in {_percent(mine['agreement'])}."
+    ]
+
+
+def _memory(student: Figures, teacher: Figures) -> list[str]:
+    if "memory" not in student:
+        return []
+    mine, theirs = (each["memory"]["memorization"] for each in (student, teacher))
+    return [
+        f"{_percent(mine)} of its samples are so near to a training picture that they count as "
+        f"copies (the teacher's {_percent(theirs)}; about {_percent(QUANTILE)} is chance)."
+    ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _size(facts: Facts) -> list[str]:
+    parts = [f"{name} {size / 1e6:.3g} MB" for name, size in facts.sizes.items()]
+    return [f"On disk: {', '.join(parts)}."] if parts else []
+
+
+def _proof(facts: Facts) -> str:
+    if not facts.parity:
+        return "No bundle has been made of it: run edgedistill export."
+    failed = [name for name, parity in facts.parity.items() if not parity["passed"]]
+    if failed:
+        return f"Not proven equal to the student: {', '.join(failed)}."
+    parts = [f"{name} {_worst(parity)}" for name, parity in facts.parity.items()]
+    what = "The bundle is" if len(parts) == 1 else f"All {len(parts)} bundles are"
+    return f"{what} proven equal to the student; worst sample: {', '.join(parts)}."
+
+
+def _worst(parity: Figures) -> str:
+    words = decibels(parity["final"]["worst"])
+    return words if words == "identical" else f"{words} dB"
+
+
+def explained(columns: Sequence[str]) -> list[str]:
+    """What the figures among `columns` mean."""
+    return [text for key, text in EXPLANATIONS.items() if key in columns]

@@ -1,0 +1,166 @@
+"""A run dir belongs to one process at a time, and a refused run takes nothing of others away."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import weakref
+from collections.abc import Iterator
+from itertools import chain, count
+from pathlib import Path
+
+from edgedistill.common.disk import WriteError, lock, naming, unlock
+from edgedistill.common.files import check_writable, write_text
+
+__all__ = ["RECIPE", "Claim", "claim_new", "claim_old"]
+
+RECIPE = "recipe.yaml"
+
+WORK = ("data", "parts", "students", "checkpoints")
+"""What of a run dir took time to make."""
+
+TRIES = 100
+"""How often a place is tried that others make and take away."""
+
+
+class _Held:
+    """A locked folder; it is let go of with the last who holds it, or with the process."""
+
+    def __init__(self, folder: Path) -> None:
+        handle = lock(folder)
+        self.stat = folder.stat()
+        weakref.finalize(self, unlock, handle)
+
+
+_held: weakref.WeakValueDictionary[Path, _Held] = weakref.WeakValueDictionary()
+
+
+def _hold(folder: Path) -> _Held:
+    """Lock a folder; a process that has it already has it once more.
+
+    Raises:
+        ValueError: If another process has it.
+        FileNotFoundError: If it is gone.
+    """
+    place = folder.resolve()
+    found = _held.get(place)
+    if found is None or not os.path.samestat(found.stat, place.stat()):
+        try:
+            found = _held[place] = _Held(place)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder}: another process is at work there; wait until it ends, or stop it"
+            ) from None
+    return found
+
+
+class Claim:
+    """A run dir that is ours.
+
+    Args:
+        folder: It; it must exist.
+        made: Which of it and the folders around it were made for this run, innermost first.
+
+    Raises:
+        ValueError: If another process has it.
+    """
+
+    def __init__(self, folder: Path, made: list[Path]) -> None:
+        self.folder = folder
+        self._made, self._held = made, _hold(folder)
+        self._before = {path.name for path in folder.iterdir()}
+        self.taken = RECIPE in self._before
+        """Whether there was a run in it."""
+        file = folder / RECIPE
+        self._recipe = file.read_text(encoding="utf-8") if file.is_file() else None
+
+    def keep(self, owner: object) -> None:
+        """Stay its owner as long as `owner` lives."""
+        weakref.finalize(owner, lambda held: None, self._held)
+
+    def give_up(self, *, all_of_it: bool) -> None:
+        """Leave the folder as it was found; a new one goes, and folders around it if empty.
+
+        Args:
+            all_of_it: Whether data that a run has made goes too; otherwise a run that has any
+                stays, to be taken up again.
+        """
+        new = [path for path in self.folder.iterdir() if path.name not in self._before]
+        if not all_of_it and any(path.name in WORK for path in new):
+            return
+        for path in new:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if self._recipe is not None:
+            write_text(self.folder / RECIPE, self._recipe)
+        for path in self._made:
+            try:
+                path.rmdir()
+            except OSError:
+                break  # others have put something there
+
+
+def claim_new(place: Path, *, numbered: bool) -> Claim:
+    """Claim a folder for a new run.
+
+    Args:
+        place: The folder.
+        numbered: Whether to take PLACE-2, PLACE-3, ... if it is there. Otherwise it may be there,
+            without a run in it.
+
+    Raises:
+        ValueError: If it cannot be written, holds a run, or is another process's.
+    """
+    for left in reversed(range(TRIES)):
+        folder = next(path for path in _names(place) if not numbered or not os.path.lexists(path))
+        try:
+            with naming(folder, f"out={folder}"):
+                return _claimed(folder, numbered=numbered)
+        except WriteError as error:
+            # Others came first, or were refused and took a folder away.
+            passing = isinstance(error.__cause__, FileExistsError | FileNotFoundError)
+            if not passing or not left:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+def _claimed(folder: Path, *, numbered: bool) -> Claim:
+    claim = Claim(folder, _make(folder, exist_ok=not numbered))
+    if claim.taken:
+        raise ValueError(f"{folder} holds a run already; add --resume or choose another out=")
+    try:
+        check_writable(folder / RECIPE, f"out={folder}")
+    except ValueError:
+        claim.give_up(all_of_it=True)
+        raise
+    return claim
+
+
+def claim_old(folder: Path) -> Claim:
+    """Claim the run dir of a run that is taken up.
+
+    Raises:
+        ValueError: If there is no run, it is another process's, or cannot be written.
+    """
+    if not (folder / RECIPE).is_file():
+        raise ValueError(f"{folder}: no run to resume there")
+    claim = Claim(folder, [])
+    check_writable(folder / RECIPE, f"out={folder}")
+    return claim
+
+
+def _names(place: Path) -> Iterator[Path]:
+    return chain([place], (place.with_name(f"{place.name}-{number}") for number in count(2)))
+
+
+def _make(folder: Path, *, exist_ok: bool) -> list[Path]:
+    """Make a folder and those around it; returns those that were missing, innermost first."""
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    for path in reversed(missing[1:]):
+        path.mkdir(exist_ok=True)
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if not exist_ok:
+            raise
+        missing = missing[1:]
+    return missing

@@ -1,0 +1,186 @@
+"""Where a run lives: a new run dir, or the one that is taken up again."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+
+from edgedistill.recipes import schema as recipes
+from edgedistill.runs.claims import RECIPE, Claim, claim_new, claim_old
+from edgedistill.runs.run import Run
+from edgedistill.common.files import WriteError, atomic_link, write_text
+from edgedistill.runs.group import Group
+from edgedistill.recipes.schema import Recipe
+from edgedistill.tiny import make_tiny
+from edgedistill.training.trainer import engine
+
+__all__ = ["RESUMABLE", "open_run"]
+
+RESUMABLE = {
+    "train.steps",
+    "train.log_every",
+    "train.sample_every",
+    "train.checkpoint_every",
+    "parts.only",
+}
+"""Keys that may change when a run is taken up again."""
+
+SHOWN = 4
+"""Differences that one line names."""
+
+Say = Callable[[str], None]
+
+
+def open_run(
+    recipe: Recipe,
+    out: str | None,
+    resume: bool,
+    say: Say,
+    runs: Path = Path("runs"),
+    typed: Collection[str] | None = None,
+) -> Run | Group:
+    """A new or resumed run in its run dir, with its recipe.yaml; a group of a recipe with parts.
+
+    runs/latest then points at it if it makes a student. A new run never writes into an older
+    one: runs/NAME, then runs/NAME-2, ... No other process can open the run while this one has it.
+    Of several processes of one run the main one chooses and writes; the others read what it has
+    made.
+
+    A resumed run keeps the recipe in its run dir, whatever the recipe's file and defaults say by
+    now; one line names where they differ. What its user types is compared, or, of `RESUMABLE`
+    keys, obeyed.
+
+    Args:
+        recipe: The choices as they resolve now.
+        out: The run dir; None is the next or, resumed, the newest of the recipe's name.
+        resume: Whether to take up a run.
+        say: Called with a line at each stage.
+        runs: Where run dirs are.
+        typed: Keys of `recipe` that the user set now; None is all.
+
+    Raises:
+        ValueError: If there is nothing to resume, a typed key differs from the run's, `out` holds
+            a run already or another process's, or the recipe names what cannot be loaded. The
+            folder is then as it was.
+    """
+    if not engine(recipe.train.precision).is_main_process:
+        folder = Path(_from_main(""))
+        return _opened(_stored(folder), folder, lambda line: None)
+    claim = _claim(recipe, out, resume, runs)
+    folder = claim.folder
+    try:
+        recipe = _taken_up(recipe, folder, typed, say) if resume else _placed(recipe, folder)
+        write_text(folder / RECIPE, recipes.dump(recipe))
+        if recipe.teacher.tiny and not Path(recipe.teacher.path).exists():
+            make_tiny(recipe.teacher.family, Path(recipe.teacher.path), recipe.train.seed)
+        _from_main(str(folder))
+        run = _opened(recipe, folder, say)
+    except Exception as error:
+        wrong = isinstance(error, ValueError) and not isinstance(error, WriteError)
+        claim.give_up(all_of_it=wrong)
+        raise
+    claim.keep(run)
+    if recipe.method().product == "student":
+        _point(runs, folder, say)
+    return run
+
+
+def _point(runs: Path, folder: Path, say: Say) -> None:
+    """Let runs/latest point at a run dir; where it cannot, say so, as nothing depends on it."""
+    try:
+        atomic_link(runs / "latest", os.path.relpath(folder, runs))
+    except ValueError as error:
+        say(f"{error}; name the run, as {folder}")
+
+
+def _opened(recipe: Recipe, folder: Path, say: Say) -> Run | Group:
+    return (Group if recipe.parts.count > 1 else Run)(recipe, folder, say)
+
+
+def _placed(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with a tiny teacher's place in the run dir."""
+    if not recipe.teacher.tiny:
+        return recipe
+    teacher = recipe.teacher.model_copy(update={"path": str(folder / "teacher"), "config": None})
+    return recipe.model_copy(update={"teacher": teacher})
+
+
+def _from_main(word: str) -> str:
+    """What the main process says, once it says it."""
+    words = [word]
+    broadcast_object_list(words)
+    return words[0]
+
+
+def _claim(recipe: Recipe, out: str | None, resume: bool, runs: Path) -> Claim:
+    place = Path(out) if out else runs / recipe.name
+    if not resume:
+        return claim_new(place, numbered=out is None)
+    taken = _numbered(runs, recipe.name)
+    return claim_old(taken[-1] if taken and out is None else place)
+
+
+def _numbered(runs: Path, name: str) -> list[Path]:
+    found = {}
+    for file in runs.glob(f"{glob.escape(name)}*/{RECIPE}"):
+        suffix = file.parent.name[len(name) :]
+        if suffix == "":
+            found[1] = file.parent
+        elif suffix.startswith("-") and suffix[1:].isdecimal():
+            found[int(suffix[1:])] = file.parent
+    return [found[key] for key in sorted(found)]
+
+
+def _stored(folder: Path) -> Recipe:
+    """The recipe of a run dir."""
+    file = folder / RECIPE
+    try:
+        return recipes.resolve(recipes.read(file))
+    except ValueError as error:
+        raise ValueError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
+
+
+def _taken_up(new: Recipe, folder: Path, typed: Collection[str] | None, say: Say) -> Recipe:
+    """The recipe of the run dir, with what may change as typed."""
+    old = _stored(folder)
+    ours, theirs = _flat(new.model_dump(mode="json")), _flat(old.model_dump(mode="json"))
+    placed = {"teacher.path", "teacher.config"} if new.teacher.tiny else set()
+    differ = [key for key in sorted({*ours, *theirs} - placed) if ours.get(key) != theirs.get(key)]
+    # The recipe's name is typed too.
+    asked = differ if typed is None else [k for k in differ if k == "name" or _among(k, typed)]
+    for key in asked:
+        if key not in RESUMABLE:
+            raise ValueError(
+                f"{folder} was trained with {key}={theirs.get(key)!r}, not {ours.get(key)!r}; "
+                "a resumed run keeps its recipe"
+            )
+    kept = [key for key in differ if key not in asked]
+    if kept:
+        shown = [f"{key}={theirs.get(key)!r}, not {ours.get(key)!r}" for key in kept[:SHOWN]]
+        more = f"; {len(kept) - SHOWN} more" if len(kept) > SHOWN else ""
+        say(f"resumed with the recipe in {folder}: {'; '.join(shown)}{more}")
+    data = old.model_dump(mode="json")
+    for key in asked:
+        section, _, name = key.partition(".")
+        data[section][name] = ours[key]
+    return recipes.resolve(data)
+
+
+def _among(key: str, typed: Collection[str]) -> bool:
+    """Whether `key` or a section around it is typed."""
+    return any(f"{key}.".startswith(f"{word}.") for word in typed)
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,68 @@
+"""Teacher paths before a run: recipe -> a folder of them, which `data.paths` may name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from edgedistill.data import find_captions
+from edgedistill.data.paths import captions_of, make_paths, spec_of
+from edgedistill.common.files import check_writable
+from edgedistill.recipes.schema import Recipe
+from edgedistill.diffusion.sampling import student_times
+from edgedistill.teachers import load_teacher
+from edgedistill.tiny import make_tiny
+from edgedistill.training.trainer import engine
+
+__all__ = ["synth"]
+
+
+def synth(
+    recipe: Recipe, out: str | None, say: Callable[[str], None], progress: Callable[[int], None]
+) -> Path:
+    """Write `data.samples` paths at the student's times, or what is missing of them.
+
+    Args:
+        recipe: Its teacher, student, data and train.seed count.
+        out: The folder; paths/NAME of the recipe if None.
+        say: Called with a line for each broken shard.
+        progress: Called with the paths there are so far.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If the recipe's method has no use for paths, or they cannot be made.
+    """
+    if not recipe.method().needs_paths:
+        name = recipe.objective["name"]
+        raise ValueError(f"objective.name={name}: method {name!r} needs no paths")
+    if recipe.data.pictures:
+        raise ValueError(
+            f"data.pictures={recipe.data.pictures}: paths begin with noise and take captions "
+            "alone; name them with data.prompts"
+        )
+    folder = Path(out) if out else Path("paths") / recipe.name
+    check_writable(folder / "manifest.json", f"out={folder}")
+    section, few = recipe.teacher, recipe.student
+    place = str(folder / "teacher") if section.tiny else section.path
+    if section.tiny and not Path(place).exists():
+        make_tiny(section.family, Path(place), recipe.train.seed)
+    config = None if section.tiny else section.config
+    teacher = load_teacher(section.family, place, config, section.loras)
+    teacher.to(engine(recipe.train.precision).device)
+    data = recipe.data
+    find_captions(teacher, data.prompts, data.samples, data.caption)  # for what it refuses
+    captions = captions_of(teacher, data.prompts, data.caption)
+    times = student_times(teacher.denoiser.schedule, few.steps, few.spacing, few.sampler)
+    spec = spec_of(
+        teacher,
+        captions,
+        guidance=section.guidance,
+        solver=section.solver,
+        steps=section.steps,
+        times=times,
+        seed=recipe.train.seed,
+    )
+    make_paths(folder, teacher, spec, captions, recipe.data.samples, say, progress)
+    return folder

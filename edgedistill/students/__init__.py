@@ -1,0 +1,1 @@
+"""Student folders, groups of students, and which student learns what."""

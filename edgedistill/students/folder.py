@@ -1,0 +1,307 @@
+"""The student dir: a diffusers pipeline folder with student.json, written and read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from edgedistill.common.files import atomic_folder, read_json, recover, write_json, write_text
+from edgedistill.common.finite import bad_tensor
+from edgedistill.common.hashes import check_files, files_in, sha256_of, sha256_of_all
+from edgedistill.common.plugins import names, unknown
+from edgedistill.common.progress import remark
+from edgedistill.compress.plan import Plan, build
+from edgedistill.diffusion.denoiser import Condition
+from edgedistill.diffusion.prediction import Prediction
+from edgedistill.diffusion.sampling import StepTable
+from edgedistill.diffusion.schedule import schedule_from_json
+from edgedistill.networks.adapters import Role
+from edgedistill.teachers import ENTRY_POINTS, TEACHERS, Teacher, load_teacher
+
+__all__ = ["Guidance", "Student", "StudentInfo", "load_student", "save_student"]
+
+SCHEMA = 2
+
+INFO, CARD = "student.json", "README.md"
+
+MACHINE = ("_name_or_path", "name_or_path")
+"""Keys of a config in which libraries keep where they had loaded something from."""
+
+
+class Guidance(BaseModel):
+    """Where guidance went: baked into the weights, an embedded input, or none."""
+
+    model_config = ConfigDict(extra="forbid")
+    mode: Literal["baked", "embedded", "none"]
+    scale: float = 1.0
+
+
+class StudentInfo(BaseModel):
+    """student.json: everything needed to run the student rightly.
+
+    Attributes:
+        schema_version: 2; 1 had no hashes.
+        method: Distillation method.
+        family: Family that reads the folder; a key of `teachers.TEACHERS`.
+        step_table: `StepTable.to_json`.
+        prediction: What the network predicts.
+        schedule: `Schedule.to_json`.
+        guidance: Where guidance went.
+        lora_scale: Scale of a LoRA student's adapter, or None.
+        latent: {"shape", "scaling_factor", "shift_factor"}.
+        teacher: {"name", "path", "family", "guidance", "licences"}; `license_name` and
+            `license_link` of a licence that the Hub has no name for, "notes" on what a student
+            lacks, "config" of a single file and "lora" in its weights where there are such.
+        recipe: The resolved recipe.
+        evaluation: Figures of eval.json, or None before evaluation.
+        sha256: Of every other file but the card, by name, and under "student.json" of all that is
+            said here, besides `evaluation`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    schema_version: Literal[1, 2] = 2
+    method: str
+    family: str
+    step_table: dict[str, Any]
+    prediction: Prediction
+    schedule: dict[str, Any]
+    guidance: Guidance
+    lora_scale: float | None = None
+    depths: dict[str, dict[str, Any]] = {}
+    """Plans of the smaller students inside this one, by name."""
+    latent: dict[str, Any]
+    teacher: dict[str, Any]
+    recipe: dict[str, Any]
+    evaluation: dict[str, Any] | None = None
+    sha256: dict[str, str] = {}
+
+
+class Student:
+    """A student folder, loaded.
+
+    Attributes:
+        path: The folder.
+        info: Its student.json.
+        table: Its step table.
+        teacher: The family's object for this folder: encode, decode, graphs.
+        net: The few-step network.
+    """
+
+    def __init__(self, path: Path, info: StudentInfo, table: StepTable, teacher: Teacher) -> None:
+        self.path, self.info, self.table, self.teacher = path, info, table, teacher
+        self.net: nn.Module = teacher.net
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash over all that decides what the student draws: not its figures or its card."""
+        # The first schema's words, so that the hash of what was made in it stays the same; depths
+        # that are not there do not change that of what was made before there were any.
+        left_out = {"evaluation", "sha256"} | ({"depths"} if not self.info.depths else set())
+        first = self.info.model_copy(update={"schema_version": 1})
+        digest = hashlib.sha256(first.model_dump_json(exclude=left_out).encode())
+        for name, found in sorted(self._hashes().items(), key=lambda item: Path(item[0])):
+            kept = name.endswith((".json", ".safetensors", ".txt"))
+            if kept and Path(name).name != INFO:
+                digest.update(name.encode())
+                digest.update(bytes.fromhex(found))
+        return digest.hexdigest()
+
+    def _hashes(self) -> dict[str, str]:
+        """Of the folder's files, by name."""
+        return self.info.sha256 or sha256_of_all(self.path, files_in(self.path))
+
+    def use_depth(self, name: str) -> None:
+        """Become the smaller student called `name`; ValueError names those there are."""
+        if not self.info.depths:
+            raise ValueError(f"--depth {name}: this student has one depth only")
+        if name not in self.info.depths:
+            raise unknown("depth", name, self.info.depths)
+        core = self.teacher.core
+        plan = Plan.from_json(self.info.depths[name])
+        self.net.set_submodule(core, build(plan, self.net.get_submodule(core)))
+        self.net.requires_grad_(False)
+
+    @torch.no_grad()
+    def sample(self, cond: Condition, noise: Sequence[Tensor]) -> Tensor:
+        """x0 (N, ...) from noise tensors (N, ...) of `table.shapes`."""
+        return self.table.sample(self.net, noise, cond)
+
+
+def load_student(path: str | Path) -> Student:
+    """Open a student folder, or the one in a run dir.
+
+    Raises:
+        ValueError: If there is no student.json or something in the folder is wrong; names the
+            file and the key.
+    """
+    folder = Path(path)
+    recover(folder)
+    file = folder / INFO
+    if not folder.is_dir():
+        raise ValueError(f"no student or bundle folder at {str(folder)!r}")
+    if not file.is_file():
+        recover(folder / "student")
+        if not (folder / "student" / INFO).is_file():
+            raise _no_student(folder)
+        return load_student(folder / "student")
+    data = read_json(file)
+    if data.get("schema_version") not in (1, SCHEMA):
+        version = data.get("schema_version")
+        raise ValueError(f"{file}: schema_version {version!r}, {SCHEMA} expected")
+    try:
+        info = StudentInfo.model_validate(data)
+        table = StepTable.from_json(info.step_table)
+        schedule_from_json(info.schedule)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{file}: {key}: {first['msg']}") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    families = names(TEACHERS, ENTRY_POINTS)
+    if info.family not in families:
+        raise ValueError(f"{file}: family: {unknown('teacher family', info.family, families)}")
+    _check_hashes(file, data)
+    return Student(folder, info, table, load_teacher(info.family, folder))
+
+
+def _check_hashes(file: Path, data: dict[str, Any]) -> None:
+    """ValueError names the first file of a student that is not as it was written."""
+    folder, listed = file.parent, dict(data.get("sha256") or {})
+    if data["schema_version"] == 1 and not listed:
+        remark(f"{file}: schema 1 has no hashes: damage to its files is not seen")
+        return
+    if listed.pop(INFO, None) != _own_hash(data):
+        raise ValueError(f"{file}: damaged or changed: it is not what its sha256 says")
+    check_files(folder, listed, INFO)
+
+
+def _own_hash(data: dict[str, Any]) -> str:
+    """Of student.json: of all but the figures, which come later, and itself."""
+    files = {name: found for name, found in data["sha256"].items() if name != INFO}
+    kept = {key: value for key, value in data.items() if key != "evaluation"}
+    return sha256_of({**kept, "sha256": files})
+
+
+def _no_student(folder: Path) -> ValueError:
+    for group in (folder, folder / "students"):
+        if (group / "students.json").is_file():
+            return ValueError(f"{folder}: several students; name one, as {group / '0'}")
+    if (folder / "decoder").is_dir():
+        made = folder / "decoder"
+        return ValueError(f"{folder}: a run that made a decoder; export STUDENT --decoder {made}")
+    if (folder / "recipe.yaml").is_file():
+        return ValueError(f"{folder}: a run without a student; finish it with --resume")
+    return ValueError(f"{folder}: no student.json, so not a student folder")
+
+
+def save_student(folder: Path, info: StudentInfo, teacher: Teacher, net: nn.Module) -> None:
+    """Write a student dir whole or not at all.
+
+    A role's adapter is fused into the weights. Beside them, where the folder is a diffusers
+    pipeline that has `load_lora_weights`, lora/ holds the adapter alone for the teacher's.
+
+    Args:
+        folder: Its place; an older student there is replaced.
+        info: Goes to student.json.
+        teacher: Supplies what surrounds the network.
+        net: The student's network, or a role that is one.
+    """
+    table = StepTable.from_json(info.step_table)
+    with atomic_folder(folder) as work:
+        teacher.save(work, net.fused() if isinstance(net, Role) else net, table)
+        usage = _GROWING_USAGE if table.grows else teacher.usage_with(table)
+        index = work / "model_index.json"
+        if isinstance(net, Role) and teacher.loads_lora:
+            (work / "lora").mkdir()
+            save_file(net.lora(), work / LORA, {"format": "pt"})
+            info = info.model_copy(update={"lora_scale": 1.0})
+            if not table.grows:
+                usage += _LORA_USAGE.format(scheduler=read_json(index)["scheduler"][1])
+        write_text(work / CARD, _card(info, table, usage))
+        _forget_machine(work)
+        _write_info(work, info)
+
+
+def _write_info(work: Path, info: StudentInfo) -> None:
+    """Write student.json beside all other files; ValueError names a tensor that is not finite."""
+    names = [name for name in files_in(work) if name != CARD]
+    for name in names:
+        bad = bad_tensor(work / name) if name.endswith(".safetensors") else ""
+        if bad:
+            raise ValueError(f"student not written: {bad} in {name} is not finite")
+    data = json.loads(info.model_dump_json()) | {"sha256": sha256_of_all(work, names)}
+    data["sha256"][INFO] = _own_hash(data)
+    write_json(work / INFO, data)
+
+
+def _forget_machine(folder: Path) -> None:
+    """Take the paths that libraries keep in configs away."""
+    for name in files_in(folder):
+        if not name.endswith(("config.json", "model_index.json")):
+            continue
+        old = json.loads((folder / name).read_text(encoding="utf-8"))
+        new = _without(old, MACHINE)
+        if new != old:
+            text = json.dumps(new, indent=2, ensure_ascii=False)
+            (folder / name).write_text(text + "\n", encoding="utf-8")
+
+
+def _without(data: Any, keys: Sequence[str]) -> Any:
+    """JSON without some keys, at any depth."""
+    if isinstance(data, list):
+        return [_without(value, keys) for value in data]
+    if isinstance(data, dict):
+        return {key: _without(value, keys) for key, value in data.items() if key not in keys}
+    return data
+
+
+_GROWING_USAGE = f"""{Teacher.usage} Its steps grow: the first run at a
+fraction of the height and width, as `step_table` in `student.json` says. A diffusers pipeline
+opens the folder, but runs every step at one size, which is not what the student learned."""
+
+LORA = "lora/pytorch_lora_weights.safetensors"
+
+_LORA_USAGE = """
+
+`lora/` holds the same student as a LoRA for its teacher, with this folder's scheduler:
+
+```python
+import torch
+from diffusers import DiffusionPipeline, {scheduler}
+
+pipe = DiffusionPipeline.from_pretrained(TEACHER).to(torch.float32)
+pipe.load_lora_weights(FOLDER + "/lora")
+pipe.scheduler = {scheduler}.from_pretrained(FOLDER, subfolder="scheduler")
+```"""
+
+
+def _card(info: StudentInfo, table: StepTable, usage: str) -> str:
+    licences = info.teacher.get("licences") or ["other"]
+    front = "\n".join(f"- {licence}" for licence in licences)
+    for key in ("license_name", "license_link"):
+        if key in info.teacher:
+            front += f"\n{key}: {json.dumps(info.teacher[key])}"
+    notes = "".join(f"\n- {note}" for note in info.teacher.get("notes") or ())
+    loras = [Path(file).name for file, _ in info.teacher.get("lora") or ()]
+    teacher = " with ".join([str(info.teacher.get("name")), *loras])
+    usage += f"\n\nOf its teacher:\n{notes}" if notes else ""
+    return f"""---
+license:
+{front}
+tags:
+- edgedistill
+---
+A {len(table.rows)}-step student of {teacher}, distilled with {info.method}.
+
+{usage}
+"""

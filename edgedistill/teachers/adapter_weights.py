@@ -1,0 +1,212 @@
+"""Another's weights put into a pipeline: a whole network, or a LoRA fused into it."""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from edgedistill.common.finite import check_finite
+from edgedistill.teachers.adapter_files import (
+    CONFIG,
+    Layer,
+    energy,
+    magnify,
+    read_layers,
+    write_plain,
+)
+from edgedistill.teachers.loading import whole_weights
+
+__all__ = ["fold_guidance", "fuse_lora", "guidance_embedding", "plain_unet", "put_weights"]
+
+_ADAPTER = "adopted"
+_HARMLESS = "No LoRA keys associated to "
+"""How diffusers begins of networks that an adapter leaves as they are."""
+_LOST = re.compile(r"(missing|unexpected|unused)\b.*\bkeys?\b", re.I | re.S)
+"""Of peft's warnings: those of weights that went nowhere."""
+_PROJECTION = "time_embedding.cond_proj.weight"
+_WEIGHT, _BIAS = "time_embedding.linear_1.weight", "time_embedding.linear_1.bias"
+
+
+def guidance_embedding(scale: float, width: int) -> Tensor:
+    """What an LCM reads for guidance `scale`: sines and cosines of 1000 (scale - 1), (width,).
+
+    In float32, as diffusers' pipelines compute timestep_cond from their guidance_scale: the phase
+    goes to thousands, so its rounding is seen in the picture.
+    """
+    half = width // 2
+    rates = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10000.0) / (half - 1)))
+    phase = torch.tensor(scale - 1, dtype=torch.float32) * 1000.0 * rates
+    return torch.cat([phase.sin(), phase.cos(), torch.zeros(width % 2)])
+
+
+def fold_guidance(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Weights of a U-Net that reads its guidance scale -> of a plain one, at one scale.
+
+    The embedding enters as linear_1(time + cond_proj(w)), so a constant w is exactly a change of
+    linear_1's bias.
+    """
+    folded = dict(state)
+    projection = folded.pop(_PROJECTION).double()
+    constant = projection @ guidance_embedding(scale, projection.shape[1]).double()
+    bias = folded[_BIAS]
+    folded[_BIAS] = (bias.double() + folded[_WEIGHT].double() @ constant).to(bias.dtype)
+    return folded
+
+
+def plain_unet(unet: Any, scale: float) -> Any:
+    """`unet` with its guidance scale folded in: the same class without time_cond_proj_dim."""
+    config = {**unet.config, "time_cond_proj_dim": None}
+    plain = type(unet).from_config(config).to(unet.dtype)
+    plain.load_state_dict(fold_guidance(unet.state_dict(), scale))
+    return plain
+
+
+def put_weights(core: Any, file: Path, scale: float) -> None:
+    """Load a whole network into `core`, a guidance scale folded in where it reads one.
+
+    Raises:
+        ValueError: If names or shapes differ; names the first.
+    """
+    # In float32 before anything is added to it: most are published in fp16.
+    state = {name: tensor.float() for name, tensor in load_file(file).items()}
+    check_finite(str(file), state)
+    if _PROJECTION in state:
+        state = fold_guidance(state, scale)
+    wanted = core.state_dict()
+    odd = sorted(wanted.keys() ^ state.keys())
+    if odd:
+        where = "lacks" if odd[0] in wanted else "has, and its base has not,"
+        raise ValueError(f"{file} {where} {odd[0]}; {len(odd)} names do not fit its base")
+    for name, tensor in wanted.items():
+        if tensor.shape != state[name].shape:
+            raise ValueError(
+                f"{file} does not fit its base: {name} is {list(state[name].shape)}, "
+                f"{list(tensor.shape)} there"
+            )
+    core.load_state_dict(state)
+
+
+def fuse_lora(pipeline: Any, file: Path, scale: float) -> None:
+    """Fuse a LoRA or DoRA (kohya's, diffusers' or peft's names) into the pipeline's networks.
+
+    Args:
+        pipeline: The teacher's.
+        file: The adapter.
+        scale: Factor on all of it.
+
+    Raises:
+        ValueError: If it does not fit, in part or at all, or what arrives in the networks is not
+            what the file says.
+    """
+    layers = read_layers(file)
+    dora = {name: layer for name, layer in layers.items() if layer.magnitude is not None}
+    if dora and scale != 1:
+        raise ValueError(
+            f"{file}: DoRA magnitudes ({next(iter(dora))}) are for a scale of 1; these students "
+            f"are fused at {scale:g}"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "plain.safetensors"
+        write_plain(file, layers, plain)
+        _load(pipeline, plain, str(file))
+    found = _found(pipeline)
+    _check_arrived(file, layers, found)
+    places = {name: _place(file, name, layer, found) for name, layer in dora.items()}
+    pipeline.fuse_lora(lora_scale=scale, adapter_names=[_ADAPTER])
+    pipeline.unload_lora_weights()
+    for name, (network, path) in places.items():
+        weight, magnitude = network.get_parameter(f"{path}.weight"), dora[name].magnitude
+        assert magnitude is not None
+        try:
+            weight.data = magnify(weight.data, magnitude)
+        except ValueError as error:
+            raise ValueError(f"{file} does not fit its base: {name}: {error}") from None
+
+
+def _load(pipeline: Any, file: Path, said: str) -> None:
+    """Let diffusers load an adapter; what it, or peft, only warns of is refused."""
+    try:
+        with whole_weights(said) as heard, warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            pipeline.load_lora_weights(
+                str(file.parent), weight_name=file.name, adapter_name=_ADAPTER
+            )
+    except (ValueError, RuntimeError, LookupError, AttributeError, TypeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{said} does not fit its base: {' '.join(lines[:2])[:300]}") from error
+    lost = [line for line in heard if not line.startswith(_HARMLESS)]
+    lost += [str(each.message) for each in told if _LOST.search(str(each.message))]
+    if lost:
+        raise ValueError(f"{said} does not fit its base: {' '.join(lost[0].split())[:300]}")
+
+
+Found = list[tuple[nn.Module, str, Any]]
+
+
+def _found(pipeline: Any) -> Found:
+    """Layers that have an adapter: the network, the layer's path in it, the layer."""
+    return [
+        (network, path, module)
+        for network in pipeline.components.values()
+        if isinstance(network, nn.Module)
+        for path, module in network.named_modules()
+        if isinstance(module, BaseTunerLayer) and _ADAPTER in module.lora_A
+    ]
+
+
+def _check_arrived(file: Path, layers: Mapping[str, Layer], found: Found) -> None:
+    """ValueError if what the networks got is not what the file holds: layers, values and alphas.
+
+    Each layer adds energy; one that is split among several gives them its own.
+    """
+    with safe_open(file, "pt") as opened:
+        told = CONFIG in (opened.metadata() or {})
+    wanted = {
+        name: energy(layer.down, layer.up, 1.0 if told else layer.scale)
+        for name, layer in layers.items()
+    }
+    got = [
+        energy(
+            module.lora_A[_ADAPTER].weight,
+            module.lora_B[_ADAPTER].weight,
+            1.0 if told else module.scaling[_ADAPTER],
+        )
+        for _, _, module in found
+    ]
+    total, arrived = sum(wanted.values()), sum(got)
+    if len(found) >= len(layers) and math.isclose(total, arrived, rel_tol=1e-4, abs_tol=1e-30):
+        return
+    lost = list(wanted)
+    for value in got:
+        near = (name for name in lost if math.isclose(wanted[name], value, rel_tol=1e-4))
+        if (name := next(near, None)) is not None:
+            lost.remove(name)
+    first = f", {lost[0]} first" if lost else ""
+    raise ValueError(
+        f"{file} does not fit its base: {len(lost)} of its {len(layers)} layers would not do "
+        f"there what they say{first}"
+    )
+
+
+def _place(file: Path, name: str, layer: Layer, found: Found) -> tuple[nn.Module, str]:
+    """Where a layer of the file has arrived: network and path."""
+    up = (layer.scale * layer.up).float()
+    places = [
+        (network, path)
+        for network, path, module in found
+        if torch.equal(module.lora_B[_ADAPTER].weight.detach().float().cpu(), up)
+    ]
+    if len(places) != 1:
+        raise ValueError(f"{file}: magnitudes of {name} have {len(places)} layers to go to, not 1")
+    return places[0]

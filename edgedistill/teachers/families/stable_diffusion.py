@@ -1,0 +1,75 @@
+"""Stable Diffusion 1.x and 2.x: any folder or Hub id in StableDiffusionPipeline's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from edgedistill.diffusion.prediction import Prediction
+from edgedistill.diffusion.sampling import StepTable
+from edgedistill.diffusion.schedule import Schedule
+from edgedistill.teachers.pipeline import PipelineTeacher
+from edgedistill.teachers.schedulers import discrete_border
+from edgedistill.teachers.student_schedulers import discrete_schedulers
+
+__all__ = ["StableDiffusion"]
+
+
+class UNet(nn.Module):
+    """UNet2DConditionModel called as net(x, t, encoder_hidden_states)."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        result: Tensor = self.unet(x, t, encoder_hidden_states, return_dict=False)[0]
+        return result
+
+
+class TextEncoder(nn.Module):
+    """input_ids (N, L) -> encoder_hidden_states (N, L, D).
+
+    With attention_mask (N, L) where the encoder's config has `use_attention_mask`.
+    """
+
+    def __init__(self, text_encoder: Any) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        result: Tensor = self.text_encoder(
+            input_ids, attention_mask=attention_mask
+        ).last_hidden_state
+        return result
+
+
+class StableDiffusion(PipelineTeacher):
+    """A StableDiffusionPipeline, `emoji` among them."""
+
+    family = "stable_diffusion"
+    pipelines = ("StableDiffusionPipeline",)
+    tap = "unet.mid_block"
+    time_layer = "unet.time_embedding.linear_2"
+
+    unused = ("safety_checker",)
+    options = {"requires_safety_checker": False}  # noqa: RUF012
+
+    def __init__(self, name: str, path: str, pipeline: Any) -> None:
+        if getattr(pipeline.text_encoder.config, "use_attention_mask", False):
+            self.masks = {"tokenizer": "attention_mask"}
+        super().__init__(name, path, pipeline)
+
+    def border(self) -> tuple[Schedule, Prediction]:
+        return discrete_border(self.pipeline.scheduler, self.path)
+
+    def wrap(self, core: nn.Module) -> UNet:
+        return UNet(core)
+
+    def encoder(self) -> TextEncoder:
+        return TextEncoder(self.pipeline.text_encoder)
+
+    def schedulers(self, table: StepTable) -> Iterator[Any]:
+        return discrete_schedulers(self.pipeline.scheduler, table)

@@ -1,0 +1,159 @@
+"""Pixel U-Nets: any folder or Hub id in DDPMPipeline's or DDIMPipeline's layout.
+
+Ho et al. 2020 (arXiv 2006.11239): UNet2DModel on the pictures themselves, over trained timesteps.
+With an EDMEulerScheduler in the folder the network is preconditioned as in Karras et al. 2022
+(arXiv 2206.00364, Table 1), and x0 is the picture divided by sigma_data.
+
+Most take no prompt. One with `num_class_embeds` takes a class's number; it has no null class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+from torch import Tensor, nn
+
+from edgedistill.common.plugins import unknown
+from edgedistill.diffusion.denoiser import Denoiser, Guided
+from edgedistill.diffusion.prediction import Prediction
+from edgedistill.diffusion.sampling import StepTable
+from edgedistill.diffusion.schedule import Karras, Schedule
+from edgedistill.networks.scaling import Scaling
+from edgedistill.teachers.base import Teacher
+from edgedistill.teachers.classes import ClassTeacher, read_classes
+from edgedistill.teachers.schedulers import discrete_border
+from edgedistill.teachers.student_schedulers import discrete_schedulers
+
+__all__ = ["UNet2D"]
+
+EDM = (EDMEulerScheduler, EDMDPMSolverMultistepScheduler)
+"""The schedulers of networks with EDM's preconditioning."""
+
+SIGNS = {"epsilon": -1.0, "v_prediction": 1.0}
+"""By diffusers' names: what turns the output of a network under EDM's preconditioning into v."""
+
+
+class UNet(nn.Module):
+    """UNet2DModel called as net(x, t), or net(x, t, class_labels).
+
+    Args:
+        unet: The network.
+        sign: Factor on its output.
+    """
+
+    def __init__(self, unet: nn.Module, sign: float) -> None:
+        super().__init__()
+        self.unet = unet
+        self.sign = sign
+
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        result: Tensor = self.unet(x, t, class_labels, return_dict=False)[0]
+        # A variance may stand behind eps.
+        result = result[:, : x.shape[1]]
+        return result if self.sign == 1 else self.sign * result
+
+
+class Pixels(nn.Module):
+    """x0 (N, C, H, W) of one channel or three -> pictures (N, 3, H, W) in [-1, 1].
+
+    Args:
+        scaling_factor: x0 is the picture times this.
+    """
+
+    def __init__(self, scaling_factor: float) -> None:
+        super().__init__()
+        self.scaling = Scaling(scaling_factor)
+
+    def forward(self, x0: Tensor) -> Tensor:
+        pictures: Tensor = self.scaling(x0)
+        return pictures.clamp(-1, 1).expand(-1, 3, -1, -1)
+
+
+class UNet2D(ClassTeacher):
+    """A DDPMPipeline or DDIMPipeline."""
+
+    family = "unet2d"
+    pipelines = ("DDPMPipeline", "DDIMPipeline")
+    tap = "unet.mid_block"
+    x0_limit = 1.0
+    time_layer = "unet.time_embedding.linear_2"
+    usage = """```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained(FOLDER)
+image = pipe(num_inference_steps={steps}).images[0]
+```"""
+
+    def __init__(self, name: str, path: str, pipeline: Any) -> None:
+        config = pipeline.unet.config
+        if config.class_embed_type is not None:
+            raise ValueError(
+                f"{path}: {unknown('class_embed_type', config.class_embed_type, ['null'])}"
+            )
+        if config.in_channels not in (1, 3):
+            raise ValueError(f"{path}: pictures of {config.in_channels} channels; 1 or 3 expected")
+        self.classes = read_classes(Path(path), config.num_class_embeds or 0)
+        self.edm = isinstance(pipeline.scheduler, EDM)
+        super().__init__(name, path, pipeline)
+        self.prompts = tuple(self.each[:16])
+        if not self.classes:
+            self.tokenizers = {}
+        if self.edm or self.classes:  # which diffusers' pipelines are not made for
+            self.usage = Teacher.usage
+
+    @classmethod
+    def open(cls, name: str, index: dict[str, Any], where: str) -> Any:
+        # DDIMPipeline is the same but takes no scheduler besides DDIM.
+        return super().open(cls.pipelines[0], index, where)
+
+    def border(self) -> tuple[Schedule, Prediction]:
+        if not self.edm:
+            return discrete_border(self.pipeline.scheduler, self.path)
+        config = self.pipeline.scheduler.config
+        if config.sigma_schedule != "karras":
+            raise ValueError(
+                f"{self.path}: {unknown('sigma_schedule', config.sigma_schedule, ['karras'])}"
+            )
+        if config.prediction_type not in SIGNS:
+            raise ValueError(
+                f"{self.path}: {unknown('prediction_type', config.prediction_type, SIGNS)}"
+            )
+        if config.get("thresholding"):
+            raise ValueError(
+                f"{self.path}: thresholding with EDM's preconditioning is not read; set "
+                "thresholding=false in scheduler_config.json"
+            )
+        levels = Karras(config.sigma_min, config.sigma_max, config.rho, config.sigma_data)
+        return levels, Prediction.V
+
+    def wrap(self, core: nn.Module) -> UNet:
+        return UNet(core, SIGNS[self.pipeline.scheduler.config.prediction_type] if self.edm else 1)
+
+    def decoder_of(self, autoencoder: nn.Module | None) -> Pixels:
+        return Pixels(1 / self.pipeline.scheduler.config.sigma_data if self.edm else 1.0)
+
+    def encoder(self) -> nn.Module | None:
+        return super().encoder() if self.classes else None
+
+    def guided(self, scale: float) -> Denoiser | Guided:
+        if scale != 1:
+            raise ValueError(
+                f"teacher.guidance={scale:g}: {self.name!r} has no null condition to guide away "
+                "from; choose teacher.guidance=1"
+            )
+        return self.denoiser
+
+    def asks(self, x0: Tensor, prompt: str) -> dict[str, Any] | None:
+        # No pipeline of diffusers feeds classes, or scales as EDM's networks want it.
+        return None if self.edm or self.classes else {"batch_size": 1}
+
+    def schedulers(self, table: StepTable) -> Iterator[Any]:
+        return discrete_schedulers(self.pipeline.scheduler, table)
+
+    def scheduler(self, table: StepTable) -> Any:
+        # No pipeline of diffusers scales its input and its first noise as EDM's scheduler wants.
+        # The teacher's stays, to say how the network is preconditioned.
+        return self.pipeline.scheduler if self.edm else super().scheduler(table)

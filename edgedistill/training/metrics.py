@@ -1,0 +1,97 @@
+"""Training figures: metrics.jsonl (one line an interval) and TensorBoard beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from edgedistill.common.disk import naming
+from edgedistill.common.files import write_text
+
+__all__ = ["Metrics", "read_metrics"]
+
+
+FILE = "metrics.jsonl"
+
+
+class Metrics:
+    """Collects scalars and writes their means over an interval.
+
+    Args:
+        folder: The run dir.
+        step: Where the run (re)starts; later lines of an interrupted run are dropped.
+
+    Attributes:
+        path: metrics.jsonl.
+        damaged: Lines of it that could not be read, and are left out.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.path = folder / FILE
+        lines, self.damaged = _read(self.path)
+        kept = [line for line in lines if line["step"] <= step]
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._board = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=step + 1 if step else None
+        )
+        self._values: dict[str, list[Tensor | float]] = defaultdict(list)
+
+    def add(self, name: str, value: Tensor | float) -> None:
+        """Remember a scalar; tensors are read only at `flush`, so as not to wait for a device."""
+        self._values[name].append(value)
+
+    def flush(self, step: int, **facts: float) -> dict[str, float]:
+        """Write the interval that ends after `step` steps and return it.
+
+        What is not finite counts for no mean; a name without a finite value is left out.
+        """
+        means = {}
+        for name, values in self._values.items():
+            finite = [value for value in map(float, values) if math.isfinite(value)]
+            if finite:
+                means[name] = sum(finite) / len(finite)
+        self._values.clear()
+        line = {"step": step, **facts, **means}
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+        for name, value in line.items():
+            self._board.add_scalar(name, value, step)
+        return line
+
+    def close(self) -> None:
+        """Finish the TensorBoard file."""
+        self._board.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl; what is damaged or torn is left out."""
+    return _read(folder / FILE)[0]
+
+
+def _read(path: Path) -> tuple[list[dict[str, float]], int]:
+    """The lines that are whole, and how many besides the last one are not."""
+    texts = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    lines = [(text, _parse(text)) for text in texts]
+    damaged = sum(1 for text, line in lines[:-1] if line is None and text.strip())
+    return [line for _, line in lines if line is not None], damaged
+
+
+def _parse(text: bytes) -> dict[str, float] | None:
+    """A line of figures; None if it is none."""
+    try:
+        line = json.loads(text.decode())
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(line, dict) and isinstance(line.get("step"), int)
+    if not whole or not all(_is_number(value) for value in line.values()):
+        return None
+    return dict(line)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,383 @@
+"""One training loop for every method; no method's name is in it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from edgedistill.common.finite import bad_row
+from edgedistill.common.settings import Settings
+from edgedistill.networks.adapters import Adapter
+from edgedistill.networks.ema import EMA
+from edgedistill.objectives.base import Batch, Losses, Objective, Optim
+from edgedistill.teachers.base import Source
+from edgedistill.training import checkpoint, optimizers
+from edgedistill.training.metrics import Metrics
+from edgedistill.training.player import Seat
+
+if TYPE_CHECKING:
+    from edgedistill.data.paths import Paths  # which would load diffusers
+
+__all__ = ["LR_SCHEDULES", "Hooks", "Interrupted", "Train", "Trainer", "engine"]
+
+LR_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+}
+"""Fraction of the run done -> factor on the learning rate."""
+
+MAX_BAD_STEPS = 10
+"""Updates in a row that may be skipped for a loss or gradient that is not finite."""
+
+
+class Train(Settings):
+    """The `train` section of a recipe."""
+
+    steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0, le=2**16)
+    optim: Optim = Optim()
+    """Of the student; other players bring theirs in the objective's section."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    lr_warmup: int = Field(0, ge=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: int = Field(1, gt=0, le=2**16)
+    """Batches whose gradients add up to one update."""
+    clip: float = Field(1.0, gt=0)
+    """Gradient norm above which gradients are scaled down."""
+    ema: float = Field(0.999, ge=0, lt=1)
+    moments: Literal["fp32", "8bit"] = "fp32"
+    """How every player's AdamW keeps its two moments. 8bit: in blocks of 256 values with a scale
+    each (Dettmers et al. 2021, arXiv 2110.02861), by torchao."""
+    roles: Literal["copies", "adapters"] = "copies"
+    """A network for each role, or one frozen base with a LoRA for each."""
+    adapter: Adapter = Adapter()
+    base: Literal["fp32", "bf16"] = "fp32"
+    """Precision in which the teacher's frozen weights are kept, and with them those that adapters
+    share. bf16 takes half the memory and, with precision=bf16, changes no number of a step."""
+    checkpointing: bool = False
+    """Gradient checkpointing: a block's activations are computed again when its gradient is."""
+    offload: bool = False
+    """What surrounds the network waits in main memory between uses."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    log_every: int = Field(50, gt=0)
+    sample_every: int = Field(0, ge=0)
+    """Steps between sample grids; 0 draws one at the end only."""
+    checkpoint_every: int = Field(1000, gt=0)
+
+    @model_validator(mode="after")
+    def _same_numbers(self) -> Train:
+        if self.base == "bf16" and self.precision != "bf16":
+            raise ValueError(
+                f"base=bf16 would round weights that precision={self.precision} does not; "
+                "choose precision=bf16, or base=fp32"
+            )
+        return self
+
+
+class Interrupted(Exception):  # noqa: N818  the user stopped it: no error
+    """The user stopped the run; a checkpoint has been written."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls out to.
+
+    Attributes:
+        progress: (steps done, figures of the last interval or None).
+        sample: (student's averaged network, steps done) draws a sample grid.
+        say: Called with a line about what went wrong and did not stop the run.
+    """
+
+    progress: Callable[[int, dict[str, float] | None], None]
+    sample: Callable[[nn.Module, int], None]
+    say: Callable[[str], None] = lambda line: None
+
+
+class Trainer:
+    """Runs an objective's players in turn.
+
+    Args:
+        objective: The method.
+        source: Clean data.
+        config: The `train` section.
+        folder: The run dir.
+        hooks: Progress and sample grids.
+        paths: The teacher's, in place of the clean data.
+        prompted: Whether batches bring their prompts.
+        pictured: Whether batches bring the pictures they were encoded from, where those are known.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        source: Source,
+        config: Train,
+        folder: Path,
+        hooks: Hooks,
+        paths: Paths | None = None,
+        prompted: bool = False,
+        pictured: bool = False,
+    ) -> None:
+        self.objective, self.source, self.config = objective, source, config
+        self.paths, self.prompted, self.pictured = paths, prompted, pictured
+        self.folder, self.hooks = folder, hooks
+        self.accelerator = engine(config.precision)
+        self.seats = [
+            Seat(i, player, objective, self.accelerator, config.moments)
+            for i, player in enumerate(objective.players())
+        ]
+        student = next(s.player.net for s in self.seats if s.player.name == "student")
+        self.ema = EMA(student, config.ema)
+        self.step = 0
+        self._stop = False
+
+    # --- State ----------------------------------------------------------------------------------
+
+    def _nets(self) -> dict[str, nn.Module]:
+        players = {seat.player.name: seat.player.net for seat in self.seats}
+        return {**players, **self.objective.followers(), "ema": self.ema.net}
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {seat.player.name: seat.raw for seat in self.seats}
+
+    def save(self) -> Path | None:
+        """Write a checkpoint (on the main process).
+
+        Raises:
+            FloatingPointError: If a weight or a number of an optimizer is not finite.
+        """
+        self.accelerator.wait_for_everyone()
+        checkpoint.check(self._nets(), self._optimizers(), self.step)
+        if not self.accelerator.is_main_process:
+            return None
+        scaler = self.accelerator.scaler
+        state: dict[str, Any] = {
+            "step": self.step,
+            "ema_updates": self.ema.updates,
+            "bad": [seat.bad for seat in self.seats],
+            "turns": [seat.turns for seat in self.seats],
+            "skipped": [seat.skipped for seat in self.seats],
+            "scaler": scaler.state_dict() if scaler else None,
+        }
+        folder = self.folder / "checkpoints"
+        return checkpoint.save(folder, self._nets(), self._optimizers(), state)
+
+    def resume(self) -> int:
+        """Take up the newest whole checkpoint, if there is one; returns the step it stands at.
+
+        Raises:
+            ValueError: If there are checkpoints, and none can be taken up; of the newest.
+        """
+        problems = []
+        for place in checkpoint.all_of(self.folder / "checkpoints"):
+            try:
+                state = checkpoint.load(place, self._nets(), self._optimizers())
+                self._take(state)
+            except ValueError as error:
+                problems.append(error)
+                continue
+            for problem in problems:
+                self.hooks.say(f"{problem}; {place.name} is taken up instead")
+            return self.step
+        if problems:
+            raise problems[0]
+        return self.step
+
+    def _take(self, state: dict[str, Any]) -> None:
+        count = len(self.seats)
+        for name in ("bad", "turns", "skipped"):  # the first schema had only `bad`
+            values = state.get(name, [0] * count)
+            if len(values) != count:
+                raise ValueError(f"state.json: {name}: {count} players expected, got {values}")
+            for seat, value in zip(self.seats, values, strict=True):
+                setattr(seat, name, value)
+        self.step, self.ema.updates = state["step"], state["ema_updates"]
+        if state.get("scaler") and self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    # --- The loop -------------------------------------------------------------------------------
+
+    def fit(self) -> nn.Module:
+        """Train to the last step and return the averaged student.
+
+        Raises:
+            Interrupted: On Ctrl-C or SIGTERM, after a checkpoint.
+            FloatingPointError: After too many updates in a row that were not finite, if a player
+                has not had one that was, or for weights or data that are not finite.
+        """
+        config, main = self.config, self.accelerator.is_main_process
+        metrics = Metrics(self.folder, self.step) if main else None
+        started = time.perf_counter()
+        begin = self.step
+        if metrics and metrics.damaged:
+            self.hooks.say(f"{metrics.path}: {metrics.damaged} damaged lines left out")
+        if self.objective.searches:
+            self.objective.search(self._batch(0, 0, 0))
+        try:
+            with self._signals():
+                while self.step < config.steps:
+                    self._one_step(metrics)
+                    self.step += 1
+                    figures = None
+                    if metrics and self._due(config.log_every):
+                        seconds = time.perf_counter() - started
+                        rate = (self.step - begin) / seconds
+                        figures = metrics.flush(
+                            self.step, seconds=seconds, steps_per_second=rate, lr=self._lr(1.0)
+                        )
+                    if main:
+                        self.hooks.progress(self.step, figures)
+                    if main and config.sample_every and self._due(config.sample_every):
+                        self.hooks.sample(self.ema.net, self.step)
+                    if self._stop or self._due(config.checkpoint_every):
+                        self.save()
+                    if self._stop:
+                        raise Interrupted(f"stopped after step {self.step}")
+        finally:
+            if metrics:
+                metrics.close()
+        self._tell_skipped()
+        return self.ema.net
+
+    def _tell_skipped(self) -> None:
+        """Say which updates were skipped; FloatingPointError if a player had no other."""
+        for seat in self.seats:
+            if not seat.skipped or (self.accelerator.scaler and not seat.bad):
+                continue  # fp16's scaler finds its scale by overflows
+            line = f"{seat.player.name}: loss or gradient not finite"
+            if seat.skipped == seat.turns:
+                raise FloatingPointError(f"{line} in all of its {seat.turns} updates")
+            last = f", the last {seat.bad} among them" if seat.bad else ""
+            self.hooks.say(f"{line}: {seat.skipped} of {seat.turns} updates skipped{last}")
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.steps
+
+    def _one_step(self, metrics: Metrics | None) -> None:
+        for seat in self.seats:
+            if not seat.player.plays(self.step):
+                continue
+            losses, norm = self._play(seat)
+            name = seat.player.name
+            if metrics:
+                metrics.add(f"{name}/loss", losses.total.detach())
+                metrics.add(f"{name}/grad_norm", norm)
+                for key, value in losses.logs.items():
+                    metrics.add(f"{name}/{key}", value)
+
+    def _play(self, seat: Seat) -> tuple[Losses, Tensor]:
+        """One update of one player."""
+        config, player = self.config, seat.player
+        for other in self.seats:
+            for param in other.params:
+                param.requires_grad_(other is seat)
+        seat.optimizer.zero_grad()
+        for micro in range(config.accumulate):
+            batch = self._batch(self.step, seat.index, micro)
+            last = micro == config.accumulate - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(seat.turn):
+                losses: Losses = seat.turn(batch)
+                self.accelerator.backward(losses.total / config.accumulate)
+        norm = self.accelerator.clip_grad_norm_(seat.params, config.clip)
+        # fp16's scaler expects overflows and handles them by itself.
+        finite = bool(norm.isfinite()) and bool(losses.total.isfinite())
+        if finite or self.accelerator.scaler:
+            optimizers.set_lr(seat.raw, self._lr(player.optim.lr))
+            seat.optimizer.step()
+        seat.count(finite)
+        if seat.bad > MAX_BAD_STEPS:
+            raise FloatingPointError(
+                f"{player.name}: loss or gradient not finite {seat.bad} updates in a row, "
+                f"up to step {self.step}"
+            )
+        if finite:
+            self.objective.updated(player.name)
+            if player.name == "student":
+                self.ema.update(player.net)
+        return losses, norm
+
+    def _batch(self, step: int, seat: int, micro: int) -> Batch:
+        """Data and randomness, decided by (seed, step, seat, micro, rank) alone.
+
+        Nothing random outlives a turn, so a resumed run repeats an uninterrupted one bit by bit.
+        """
+        key = [self.config.seed, step, seat, micro]
+        shared = _generator(key)
+        key_of_rank = [*key, 1 + self.accelerator.process_index]
+        own = _generator(key_of_rank)
+        # For dropout inside networks. torch.manual_seed formats a stack trace for CUDA each time.
+        torch.default_generator.manual_seed(own.initial_seed())
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(own.initial_seed())
+        device, count = self.accelerator.device, self.config.batch_size
+        path = None
+        if self.paths is None:
+            x0, cond = self.source.draw(count, own)
+        else:
+            path, cond = self.paths.draw_paths(count, own)
+            path = path.to(device)
+            x0 = path[:, -1]
+        row = bad_row(x0 if path is None else path)
+        if row is not None:
+            raise FloatingPointError(f"data: row {row} of a batch at step {step} is not finite")
+        cond = {name: value.to(device) for name, value in cond.items()}
+        prompts = self.source.prompts(count, _generator(key_of_rank)) if self.prompted else ()
+        originals = None
+        if self.pictured:
+            originals = self.source.originals(count, _generator(key_of_rank))
+            originals = None if originals is None else originals.to(device)
+        return Batch(x0.to(device), cond, own, shared, step, path, prompts, originals)
+
+    def _lr(self, lr: float) -> float:
+        config = self.config
+        warm = min(1.0, (self.step + 1) / (config.lr_warmup + 1))
+        return lr * warm * LR_SCHEDULES[config.lr_schedule](self.step / config.steps)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM ask for a stop at the end of the step."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self._stop = True
+
+        try:
+            old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: the caller owns the signals
+            old = {}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+def engine(precision: str) -> Accelerator:
+    """The engine at this precision; ValueError where the device cannot do it."""
+    name = {"fp32": "no"}.get(precision, precision)
+    try:
+        made = Accelerator(mixed_precision=name)
+    except ValueError as error:
+        raise ValueError(f"train.precision={precision}: {error}") from None
+    if precision == "fp16" and made.device.type == "cpu":
+        # Accelerate would compute in float32 and say nothing.
+        raise ValueError("train.precision=fp16: a CPU has none; choose bf16 or fp32")
+    return made
+
+
+def _generator(key: list[int]) -> torch.Generator:
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator().manual_seed(seed)

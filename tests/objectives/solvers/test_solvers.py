@@ -1,0 +1,145 @@
+"""Fitted and learned solvers, where the exact step is a multiple of x."""
+
+import pytest
+import torch
+from oracles import Gaussian
+
+from edgedistill.diffusion.sampling import few_step_table, solve, solver_table, time_grid
+from edgedistill.diffusion.schedule import Trig
+from edgedistill.objectives.base import Batch, Optim, Setup
+from edgedistill.objectives.solvers.d_ode import DODE, best_stretches, stretched
+from edgedistill.objectives.solvers.gas import GAS, Solver, walk
+from edgedistill.recipes.schema import load
+from edgedistill.runs.run import check_coefficients
+from edgedistill.runs.run_dir import open_run
+from edgedistill.students.folder import load_student
+from edgedistill.teachers import load_teacher
+
+DATA = Gaussian([0.0, 0.0], 0.6, Trig())
+TIMES = time_grid(Trig(), 3)
+NETWORK = DATA.denoiser()
+
+
+def setup_of(**other) -> Setup:
+    given = {
+        "teacher": DATA.denoiser(),
+        "student": DATA.denoiser(),
+        "spawn": DATA.denoiser,
+        "times": TIMES,
+        "sampler": "ddim",
+        "optim": Optim(),
+        "tap": "function",
+        "example": (torch.zeros(2, 2), {}),
+    }
+    return Setup(**{**given, **other})
+
+
+def batch(count: int = 64, path: torch.Tensor | None = None) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    zeros = torch.zeros(count, 2, dtype=torch.float64)
+    return Batch(zeros, {}, generator, generator, path=path)
+
+
+def exact_path(times: torch.Tensor) -> torch.Tensor:
+    x = batch().noise()
+    return torch.stack([DATA.flow(x, times[:1].expand(len(x)), s) for s in times[:, None]], 1)
+
+
+def test_ddims_moves_make_ddims_table():
+    schedule, prediction = NETWORK.schedule, NETWORK.prediction
+    ours = solver_table(schedule, prediction, TIMES, stretched(schedule, TIMES, torch.ones(3)))
+    theirs = few_step_table(schedule, prediction, TIMES, "ddim")
+    for row, other in zip(ours.rows, theirs.rows, strict=True):
+        assert vars(row) == pytest.approx(vars(other), abs=1e-12)
+
+
+def test_fitted_lengths_follow_a_gaussian_exactly():
+    path = exact_path(TIMES)
+    stretches = best_stretches(NETWORK, path, TIMES, {})
+    moves = stretched(Trig(), TIMES, stretches)
+    table = solver_table(Trig(), NETWORK.prediction, TIMES, moves)
+    torch.testing.assert_close(table.sample(NETWORK.net, [path[:, 0]], {}), path[:, -1])
+    equal = few_step_table(Trig(), NETWORK.prediction, TIMES, "ddim")
+    assert (equal.sample(NETWORK.net, [path[:, 0]], {}) - path[:, -1]).abs().max() > 0.1
+
+
+def test_the_search_walks_the_many_steps():
+    objective = DODE(DODE.Config(scale=40), setup_of())
+    objective.search(batch())
+    noise = batch().noise()
+    ours = objective.table().sample(NETWORK.net, [noise], {})
+    torch.testing.assert_close(ours, solve(NETWORK, noise, objective.grid, {}))
+
+
+def test_a_learned_solver_begins_as_ddim_and_its_table_is_its_walk():
+    objective = GAS(GAS.Config(), setup_of())
+    solver, noise = objective.kept, batch().noise()
+    torch.testing.assert_close(solver.times(), TIMES)
+    ddim = few_step_table(Trig(), NETWORK.prediction, TIMES, "ddim")
+    torch.testing.assert_close(
+        objective.table().sample(NETWORK.net, [noise], {}), ddim.sample(NETWORK.net, [noise], {})
+    )
+    with torch.no_grad():
+        solver.logits += 0.3
+        solver.shifts -= 0.05
+        solver.added += 0.1
+    walked = walk(objective.student, noise, {})
+    table = objective.table()
+    torch.testing.assert_close(table.sample(NETWORK.net, [noise], {}), walked)
+    assert not torch.allclose(walked, ddim.sample(NETWORK.net, [noise], {}), atol=0.05)
+
+
+def test_no_gradient_where_the_solver_is_exact():
+    objective = GAS(GAS.Config(), setup_of())
+    solver, path = objective.kept, exact_path(TIMES)
+    ddim = stretched(Trig(), TIMES, torch.ones(3))
+    fitted = stretched(Trig(), TIMES, best_stretches(NETWORK, path, TIMES, {}))
+    for added, zero in ((torch.zeros_like(ddim), False), (fitted - ddim, True)):
+        solver.added.data = added
+        loss = objective.loss("student", batch(path=path)).total
+        gradients = torch.autograd.grad(loss, [solver.logits, solver.shifts, solver.added])
+        largest = max(float(gradient.abs().max()) for gradient in gradients)
+        assert largest < 1e-5 if zero else largest > 1e-2
+
+
+def test_only_the_solver_trains_and_times_decrease_whatever_it_learns():
+    objective = GAS(GAS.Config(), setup_of())
+    names = {n for n, p in objective.student.named_parameters() if p.requires_grad}
+    assert names == {"net.logits", "net.shifts", "net.added"}
+    solver = Solver(torch.nn.Identity(), TIMES)
+    solver.logits.data = torch.tensor([9.0, -9.0], dtype=torch.float64)
+    times = solver.times()
+    assert bool((times.diff() < 0).all())
+    assert times[0] == 1
+    assert times[-1] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("mixture-d-ode", ["objective.scale=3"]),
+        ("mixture-gas", ["data.samples=64", "objective.adversarial=0.1", "train.optim.lr=0.1"]),
+    ],
+)
+def test_a_run_keeps_the_network_and_saves_its_steps(name, words, two_modes, quick_fit, tmp_path):
+    words = [f"teacher.path={two_modes}", "train.batch_size=64", "train.steps=3", *words]
+    run = open_run(load(name, words), str(tmp_path / "run"), False, print, tmp_path)
+    before = run.student.state_dict()
+    weights = {k: v.clone() for k, v in before.items() if "blocks" in k}
+    student = load_student(run.train(lambda step, figures: None))
+    after = {f"net.net.{k}": v for k, v in student.net.state_dict().items()}
+    plain = {f"net.{k}": v for k, v in student.net.state_dict().items()}
+    assert weights
+    for key, value in weights.items():
+        torch.testing.assert_close({**after, **plain}[key], value)
+    schedule = run.student.schedule
+    ddim = few_step_table(schedule, student.teacher.denoiser.prediction, run.times, "ddim")
+    assert student.table != ddim
+    assert len(student.table.rows) == 4
+
+
+@pytest.mark.parametrize("method", ["d-ode", "gas"])
+def test_diffusers_pipelines_are_refused(method, tiny_sd):
+    teacher = load_teacher("stable_diffusion", str(tiny_sd))
+    with pytest.raises(ValueError, match=f"method '{method}': no diffusers scheduler"):
+        check_coefficients(load(f"mixture-{method}"), teacher)

@@ -1,0 +1,47 @@
+"""The report's pictures: latency against quality, and points."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+
+from edgedistill.common.pictures import scatter
+from edgedistill.reporting.charts import tradeoff
+
+
+def write(run, times, figures):
+    (run / "bench.json").write_text(json.dumps(times))
+    (run / "eval.json").write_text(json.dumps(figures))
+
+
+def test_bundles_with_both_figures_are_drawn(tmp_path):
+    assert tradeoff(tmp_path) is None
+    times = {"schema_version": 1, "student": {"p50_s": 0.1}, "bundle:a": {"p50_s": 0.03}}
+    write(tmp_path, times, {"student": {"fd": 1.0}})
+    assert tradeoff(tmp_path) is None
+    write(tmp_path, times, {"student": {"fd": 1.0}, "bundle:a": {"fd": 1.1}, "teacher@4": {}})
+    head, _, data = (tradeoff(tmp_path) or "").partition(",")
+    assert head == "data:image/png;base64"
+    assert base64.b64decode(data).startswith(b"\x89PNG")
+
+
+def test_points_of_the_plane_have_no_fd(tmp_path):
+    write(tmp_path, {"bundle:a": {"p50_s": 0.03}}, {"bundle:a": {"w2_ratio": 1.1}})
+    assert tradeoff(tmp_path) is None
+
+
+def test_points_of_one_number_are_drawn_on_a_line():
+    axes = scatter(np.array([[-1.0], [2.0]], np.float32)).axes[0]
+    assert axes.collections[0].get_offsets().tolist() == [[-1, 0], [2, 0]]
+
+
+def test_clouds_that_stand_side_by_side_have_the_same_axes():
+    points = np.array([[0.5, 1.0], [9.0, 9.0]], np.float32)
+    limits = []
+    for few in (points, points[:1]):
+        figure = scatter(few, points, extent=10)
+        figure.draw_without_rendering()
+        limits.append([*figure.axes[0].get_xlim(), *figure.axes[0].get_ylim()])
+    assert limits[0] == pytest.approx(limits[1])
+    assert limits[0][:2] == pytest.approx([-10, 10], rel=0.1)

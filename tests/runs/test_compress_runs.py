@@ -1,0 +1,154 @@
+"""Runs that make the student smaller: whole ones, on a tiny teacher."""
+
+import json
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from edgedistill.recipes import schema as recipes
+from edgedistill.compress import units
+from edgedistill.objectives.trajectory import progressive
+from edgedistill.planning.report import plan
+from edgedistill.recipes.schema import resolve
+from edgedistill.runs.run_dir import open_run
+from edgedistill.students.folder import load_student
+from edgedistill.teachers.families.stable_diffusion import StableDiffusion
+
+SMALL = {"remove": ["mid_block"], "width": 0.5}
+
+
+@pytest.fixture
+def distil(tiny_sd, tmp_path):
+    """A function that runs a recipe of a few steps and returns its run dir."""
+    (tmp_path / "prompts.txt").write_text("red\nblue\n")
+
+    def run(name="a", family="stable_diffusion", path=None, resume=False, steps=3, **sections):
+        recipe = {
+            "name": "tiny",
+            "teacher": {"family": family, "path": str(path or tiny_sd), "steps": 2},
+            "student": {"steps": 2},
+            "objective": {"name": "lcm"},
+            "data": {"prompts": str(tmp_path / "prompts.txt"), "samples": 4},
+            "train": {"steps": steps, "batch_size": 2, "checkpoint_every": 2},
+        }
+        for key, value in sections.items():
+            recipe[key] = {**recipe.get(key, {}), **value}
+        lines = []
+        folder = tmp_path / "runs" / name
+        made = open_run(resolve(recipe), str(folder), resume, lines.append, tmp_path / "runs")
+        if resume:
+            made.restore()
+        made.train(lambda step, figures: None)
+        return folder, lines
+
+    return run
+
+
+def parameters(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+def test_a_smaller_student_opens_in_plain_diffusers(distil, tiny_sd):
+    folder, lines = distil(compress={**SMALL, "first": 2})
+    unet = DiffusionPipeline.from_pretrained(folder / "student").unet
+    assert unet.mid_block is None
+    assert tuple(unet.config.block_out_channels) == (8, 16)
+    whole = parameters(StableDiffusion.load(str(tiny_sd)).net)
+    share = f"{parameters(unet) / whole:.0%}"
+    assert f"compressed to {parameters(unet):,} parameters, {share}" in lines
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert "student/features" in logged[-1]
+
+
+def test_resuming_takes_the_same_blocks(distil):
+    whole, _ = distil("a", steps=4, compress={"budget": 0.75, "first": 3})
+    distil("b", steps=2, compress={"budget": 0.75, "first": 3})
+    distil("b", steps=4, compress={"budget": 0.75, "first": 3}, resume=True)
+    first, second = (load_student(whole.parent / name / "student").net for name in "ab")
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_elastic_student_holds_its_depths(distil):
+    folder, lines = distil(compress={"elastic": {"small": 0.8}, "first": 1})
+    student = load_student(folder / "student")
+    whole = parameters(student.net)
+    assert any(line.startswith("depth small: ") for line in lines)
+    student.use_depth("small")
+    assert parameters(student.net) <= 0.8 * whole
+    assert student.teacher.graphs()["denoiser"].module is student.net
+    with pytest.raises(ValueError, match=r"unknown depth 'tiny'.*small"):
+        load_student(folder / "student").use_depth("tiny")
+
+
+@pytest.mark.parametrize("method", ["progressive", "lightning", "instaflow"])
+def test_a_method_that_restarts_has_no_depths(tmp_path, method):
+    """It met a shallow student where it expected the whole, by chance, in the midst of a run."""
+    words = [f"recipe=emoji-{method}", "compress.elastic.small=0.8"]
+    said = f"elastic: {method} sets the weights of the whole"
+    with pytest.raises(ValueError, match=said):
+        plan(words)
+    with pytest.raises(ValueError, match=said):
+        open_run(recipes.load(words[0][7:], words[1:]), str(tmp_path / "run"), False, print)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["shortcut", "meanflow", "flow-map"])
+def test_a_method_that_wraps_the_network_has_no_depths(distil, tmp_path, method):
+    sampler, elastic = {"sampler": "ddim"}, {"elastic": {"small": 0.8}}
+    with pytest.raises(ValueError, match=f"elastic: {method} trains a network around"):
+        distil(objective={"name": method}, student=sampler, compress=elastic)
+    assert not (tmp_path / "runs" / "a").exists()
+
+
+def test_a_run_that_leaves_no_step_to_its_method_says_so(distil):
+    _, said = distil(train={"steps": 1}, compress={**SMALL, "first": 1})
+    assert "compress.first=1 leaves none of train.steps=1 to lcm" in said
+
+
+def test_a_method_in_stages_goes_through_all_in_the_steps_left_to_it(distil, monkeypatch):
+    seen = []
+    stages = progressive.Stages
+    monkeypatch.setattr(progressive, "Stages", lambda *given: seen.append(given) or stages(*given))
+    halving = {"name": "progressive", "stages": 2}
+    distil(steps=6, objective=halving, student={"sampler": "ddim"}, compress={**SMALL, "first": 2})
+    assert seen == [(4, 2)]
+
+
+def test_a_student_may_name_a_decoder(distil):
+    made, _ = distil("d", objective={"name": "decoder", "channels": 8, "blocks": [1, 0]})
+    assert (made / "decoder" / "config.json").is_file()
+    assert list((made / "samples").glob("*.png"))
+    assert not (made.parent / "latest").exists()  # there is no student in it
+    with pytest.raises(ValueError, match=r"made a decoder; export STUDENT --decoder .*d/decoder"):
+        load_student(made)
+    folder, _ = distil("s", student={"decoder": str(made / "decoder")})
+    pipe = DiffusionPipeline.from_pretrained(folder / "student")
+    assert type(pipe.vae).__name__ == "AutoencoderTiny"
+    images = pipe("red", num_inference_steps=2, guidance_scale=1.0, output_type="np").images
+    assert images.shape == (1, 8, 8, 3)
+    student = load_student(folder / "student")
+    x0 = torch.randn(1, 4, 4, 4)
+    with torch.no_grad():
+        expected = pipe.vae.decode(x0).sample
+    torch.testing.assert_close(student.teacher.decode(x0), expected)
+
+
+def test_what_cannot_be_made_smaller_is_refused(distil, two_modes, tiny_sd):
+    planar = {"family": "mixture", "path": two_modes, "data": {"prompts": None}}
+    with pytest.raises(ValueError, match="mixture teachers have no blocks to remove"):
+        distil(compress={"width": 0.5}, **planar)
+    with pytest.raises(ValueError, match=r"choose train\.roles=copies"):
+        distil(compress=SMALL, train={"roles": "adapters"})
+    with pytest.raises(ValueError, match=r"compress\.preset=bk-sdm-base takes nothing away"):
+        distil("bare", path="emoji", compress={"preset": "bk-sdm-base"})
+    name = next(iter(units(StableDiffusion.load(str(tiny_sd)).net.unet)))
+    with pytest.raises(ValueError, match="unknown unit"):
+        distil(compress={"remove": [name, "down_blocks.7"]})
+    with pytest.raises(ValueError, match="below the smallest share"):
+        distil(compress={"budget": 0.01})
+    with pytest.raises(ValueError, match="no decoder folder"):
+        distil(student={"decoder": "/nowhere"})
+    with pytest.raises(ValueError, match="no decoder folder"):  # not asked of the Hub
+        distil(student={"decoder": "tests/nowhere"})
