@@ -11,16 +11,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from edgedistill.recipes.checks import check_parts
+from edgedistill.common.files import WriteError, read_json, write_json
+from edgedistill.common.pictures import save_samples
 from edgedistill.data import find_captions
 from edgedistill.data.latents import find_pictures
 from edgedistill.data.paths import captions_of
-from edgedistill.runs.run import Run
-from edgedistill.common.files import WriteError, read_json, write_json
+from edgedistill.recipes.checks import check_parts
 from edgedistill.recipes.schema import Recipe
-from edgedistill.common.pictures import save_samples
-from edgedistill.students.routing import Part, Routes, divide, route
+from edgedistill.runs.run import Run
 from edgedistill.students.group import Students, complete
+from edgedistill.students.routing import Part, Routes, divide, route
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill.teachers.latents import Captioned
 from edgedistill.training.trainer import engine

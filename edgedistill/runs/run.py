@@ -11,7 +11,8 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from edgedistill.recipes.checks import check_adapters, check_coefficients, check_depths, check_paths, check_reward, check_steps, choose_prediction, has_weights, parameters, unplayed
+from edgedistill.common.files import atomic_folder, read_json, write_json
+from edgedistill.common.pictures import save_samples
 from edgedistill.compress import Plan, count
 from edgedistill.compress.pruned import Smaller, choose, depths, record
 from edgedistill.compress.variance import keep_variance
@@ -19,20 +20,30 @@ from edgedistill.data import find_captions, open_source
 from edgedistill.data.latents import Pictures, find_pictures
 from edgedistill.data.paths import Paths, captions_of, make_paths, open_paths, spec_of
 from edgedistill.diffusion.denoiser import Denoiser, Guided
-from edgedistill.common.files import atomic_folder, read_json, write_json
-from edgedistill.networks.bf16 import lower
+from edgedistill.diffusion.sampling import StepTable, few_step_table, student_times
 from edgedistill.networks.adapters import Role, adapt
+from edgedistill.networks.bf16 import lower
 from edgedistill.objectives.base import Batch, Objective, RewardOf, Setup
-from edgedistill.objectives.conversion import NEAR_ZERO, Conversion, as_target
 from edgedistill.objectives.compose import ordered
+from edgedistill.objectives.conversion import NEAR_ZERO, Conversion, as_target
 from edgedistill.objectives.prelude import Prelude
+from edgedistill.recipes.checks import (
+    check_adapters,
+    check_coefficients,
+    check_depths,
+    check_paths,
+    check_reward,
+    check_steps,
+    choose_prediction,
+    has_weights,
+    parameters,
+    unplayed,
+)
 from edgedistill.recipes.opening import open_teacher
 from edgedistill.recipes.schema import Recipe
-from edgedistill.common.pictures import save_samples
 from edgedistill.rewards import reward_of
-from edgedistill.students.routing import Part
-from edgedistill.diffusion.sampling import StepTable, few_step_table, student_times
 from edgedistill.students.folder import Guidance, StudentInfo, load_student, save_student
+from edgedistill.students.routing import Part
 from edgedistill.teachers.base import Source
 from edgedistill.teachers.latents import Captioned
 from edgedistill.training.trainer import Hooks, Trainer, engine

@@ -9,13 +9,13 @@ import pytest
 import torch
 import yaml
 
-from edgedistill.recipes import schema as recipes
 from edgedistill.draw.generate import generate
+from edgedistill.recipes import schema as recipes
 from edgedistill.runs.group import Group
-from edgedistill.students.routing import divide, kmeans, ranges, route
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 from edgedistill.students.group import Students, open_student
+from edgedistill.students.routing import divide, kmeans, ranges, route
 from edgedistill.teachers import load_teacher
 from edgedistill.tiny import CAPTIONS, make_tiny
 from edgedistill_export.bench import find_subjects

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from edgedistill.common.files import WriteError
 from edgedistill.recipes import schema as recipes
 from edgedistill.runs import run_dir
 from edgedistill.runs.claims import claim_new
-from edgedistill.common.files import WriteError
 from edgedistill.runs.run_dir import open_run
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs flock")
