@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgedistill.common.files import write_json
-from edgedistill.diffusion.sampling import solve
+from edgedistill.diffusion.solvers import solve
 from edgedistill.networks.ema import follow
 from edgedistill.recipes import schema as recipes
 from edgedistill.runs.run_dir import open_run

@@ -46,7 +46,7 @@ import edgedistill
 from edgedistill import assets
 from edgedistill.common.files import read_json, write_json, write_text
 from edgedistill.diffusion.denoiser import Denoiser
-from edgedistill.diffusion.sampling import solve, time_grid
+from edgedistill.diffusion.solvers import solve, time_grid
 from edgedistill.evaluation.planar import planar_figures
 from edgedistill.recipes import schema as recipes
 from edgedistill.recipes.schema import Recipe

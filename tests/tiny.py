@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import few_step_table, student_times
+from edgedistill.diffusion.solvers import student_times
+from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.students.folder import Guidance, StudentInfo, save_student
 from edgedistill.teachers import Teacher
 from edgedistill.tiny.stable_diffusion import pipeline as make_pipeline

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from edgedistill.adoption.kinds import Kind
 from edgedistill.adoption.tables import lcm_boundary, step_table
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.step_table import StepTable
 
 __all__ = [
     "TOLERANCE",

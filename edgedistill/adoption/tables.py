@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from edgedistill.diffusion.prediction import Linear2, Prediction, to_eps, to_x0
-from edgedistill.diffusion.sampling import Boundary, Step, StepTable, time_grid
 from edgedistill.diffusion.schedule import Discrete, Schedule
+from edgedistill.diffusion.solvers import time_grid
+from edgedistill.diffusion.step_table import Boundary, Step, StepTable
 
 __all__ = [
     "Grid",

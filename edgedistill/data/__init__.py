@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from edgedistill.common.finite import bad_row
 from edgedistill.data.prompts import CAPTION, read_prompts
 from edgedistill.data.shards import fault_of, write_shard
-from edgedistill.diffusion.sampling import solve
+from edgedistill.diffusion.solvers import solve
 from edgedistill.teachers.base import Source, Teacher
 from edgedistill.teachers.classes import ClassTeacher
 from edgedistill.teachers.latents import Latents

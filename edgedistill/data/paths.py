@@ -27,7 +27,7 @@ from edgedistill.common.progress import remark
 from edgedistill.data import read_prompts
 from edgedistill.data.shards import fault_of, write_shard
 from edgedistill.diffusion.denoiser import Condition
-from edgedistill.diffusion.sampling import Denoise, solve
+from edgedistill.diffusion.solvers import Denoise, solve
 from edgedistill.diffusion.times import refine
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.classes import ClassTeacher

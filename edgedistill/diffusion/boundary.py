@@ -12,8 +12,9 @@ from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import Boundary, ddim_step
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.solvers import ddim_step
+from edgedistill.diffusion.step_table import Boundary
 
 __all__ = ["boundary_of", "bounded", "landed", "lcm_boundary", "noise_boundary", "plain"]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgedistill.common.files import read_json
-from edgedistill.diffusion.sampling import StepTable
+from edgedistill.diffusion.step_table import StepTable
 
 __all__ = ["main", "measure"]
 
@@ -95,7 +95,7 @@ def _load_pipeline(
 def _load_own(folder: str, steps: int, guidance: float, stages: _Stages) -> tuple[Draw, float]:
     """A student on its step table, or a teacher on its solver, by edgedistill itself."""
     from edgedistill.diffusion.denoiser import Condition
-    from edgedistill.diffusion.sampling import solve
+    from edgedistill.diffusion.solvers import solve
     from edgedistill.students.folder import load_student
     from edgedistill.teachers import load_teacher
 

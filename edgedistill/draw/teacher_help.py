@@ -20,8 +20,9 @@ from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
 from edgedistill.diffusion.prediction import to_x0
-from edgedistill.diffusion.sampling import SOLVERS, StepTable
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.solvers import SOLVERS
+from edgedistill.diffusion.step_table import StepTable
 from edgedistill.diffusion.times import refine
 
 __all__ = ["ALONE", "Help", "sample_with", "time_told"]

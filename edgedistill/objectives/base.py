@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edgedistill.common.settings import Settings
 from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
-from edgedistill.diffusion.sampling import Boundary, StepTable
+from edgedistill.diffusion.step_table import Boundary, StepTable
 from edgedistill.networks.scaling import Scaling
 
 if TYPE_CHECKING:

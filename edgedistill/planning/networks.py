@@ -16,8 +16,9 @@ from edgedistill.common.plugins import resolve
 from edgedistill.compress.pruned import Smaller, choose
 from edgedistill.diffusion.denoiser import Denoiser, Guided, expand
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable, student_times
 from edgedistill.diffusion.schedule import Linear
+from edgedistill.diffusion.solvers import student_times
+from edgedistill.diffusion.step_table import StepTable
 from edgedistill.networks.adapters import adapt
 from edgedistill.networks.bf16 import lower, raised
 from edgedistill.objectives.base import Batch, Objective, Setup

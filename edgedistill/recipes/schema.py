@@ -22,7 +22,8 @@ from edgedistill.common.plugins import unknown
 from edgedistill.common.reading import short
 from edgedistill.common.settings import Settings
 from edgedistill.compress.config import Compress
-from edgedistill.diffusion.sampling import SAMPLERS, SOLVERS, SPACINGS
+from edgedistill.diffusion.solvers import SOLVERS, SPACINGS
+from edgedistill.diffusion.step_table import SAMPLERS
 from edgedistill.objectives.added.embedding import Embedding
 from edgedistill.objectives.added.reward import Reward
 from edgedistill.recipes.bounds import check_name, check_numbers

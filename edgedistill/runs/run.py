@@ -20,7 +20,8 @@ from edgedistill.data import find_captions, open_source
 from edgedistill.data.latents import Pictures, find_pictures
 from edgedistill.data.paths import Paths, captions_of, make_paths, open_paths, spec_of
 from edgedistill.diffusion.denoiser import Denoiser, Guided
-from edgedistill.diffusion.sampling import StepTable, few_step_table, student_times
+from edgedistill.diffusion.solvers import student_times
+from edgedistill.diffusion.step_table import StepTable, few_step_table
 from edgedistill.networks.adapters import Role, adapt
 from edgedistill.networks.bf16 import lower
 from edgedistill.objectives.base import Batch, Objective, RewardOf, Setup

@@ -22,8 +22,8 @@ from edgedistill.common.progress import remark
 from edgedistill.compress.plan import Plan, build
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
 from edgedistill.diffusion.schedule import schedule_from_json
+from edgedistill.diffusion.step_table import StepTable
 from edgedistill.networks.adapters import Role
 from edgedistill.teachers import ENTRY_POINTS, TEACHERS, Teacher, load_teacher
 

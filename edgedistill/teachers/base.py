@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from edgedistill.common.files import read_json
 from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided, cat
-from edgedistill.diffusion.sampling import StepTable, TimeGrid, time_grid
+from edgedistill.diffusion.solvers import TimeGrid, time_grid
+from edgedistill.diffusion.step_table import StepTable
 from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.licences import Rights
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from edgedistill.common.files import write_text
 from edgedistill.common.text import read_text, split_lines
-from edgedistill.diffusion.sampling import StepTable
+from edgedistill.diffusion.step_table import StepTable
 from edgedistill.teachers.pipeline import PipelineTeacher
 
 __all__ = ["NAMES", "NULL", "ClassTeacher", "Labels", "read_classes"]

@@ -30,8 +30,9 @@ from edgedistill.common.finite import bad_row, check_finite
 from edgedistill.common.pickles import check_pickles
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable, TimeGrid
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.solvers import TimeGrid
+from edgedistill.diffusion.step_table import StepTable
 from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.base import Graph, PromptCache, Source, Teacher
 from edgedistill.teachers.decoders import Decoder, channels_of, open_decoder

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from edgedistill.common.plugins import unknown
 from edgedistill.diffusion.denoiser import Bound, Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import TimeGrid, solve
 from edgedistill.diffusion.schedule import Discrete, Karras, Schedule
+from edgedistill.diffusion.solvers import TimeGrid, solve
 
 __all__ = [
     "FLOW",

@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, TCDScheduler
 from torch import Tensor, nn
 
-from edgedistill.diffusion.sampling import StepTable
+from edgedistill.diffusion.step_table import StepTable
 from edgedistill.teachers.schedulers import PREDICTIONS
 
 FLOW = "flow_prediction"

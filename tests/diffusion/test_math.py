@@ -7,14 +7,6 @@ from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.prediction import Prediction, to_eps, to_x0
-from edgedistill.diffusion.sampling import (
-    SAMPLERS,
-    SPACINGS,
-    StepTable,
-    few_step_table,
-    solve,
-    time_grid,
-)
 from edgedistill.diffusion.schedule import (
     VE,
     Cosine,
@@ -26,6 +18,8 @@ from edgedistill.diffusion.schedule import (
     Trig,
     schedule_from_json,
 )
+from edgedistill.diffusion.solvers import SPACINGS, solve, time_grid
+from edgedistill.diffusion.step_table import SAMPLERS, StepTable, few_step_table
 
 
 def ddpm(kind: str = "squaredcos_cap_v2", zero_snr: bool = False) -> Discrete:

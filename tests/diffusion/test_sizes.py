@@ -5,9 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import Step, StepTable, few_step_table, time_grid
 from edgedistill.diffusion.schedule import Trig
 from edgedistill.diffusion.sizes import resized, shape_at
+from edgedistill.diffusion.solvers import time_grid
+from edgedistill.diffusion.step_table import Step, StepTable, few_step_table
 
 GROWING = StepTable(
     (Step(900.0, 0.5, 0.25, 2.0, 0.5, size=0.5), Step(100.0, 1.0, 1.0, -1.0, 0.0)), 2.0

@@ -144,10 +144,11 @@ def test_own_pictures_are_the_reference_and_the_memory(
 
 
 def test_a_student_that_copies_is_told(own_pictures, grey_classes):
+    from edgedistill.recipes.load import judged
+
     from edgedistill.draw.subjects import Subject
     from edgedistill.evaluation.data import find_data
     from edgedistill.evaluation.evaluate import Extras, evaluate_pictures
-    from edgedistill.recipes.schema import judged
 
     sections = {
         "name": "x",

@@ -14,8 +14,8 @@ import yaml
 from oracles import Gaussian
 
 from edgedistill import objectives
-from edgedistill.diffusion.sampling import time_grid
 from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.solvers import time_grid
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.recipes import schema as recipes
 from edgedistill.runs.run import Run

@@ -12,7 +12,8 @@ from transformers import CLIPModel
 
 from edgedistill import assets
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import few_step_table, time_grid
+from edgedistill.diffusion.solvers import time_grid
+from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.added.reward import Rewarded
 from edgedistill.planning.memory import Launch, holdings, memory
 from edgedistill.planning.networks import SCHEDULE, cast

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import solve, time_grid
+from edgedistill.diffusion.solvers import solve, time_grid
 from edgedistill.planning.architectures import place
 from edgedistill.recipes import schema as recipes
 from edgedistill.teachers import load_teacher

@@ -11,8 +11,8 @@ from tiny import save
 
 from edgedistill import assets
 from edgedistill.common.progress import bar
-from edgedistill.diffusion.sampling import solve
 from edgedistill.diffusion.schedule import Karras
+from edgedistill.diffusion.solvers import solve
 from edgedistill.draw.bench import measure
 from edgedistill.draw.generate import generate
 from edgedistill.evaluation.run import evaluate_subjects

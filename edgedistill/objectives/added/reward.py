@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import take
-from edgedistill.diffusion.sampling import StepTable, few_step_table
+from edgedistill.diffusion.step_table import StepTable, few_step_table
 from edgedistill.objectives.added.on_samples import Beside
 from edgedistill.objectives.base import Batch, Losses, Objective, RewardOf, Settings, Setup
 from edgedistill.objectives.preference.policy import actions, check_random, log_prob, walk

@@ -15,8 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.prediction import to_x0
-from edgedistill.diffusion.sampling import Step, StepTable, init_scale
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.solvers import init_scale
+from edgedistill.diffusion.step_table import Step, StepTable
 from edgedistill.objectives.adversarial.parts import GAN, Round
 from edgedistill.objectives.base import Batch
 

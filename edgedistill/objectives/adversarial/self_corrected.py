@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from edgedistill.diffusion.distances import Distance, distance
-from edgedistill.diffusion.sampling import ddim_step, init_scale
+from edgedistill.diffusion.solvers import ddim_step, init_scale
 from edgedistill.diffusion.times import stratified
 from edgedistill.networks.ema import follow
 from edgedistill.objectives.adversarial.parts import CLEAN, GAN, Round

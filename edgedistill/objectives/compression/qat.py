@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgedistill.diffusion.denoiser import Condition
-from edgedistill.diffusion.sampling import StepTable
+from edgedistill.diffusion.step_table import StepTable
 from edgedistill.networks.fake_quant import SCHEMES, FakeQuantize, Observe, layers
 from edgedistill.objectives.base import (
     Batch,

@@ -18,8 +18,8 @@ from edgedistill.diffusion.boundary import landed
 from edgedistill.diffusion.denoiser import Condition, Denoiser
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.losses import gan_discriminator, gan_generator
-from edgedistill.diffusion.sampling import ddim_step, time_grid
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.solvers import ddim_step, time_grid
 from edgedistill.diffusion.times import TimeSampling, sample_times, with_edges
 from edgedistill.networks.ema import follow
 from edgedistill.networks.heads import Tap, head_for

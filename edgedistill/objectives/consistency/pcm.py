@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from edgedistill.diffusion.boundary import landed
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.distances import Distance, distance
-from edgedistill.diffusion.sampling import ddim_step, time_grid
+from edgedistill.diffusion.solvers import ddim_step, time_grid
 from edgedistill.diffusion.times import below, neighbours, with_edges
 from edgedistill.networks.ema import follow
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.distances import Distance, distance
-from edgedistill.diffusion.sampling import one_step_x0
+from edgedistill.diffusion.solvers import one_step_x0
 from edgedistill.diffusion.times import with_edges
 from edgedistill.networks.ema import follow
 from edgedistill.objectives.base import Batch, Losses, Setup

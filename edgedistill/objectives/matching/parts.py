@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.diffusion.distances import drift
 from edgedistill.diffusion.losses import gan_discriminator, gan_generator, toward
-from edgedistill.diffusion.sampling import SOLVERS, one_step_x0
+from edgedistill.diffusion.solvers import SOLVERS, one_step_x0
 from edgedistill.diffusion.times import stratified
 from edgedistill.networks.heads import Tap, head_for
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings, Setup

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Denoiser
-from edgedistill.diffusion.sampling import ddim_step, init_scale
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.solvers import ddim_step, init_scale
 from edgedistill.objectives.base import Batch
 
 __all__ = ["Noised", "Rollout", "Sample", "onward"]

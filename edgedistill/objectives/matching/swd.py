@@ -25,8 +25,9 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Denoiser
-from edgedistill.diffusion.sampling import StepTable, few_step_table, init_scale
 from edgedistill.diffusion.sizes import check_sizes, reduced, resized, shape_at
+from edgedistill.diffusion.solvers import init_scale
+from edgedistill.diffusion.step_table import StepTable, few_step_table
 from edgedistill.networks.scaling import latents_of, picture_of
 from edgedistill.objectives.base import Batch, Losses, Setup
 from edgedistill.objectives.matching.pdm import PDM

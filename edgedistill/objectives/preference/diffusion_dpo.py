@@ -27,8 +27,8 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Denoiser, cat
-from edgedistill.diffusion.sampling import StepTable
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.step_table import StepTable
 from edgedistill.objectives.base import (
     Batch,
     Losses,

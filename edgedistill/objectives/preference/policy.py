@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgedistill.diffusion.denoiser import Condition
-from edgedistill.diffusion.sampling import StepTable
+from edgedistill.diffusion.step_table import StepTable
 from edgedistill.objectives.base import Batch
 
 __all__ = ["actions", "check_random", "log_prob", "walk"]

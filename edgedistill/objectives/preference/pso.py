@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgedistill.diffusion.sampling import StepTable
+from edgedistill.diffusion.step_table import StepTable
 from edgedistill.objectives.base import (
     Batch,
     Losses,

@@ -20,8 +20,9 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Condition, Denoiser
-from edgedistill.diffusion.sampling import StepTable, ddim_step, solver_table
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.solvers import ddim_step
+from edgedistill.diffusion.step_table import StepTable, solver_table
 from edgedistill.diffusion.times import refine
 from edgedistill.objectives.base import Batch, Settings, Setup
 from edgedistill.objectives.solvers.oss import Search

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from edgedistill.diffusion.denoiser import Condition, Denoiser
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.losses import gan_relative
-from edgedistill.diffusion.sampling import StepTable, solver_table
+from edgedistill.diffusion.step_table import StepTable, solver_table
 from edgedistill.diffusion.times import stratified
 from edgedistill.networks.heads import Tap, head_for
 from edgedistill.objectives.base import (

@@ -17,7 +17,8 @@ from edgedistill.diffusion.boundary import landed
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.prediction import to_eps
-from edgedistill.diffusion.sampling import SOLVERS, StepTable, few_step_table
+from edgedistill.diffusion.solvers import SOLVERS
+from edgedistill.diffusion.step_table import StepTable, few_step_table
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
 
 __all__ = ["BackwardDistill", "noise_corrected"]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from edgedistill.common.files import read_json, write_json
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.step_table import StepTable
 from edgedistill.teachers.classes import NULL, ClassTeacher
 from edgedistill.teachers.schedulers import check_unscaled, discrete_border
 from edgedistill.teachers.student_schedulers import discrete_schedulers

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
 from edgedistill.diffusion.schedule import Rectified, Schedule
+from edgedistill.diffusion.step_table import StepTable
 from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.decoders import shifted
 from edgedistill.teachers.flow import euler, flow_schedule, shift_asked

@@ -20,8 +20,8 @@ from edgedistill.common.pickles import check_pickles
 from edgedistill.common.text import parse_json, read_text
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
 from edgedistill.diffusion.schedule import Schedule, Trig
+from edgedistill.diffusion.step_table import StepTable
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.teachers.base import Graph, Source, Teacher
 from edgedistill.teachers.loading import whole_weights

@@ -19,8 +19,8 @@ from tokenizers import normalizers
 from torch import Tensor, nn
 
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.step_table import StepTable
 from edgedistill.teachers.pipeline import PipelineTeacher
 from edgedistill.teachers.schedulers import discrete_border
 from edgedistill.teachers.student_schedulers import discrete_schedulers

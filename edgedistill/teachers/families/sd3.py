@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.step_table import StepTable
 from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.decoders import shifted
 from edgedistill.teachers.flow import flow_schedule, flow_schedulers

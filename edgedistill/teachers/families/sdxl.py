@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.step_table import StepTable
 from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.pipeline import PipelineTeacher
 from edgedistill.teachers.schedulers import discrete_border

@@ -21,8 +21,8 @@ from tokenizers import Regex, normalizers
 from torch import Tensor, nn
 
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.step_table import StepTable
 from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.decoders import Decoder
 from edgedistill.teachers.flow import flow_schedule, flow_schedulers

@@ -7,8 +7,8 @@ from oracles import Affine, Gaussian
 from edgedistill.diffusion.boundary import lcm_boundary
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import time_grid
 from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.solvers import time_grid
 from edgedistill.objectives.added.embedding import Embedded, Embedding, features, mmd
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Setup
 from edgedistill.recipes import schema as recipes

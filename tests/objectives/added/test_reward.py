@@ -13,8 +13,9 @@ from torch import nn
 from edgedistill.diffusion.boundary import lcm_boundary
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import few_step_table, time_grid
 from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.solvers import time_grid
+from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.added.reward import Reward, Rewarded, advantages
 from edgedistill.objectives.base import Losses, Objective, Optim, Player, Setup
 from edgedistill.objectives.matching.vsd import VSD

@@ -11,8 +11,8 @@ from torch import nn
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.distances import Ensemble
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import ddim_step, one_step_x0, time_grid
 from edgedistill.diffusion.schedule import Discrete, Trig
+from edgedistill.diffusion.solvers import ddim_step, one_step_x0, time_grid
 from edgedistill.diffusion.times import TimeSampling
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.objectives import find

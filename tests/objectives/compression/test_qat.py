@@ -8,8 +8,9 @@ from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable, few_step_table, time_grid
 from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.solvers import time_grid
+from edgedistill.diffusion.step_table import StepTable, few_step_table
 from edgedistill.networks import fake_quant
 from edgedistill.networks.fake_quant import FakeQuantize, Observe, Scheme
 from edgedistill.objectives.base import Batch, Optim, Setup

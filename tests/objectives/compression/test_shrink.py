@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from compress import nets
+from edgedistill.recipes.load import load
 from torch import nn
 
 from edgedistill.compress import Plan, build, preset, without
@@ -20,7 +21,6 @@ from edgedistill.objectives.compression.shrink import (
     feature_loss,
     tap_paths,
 )
-from edgedistill.recipes.schema import load
 from edgedistill.teachers.families.stable_diffusion import StableDiffusion
 
 

@@ -8,8 +8,9 @@ from scored import FAR, batch, located
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import few_step_table, student_times, time_grid
 from edgedistill.diffusion.schedule import Discrete, Karras, Rectified, Trig
+from edgedistill.diffusion.solvers import student_times, time_grid
+from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.base import Optim, Setup
 from edgedistill.objectives.preference.diffusion_dpo import DiffusionDPO, times_of
 from edgedistill.recipes import schema as recipes

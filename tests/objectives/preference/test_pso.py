@@ -8,8 +8,9 @@ from scored import FAR, batch, located
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import few_step_table, time_grid
 from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.solvers import time_grid
+from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.base import Optim, Setup
 from edgedistill.objectives.preference.policy import walk
 from edgedistill.objectives.preference.pso import PSO, preference
