@@ -148,7 +148,7 @@ def _index(folder: str) -> dict[str, Any]:
 
 
 def _family(folder: str) -> str:
-    from edgedistill.teachers.pipeline import FAMILIES
+    from edgedistill.teachers.loading import FAMILIES
 
     kind = _index(folder).get("_class_name")
     if kind not in FAMILIES:
