@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from edgedistill import recipes
 from edgedistill.proof.drawing import differences
-from edgedistill.recipes import schema as recipes
 from edgedistill.runs.run_dir import open_run
 from edgedistill.teachers import load_teacher
 from edgedistill.tiny import TINY, make_tiny

@@ -11,7 +11,7 @@ from edgedistill.data import read_prompts
 from edgedistill.data.latents import words_of
 from edgedistill.data.pictures import FAULTS, list_pictures
 from edgedistill.evaluation.data import Data
-from edgedistill.recipes.load import Judged
+from edgedistill.recipes.schema import Judged
 from edgedistill.teachers import Teacher
 from edgedistill.teachers.classes import ClassTeacher
 

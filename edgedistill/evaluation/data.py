@@ -14,7 +14,7 @@ from safetensors import safe_open
 from edgedistill.common.pictures import to_uint8
 from edgedistill.data.latents import words_of
 from edgedistill.data.pictures import FAULTS, Codec, list_pictures, read_picture
-from edgedistill.recipes.load import Judged
+from edgedistill.recipes.schema import Judged
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.latents import Latents
 

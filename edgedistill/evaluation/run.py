@@ -19,7 +19,8 @@ from edgedistill.evaluation.evaluate import Examples, Extras, evaluate_pictures,
 from edgedistill.evaluation.examples import write_examples
 from edgedistill.evaluation.features import open_features
 from edgedistill.evaluation.fidelity import Reference
-from edgedistill.recipes.load import Judged, judged
+from edgedistill.recipes.load import judged
+from edgedistill.recipes.schema import Judged
 from edgedistill.students.folder import Student
 from edgedistill.students.group import Students, open_student
 from edgedistill.teachers import Teacher, load_teacher

@@ -11,7 +11,6 @@ from edgedistill import rewards
 from edgedistill.networks.scaling import Scaling
 from edgedistill.planning.architectures import find, place
 from edgedistill.planning.inputs import Inputs
-from edgedistill.recipes.checks import check_reward
 from edgedistill.recipes.schema import Recipe
 from edgedistill.teachers.decoders import Decoder
 from edgedistill.teachers.families.wan import VideoDecoder
@@ -66,7 +65,6 @@ def judge(recipe: Recipe, networks: Mapping[str, nn.Module], inputs: Inputs) -> 
     section = recipe.reward
     if section is None:
         return None
-    check_reward(recipe)
     kind = rewards.find(section.name)
     config = kind.Config(**section.options)
     folder = find(place(recipe.teacher))

@@ -16,7 +16,6 @@ from edgedistill.common.pictures import save_samples
 from edgedistill.data import find_captions
 from edgedistill.data.latents import find_pictures
 from edgedistill.data.paths import captions_of
-from edgedistill.recipes.checks import check_parts
 from edgedistill.recipes.schema import Recipe
 from edgedistill.runs.run import Run
 from edgedistill.students.group import Students, complete
@@ -43,7 +42,6 @@ class Group:
         from edgedistill_runtime.routes import ROUTES
 
         self.recipe, self.folder, self.say = recipe, folder, say
-        check_parts(recipe)
         self.place = folder / "students"
         accelerator = engine(recipe.train.precision)
         with accelerator.main_process_first():  # which writes what the others read

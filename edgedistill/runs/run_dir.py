@@ -10,8 +10,8 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
+from edgedistill import recipes
 from edgedistill.common.files import WriteError, atomic_link, write_text
-from edgedistill.recipes import schema as recipes
 from edgedistill.recipes.schema import Recipe
 from edgedistill.runs.claims import RECIPE, Claim, claim_new, claim_old
 from edgedistill.runs.group import Group

@@ -26,8 +26,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from senseless import GOLDEN, rehash
 
+from edgedistill import recipes
 from edgedistill.common.reading import check_yaml, parse_json
-from edgedistill.recipes import schema as recipes
 from edgedistill_runtime import Pipeline
 from edgedistill_runtime.manifest import sha256
 from edgedistill_runtime.routes import Routes

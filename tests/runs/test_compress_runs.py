@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from edgedistill.recipes.load import resolve
 
+from edgedistill import recipes
 from edgedistill.compress import units
 from edgedistill.objectives.trajectory import progressive
 from edgedistill.planning.report import plan
-from edgedistill.recipes import schema as recipes
+from edgedistill.recipes.load import resolve
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 from edgedistill.teachers.families.stable_diffusion import StableDiffusion

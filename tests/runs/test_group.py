@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
+from edgedistill import recipes
 from edgedistill.draw.generate import generate
-from edgedistill.recipes import schema as recipes
 from edgedistill.runs.group import Group
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student

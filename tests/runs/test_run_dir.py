@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from edgedistill import recipes
 from edgedistill.common.files import WriteError
-from edgedistill.recipes import schema as recipes
 from edgedistill.runs import run_dir
 from edgedistill.runs.claims import claim_new
 from edgedistill.runs.run_dir import open_run
@@ -222,7 +222,7 @@ for claim, text in kept:
 def test_a_run_is_one_process_s_until_it_ends_or_is_killed(begin, tmp_path, two_modes):
     program = """
 import sys
-from edgedistill.recipes import schema as recipes
+from edgedistill import recipes
 from edgedistill.runs.run_dir import open_run
 from edgedistill.teachers.families import mixture
 mixture.FIT_STEPS, mixture.FIT_BATCH = 20, 64

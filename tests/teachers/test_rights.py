@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny import make_pipeline
 
-from edgedistill.recipes import schema as recipes
+from edgedistill import recipes
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 from edgedistill.teachers.licences import lacks_of, rights_of

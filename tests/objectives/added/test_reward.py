@@ -10,6 +10,7 @@ from oracles import Gaussian
 from scored import DATA, FAR, batch, located, method
 from torch import nn
 
+from edgedistill import recipes
 from edgedistill.diffusion.boundary import lcm_boundary
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
@@ -21,8 +22,7 @@ from edgedistill.objectives.base import Losses, Objective, Optim, Player, Setup
 from edgedistill.objectives.matching.vsd import VSD
 from edgedistill.objectives.preference.policy import actions, log_prob, walk
 from edgedistill.planning.networks import cast
-from edgedistill.recipes import schema as recipes
-from edgedistill.recipes.checks import check_reward
+from edgedistill.recipes.rules import check_reward
 from edgedistill.rewards import RewardModel, reward_of
 from edgedistill.runs.run import Run
 from edgedistill.teachers import load_teacher

@@ -8,6 +8,7 @@ import torch
 from oracles import Affine, Gaussian
 from torch import nn
 
+from edgedistill import recipes
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.distances import Ensemble
 from edgedistill.diffusion.prediction import Prediction
@@ -19,7 +20,6 @@ from edgedistill.objectives import find
 from edgedistill.objectives.adversarial.ddgan import DDGAN, posterior
 from edgedistill.objectives.adversarial.flash import mode_masses, stage_shares
 from edgedistill.objectives.base import Batch, Optim, Setup
-from edgedistill.recipes import schema as recipes
 from edgedistill.runs.run_dir import open_run
 
 SCHEDULE = Trig()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scored import FAR, batch, located
 
+from edgedistill import recipes
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Trig
@@ -14,7 +15,6 @@ from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.base import Optim, Setup
 from edgedistill.objectives.preference.policy import walk
 from edgedistill.objectives.preference.pso import PSO, preference
-from edgedistill.recipes import schema as recipes
 from edgedistill.runs.run import Run
 
 SIDE = torch.tensor([0.6, -0.8])
