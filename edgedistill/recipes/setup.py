@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from edgedistill.compress import Plan
+from edgedistill.compress.plan import Plan
 from edgedistill.objectives.base import Objective, Setup
 from edgedistill.objectives.compose import ordered
 from edgedistill.recipes.schema import Recipe

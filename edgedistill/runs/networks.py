@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgedistill.common.files import read_json, write_json
-from edgedistill.compress import Plan, count
+from edgedistill.compress.plan import Plan, count
 from edgedistill.compress.pruned import Smaller, choose, depths, record
 from edgedistill.compress.variance import keep_variance
 from edgedistill.diffusion.denoiser import Denoiser

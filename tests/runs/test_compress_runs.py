@@ -7,7 +7,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from edgedistill import recipes
-from edgedistill.compress import units
+from edgedistill.compress.units import units
 from edgedistill.objectives.trajectory import progressive
 from edgedistill.planning.report import plan
 from edgedistill.recipes.load import resolve

@@ -94,14 +94,9 @@ def test_a_stored_recipe_that_cannot_be_read_names_its_file(mine, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["boot", "emd", "instaflow", "slimflow", "swiftbrush"])
-def test_students_of_one_step_take_no_more(method, tmp_path, two_modes):
-    """Refused before the first line, let alone the teacher's paths."""
-    recipe = recipes.load(f"mixture-{method}", ["student.steps=4", f"teacher.path={two_modes}"])
-    said = []
+def test_students_of_one_step_take_no_more(method):
     with pytest.raises(ValueError, match=f"student.steps=4: {method}'s students take one step"):
-        open_run(recipe, str(tmp_path / "run"), False, said.append, tmp_path)
-    assert not said
-    assert not list(tmp_path.glob("run/data/*"))
+        recipes.load(f"mixture-{method}", ["student.steps=4"])
 
 
 @pytest.mark.parametrize(
@@ -252,7 +247,7 @@ input()
 @linux
 def test_a_run_lets_go_when_nobody_needs_it(begin):
     run = begin(out="run")
-    ask = [sys.executable, "-c", "import sys, pathlib; from edgedistill.disk import lock;"]
+    ask = [sys.executable, "-c", "import sys, pathlib; from edgedistill.common.disk import lock;"]
     ask[-1] += "lock(pathlib.Path('run'))"
     assert subprocess.run(ask, capture_output=True).returncode == 1
     del run
