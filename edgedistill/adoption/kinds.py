@@ -12,19 +12,17 @@ from typing import Any
 
 from edgedistill.adoption.tables import (
     Grid,
-    Lands,
     ancestral,
     at_timesteps,
-    ddim,
     flux_grid,
     lcm_grid,
-    renoise,
     sd3_grid,
     tcd,
     trailing_grid,
 )
 from edgedistill.common.plugins import unknown
 from edgedistill.diffusion.prediction import Prediction
+from edgedistill.diffusion.step_table import Lander, ddim, renoise
 from edgedistill.students.folder import Guidance
 
 __all__ = ["FOLDER", "KINDS", "LORA", "WEIGHTS", "Kind", "find_kind"]
@@ -69,7 +67,7 @@ class Kind:
     steps: tuple[int, ...]
     tied: bool = False
     grid: Grid
-    lands: Lands
+    lands: Lander
     scheduler: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     listed: bool = False

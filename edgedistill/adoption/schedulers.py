@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from edgedistill.adoption.kinds import Kind
-from edgedistill.adoption.tables import lcm_boundary, step_table
+from edgedistill.diffusion.boundary import lcm_boundary
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
-from edgedistill.diffusion.step_table import StepTable
+from edgedistill.diffusion.step_table import StepTable, landed_table
+from edgedistill.teachers.student_schedulers import walk
 
 __all__ = [
     "TOLERANCE",
@@ -78,13 +79,13 @@ def make_table(
         "first": first,
         "config": 0.0 if config.get("set_alpha_to_one", True) else first,
     }
-    return step_table(
+    return landed_table(
         schedule,
         prediction_of(kind, steps),
         kind.grid(schedule, steps, shift_of(config, shape)),
         kind.lands,
         end=ends[kind.end],
-        boundary=lcm_boundary(schedule) if kind.boundary else None,
+        boundary=lcm_boundary(10.0, schedule=schedule) if kind.boundary else None,
         scaled_start=kind.scaled_start,
     )
 
@@ -94,13 +95,8 @@ def distance(kind: Kind, scheduler: Any, table: StepTable, shape: tuple[int, ...
     noise = table.draw((4, 16), torch.Generator().manual_seed(0))
     ours = table.sample(Probe(), noise, {})
     scheduler.set_timesteps(**_asked(kind, scheduler, table, shape))
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(4, 16, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
     extra = {} if kind.eta is None else {"eta": kind.eta}
-    for t in scheduler.timesteps:
-        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        f = Probe()(seen, t.expand(len(x)))
-        x = scheduler.step(f, t, x, generator=generator, **extra).prev_sample
+    x = walk(scheduler, Probe(), (4, 16), extra)
     return float((x - ours).abs().max() / ours.abs().max())
 
 

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Condition, Denoise
-from edgedistill.diffusion.schedule import Discrete, Schedule
+from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.schedules import Discrete
+from edgedistill.diffusion.tensors import expand_like
 
 __all__ = [
     "SOLVERS",
@@ -129,8 +131,7 @@ def ddim_step(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor)
         t: Times of x_t, (N,) or a scalar, with sigma(t) > 0.
         s: Times to land on.
     """
-    shape = (-1,) + (1,) * (x_t.ndim - 1)
-    t, s = t.double().reshape(shape), s.double().reshape(shape)
+    t, s = expand_like(t.double(), x_t), expand_like(s.double(), x_t)
     ratio = schedule.sigma(s) / schedule.sigma(t)
     keep = schedule.alpha(s) - ratio * schedule.alpha(t)
     return ratio.to(x_t) * x_t + keep.to(x_t) * x0
@@ -138,8 +139,7 @@ def ddim_step(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor)
 
 def one_step_x0(schedule: Schedule, x_t: Tensor, x_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """The x0 with which one DDIM step from x_t at t lands on x_s at s < t, (N, ...)."""
-    shape = (-1,) + (1,) * (x_t.ndim - 1)
-    t, s = t.double().reshape(shape), s.double().reshape(shape)
+    t, s = expand_like(t.double(), x_t), expand_like(s.double(), x_t)
     ratio = schedule.sigma(s) / schedule.sigma(t)
     keep = schedule.alpha(s) - ratio * schedule.alpha(t)
     return (x_s - ratio.to(x_t) * x_t) / keep.to(x_t)

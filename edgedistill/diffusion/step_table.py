@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, pairwise, zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,14 @@ from edgedistill.diffusion.solvers import init_scale
 __all__ = [
     "SAMPLERS",
     "Boundary",
+    "Lander",
+    "Landing",
     "Step",
     "StepTable",
+    "ddim",
     "few_step_table",
+    "landed_table",
+    "renoise",
     "solver_table",
 ]
 
@@ -165,23 +170,36 @@ class StepTable:
             raise ValueError(f"step_table: {error}") from None
 
 
-def _renoise(x0: Linear2, eps: Linear2, alpha: Tensor, sigma: Tensor) -> list[Tensor]:
+class Landing(NamedTuple):
+    """How a step ends: x_s = x0 * (estimated x0) + eps * (estimated eps) + noise * fresh noise.
+
+    Each is a float64 scalar; `eps` is None where the estimate of eps has no part in it.
+    """
+
+    x0: Tensor
+    eps: Tensor | None
+    noise: Tensor
+
+
+Lander = Callable[[Schedule, Tensor, Tensor, bool], Landing]
+"""(schedule, t, s, whether this is the last step) -> Landing; s = 0 is clean data."""
+
+SIGNAL = 1e-6
+"""Least alpha at which x0 = (x_t - sigma eps) / alpha is more than rounding error."""
+
+
+def renoise(schedule: Schedule, t: Tensor, s: Tensor, last: bool) -> Landing:
     """x_s = alpha_s x0 + sigma_s noise: consistency models, LCM, DMD2, Turbo."""
-    return [alpha * x0.x, alpha * x0.y, sigma]
+    return Landing(schedule.alpha(s), None, schedule.sigma(s) * (s > 0))
 
 
-def _deterministic(x0: Linear2, eps: Linear2, alpha: Tensor, sigma: Tensor) -> list[Tensor]:
+def ddim(schedule: Schedule, t: Tensor, s: Tensor, last: bool) -> Landing:
     """x_s = alpha_s x0 + sigma_s eps: DDIM, Euler, flow Euler."""
-    zero = torch.zeros_like(sigma)
-    if sigma == 0:
-        return [alpha * x0.x, alpha * x0.y, zero]
-    return [alpha * x0.x + sigma * eps.x, alpha * x0.y + sigma * eps.y, zero]
+    sigma = schedule.sigma(s) * (s > 0)
+    return Landing(schedule.alpha(s), sigma if sigma else None, torch.zeros_like(sigma))
 
 
-SAMPLERS: dict[str, Callable[[Linear2, Linear2, Tensor, Tensor], list[Tensor]]] = {
-    "renoise": _renoise,
-    "ddim": _deterministic,
-}
+SAMPLERS: dict[str, Lander] = {"renoise": renoise, "ddim": ddim}
 
 
 def few_step_table(
@@ -207,19 +225,70 @@ def few_step_table(
     times = times.double().cpu()
     if times[-1] != 0 or not bool((times.diff() < 0).all()):
         raise ValueError(f"times must decrease and end in 0, got {times.tolist()}")
+    rows = _rows(schedule, prediction, times, SAMPLERS[sampler], boundary)
+    rows = [
+        replace(row, size=size) for row, size in zip(rows, sizes or [1.0] * len(rows), strict=True)
+    ]
+    return StepTable(tuple(rows), init_scale(schedule, times[0]))
+
+
+def landed_table(
+    schedule: Schedule,
+    prediction: Prediction,
+    times: Tensor,
+    lander: Lander,
+    *,
+    end: float = 0.0,
+    boundary: Boundary | None = None,
+    scaled_start: bool = False,
+) -> StepTable:
+    """The table of a student called at `times` whose steps end as a scheduler's do.
+
+    Args:
+        schedule: Of the student.
+        prediction: What it predicts.
+        times: (steps,), decreasing.
+        lander: How a step ends on the next time.
+        end: Where the last step ends: 0, or the first trained time where a scheduler stops there.
+        boundary: The consistency boundary of LCM.
+        scaled_start: Start from sigma noise in place of unit noise, as Euler's classes do.
+
+    Raises:
+        ValueError: If the noise alone is predicted at a time that holds nothing else.
+    """
+    if prediction is Prediction.EPS and schedule.alpha(times[0]) < SIGNAL:
+        raise ValueError(
+            "a student that predicts noise cannot start where there is no signal "
+            "(zero terminal SNR); this schedule is not the one it was made for"
+        )
+    stops = torch.cat([times.double(), torch.tensor([end], dtype=torch.float64)])
+    rows = _rows(schedule, prediction, stops, lander, boundary)
+    return StepTable(tuple(rows), schedule.sigma(times[0]).item() if scaled_start else 1.0)
+
+
+def _rows(
+    schedule: Schedule,
+    prediction: Prediction,
+    stops: Tensor,
+    lander: Lander,
+    boundary: Boundary | None,
+) -> list[Step]:
+    """A row from each of the stops (steps + 1,) to the next: x0 and eps are linear in (x_t, f)."""
     rows = []
-    for (t, s), size in zip(pairwise(times), sizes or [1.0] * (len(times) - 1), strict=True):
+    for index, (t, s) in enumerate(pairwise(stops)):
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         x0 = to_x0(prediction, alpha, sigma)
         if boundary is not None:
             skip, out = boundary(t)
             x0 = Linear2(skip + out * x0.x, out * x0.y)
-        eps = to_eps(prediction, alpha, sigma)
-        scale = schedule.input_scale(t)
-        a, b, c = SAMPLERS[sampler](x0, eps, schedule.alpha(s), schedule.sigma(s) * (s > 0))
-        numbers = [schedule.net_time(t), scale, a, b, c]
-        rows.append(replace(Step(*(float(number) for number in numbers)), size=size))
-    return StepTable(tuple(rows), init_scale(schedule, times[0]))
+        landing = lander(schedule, t, s, index == len(stops) - 2)
+        a, b = landing.x0 * x0.x, landing.x0 * x0.y
+        if landing.eps is not None:
+            eps = to_eps(prediction, alpha, sigma)
+            a, b = a + landing.eps * eps.x, b + landing.eps * eps.y
+        numbers = [schedule.net_time(t), schedule.input_scale(t), a, b, landing.noise]
+        rows.append(Step(*(float(number) for number in numbers)))
+    return rows
 
 
 def solver_table(

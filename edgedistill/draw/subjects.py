@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edgedistill.common.pictures import to_uint8
 from edgedistill.diffusion.denoiser import Denoiser
-from edgedistill.diffusion.schedule import schedule_from_json
+from edgedistill.diffusion.schedules import schedule_from_json
 from edgedistill.diffusion.solvers import solve
 from edgedistill.diffusion.step_table import StepTable
 from edgedistill.draw.kept import Kept

@@ -53,13 +53,8 @@ ALONE = Help()
 
 def time_told(schedule: Schedule, net_time: float) -> Tensor:
     """The t at which a network of this schedule is told `net_time`, a float64 scalar."""
-    low, high = torch.zeros(2, dtype=torch.float64)
-    high = torch.ones_like(high)
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = bool(schedule.net_time(middle) < net_time)
-        low, high = (middle, high) if below else (low, middle)
-    return schedule.snap((low + high) / 2)
+    told = torch.tensor(net_time, dtype=torch.float64)
+    return schedule.snap(schedule.time_of_net_time(told).clamp(0, 1))
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from edgedistill.common.files import read_json
 from edgedistill.compress.pruned import Smaller, choose
 from edgedistill.diffusion.denoiser import Denoiser, Guided, expand
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Linear
+from edgedistill.diffusion.schedules import Linear
 from edgedistill.diffusion.solvers import student_times
 from edgedistill.diffusion.step_table import StepTable
 from edgedistill.networks.adapters import adapt

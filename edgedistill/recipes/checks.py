@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Discrete, Schedule
+from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.schedules import Discrete
 from edgedistill.networks.adapters import find_layers
 from edgedistill.objectives.base import Objective
 from edgedistill.objectives.conversion import student_prediction

@@ -22,7 +22,7 @@ from edgedistill.common.progress import remark
 from edgedistill.compress.plan import Plan, build
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import schedule_from_json
+from edgedistill.diffusion.schedules import schedule_from_json
 from edgedistill.diffusion.step_table import StepTable
 from edgedistill.networks.adapters import Role
 from edgedistill.teachers import ENTRY_POINTS, TEACHERS, Teacher, load_teacher

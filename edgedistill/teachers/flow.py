@@ -14,7 +14,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from edgedistill.common.files import read_json
 from edgedistill.common.plugins import unknown
-from edgedistill.diffusion.schedule import Rectified, Schedule, schedule_from_json
+from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.schedules import Rectified, schedule_from_json
 from edgedistill.diffusion.step_table import StepTable
 from edgedistill.teachers.schedulers import (
     FLOW,

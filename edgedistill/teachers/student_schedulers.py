@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from edgedistill.teachers.schedulers import PREDICTIONS
 
 FLOW = "flow_prediction"
 
-__all__ = ["discrete_schedulers", "find_scheduler", "takes_timesteps"]
+__all__ = ["discrete_schedulers", "find_scheduler", "takes_timesteps", "walk"]
 
 
 def discrete_schedulers(scheduler: Any, table: StepTable) -> Iterator[Any]:
@@ -97,6 +97,27 @@ def _walks(scheduler: Any, table: StepTable, set_steps: Callable[[], None]) -> b
     return False
 
 
+def walk(
+    scheduler: Any, net: nn.Module, shape: tuple[int, ...], choices: Mapping[str, Any]
+) -> Tensor:
+    """Where a scheduler, its steps set, takes noise of seed 0 with a network net(x, t).
+
+    Args:
+        scheduler: Of diffusers.
+        net: Called with x of `shape` and one timestep a sample, (N,).
+        shape: Of the noise (N, ...).
+        choices: What each step is told besides.
+    """
+    generator = torch.Generator().manual_seed(0)
+    # Flow schedulers know neither a first scale nor one a step.
+    x = torch.randn(*shape, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
+    for t in scheduler.timesteps:
+        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        f = net(seen, t.expand(len(x)))
+        x = scheduler.step(f, t, x, generator=generator, **choices).prev_sample
+    return x
+
+
 class _Probe(nn.Module):
     """A network that reads no time, since diffusers' timesteps may be rounded."""
 
@@ -109,10 +130,5 @@ def _agree(scheduler: Any, table: StepTable, choices: dict[str, float]) -> bool:
     if not torch.allclose(scheduler.timesteps.float(), wanted, atol=0.5):
         return False
     ours = table.sample(_Probe(), table.draw((4, 1, 4, 4), torch.Generator().manual_seed(0)), {})
-    generator = torch.Generator().manual_seed(0)
-    # Flow schedulers know neither a first scale nor one a step.
-    x = torch.randn(4, 1, 4, 4, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
-    for t in scheduler.timesteps:
-        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        x = scheduler.step(_Probe()(seen, t), t, x, generator=generator, **choices).prev_sample
+    x = walk(scheduler, _Probe(), (4, 1, 4, 4), choices)
     return bool((x - ours).abs().max() <= 1e-4 * ours.abs().max().clamp(min=1))

@@ -16,7 +16,7 @@ from edgedistill.data import latents, open_source
 from edgedistill.data.latents import find_pictures
 from edgedistill.data.paths import captions_of, make_paths, open_paths, spec_of
 from edgedistill.data.shards import fault_of, write_shard
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import time_grid
 from edgedistill.teachers import load_teacher
 from edgedistill.teachers.families.mixture import Mixture

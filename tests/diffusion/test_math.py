@@ -7,14 +7,14 @@ from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.prediction import Prediction, to_eps, to_x0
-from edgedistill.diffusion.schedule import (
+from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.schedules import (
     VE,
     Cosine,
     Discrete,
     Karras,
     Linear,
     Rectified,
-    Schedule,
     Trig,
     schedule_from_json,
 )

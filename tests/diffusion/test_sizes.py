@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.sizes import resized, shape_at
 from edgedistill.diffusion.solvers import time_grid
 from edgedistill.diffusion.step_table import Step, StepTable, few_step_table

@@ -14,7 +14,7 @@ import yaml
 from oracles import Gaussian
 
 from edgedistill import objectives, recipes
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import time_grid
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.runs.run import Run

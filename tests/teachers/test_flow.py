@@ -8,7 +8,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from tiny import save
 
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Rectified
+from edgedistill.diffusion.schedules import Rectified
 from edgedistill.diffusion.solvers import time_grid
 from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.students.folder import load_student

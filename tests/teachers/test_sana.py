@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-from edgedistill.diffusion.schedule import Rectified
+from edgedistill.diffusion.schedules import Rectified
 from edgedistill.teachers.families.sana import Sana, Transformer
 from edgedistill.tiny.sana import pipeline
 

@@ -11,7 +11,7 @@ from tiny import save
 
 from edgedistill import assets, recipes
 from edgedistill.common.progress import bar
-from edgedistill.diffusion.schedule import Karras
+from edgedistill.diffusion.schedules import Karras
 from edgedistill.diffusion.solvers import solve
 from edgedistill.draw.bench import measure
 from edgedistill.draw.generate import generate

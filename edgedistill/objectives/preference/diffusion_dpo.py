@@ -45,17 +45,9 @@ __all__ = ["DiffusionDPO", "times_of"]
 
 
 def times_of(table: StepTable, schedule: Schedule) -> Tensor:
-    """At which times the rows of a table set out, (rows,), from what they tell the network.
-
-    By bisection: a network's own time grows with the noise in every schedule.
-    """
+    """At which times the rows of a table set out, (rows,), from what they tell the network."""
     told = torch.tensor([row.t for row in table.rows], dtype=torch.float64)
-    low, high = torch.zeros_like(told), torch.ones_like(told)
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        early = schedule.net_time(middle) < told
-        low, high = torch.where(early, middle, low), torch.where(early, high, middle)
-    return schedule.snap(high)
+    return schedule.snap(schedule.time_of_net_time(told).clamp(0, 1))
 
 
 class DiffusionDPO(Objective):

@@ -20,7 +20,8 @@ from edgedistill.common.pickles import check_pickles
 from edgedistill.common.text import parse_json, read_text
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Schedule, Trig
+from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.step_table import StepTable
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.teachers.base import Graph, Source, Teacher

@@ -8,7 +8,7 @@ from edgedistill import recipes
 from edgedistill.diffusion.boundary import lcm_boundary
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import time_grid
 from edgedistill.objectives.added.embedding import Embedded, Embedding, features, mmd
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Setup

@@ -14,7 +14,7 @@ from edgedistill import recipes
 from edgedistill.diffusion.boundary import lcm_boundary
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import time_grid
 from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.added.reward import Reward, Rewarded, advantages

@@ -12,7 +12,7 @@ from edgedistill import recipes
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.distances import Ensemble
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Discrete, Trig
+from edgedistill.diffusion.schedules import Discrete, Trig
 from edgedistill.diffusion.solvers import ddim_step, one_step_x0, time_grid
 from edgedistill.diffusion.times import TimeSampling
 from edgedistill.networks.planar import PlanarNet

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import time_grid
 from edgedistill.objectives.base import Optim, Setup
 from edgedistill.objectives.matching.decoupled_dmd import DecoupledDMD

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.losses import matching_gradient, toward
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import time_grid
 from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.networks.planar import PlanarNet

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
 from edgedistill.objectives.matching.dmd2 import DMD2
 from edgedistill.objectives.matching.f_distill import WEIGHTS, FDistill
 from edgedistill.objectives.matching.parts import View

@@ -19,7 +19,7 @@ from scored import (
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Discrete, Trig
+from edgedistill.diffusion.schedules import Discrete, Trig
 from edgedistill.diffusion.solvers import time_grid
 from edgedistill.objectives.base import Optim, Setup
 from edgedistill.objectives.matching.dmd import DMD

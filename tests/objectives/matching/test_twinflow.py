@@ -5,7 +5,7 @@ from scored import DATA, batch
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import time_grid
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.objectives.base import Optim, Setup

@@ -9,7 +9,7 @@ from scored import FAR, batch, located
 from edgedistill import recipes
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Discrete, Karras, Rectified, Trig
+from edgedistill.diffusion.schedules import Discrete, Karras, Rectified, Trig
 from edgedistill.diffusion.solvers import student_times, time_grid
 from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.base import Optim, Setup

@@ -9,7 +9,7 @@ from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Linear, Trig
+from edgedistill.diffusion.schedules import Linear, Trig
 from edgedistill.diffusion.solvers import ddim_step, time_grid
 from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.base import Batch, Optim, Setup

@@ -3,13 +3,12 @@
 import diffusers
 import pytest
 import torch
-from edgedistill.recipes.load import load
 from oracles import Gaussian
 from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Cosine, Discrete, Linear, Trig
+from edgedistill.diffusion.schedules import Cosine, Discrete, Linear, Trig
 from edgedistill.diffusion.solvers import ddim_step, time_grid
 from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.networks.adapters import Adapter, adapt
@@ -19,6 +18,7 @@ from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.trajectory.flow_map import RULES, FlowMap, Path, over, tau_of, time_at
 from edgedistill.objectives.trajectory.shortcut import Shortcut
 from edgedistill.objectives.trajectory.traflow import TraFlow, trajectory
+from edgedistill.recipes.load import load
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from edgedistill.recipes.load import load
 from oracles import Gaussian
 from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import time_grid
 from edgedistill.networks.adapters import Adapter, Role, adapt
 from edgedistill.networks.planar import PlanarNet
@@ -16,6 +15,7 @@ from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.trajectory.guidance import Guidance
 from edgedistill.objectives.trajectory.guide_adapter import GuideAdapter
 from edgedistill.objectives.trajectory.progressive import WEIGHTS
+from edgedistill.recipes.load import load
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 
