@@ -23,7 +23,8 @@ from edgedistill.adoption.schedulers import (
 )
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Discrete, Rectified
-from edgedistill.diffusion.step_table import landed_table, renoise, tcd
+from edgedistill.adoption.tables import tcd
+from edgedistill.diffusion.step_table import landed_table, renoise
 
 SD = DDIMScheduler(
     beta_start=0.00085,

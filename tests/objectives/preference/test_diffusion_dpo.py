@@ -149,10 +149,11 @@ def test_a_recipe_starts_from_a_student(tmp_path, two_modes, quick_fit):
     assert run.table == first.table
     assert run.objective.times.tolist() == [1.0]
     run.train(lambda step, figures: None)
+    with pytest.raises(ValueError, match=r"reward\.weight: .* from the reward in its own way"):
+        recipes.load("mixture-diffusion-dpo", [*told, "reward.weight=2"])
     for without, message in (
         ("reward=null", "learns from a reward"),
         ("student.init=null", "starts from a student"),
-        ("reward.weight=2", r"reward\.weight: .* learns from the reward in its own way"),
     ):
         asked = recipes.load("mixture-diffusion-dpo", [*told, without])
         with pytest.raises(ValueError, match=message):
