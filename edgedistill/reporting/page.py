@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgedistill.common.files import check_writable, read_json, write_text
+from edgedistill.decibels import decibels
 from edgedistill.draw.generate import open_subject, runtime_noise
 from edgedistill.draw.subjects import Subject, student_subject, teacher_subject
 from edgedistill.evaluation.captions import shown_captions
 from edgedistill.evaluation.run import EXAMPLES, keeper
-from edgedistill.evaluation.tables import cell, columns_of, decibels, heading, notes, sections
+from edgedistill.evaluation.tables import cell, columns_of, heading, notes, sections
 from edgedistill.recipes.load import judged
 from edgedistill.recipes.schema import Judged
 from edgedistill.reporting.charts import clouds, curves, tradeoff

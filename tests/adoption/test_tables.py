@@ -21,9 +21,9 @@ from edgedistill.adoption.schedulers import (
     prediction_of,
     shift_of,
 )
+from edgedistill.adoption.tables import tcd
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Discrete, Rectified
-from edgedistill.adoption.tables import tcd
 from edgedistill.diffusion.step_table import landed_table, renoise
 
 SD = DDIMScheduler(
