@@ -9,7 +9,7 @@ STUDENT ?= runs/emoji-4step/student
 # TensorRT-RTX has no wheels for Macs.
 TRT := $(if $(filter Darwin,$(shell uname)),,$(comma)trt)
 
-.PHONY: setup demo targets methods faults test test-core test-export lint fix bench clean
+.PHONY: setup demo targets matrix methods faults test test-core test-export lint fix bench clean
 
 setup: $(VENV)/.ready
 
@@ -32,6 +32,10 @@ targets: setup
 	test -d $(STUDENT) || $(BIN)/edgedistill distill recipe=emoji-4step out=$(patsubst %/student,%,$(STUDENT))
 	test -d runs/emoji-4step-qat || $(BIN)/edgedistill distill recipe=emoji-4step-qat student.init=$(STUDENT) out=runs/emoji-4step-qat
 	$(BIN)/python benchmarks/targets.py $(STUDENT) --qat runs/emoji-4step-qat/student --out runs/targets
+
+# A tiny student of every family to every target, each cell in a process of its own; taken up where it stopped.
+matrix: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/matrix.py
 
 # Every method on planar mixtures, where the truth is known; MIXTURE=FILE adds another. What is there already is not repeated.
 methods: setup

@@ -13,13 +13,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgedistill.decibels import decibels
 from edgedistill.evaluate.subjects import student_subject
 from edgedistill.files import write_json, write_text
 from edgedistill.generate import runtime_noise
@@ -64,8 +65,8 @@ def line(row: Row, timing: dict[str, Any] | str) -> list[str]:
     if row.parity is None:
         return [*cells, row.error]
     figures = row.parity
-    cells += [figures.backend, f"{min(g.worst for g in figures.graphs.values()):.1f}"]
-    cells += [f"{figures.final.mean:.1f}", f"{figures.final.worst:.1f}"]
+    worst = min(graph.worst for graph in figures.graphs.values())
+    cells += [figures.backend, *map(decibels, (worst, figures.final.mean, figures.final.worst))]
     for value in (figures.perceptual, figures.text_image):
         cells.append("-" if value is None else f"{value:.4f}")
     if row.error:
@@ -138,7 +139,7 @@ def main() -> None:
         text += "\n" + markdown(headings, compare_qat(args.student, args.qat, args.out))
     write_text(args.out / "targets.md", text)
     results = [
-        {**asdict(row), "place": str(row.place or ""), "latency": timing}
+        {**asdict(replace(row, problem=None)), "place": str(row.place or ""), "latency": timing}
         for row, timing in zip(rows, timings, strict=True)
     ]
     write_json(args.out / "targets.json", results)

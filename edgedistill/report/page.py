@@ -10,10 +10,11 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgedistill.decibels import decibels
 from edgedistill.evaluate.captions import shown_captions
 from edgedistill.evaluate.run import EXAMPLES, keeper
 from edgedistill.evaluate.subjects import Subject, student_subject, teacher_subject
-from edgedistill.evaluate.tables import cell, columns_of, decibels, heading, notes, sections
+from edgedistill.evaluate.tables import cell, columns_of, heading, notes, sections
 from edgedistill.files import check_writable, read_json, write_text
 from edgedistill.generate import open_subject, runtime_noise
 from edgedistill.metrics import read_metrics

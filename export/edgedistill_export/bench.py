@@ -42,6 +42,10 @@ _STAGES = {
     "pipeline": ("fused", "#72b7b2"),
     "other": ("other", "#9d9da1"),
 }
+"""By key, what a stage is called and its colour."""
+
+_TOTAL = "#4b4453"
+"""Colour of what is the time of no stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,9 @@ class Subject:
 
 
 def find_subjects(paths: Sequence[str | Path]) -> list[Subject]:
-    """Subjects of bundle and student dirs; the first student brings its teacher along.
+    """Subjects of bundles, students and run dirs; the first student brings its teacher along.
+
+    A run dir stands for its student and all its bundles.
 
     Raises:
         ValueError: For a folder that is neither, or a broken manifest.json or student.json.
@@ -111,7 +117,8 @@ def _subjects(path: Path) -> list[Subject]:
         Manifest.read(path)
         return [Subject(name=f"bundle:{path.resolve().name}", path=str(path), bundle=True)]
     if _is_run(path):
-        path = path / "student"
+        bundles = sorted(file.parent for file in path.glob(f"bundles/*/{FILE_NAME}"))
+        return [s for each in (path / "student", *bundles) for s in _subjects(each)]
     group = group_of(path)
     if group:
         raise ValueError(f"{path}: several students; name one, as {group / '0'}")
@@ -297,7 +304,7 @@ def chart(results: Mapping[str, Any], path: Path) -> None:
 
 def _draw_totals(axes: Axes, results: Mapping[str, Any]) -> None:
     times = [1000 * r["p50_s"] for r in subjects_of(results).values()]
-    axes.barh(range(len(times)), times, color="#4c78a8", height=0.6)
+    axes.barh(range(len(times)), times, color=_TOTAL, height=0.6)
     axes.set_xscale("log")
     axes.set_xlim(min(times) / 3, max(times) * 6)
     for row, (name, value) in enumerate(zip(subjects_of(results), times, strict=True)):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from edgedistill.decibels import EQUAL_DB
 from edgedistill.evaluate import fidelity
 from edgedistill.evaluate.fidelity import Reference, floor_of, frechet_distance, kernel_distance
-from edgedistill.evaluate.figures import EQUAL_DB, check_finite, ratios, to_teacher_figures
+from edgedistill.evaluate.figures import check_finite, ratios, to_teacher_figures
 from edgedistill.evaluate.tables import cell, decibels
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "Job",
     "Options",
     "Target",
+    "UnsupportedError",
     "find_target",
     "target_names",
 ]
@@ -40,6 +41,10 @@ PROOFS = ".proof"
 
 Call: TypeAlias = dict[str, NDArray[Any]]
 """Inputs of one call of a network, a batch of one, by name."""
+
+
+class UnsupportedError(ValueError):
+    """A target's SDK cannot have a student; told before any work, with the SDK's own limit."""
 
 
 class Options(BaseModel):
