@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from edgedistill.decibels import EQUAL_DB
+from edgedistill.decibels import EQUAL_DB, decibels
 from edgedistill.evaluate import fidelity
 from edgedistill.evaluate.fidelity import Reference, floor_of, frechet_distance, kernel_distance
 from edgedistill.evaluate.figures import check_finite, ratios, to_teacher_figures
-from edgedistill.evaluate.tables import cell, decibels
+from edgedistill.evaluate.tables import cell
 
 
 def draws(count: int, seed: int, size: int = 5) -> torch.Tensor:
