@@ -63,6 +63,6 @@ fix: setup
 bench: setup
 	$(BIN)/python benchmarks/runtime_overhead.py
 
-# Kills, damage and fuzzed inputs, tried on the real programs: about an hour.
+# Kills, damage and fuzzed inputs, tried on the real programs: about an hour. What was interrupted goes on.
 faults: setup
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py --out runs/faults

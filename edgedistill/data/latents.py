@@ -3,7 +3,7 @@
 CACHE/manifest.json               the `Spec`: all of a teacher that decides an x0
 CACHE/DIGEST/00000.safetensors    `x0` (n, ...), and the `pictures` (n, channels, height, width) in
                                   uint8 where a method asks for them; captions and what was skipped
-                                  in the metadata, and the sha256 of the file
+                                  in the metadata, and the file's name and its sha256
 CACHE/DIGEST/index.json           the number of shards, once all are there, and its own sha256
 
 DIGEST is that of the spec and of the pictures' names, sizes and times of change, so that runs may
@@ -285,7 +285,7 @@ class Pictures:
             raise FloatingPointError(f"{shard}: what the autoencoder returns is not finite")
         metadata = {"captions": json.dumps(captions), "skipped": json.dumps(skipped)}
         tensors = {"x0": made, **({"pictures": torch.cat(kept)} if self.keep else {})}
-        write_shard(shard, tensors, {"digest": self.digest, **metadata})
+        write_shard(shard, tensors, {"digest": self.digest, "file": shard.name, **metadata})
         return len(captions) + len(skipped)
 
     def _fault(self, number: int) -> str:
@@ -300,11 +300,14 @@ class Pictures:
             metadata = file.metadata() or {}
             shape = tuple(file.get_slice("x0").get_shape())
         if metadata.get("digest") != self.digest:
-            return "of other pictures"
-        if shape[1:] != self.teacher.sample_shape:
-            return f"x0 of shape {shape[1:]}"
-        self._whole.add(number)
-        return ""
+            fault = "of other pictures"
+        elif self._hashed and metadata.get("file") != shard.name:
+            fault = f"once {metadata.get('file')}, not {shard.name}"
+        elif shape[1:] != self.teacher.sample_shape:
+            fault = f"x0 of shape {shape[1:]}"
+        else:
+            self._whole.add(number)
+        return fault
 
 
 def find_pictures(

@@ -2,8 +2,8 @@
 
 FOLDER/manifest.json        the `Spec` and its digest, how many paths there are, its own sha256
 FOLDER/captions.json        captions, by index
-FOLDER/00000.safetensors    `path` (n, K + 1, ...) and `caption` (n,), the digest and the
-                            sha256 of the file in its metadata
+FOLDER/00000.safetensors    `path` (n, K + 1, ...) and `caption` (n,), the digest, the file's name
+                            and its sha256 in its metadata
 
 A shard is decided by the spec and its number, so that a folder can be taken up again, and grow.
 """
@@ -219,7 +219,9 @@ def _make(
     path = follow(guided, noise.to(device), times, spec.steps, cond, spec.solver).cpu()
     if not bool(path.isfinite().all()):
         raise FloatingPointError(f"{shard}: the teacher's samples are not finite")
-    write_shard(shard, {"path": path, "caption": caption}, {"spec": spec.digest})
+    write_shard(
+        shard, {"path": path, "caption": caption}, {"spec": spec.digest, "file": shard.name}
+    )
 
 
 def _fault(shard: Path, spec: Spec, shape: tuple[int, ...], *, hashed: bool) -> str:
@@ -228,11 +230,13 @@ def _fault(shard: Path, spec: Spec, shape: tuple[int, ...], *, hashed: bool) -> 
     if fault:
         return fault
     with safe_open(shard, "pt") as file:
-        digest = (file.metadata() or {}).get("spec")
+        metadata = file.metadata() or {}
         found = tuple(file.get_slice("path").get_shape())
         captions = file.get_tensor("caption") if "caption" in file.keys() else None  # noqa: SIM118
-    if digest != spec.digest:
+    if metadata.get("spec") != spec.digest:
         return "of other paths"
+    if hashed and metadata.get("file") != shard.name:
+        return f"once {metadata.get('file')}, not {shard.name}"
     if captions is None or captions.shape != found[:1]:
         return "no caption for each path"
     return "" if found == shape else f"{found[0]} paths, not {shape[0]}"

@@ -270,4 +270,4 @@ def test_what_reads_one_student_says_that_there_are_several(opened, tmp_path):
         load_student(tmp_path / "run")
     with pytest.raises(ValueError, match=r"several students; name one, as .*students/0"):
         find_subjects([tmp_path / "run"])
-    assert json.loads((tmp_path / "run/students/students.json").read_text())["schema_version"] == 1
+    assert json.loads((tmp_path / "run/students/students.json").read_text())["schema_version"] == 2
