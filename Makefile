@@ -9,7 +9,7 @@ STUDENT ?= runs/emoji-4step/student
 # TensorRT-RTX has no wheels for Macs.
 TRT := $(if $(filter Darwin,$(shell uname)),,$(comma)trt)
 
-.PHONY: setup demo targets matrix methods faults test test-core test-export lint fix bench clean
+.PHONY: setup demo targets matrix methods tutorials faults test test-core test-export lint fix bench clean
 
 setup: $(VENV)/.ready
 
@@ -40,6 +40,10 @@ matrix: setup
 # Every method on planar mixtures, where the truth is known; MIXTURE=FILE adds another. What is there already is not repeated.
 methods: setup
 	$(BIN)/python benchmarks/methods.py --one-step --mixtures ring,grid,clusters$(if $(MIXTURE),$(comma)$(MIXTURE))
+
+# Every page of docs/tutorials as a reader runs it; PAGES=FILES for some. Prints the seconds of each.
+tutorials: setup
+	$(BIN)/python benchmarks/tutorials.py $(PAGES)
 
 # Two halves side by side, one thread each.
 test: setup
