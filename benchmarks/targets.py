@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from edgedistill.common.decibels import decibels
 from edgedistill.common.files import write_json, write_text
-from edgedistill.decibels import decibels
 from edgedistill.draw.generate import runtime_noise
 from edgedistill.draw.subjects import student_subject
 from edgedistill.students.folder import load_student

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgedistill.decibels import psnr
+from edgedistill.common.decibels import psnr
 from edgedistill.evaluation.features import Eye
 from edgedistill.evaluation.fidelity import Reference, frechet_distance, kernel_distance
 from edgedistill.networks.clip import Features

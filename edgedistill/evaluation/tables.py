@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from edgedistill.decibels import decibels
+from edgedistill.common.decibels import decibels
 
 __all__ = ["TITLES", "cell", "heading", "notes", "sections", "subjects_of", "tables"]
 

@@ -10,8 +10,8 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgedistill.common.decibels import decibels
 from edgedistill.common.files import check_writable, read_json, write_text
-from edgedistill.decibels import decibels
 from edgedistill.draw.generate import open_subject, runtime_noise
 from edgedistill.draw.subjects import Subject, student_subject, teacher_subject
 from edgedistill.evaluation.captions import shown_captions

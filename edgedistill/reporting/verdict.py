@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgedistill.decibels import decibels
+from edgedistill.common.decibels import decibels
 from edgedistill.evaluation.memory import QUANTILE
 
 __all__ = ["EXPLANATIONS", "Facts", "explained", "verdict"]

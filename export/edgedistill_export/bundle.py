@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from edgedistill.common.decibels import decibels
 from edgedistill.common.files import atomic_folder, check_writable, recover
-from edgedistill.decibels import decibels
 from edgedistill.students.folder import Student, load_student
 from edgedistill.teachers.base import Graph
 from edgedistill_export.fuse import fuse, inside

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from edgedistill.common.decibels import decibels
 from edgedistill.common.files import write_json
-from edgedistill.decibels import decibels
 from edgedistill_export.bundle import Peaks, Settings, export_student
 from edgedistill_export.parity import ParityError
 from edgedistill_export.targets import find_target, target_names

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgedistill import decibels
+from edgedistill.common import decibels
 from edgedistill.students.folder import Student
 from edgedistill_export.prompts import home_of_teacher
 from edgedistill_export.walk import Recorded, Walk, walk

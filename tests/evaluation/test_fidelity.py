@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgedistill.decibels import EQUAL_DB, decibels
+from edgedistill.common.decibels import EQUAL_DB, decibels
 from edgedistill.evaluation import fidelity
 from edgedistill.evaluation.fidelity import Reference, floor_of, frechet_distance, kernel_distance
 from edgedistill.evaluation.figures import check_finite, ratios, to_teacher_figures

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgedistill.decibels import EQUAL_DB, NOT_FINITE_DB, decibels
+from edgedistill.common.decibels import EQUAL_DB, NOT_FINITE_DB, decibels
 from edgedistill_export.parity import compare, psnr, shortfall
 from edgedistill_runtime import Pipeline
 

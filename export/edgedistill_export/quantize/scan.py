@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgedistill.common.decibels import psnr
 from edgedistill.common.files import read_json, write_json
-from edgedistill.decibels import psnr
 from edgedistill.networks.fake_quant import SCHEMES, FakeQuantize, Scheme, layers
 from edgedistill.students.folder import Student
 from edgedistill_export.walk import walk
