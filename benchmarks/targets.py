@@ -22,7 +22,6 @@ import numpy as np
 
 from edgedistill.common.decibels import decibels
 from edgedistill.common.files import write_json, write_text
-from edgedistill.draw.generate import runtime_noise
 from edgedistill.draw.subjects import student_subject
 from edgedistill.students.folder import load_student
 from edgedistill_export.bundle import Settings
@@ -31,6 +30,7 @@ from edgedistill_export.parity import find_features, psnr
 from edgedistill_export.prompts import parity_prompts
 from edgedistill_runtime import Pipeline
 from edgedistill_runtime.manifest import Manifest
+from edgedistill_runtime.noise import noise
 
 ROOT = Path(__file__).parents[1]
 NOT_HERE = {"trt": "needs its GPU", "coreml": "needs a Mac"}
@@ -82,9 +82,7 @@ def compare_qat(student: Path, qat: Path, folder: Path) -> list[list[str]]:
     """The int8 bundles of a student and of its sequel against the float student, 64 prompts."""
     truth = load_student(student)
     prompts, features = parity_prompts(truth, 64), find_features(truth)
-    reference = student_subject("student", truth, runtime_noise()).draw(
-        prompts, 5, lambda done: None
-    )
+    reference = student_subject("student", truth, noise).draw(prompts, 5, lambda done: None)
     rows = []
     for name, source in (("int8 after training", student), ("int8, trained for it", qat)):
         made = export_many(

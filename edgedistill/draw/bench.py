@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from edgedistill.common.files import read_json
 from edgedistill.diffusion.step_table import StepTable
+from edgedistill_runtime.bench import PROMPTS, peak_rss_mb, summary
 
 __all__ = ["main", "measure"]
 
@@ -186,8 +187,6 @@ def measure(folder: str, steps: int | None, guidance: float, runs: int) -> dict[
     Raises:
         ValueError: For a folder that cannot be loaded.
     """
-    from edgedistill_runtime.bench import PROMPTS, peak_rss_mb, summary
-
     stages = _Stages()
     steps = steps or _own_steps(folder) or 25
     try:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from edgedistill.common.decibels import decibels
 from edgedistill.common.files import check_writable, read_json, write_text
-from edgedistill.draw.generate import open_subject, runtime_noise
+from edgedistill.draw.generate import open_subject
 from edgedistill.draw.subjects import Subject, student_subject, teacher_subject
 from edgedistill.evaluation.captions import shown_captions
 from edgedistill.evaluation.run import EXAMPLES, keeper
@@ -27,6 +27,7 @@ from edgedistill.students.folder import Student, load_student
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill.teachers.families.mixture import Mixture
 from edgedistill.training.metrics import read_metrics
+from edgedistill_runtime.noise import noise
 
 __all__ = ["write_report"]
 
@@ -98,7 +99,7 @@ def _student_of(run: Path) -> Path:
 
 
 def _subjects(run: Path, recipe: Judged, student: Student, teacher: Teacher) -> list[Subject]:
-    noise, section = runtime_noise(), recipe.teacher
+    section = recipe.teacher
     subjects = [
         teacher_subject(
             "teacher",

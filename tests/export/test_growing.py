@@ -9,7 +9,7 @@ from javascript import draw, needs_node, node
 from tiny import save
 from torch import nn
 
-from edgedistill.draw.generate import open_subject, runtime_noise
+from edgedistill.draw.generate import open_subject
 from edgedistill.draw.subjects import student_subject
 from edgedistill.draw.teacher_help import Help
 from edgedistill.students.folder import load_student
@@ -49,7 +49,7 @@ def test_the_bundle_draws_what_the_student_draws(growing_dir, growing):
     found = pipe(PROMPTS, noise=[z.numpy() for z in noise])
     np.testing.assert_allclose(found.samples, x0.numpy(), atol=1e-4)
     # From the same seed too.
-    ours = student_subject("student", student, runtime_noise()).draw(PROMPTS, 5, lambda done: None)
+    ours = student_subject("student", student, noise).draw(PROMPTS, 5, lambda done: None)
     assert np.abs(ours.astype(int) - pipe(PROMPTS, seed=5).images).max() <= 1
     assert measure(growing, 1, threads=1)["p50_s"] > 0
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import save
 
-from edgedistill.draw.generate import generate, open_subject, runtime_noise
+from edgedistill.draw.generate import generate, open_subject
 from edgedistill.draw.subjects import student_subject
 from edgedistill.students.group import Students
 from edgedistill.students.routing import divide
@@ -17,6 +17,7 @@ from edgedistill.tiny import make_tiny
 from edgedistill_export.bundle import Settings
 from edgedistill_export.many import export_group
 from edgedistill_runtime import BundleError, Pipeline, Router
+from edgedistill_runtime.noise import noise
 
 PROMPTS = ["red", "a blue one", "red red", "blue", ""]
 
@@ -52,7 +53,7 @@ def test_bundles_draw_as_their_students(run):
         ).tolist()
     )
     assert set(owners) == {0, 1}
-    expected = student_subject("x", students, runtime_noise()).draw(PROMPTS, 4, lambda done: None)
+    expected = student_subject("x", students, noise).draw(PROMPTS, 4, lambda done: None)
     drawn = router(PROMPTS, seed=4)
     assert np.abs(drawn.images.astype(int) - expected.astype(int)).max() <= 1
     for i, (prompt, owner) in enumerate(zip(PROMPTS, owners, strict=True)):
