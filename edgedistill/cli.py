@@ -198,12 +198,12 @@ def export(
     """
     from edgedistill.data import read_prompts
     from edgedistill.students.group import group_of
-    from edgedistill_export.bundle import Settings
+    from edgedistill_export.bundle import ExportSettings
     from edgedistill_export.many import export_group, export_many, memory_lines, pairs, table
     from edgedistill_export.terms import notes_of
 
     folder = Path(student) if student else _newest()
-    settings = Settings(
+    settings = ExportSettings(
         options=dict(_pair(word) for word in option or ()),
         prompts=read_prompts(prompts) if prompts else None,
         calibration=read_prompts(calibration) if calibration else None,

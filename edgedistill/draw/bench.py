@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgedistill.common.files import read_json
-from edgedistill.diffusion.step_table import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill_runtime.bench import PROMPTS, peak_rss_mb, summary
 
 __all__ = ["main", "measure"]
@@ -166,7 +166,7 @@ def _own_steps(folder: str) -> int | None:
     if not isinstance(table, dict):
         raise ValueError(f"{file}: step_table: missing")
     try:
-        return len(StepTable.from_json(table).rows)
+        return len(TorchStepTable.from_json(table).rows)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from edgedistill.diffusion.denoiser import Condition
-from edgedistill.diffusion.step_table import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.objectives.base import Batch
 
 __all__ = ["actions", "check_random", "log_prob", "walk"]
 
 
-def check_random(what: str, table: StepTable) -> None:
+def check_random(what: str, table: TorchStepTable) -> None:
     """ValueError if no row of the table draws noise: nothing is left to chance."""
     if table.draws == 1:
         raise ValueError(
@@ -29,7 +29,7 @@ def check_random(what: str, table: StepTable) -> None:
 
 
 @torch.no_grad()
-def walk(net: nn.Module, table: StepTable, cond: Condition, batch: Batch) -> list[Tensor]:
+def walk(net: nn.Module, table: TorchStepTable, cond: Condition, batch: Batch) -> list[Tensor]:
     """Where each row of the table sets out, and where the last one ends: (N, ...) each."""
     places = [table.init_scale * batch.noise()]
     for row in table.rows:
@@ -38,13 +38,13 @@ def walk(net: nn.Module, table: StepTable, cond: Condition, batch: Batch) -> lis
     return places
 
 
-def actions(table: StepTable) -> list[int]:
+def actions(table: TorchStepTable) -> list[int]:
     """The rows that draw noise."""
     return [i for i, row in enumerate(table.rows) if row.c]
 
 
 def log_prob(
-    net: nn.Module, table: StepTable, index: int, places: Sequence[Tensor], cond: Condition
+    net: nn.Module, table: TorchStepTable, index: int, places: Sequence[Tensor], cond: Condition
 ) -> Tensor:
     """Log-density of where row `index` landed on a walk, (N,), without its constant.
 
