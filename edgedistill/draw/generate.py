@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgedistill.common.files import atomic_file, check_writable, recover
 from edgedistill.common.pictures import grid, scatter
+from edgedistill.data.prompts import tell_weights
 from edgedistill.draw.subjects import (
     Subject,
     bundle_subject,
@@ -119,6 +120,7 @@ def draw_samples(
         raise ValueError(f"{source} draws from a prompt; say what to draw")
     if not takes_prompts and prompt is not None:
         raise ValueError(f"{source} takes no prompt, got {prompt!r}")
+    tell_weights([text for text in (prompt, negative and negative.prompt) if text])
     asked = count if prompt is None else [prompt] * count
     return subject.draw(asked, seed, lambda done: None)
 
