@@ -61,9 +61,12 @@ class _Plain(Console):
         return super().render_str(visible(text), **options)
 
 
-console = _Plain(stderr=True)
+FILE_WIDTH = 160
+"""Characters of a line of a table in a file or a pipe: wide enough that no heading is cut."""
+
+console = _Plain(stderr=True, width=None if sys.stderr.isatty() else FILE_WIDTH)
 """Of work that goes on: how far it is, where its files are, what is wrong."""
-answers = _Plain(width=None if sys.stdout.isatty() else 160)
+answers = _Plain(width=None if sys.stdout.isatty() else FILE_WIDTH)
 """Of a verb whose result is what it prints: stdout, to be kept and piped, a row a line."""
 
 
