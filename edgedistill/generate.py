@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from edgedistill.collaborate import ALONE, Help
+from edgedistill.data.prompts import tell_weights
 from edgedistill.evaluate.subjects import (
     Noise,
     Subject,
@@ -129,6 +130,7 @@ def generate(
         raise ValueError(f"{source} draws from a prompt; say what to draw")
     if not takes_prompts and prompt is not None:
         raise ValueError(f"{source} takes no prompt, got {prompt!r}")
+    tell_weights([text for text in (prompt, negative and negative.prompt) if text])
     asked = count if prompt is None else [prompt] * count
     check_writable(out, f"--out {out}")
     drawn = subject.draw(asked, seed, lambda done: None)

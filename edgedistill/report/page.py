@@ -18,6 +18,7 @@ from edgedistill.evaluate.tables import cell, columns_of, heading, notes, sectio
 from edgedistill.files import check_writable, read_json, write_text
 from edgedistill.generate import open_subject, runtime_noise
 from edgedistill.metrics import read_metrics
+from edgedistill.progress import visible_lines
 from edgedistill.recipe import Judged, judged
 from edgedistill.report.charts import clouds, curves, tradeoff
 from edgedistill.report.embed import LARGEST, array_uri, image_uri
@@ -58,7 +59,9 @@ def write_report(run: Path, out: Path, say: Callable[[str], None]) -> Path:
         given = captions if teacher.prompts else len(captions)
         drawn.append(subject.draw(given, SEED, lambda done: None))
     environment = Environment(
-        loader=PackageLoader("edgedistill.report"), autoescape=select_autoescape()
+        loader=PackageLoader("edgedistill.report"),
+        autoescape=select_autoescape(),
+        finalize=visible_lines,
     )
     environment.filters.update(cell=lambda value, column: cell(column, value), db=decibels)
     planar = isinstance(teacher, Mixture)

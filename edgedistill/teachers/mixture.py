@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from edgedistill import assets
@@ -22,7 +21,7 @@ from edgedistill.prediction import Prediction
 from edgedistill.sampling import StepTable
 from edgedistill.schedule import Schedule, Trig
 from edgedistill.teachers.base import Graph, Source, Teacher
-from edgedistill.teachers.loading import check_pickles, whole_weights
+from edgedistill.teachers.loading import BROKEN, check_pickles, reason, whole_weights
 from edgedistill.text import parse_json, read_text
 
 __all__ = ["Mixture", "MixtureNet"]
@@ -192,8 +191,8 @@ def _read_net(folder: Path) -> PlanarNet:
             net: PlanarNet = PlanarNet.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True
             )
-    except (LookupError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder}: {str(error).strip().splitlines()[0]}") from error
+    except BROKEN as error:
+        raise ValueError(f"{folder}: {reason(error)}") from error
     check_finite(str(folder), net.state_dict())
     net.eval().requires_grad_(False)
     return net

@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,6 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
@@ -38,10 +38,12 @@ from edgedistill.teachers.flow import shift_asked
 from edgedistill.teachers.latents import Latents
 from edgedistill.teachers.licences import Rights, copy_texts, lacks_of, merged, rights_of
 from edgedistill.teachers.loading import (
+    BROKEN,
     FAMILIES,
     check_configs,
     check_pickles,
     check_place,
+    reason,
     whole_weights,
 )
 from edgedistill.teachers.loras import fuse, place_of, rights_of_lora
@@ -167,7 +169,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             "latents": x0,
             "height": height,
             "width": width,
-            "max_sequence_length": self.length(list(self.tokenizers)[-1]),
+            "max_sequence_length": self.text_length,
         }
 
     def set_steps(self, scheduler: Any, steps: int) -> None:
@@ -249,13 +251,13 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             name = str(index.get("_class_name") or cls.pipelines[0])
             _check_class(cls, name, where)
             pipeline = cls.open(name, index, where)
-        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        except BROKEN as error:
             if not folder.is_dir():
                 raise ValueError(
                     f"no folder at {path!r}, and no such model could be had from the Hub; "
                     "a gated one needs `hf auth login`, or teacher.path=FOLDER of a copy"
                 ) from error
-            first = nulls(folder) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+            first = nulls(folder) or reason(error)
             if "ip_image_proj" in first:
                 first += "; it was saved with an IP-Adapter, save it after unload_ip_adapter()"
             raise ValueError(f"cannot load {path!r}: {first}") from error
@@ -269,9 +271,8 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         try:
             with whole_weights(path):
                 pipeline = open_file(cls.family, path, where, index, **cls.options)
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise ValueError(f"cannot load {path!r}: {first}") from error
+        except BROKEN as error:
+            raise ValueError(f"cannot load {path!r}: {reason(error)}") from error
         marks = marks_of(read_header(path), path)
         rights = rights_of(path, marks.licence)
         return _Read(Path(path).stem, path, pipeline, index, rights, marks.notes)
@@ -335,6 +336,10 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
                 "text encoder says none; name one"
             )
         return length
+
+    @property
+    def text_length(self) -> int:  # which pipelines call max_sequence_length
+        return self.length(list(self.tokenizers)[-1])
 
     def tokenize(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         inputs = {}
@@ -433,6 +438,9 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
 
     def usage_with(self, table: StepTable) -> str:
         text, steps = self.usage, "num_inference_steps={steps}"
+        if "max_sequence_length" in signature(type(self.pipeline).__call__).parameters:
+            length = f"max_sequence_length={self.text_length}"
+            text = text if length in text else text.replace(steps, f"{steps}, {length}")
         timesteps = self._walker(table)[1] if steps in text else None
         if timesteps is not None:
             text = text.replace(steps, f"timesteps={timesteps}")

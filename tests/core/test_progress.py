@@ -9,7 +9,7 @@ from rich.table import Table
 
 from edgedistill import progress
 from edgedistill.evaluate.tables import heading
-from edgedistill.progress import Bar, bar, console, say, visible
+from edgedistill.progress import Bar, bar, console, say, visible, visible_lines
 
 TEXTS = ["[/x]", "a[bold]b", ":smile:", "[link=x]y[/link]", "run [v2]", "\\[x]", "{task.id}"]
 
@@ -71,6 +71,13 @@ for table in tables({"bundle:ort-int8": {"calls": 50, **row, "samples": 512}}):
     (heads,) = [line for line in said.splitlines() if "subject" in line]
     assert all(heading(key) in heads for key in keys)
     assert said.count("0.0123") == len(keys)
+
+
+def test_a_text_of_many_lines_keeps_them():
+    assert visible_lines("a: 1\n\tb\x1b[0m\r\n\x85") == "a: 1\n\tb\\x1b[0m\\r\n\\x85"
+    assert visible_lines("plain") == "plain"
+    for value in (None, 3, ["\x1b"]):
+        assert visible_lines(value) is value
 
 
 def test_a_bar_on_a_terminal_escapes_its_title(printed, monkeypatch):
