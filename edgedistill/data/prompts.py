@@ -1,4 +1,4 @@
-"""Prompts: a text file, a table's column, or the captions of webdataset shards."""
+"""Prompts from a text file, a table's column, or the captions of webdataset shards."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from edgedistill.data.tars import read_samples
 __all__ = ["CAPTION", "read_prompts"]
 
 LARGEST = 2**29
-"""Characters of all prompts together."""
+"""Largest number of characters of all prompts together."""
 
 
 def read_prompts(path: str | Path, caption: str = CAPTION) -> list[str]:
-    """Prompts in their order, without empty ones.
+    """Read prompts in their order, without empty ones.
 
     Args:
         path: A table (.jsonl, .csv, .tsv, .parquet), a .json list, a .tar of webdataset, or a
-            folder of tables and tars in the order of names; any other file is UTF-8 text, a
-            prompt a line.
+            folder of tables and tars in the order of their names; any other file is UTF-8 text
+            with one prompt a line.
         caption: Column of a table; key of a .json in a tar. "caption" also stands for "text" and
             "prompt" where a table has no such column.
 
@@ -106,4 +106,4 @@ READERS: dict[str, Callable[[Path, str], Iterable[str]]] = {
     ".json": _list,
     ".tar": _captions,
 }
-"""By ending, (file, caption) -> prompts; other files are text."""
+"""Readers by file ending, (file, caption) -> prompts; other files are read as text."""
