@@ -13,7 +13,7 @@ __all__ = ["PlanarNet"]
 
 
 class Block(nn.Module):
-    """x + W silu(V (norm(x) + time))."""
+    """Residual block x + W silu(V (norm(x) + time))."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -27,14 +27,14 @@ class Block(nn.Module):
 
 
 class PlanarNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped
-    """x (N, dim) and time (N,) in [0, 1] -> (N, dim).
+    """A residual network of x (N, dim) and time (N,) in [0, 1] -> (N, dim).
 
     Args:
         dim: Data dimensions.
         width: Hidden width.
         depth: Residual blocks.
         frequencies: Fourier features of time and of each coordinate.
-        extent: Half-width of the region the coordinates' features resolve.
+        extent: Half-width of the region that the coordinates' features resolve.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -59,7 +59,7 @@ class PlanarNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is 
         nn.init.zeros_(self.head.weight)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Network output (N, dim)."""
+        """Return the network output (N, dim)."""
         phase = t.reshape(-1, 1).to(x) * self.time_rates.to(x)
         emb = self.embed_time(torch.cat([phase.sin(), phase.cos()], dim=-1))
         waves = (x.unsqueeze(-1) * self.space_rates.to(x)).flatten(1)

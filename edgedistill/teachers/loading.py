@@ -1,4 +1,4 @@
-"""Weights that a library would lose or make up with no more than a warning: an error here."""
+"""Loading checks: weights that libraries would skip or make up with a mere warning are errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FAMILIES = {
     "DDIMPipeline": "unet2d",
     "WanPipeline": "wan",
 }
-"""Family by the class that a folder's model_index.json names."""
+"""Family by the pipeline class that a folder's model_index.json names."""
 
 
 _LIBRARIES = ("diffusers", "transformers")
@@ -36,11 +36,11 @@ _OTHER = re.compile(r"(?P<model>\w+) LOAD REPORT.*?\n(?P<names>\S+)\s*\| MISMATC
 _UNUSED = re.compile(
     r"Some weights of the model checkpoint.*initializing (?P<model>\w+).*?\[(?P<names>.*?)\]", re.S
 )
-"""Of diffusers alone: a text encoder's file may hold more layers, or another tower, by design."""
+"""Pattern of diffusers' warning only: a text encoder's file may hold further weights by design."""
 
 
 def check_configs(folder: Path) -> None:
-    """Raise a ValueError if a text encoder lacks its config.json: transformers makes one up."""
+    """Raise a ValueError if a text encoder lacks its config.json, as transformers makes one up."""
     for part in sorted(folder.glob("text_encoder*/")):
         if part.is_dir() and not (part / "config.json").is_file():
             raise ValueError(f"{part / 'config.json'}: no such file; copy the folder whole")
@@ -57,10 +57,10 @@ class _Ear(logging.Handler):
 
 @contextmanager
 def whole_weights(place: str) -> Iterator[list[str]]:
-    """Load networks in this block, and raise a ValueError if a weight was made up or left over.
+    """Load networks in this block; raise a ValueError if a weight is made up or left over.
 
-    diffusers and transformers fill weights that a file lacks with random numbers, and skip those
-    they have no place for. They say so in their logs, which are read here and not shown.
+    diffusers and transformers fill weights that a file lacks with random numbers, and skip weights
+    that they have no place for. They report this in their logs, which are read here and not shown.
 
     Args:
         place: File or folder, for the message.
@@ -109,7 +109,7 @@ def _told(found: re.Match[str]) -> str:
 
 
 def check_place(folder: Path, path: str) -> None:
-    """ValueError if `path` is neither a Hub id nor a folder of a pipeline."""
+    """Raise a ValueError if `path` is neither a Hub id nor the folder of a pipeline."""
     if (folder / "model_index.json").is_file():
         return
     if folder.is_dir():
