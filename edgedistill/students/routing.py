@@ -141,7 +141,7 @@ def divide(teacher: Teacher, captions: Sequence[str], count: int, seed: int) -> 
 
 
 def ranges(labels: Sequence[int], count: int) -> list[list[int]]:
-    """Labels in order, in `count` consecutive ranges whose sizes differ by one at the most."""
+    """Split labels, in order, into `count` consecutive ranges of nearly equal size."""
     if count > len(labels):
         raise ValueError(f"parts.count={count}: only {len(labels)} classes to divide")
     ends = [i * len(labels) // count for i in range(count + 1)]

@@ -161,7 +161,7 @@ class Flux(PipelineTeacher):
         return TextEncoders(self.pipeline.text_encoder, self.pipeline.text_encoder_2)
 
     def guided(self, scale: float) -> Denoiser | Guided:
-        """The scale is what dev reads; schnell is guided by two calls, as by true_cfg_scale."""
+        """Guide the network: dev reads the scale; schnell takes two calls (true_cfg_scale)."""
         if not self.embeds:
             return super().guided(scale)
         net = self._reading(self.net.get_submodule(self.core), scale)
