@@ -217,7 +217,7 @@ def _mapped(source: Path) -> Model:
 
 
 def _transposed(source: Path) -> Model:
-    """The same with copies of linear layers' weights, inputs last, as kernels unpack groups."""
+    """Read an ONNX file's graph; linear weights are copied, inputs last, as kernels need them."""
     return ov.convert_model(source)
 
 
