@@ -91,7 +91,10 @@ def make_table(
 
 
 def distance(kind: Kind, scheduler: Any, table: StepTable, shape: tuple[int, ...]) -> float:
-    """Sample the same noise by scheduler and table; return the largest difference, relative."""
+    """Sample the same noise by scheduler and table, and return the largest difference.
+
+    It is relative to the largest latent.
+    """
     noise = table.draw((4, 16), torch.Generator().manual_seed(0))
     ours = table.sample(Probe(), noise, {})
     scheduler.set_timesteps(**_asked(kind, scheduler, table, shape))

@@ -45,7 +45,10 @@ def _steps_of(schedule: Schedule) -> int:
 
 
 def lcm_grid(schedule: Schedule, steps: int, shift: float) -> Tensor:
-    """Space times evenly among the 50 original steps: 999, 759, 499, 259 for four (LCM, TCD)."""
+    """Space times evenly among the 50 original steps, floored (LCM, TCD).
+
+    Four steps are 999, 759, 499, 259.
+    """
     n = _steps_of(schedule)
     index = torch.arange(steps) * ORIGINAL_STEPS // steps
     return (ORIGINAL_STEPS - index).double() * (n // ORIGINAL_STEPS) / n

@@ -25,7 +25,8 @@ class Plan:
     """A plan of a smaller network of the same class.
 
     Attributes:
-        config: The new network's config; a checkpoint saved with it reloads in plain diffusers.
+        config: The new network's config; what `save_pretrained` writes with it reloads in plain
+            diffusers.
         sources: Module path in the new network -> module path in the old. The longest prefix of a
             path decides; a path under no prefix comes from the same path.
         channels: Named choices of channels, empty where only whole modules go.

@@ -47,7 +47,8 @@ class Sample:
         """Return the ending among these, or the only one ending in one, as ".seg.png" in ".png".
 
         Raises:
-            ValueError: If several match and none is among these exactly, or the one occurs twice.
+            ValueError: If several end in one of these and none equals one, or the ending occurs
+                twice.
         """
         found = next((ending for ending in endings if ending in self.members), None)
         if found is None:

@@ -69,7 +69,10 @@ def plain(t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def boundary_of(denoiser: Denoiser, sigma_data: float) -> Boundary:
-    """Return the boundary that makes a denoiser's x0 a consistency function."""
+    """Return the boundary that makes a denoiser's x0 a consistency function.
+
+    `sigma_data` is the standard deviation of the data.
+    """
     if denoiser.prediction is not Prediction.X0:
         return plain
     return noise_boundary(denoiser.schedule, sigma_data)

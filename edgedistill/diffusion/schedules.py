@@ -25,7 +25,10 @@ __all__ = [
 
 
 class Trig(Angular):
-    """Trigonometric: alpha = cos(pi t/2), sigma = sin(pi t/2) (sCM, 2024, arXiv 2410.11081)."""
+    """The trigonometric schedule of TrigFlow.
+
+    alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Lu & Song 2024, arXiv 2410.11081).
+    """
 
     name = "trig"
 
@@ -40,7 +43,10 @@ class Trig(Angular):
 
 
 class Cosine(Angular):
-    """Cosine: alpha = cos(pi/2 (t + s)/(1 + s)) / cos(pi/2 s/(1 + s)) (IDDPM 2021, Eq. 17)."""
+    """The cosine schedule.
+
+    alpha = cos(pi/2 (t + s)/(1 + s)) / cos(pi/2 s/(1 + s)) (Nichol & Dhariwal 2021, Eq. 17).
+    """
 
     name = "cosine"
 

@@ -122,7 +122,9 @@ class TimeGrid:
 
 
 def ddim_step(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """Return x_s = alpha_s x0 + sigma_s eps, with eps from (x_t, x0) (DDIM, Song 2021, Eq. 12).
+    """Take the step x_s = alpha_s x0 + sigma_s eps, with eps from (x_t, x0).
+
+    This is DDIM's step (Song et al. 2021, Eq. 12).
 
     Args:
         schedule: Gives alpha and sigma.
@@ -173,7 +175,10 @@ there."""
 
 
 def _heun(denoise: Denoise, x: Tensor, times: Tensor, cond: Condition) -> Tensor:
-    """Solve by Alg. 1 of Karras et al. 2022 (2206.00364), in x / alpha against sigma / alpha."""
+    """Solve by Heun's method, in x / alpha against sigma / alpha.
+
+    This is Alg. 1 of Karras et al. 2022 (arXiv 2206.00364).
+    """
     schedule = denoise.schedule
     for t, s in pairwise(times):
         alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)
@@ -190,7 +195,10 @@ def _heun(denoise: Denoise, x: Tensor, times: Tensor, cond: Condition) -> Tensor
 
 
 def _dpmpp_2m(denoise: Denoise, x: Tensor, times: Tensor, cond: Condition) -> Tensor:
-    """Solve by DPM-Solver++(2M) (Lu 2022, arXiv 2211.01095, Alg. 2); first order at both ends."""
+    """Solve by DPM-Solver++(2M), of first order at both ends.
+
+    Lu et al. 2022 (arXiv 2211.01095), Alg. 2.
+    """
     schedule = denoise.schedule
     previous: tuple[Tensor, float] | None = None
     for t, s in pairwise(times):

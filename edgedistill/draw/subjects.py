@@ -35,7 +35,10 @@ __all__ = [
 
 
 class Noise(Protocol):
-    """Function that returns the noise of pictures first .. first + count - 1 of a seed."""
+    """Function that returns the noise of pictures first .. first + count - 1 of a seed.
+
+    It returns an array (count, *shape) for each shape.
+    """
 
     def __call__(
         self, seed: int, first: int, count: int, shapes: Sequence[tuple[int, ...]]

@@ -34,7 +34,7 @@ __all__ = [
 
 
 class Features:
-    """A CLIP model, by folder or Hub id, as the feature network of an evaluation.
+    """A CLIPModel, by folder or Hub id, as the feature network of an evaluation.
 
     Pictures are resized bilinearly to the model's size and normalised as its
     preprocessor_config.json says.

@@ -24,7 +24,9 @@ __all__ = ["DiffusionDecoder"]
 
 
 class DiffusionDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped
-    """A network of noisy pictures x_t (N, 3, H, W), t (N,) and latents (N, C, h, w) -> eps - x0.
+    """A network of noisy pictures x_t (N, 3, H, W) and latents (N, C, h, w) -> eps - x0.
+
+    Times t (N,) are in [0, 1].
 
     Args:
         latent_channels: Number C of latent channels.

@@ -23,7 +23,10 @@ class RewardModel(ABC):
 
     @abstractmethod
     def __init__(self, config: Any, teacher: Teacher) -> None:
-        """Raise a ValueError if this teacher's samples cannot be judged by a `Config`."""
+        """Raise a ValueError if this teacher's samples cannot be judged.
+
+        `config` is a `Config` of the subclass.
+        """
 
     @abstractmethod
     def __call__(self, samples: Tensor, prompts: Sequence[str]) -> Tensor:

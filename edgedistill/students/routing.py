@@ -141,7 +141,10 @@ def divide(teacher: Teacher, captions: Sequence[str], count: int, seed: int) -> 
 
 
 def ranges(labels: Sequence[int], count: int) -> list[list[int]]:
-    """Split labels, in order, into `count` consecutive ranges of nearly equal size."""
+    """Split labels, in order, into `count` consecutive ranges.
+
+    The sizes of the ranges differ by at most one.
+    """
     if count > len(labels):
         raise ValueError(f"parts.count={count}: only {len(labels)} classes to divide")
     ends = [i * len(labels) // count for i in range(count + 1)]

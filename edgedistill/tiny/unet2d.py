@@ -10,7 +10,7 @@ __all__ = ["pipeline"]
 
 
 def pipeline(*, classes: int | None = None, scheduler: Any = None) -> DDPMPipeline:
-    """Make the pipeline with random weights; with classes or another scheduler if given.
+    """Make the pipeline with random weights; the defaults are unconditional, DDPM's scheduler.
 
     With an EDMEulerScheduler, the network is preconditioned as EDM's.
     """

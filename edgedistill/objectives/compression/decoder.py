@@ -300,7 +300,10 @@ def _network(
 
 
 def _judge(channels: int) -> nn.Module:
-    """Make a discriminator of overlapping patches (Isola et al. 2017, arXiv 1611.07004, 3.2.2)."""
+    """Make a discriminator with logits on overlapping patches.
+
+    Isola et al. 2017 (arXiv 1611.07004), Sec. 3.2.2.
+    """
     layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
     for k in range(2):
         wide = channels * 2**k

@@ -35,7 +35,10 @@ training."""
 
 
 class CTM(Objective):
-    """Trains G_ema(G(x_t, t, s), s, 0) = G_ema(G_ema(x_u, u, s), s, 0), x_u the teacher's."""
+    """Trains G_ema(G(x_t, t, s), s, 0) = G_ema(G_ema(x_u, u, s), s, 0).
+
+    The teacher's path leads from x_t to x_u.
+    """
 
     class Config(Settings):
         """Hyperparameters (the paper's for CIFAR-10, but DDIM for Heun's steps, l2 for LPIPS)."""

@@ -76,7 +76,10 @@ def agreement(
     batch: Batch,
     legs: Legs,
 ) -> Tensor:
-    """Return the mean distance at the edges between the student's result and the target's."""
+    """Return the mean distance at the edges between the student's result and the target's.
+
+    The student lands from x_t; the target is that of `wanted`.
+    """
     x_t, edge = wanted(target, guide, batch, legs)
     ours = landed(student.schedule, x_t, student(x_t, legs.t, batch.cond), legs.t, legs.edge)
     return distance(metric, ours, edge).mean()

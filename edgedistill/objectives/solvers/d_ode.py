@@ -37,7 +37,7 @@ def resting(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
 
 
 def stretched(schedule: Schedule, times: Tensor, stretches: Tensor) -> Tensor:
-    """Return the moves for `solvers.solver_table` of steps that go `stretches` (steps,) as far."""
+    """Return `solver_table`'s moves of steps that go `stretches` (steps,) times as far."""
     t, s = times[:-1].double(), times[1:].double()
     rest, ratio = resting(schedule, t, s), schedule.sigma(s) * (s > 0) / schedule.sigma(t)
     keep = schedule.alpha(s) - ratio * schedule.alpha(t)

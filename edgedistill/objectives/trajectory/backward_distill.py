@@ -25,7 +25,10 @@ __all__ = ["BackwardDistill", "noise_corrected"]
 
 
 class BackwardDistill(Objective):
-    """Trains S(x_t) to be the end of the teacher's path from a time at or below t."""
+    """Trains S(x_t) to be the end of the teacher's path from a time at or below t.
+
+    x_t is the student's own.
+    """
 
     class Config(Settings):
         """Hyperparameters of backward distillation."""

@@ -22,7 +22,10 @@ __all__ = ["Guidance"]
 
 
 class Guidance(Objective):
-    """Trains S(x_t, t, w) = T(x_t, null) + w (T(x_t, cond) - T(x_t, null)), at random scales w."""
+    """Trains S(x_t, t, w) = T(x_t, null) + w (T(x_t, cond) - T(x_t, null)).
+
+    The scale w is random; w = 1 is no guidance.
+    """
 
     class Config(Settings):
         """Hyperparameters of guidance distillation."""

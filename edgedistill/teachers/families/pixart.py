@@ -77,7 +77,11 @@ class Transformer(nn.Module):
 
 
 class MaskedEncoder(nn.Module):
-    """A text encoder: input_ids, attention_mask (N, L) -> encoder_hidden_states, float mask."""
+    """A text encoder under a mask.
+
+    It maps input_ids, attention_mask (N, L) -> encoder_hidden_states (N, L, D), and the mask in
+    float.
+    """
 
     def __init__(self, text_encoder: Any) -> None:
         super().__init__()

@@ -58,7 +58,10 @@ class TimeEmbedding(TimestepEmbedding):  # type: ignore[misc]
 
 
 class TextEncoder(nn.Module):
-    """A text encoder: input_ids, attention_mask (N, L) -> encoder_hidden_states, 0 if masked."""
+    """A text encoder with zeros after the last token.
+
+    It maps input_ids, attention_mask (N, L) -> encoder_hidden_states (N, L, D).
+    """
 
     def __init__(self, text_encoder: Any) -> None:
         super().__init__()
@@ -72,7 +75,10 @@ class TextEncoder(nn.Module):
 
 
 class VideoDecoder(Decoder):
-    """A decoder of x0 (N, C, F, h, w) to sheets (N, 3, rows H, columns W) of 4 F - 3 frames."""
+    """A decoder of videos to sheets of their frames.
+
+    It maps x0 (N, C, F, h, w) to pictures (N, 3, rows H, columns W) in [-1, 1] of 4 F - 3 frames.
+    """
 
     def forward(self, x0: Tensor) -> Tensor:
         return sheet(super().forward(x0))

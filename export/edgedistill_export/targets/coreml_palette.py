@@ -54,7 +54,10 @@ def _centres(values: NDArray[Any], counts: NDArray[Any], k: int) -> NDArray[Any]
 
 
 def _start(values: NDArray[Any], counts: NDArray[Any], k: int) -> NDArray[Any]:
-    """Return centres as dense as the cube root of the density, optimal for many (Panter, Dite)."""
+    """Return centres as dense as the cube root of the density.
+
+    This is optimal for many centres (Panter and Dite).
+    """
     gaps, mass = np.diff(values), (counts[1:] + counts[:-1]) / 2
     reach = np.concatenate([[0], np.cumsum(np.cbrt(mass * gaps**2))])
     quantiles: NDArray[Any] = np.interp((np.arange(k) + 0.5) / k * reach[-1], reach, values)

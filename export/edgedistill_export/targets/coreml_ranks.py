@@ -12,7 +12,7 @@ from torch.fx import Graph, Node, map_arg
 __all__ = ["MAX_RANK", "drop_batch_axis"]
 
 MAX_RANK = 5
-"""Largest rank of tensors that Core ML supports, according to coremltools."""
+"""Largest rank of tensors: Core ML supports at most 5, according to coremltools."""
 
 aten = torch.ops.aten
 
