@@ -23,7 +23,7 @@ from edgedistill.adoption.tables import (
 from edgedistill.common.plugins import unknown
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.step_table import Lander, ddim, renoise
-from edgedistill.students.folder import Guidance
+from edgedistill.students.folder import GuidanceInfo
 
 __all__ = ["FOLDER", "KINDS", "LORA", "WEIGHTS", "Kind", "find_kind"]
 
@@ -79,7 +79,7 @@ class Kind:
     one_step: Prediction | None = None
     lora_scale: float = 1.0
     embedded: bool = False
-    guidance: Guidance = field(default_factory=lambda: Guidance(mode="none"))
+    guidance: GuidanceInfo = field(default_factory=lambda: GuidanceInfo(mode="none"))
 
     @property
     def flow(self) -> bool:
@@ -89,7 +89,7 @@ class Kind:
 
 _TRAILING = {"timestep_spacing": "trailing"}
 _UNSHIFTED = {"shift": 1.0, "use_dynamic_shifting": False}
-_BAKED = Guidance(mode="baked")
+_BAKED = GuidanceInfo(mode="baked")
 _LCM: dict[str, Any] = {
     "families": UNETS,
     "steps": (4, 8, 6, 5, 3, 2, 1),
@@ -126,14 +126,14 @@ _DMD2: dict[str, Any] = {
     "scheduler": "LCMScheduler",
     "listed": True,
     "boundary": True,
-    "guidance": Guidance(mode="baked", scale=8.0),
+    "guidance": GuidanceInfo(mode="baked", scale=8.0),
 }
 _FLOW: dict[str, Any] = {"lands": ddim, "scheduler": "FlowMatchEulerDiscreteScheduler"}
 _FLUX_LORA: dict[str, Any] = {
     "families": ("flux",),
     "forms": (LORA,),
     "grid": flux_grid,
-    "guidance": Guidance(mode="embedded", scale=3.5),
+    "guidance": GuidanceInfo(mode="embedded", scale=3.5),
     **_FLOW,
 }
 
@@ -143,7 +143,7 @@ KINDS: dict[str, Kind] = {
         forms=(FOLDER, WEIGHTS),
         owns=("LCMScheduler",),
         embedded=True,
-        guidance=Guidance(mode="baked", scale=8.0),
+        guidance=GuidanceInfo(mode="baked", scale=8.0),
         **_LCM,
     ),
     "lcm-lora": Kind(

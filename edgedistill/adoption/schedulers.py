@@ -13,12 +13,12 @@ from edgedistill.adoption.kinds import Kind
 from edgedistill.diffusion.boundary import lcm_boundary
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
-from edgedistill.diffusion.step_table import StepTable, landed_table
+from edgedistill.diffusion.step_table import TorchStepTable, landed_table
 from edgedistill.teachers.student_schedulers import walk
 
 __all__ = [
     "TOLERANCE",
-    "Probe",
+    "TimedProbe",
     "distance",
     "make_scheduler",
     "make_table",
@@ -33,7 +33,7 @@ TOLERANCE = 1e-3
 _NAMES = {Prediction.EPS: "epsilon", Prediction.X0: "sample"}
 
 
-class Probe(nn.Module):
+class TimedProbe(nn.Module):
     """A network that is nonlinear in x and depends on t in 0 .. 1000."""
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def shift_of(config: Any, shape: tuple[int, ...]) -> float:
 
 def make_table(
     kind: Kind, scheduler: Any, schedule: Schedule, steps: int, shape: tuple[int, ...]
-) -> StepTable:
+) -> TorchStepTable:
     """Build the kind's step table over a schedule; `scheduler` comes from `make_scheduler`."""
     config = scheduler.config
     first = 1 / config.num_train_timesteps
@@ -90,20 +90,22 @@ def make_table(
     )
 
 
-def distance(kind: Kind, scheduler: Any, table: StepTable, shape: tuple[int, ...]) -> float:
+def distance(kind: Kind, scheduler: Any, table: TorchStepTable, shape: tuple[int, ...]) -> float:
     """Sample the same noise by scheduler and table, and return the largest difference.
 
     It is relative to the largest latent.
     """
     noise = table.draw((4, 16), torch.Generator().manual_seed(0))
-    ours = table.sample(Probe(), noise, {})
+    ours = table.sample(TimedProbe(), noise, {})
     scheduler.set_timesteps(**_asked(kind, scheduler, table, shape))
     extra = {} if kind.eta is None else {"eta": kind.eta}
-    x = walk(scheduler, Probe(), (4, 16), extra)
+    x = walk(scheduler, TimedProbe(), (4, 16), extra)
     return float((x - ours).abs().max() / ours.abs().max())
 
 
-def _asked(kind: Kind, scheduler: Any, table: StepTable, shape: tuple[int, ...]) -> dict[str, Any]:
+def _asked(
+    kind: Kind, scheduler: Any, table: TorchStepTable, shape: tuple[int, ...]
+) -> dict[str, Any]:
     """Return the keyword arguments that the model card, or the pipeline, gives set_timesteps."""
     steps = len(table.rows)
     if kind.listed:
@@ -114,7 +116,7 @@ def _asked(kind: Kind, scheduler: Any, table: StepTable, shape: tuple[int, ...])
     return {"sigmas": sigmas, "mu": math.log(shift_of(scheduler.config, shape))}
 
 
-def plain(kind: Kind, scheduler: Any, table: StepTable) -> Any:
+def plain(kind: Kind, scheduler: Any, table: TorchStepTable) -> Any:
     """Return a scheduler that walks the table when given nothing but its number of steps.
 
     This is the recommended scheduler, except where its timesteps come with the call: then it is

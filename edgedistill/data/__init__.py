@@ -12,7 +12,7 @@ from edgedistill.common.finite import bad_row
 from edgedistill.data.prompts import CAPTION, read_prompts
 from edgedistill.data.shards import fault_of, write_shard
 from edgedistill.diffusion.solvers import solve
-from edgedistill.teachers.base import Source, Teacher
+from edgedistill.teachers.base import DataSource, Teacher
 from edgedistill.teachers.classes import ClassTeacher
 from edgedistill.teachers.latents import Latents
 
@@ -63,7 +63,7 @@ def open_source(
     seed: int,
     folder: Path,
     progress: Callable[[int], None],
-) -> Source:
+) -> DataSource:
     """Open the clean data of a run.
 
     This is the teacher's own data unless captions are given. With captions, the teacher makes

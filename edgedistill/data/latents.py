@@ -1,14 +1,14 @@
 """x0 of a user's own pictures: encoded once into shards on disk, and drawn from many times.
 
-CACHE/manifest.json               the `Spec`: all of a teacher that decides an x0
+CACHE/manifest.json               the `LatentSpec`: all of a teacher that decides an x0
 CACHE/DIGEST/00000.safetensors    `x0` (n, ...), and the `pictures` (n, channels, height, width) in
                                   uint8 where a method asks for them; captions and what was skipped
                                   in the metadata, and the file's name and its sha256
 CACHE/DIGEST/index.json           the number of shards, once all are there, and its own sha256
 
-DIGEST is that of the spec and of the pictures' names, sizes and times of change, so that runs may
-share a cache, and a set of pictures that changes is another one. A shard is decided by the digest
-and its number: what was interrupted is taken up again.
+DIGEST is the hash of the spec and of the pictures' names, sizes and modification times, so that
+runs may share a cache, and changed pictures get a new one. A shard is determined by the digest and
+its number, so an interrupted run can be continued.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.classes import ClassTeacher
 from edgedistill.teachers.latents import Captioned, to_float
 
-__all__ = ["CachedLatents", "Pictures", "Spec", "find_pictures", "words_of"]
+__all__ = ["CachedLatents", "LatentSpec", "Pictures", "find_pictures", "words_of"]
 
 SHARD = 2**24
 """Approximate number of values in a shard, 64 MiB of float32."""
@@ -57,7 +57,7 @@ NAMED = 3
 
 
 @dataclass(frozen=True)
-class Spec:
+class LatentSpec:
     """The properties of a teacher that decide an x0.
 
     Attributes:
@@ -138,7 +138,7 @@ class Pictures:
     ) -> None:
         self.listing, self.codec, self.teacher = listing, codec, codec.teacher
         self.record, self.keep = record, keep
-        self.spec = Spec(codec.fingerprint(), codec.shape, codec.factor, codec.shift)
+        self.spec = LatentSpec(codec.fingerprint(), codec.shape, codec.factor, codec.shift)
         numbers = prod(self.teacher.sample_shape) + (prod(codec.shape) // 4 if keep else 0)
         self.rows = max(1, min(1024, SHARD // numbers))
         # A teacher that takes no prompts skips no picture for lack of a caption.
@@ -340,7 +340,7 @@ def words_of(teacher: Teacher) -> Words:
     return "classes" if isinstance(teacher, ClassTeacher) else "captions"
 
 
-def _check_cache(cache: Path, spec: Spec) -> None:
+def _check_cache(cache: Path, spec: LatentSpec) -> None:
     """Raise a ValueError if the cache belongs to another teacher."""
     file = cache / "manifest.json"
     if not file.is_file():

@@ -23,7 +23,7 @@ from torch import Tensor
 from edgedistill.common.text import check_file, decode, is_folder, shown
 from edgedistill.data.folders import UNREAD, Found, Metadata, few, read_metadata, walk
 from edgedistill.data.images import FAULTS, PICTURES, read_picture
-from edgedistill.data.tars import Sample, read_samples
+from edgedistill.data.tars import TarSample, read_samples
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.latents import to_float
 
@@ -213,7 +213,7 @@ def _from_file(listing: Listing, file: Path) -> Iterator[Record]:
 
 
 def _from_tar(listing: Listing, file: Path) -> Iterator[Record]:
-    def read(sample: Sample) -> tuple[bytes, str]:
+    def read(sample: TarSample) -> tuple[bytes, str]:
         ending = sample.ending(*PICTURES)
         if ending is None:
             raise ValueError("no picture among " + few([*sample.members]))

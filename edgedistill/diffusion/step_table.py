@@ -22,7 +22,7 @@ __all__ = [
     "Lander",
     "Landing",
     "Step",
-    "StepTable",
+    "TorchStepTable",
     "ddim",
     "few_step_table",
     "landed_table",
@@ -60,7 +60,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class StepTable:
+class TorchStepTable:
     """Sampling table of a few-step student: x = init_scale noise, then the rows.
 
     Raises:
@@ -138,7 +138,7 @@ class StepTable:
         """Draw the noise for `sample`, for samples of `shape` (N, ...), in diffusers' order."""
         return [torch.randn(each, generator=generator).to(device) for each in self.shapes(shape)]
 
-    def at_one_size(self) -> StepTable:
+    def at_one_size(self) -> TorchStepTable:
         """Return the same steps, all at the full size."""
         return replace(self, rows=tuple(replace(row, size=1.0) for row in self.rows))
 
@@ -151,7 +151,7 @@ class StepTable:
         return {"init_scale": self.init_scale, "rows": rows}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> StepTable:
+    def from_json(cls, data: Mapping[str, Any]) -> TorchStepTable:
         """Read `to_json`'s output; ValueError names an entry that is missing or not finite."""
         names = ("t", "scale", "a", "b", "c")
         try:
@@ -209,7 +209,7 @@ def few_step_table(
     sampler: str = "renoise",
     boundary: Boundary | None = None,
     sizes: Sequence[float] | None = None,
-) -> StepTable:
+) -> TorchStepTable:
     """Make the step table of a student that visits `times` (decreasing, ending in 0).
 
     Args:
@@ -229,7 +229,7 @@ def few_step_table(
     rows = [
         replace(row, size=size) for row, size in zip(rows, sizes or [1.0] * len(rows), strict=True)
     ]
-    return StepTable(tuple(rows), init_scale(schedule, times[0]))
+    return TorchStepTable(tuple(rows), init_scale(schedule, times[0]))
 
 
 def landed_table(
@@ -241,7 +241,7 @@ def landed_table(
     end: float = 0.0,
     boundary: Boundary | None = None,
     scaled_start: bool = False,
-) -> StepTable:
+) -> TorchStepTable:
     """Make the table of a student called at `times` whose steps end as a scheduler's do.
 
     Args:
@@ -264,7 +264,7 @@ def landed_table(
         )
     stops = torch.cat([times.double(), torch.tensor([end], dtype=torch.float64)])
     rows = _rows(schedule, prediction, stops, lander, boundary)
-    return StepTable(tuple(rows), schedule.sigma(times[0]).item() if scaled_start else 1.0)
+    return TorchStepTable(tuple(rows), schedule.sigma(times[0]).item() if scaled_start else 1.0)
 
 
 def _rows(
@@ -298,7 +298,7 @@ def solver_table(
     times: Tensor,
     moves: Tensor,
     told: Tensor | None = None,
-) -> StepTable:
+) -> TorchStepTable:
     """Make the table of a single-step solver with its own coefficients, x_s = p x_t + q x0.
 
     With (p, q) = (sigma_s / sigma_t, alpha_s - p alpha_t) this is DDIM's table.
@@ -318,4 +318,4 @@ def solver_table(
         scale = schedule.input_scale(time)
         numbers = [schedule.net_time(time), scale, p + q * x0.x, q * x0.y, 0.0]
         rows.append(Step(*(float(number) for number in numbers)))
-    return StepTable(tuple(rows), init_scale(schedule, times[0]))
+    return TorchStepTable(tuple(rows), init_scale(schedule, times[0]))

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from edgedistill.common.files import read_json
-from edgedistill.diffusion.step_table import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
+from edgedistill.teachers.loading import BROKEN, reason
+from edgedistill_runtime.bench import PROMPTS, peak_rss_mb, summary
 
 __all__ = ["main", "measure"]
 
@@ -165,7 +167,7 @@ def _own_steps(folder: str) -> int | None:
     if not isinstance(table, dict):
         raise ValueError(f"{file}: step_table: missing")
     try:
-        return len(StepTable.from_json(table).rows)
+        return len(TorchStepTable.from_json(table).rows)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
@@ -186,15 +188,13 @@ def measure(folder: str, steps: int | None, guidance: float, runs: int) -> dict[
     Raises:
         ValueError: If the folder cannot be loaded.
     """
-    from edgedistill_runtime.bench import PROMPTS, peak_rss_mb, summary
-
     stages = _Stages()
     steps = steps or _own_steps(folder) or 25
     try:
         load = _load_pipeline if _index(folder).keys() >= PARTS else _load_own
         draw, load_s = load(folder, steps, guidance, stages)
-    except OSError as error:
-        raise ValueError(f"cannot load {folder!r}: {str(error).splitlines()[0]}") from error
+    except BROKEN as error:
+        raise ValueError(f"cannot load {folder!r}: {reason(error)}") from error
 
     def timings(index: int) -> dict[str, float]:
         return stages.time(lambda: draw(PROMPTS[index % len(PROMPTS)], index))

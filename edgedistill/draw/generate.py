@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgedistill.common.files import atomic_file, check_writable, recover
 from edgedistill.common.pictures import grid, scatter
+from edgedistill.data.prompts import tell_weights
 from edgedistill.draw.subjects import (
-    Noise,
     Subject,
     bundle_subject,
     helped_subject,
@@ -21,15 +23,10 @@ from edgedistill.draw.teacher_help import ALONE, Help
 from edgedistill.students.folder import Student
 from edgedistill.students.group import Students, open_student
 from edgedistill.teachers import Teacher, load_teacher
+from edgedistill_runtime import Pipeline, Router
+from edgedistill_runtime.noise import noise
 
-__all__ = ["Negative", "generate", "open_subject", "runtime_noise"]
-
-
-def runtime_noise() -> Noise:
-    """Return the runtime's noise, so that student and bundle draw the same pictures."""
-    from edgedistill_runtime.noise import noise
-
-    return noise
+__all__ = ["Negative", "draw_samples", "generate", "open_subject"]
 
 
 @dataclass(frozen=True)
@@ -61,8 +58,6 @@ def open_subject(
             raise ValueError(f"{path}: a bundle has no teacher; name the student")
         if negative:
             raise ValueError(f"{path}: a bundle's attention is fixed; name the student")
-        from edgedistill_runtime import Pipeline, Router
-
         pipeline = Router(folder, keep_all=True) if bundles else Pipeline.load(folder)
         return bundle_subject(
             f"bundle:{folder.resolve().name}", pipeline
@@ -71,21 +66,21 @@ def open_subject(
     if isinstance(student, Students):
         if helped or negative:
             raise ValueError(f"{path}: several students; name one, as {student.path / '0'}")
-        return student_subject("students", student, runtime_noise()), True
+        return student_subject("students", student, noise), True
     takes_prompts = bool(student.teacher.prompts)
     if negative:
         if helped:
             raise ValueError("a negative prompt is for a student without its teacher's help")
         if not takes_prompts:
             raise ValueError(f"{path} takes no prompt, so no negative one")
-        words = (negative.prompt, negative.scale, runtime_noise())
+        words = (negative.prompt, negative.scale, noise)
         return steered_subject("student", student, *words), takes_prompts
     if helped:
         subject = helped_subject(
-            "student with teacher", student, teacher_of(student), given, runtime_noise()
+            "student with teacher", student, teacher_of(student), given, noise
         )
         return subject, takes_prompts
-    return student_subject("student", student, runtime_noise()), takes_prompts
+    return student_subject("student", student, noise), takes_prompts
 
 
 def teacher_of(student: Student) -> Teacher:
@@ -98,6 +93,39 @@ def teacher_of(student: Student) -> Teacher:
     return load_teacher(family, str(named["path"]), named.get("config"), loras)
 
 
+def draw_samples(
+    source: str,
+    prompt: str | None,
+    *,
+    seed: int,
+    count: int,
+    given: Help = ALONE,
+    negative: Negative | None = None,
+) -> NDArray[Any]:
+    """Draw pictures (N, H, W, 3) in uint8, or points (N, D) in float32.
+
+    Args:
+        source: Folder of a student or bundle.
+        prompt: Prompt; None for subjects that take none.
+        seed: Seed; together with it, sample i depends on i alone.
+        count: Number of samples.
+        given: Help by the student's teacher.
+        negative: Negative prompt of the student's attention.
+
+    Raises:
+        ValueError: If a prompt is missing or not taken, or the folder is neither a student nor a
+            bundle.
+    """
+    subject, takes_prompts = open_subject(source, given, negative)
+    if takes_prompts and prompt is None:
+        raise ValueError(f"{source} draws from a prompt; say what to draw")
+    if not takes_prompts and prompt is not None:
+        raise ValueError(f"{source} takes no prompt, got {prompt!r}")
+    tell_weights([text for text in (prompt, negative and negative.prompt) if text])
+    asked = count if prompt is None else [prompt] * count
+    return subject.draw(asked, seed, lambda done: None)
+
+
 def generate(
     source: str,
     prompt: str | None,
@@ -108,30 +136,15 @@ def generate(
     given: Help = ALONE,
     negative: Negative | None = None,
 ) -> None:
-    """Draw `count` samples and write them: .npy holds (N, ...), .png a grid or a scatter plot.
-
-    Args:
-        source: Folder of a student or bundle.
-        prompt: Prompt; None for subjects that take none.
-        seed: Seed; together with it, sample i depends on i alone.
-        count: Number of samples.
-        out: The file to write.
-        given: Help by the student's teacher.
-        negative: Negative prompt of the student's attention.
+    """Draw as `draw_samples` and write a file: .npy holds (N, ...), .png a grid or a plot.
 
     Raises:
-        ValueError: If a prompt is missing or not taken, or the file has another ending.
+        ValueError: As in `draw_samples`, or if the file has another ending or cannot be written.
     """
     if out.suffix not in (".npy", ".png"):
         raise ValueError(f"--out {out}: a .png or .npy file expected")
-    subject, takes_prompts = open_subject(source, given, negative)
-    if takes_prompts and prompt is None:
-        raise ValueError(f"{source} draws from a prompt; say what to draw")
-    if not takes_prompts and prompt is not None:
-        raise ValueError(f"{source} takes no prompt, got {prompt!r}")
-    asked = count if prompt is None else [prompt] * count
     check_writable(out, f"--out {out}")
-    drawn = subject.draw(asked, seed, lambda done: None)
+    drawn = draw_samples(source, prompt, seed=seed, count=count, given=given, negative=negative)
     with atomic_file(out) as made:
         if out.suffix == ".npy":
             np.save(made, drawn)

@@ -22,7 +22,7 @@ from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
 from edgedistill.diffusion.prediction import to_x0
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.solvers import SOLVERS
-from edgedistill.diffusion.step_table import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.diffusion.times import refine
 
 __all__ = ["ALONE", "Help", "sample_with", "time_told"]
@@ -60,13 +60,13 @@ def time_told(schedule: Schedule, net_time: float) -> Tensor:
 @torch.no_grad()
 def sample_with(
     student: Denoiser,
-    table: StepTable,
+    table: TorchStepTable,
     teacher: Denoiser | Guided,
     given: Help,
     noise: Sequence[Tensor],
     cond: Condition,
 ) -> Tensor:
-    """Sample as `StepTable.sample` does, with the teacher's help, (N, ...).
+    """Sample as `TorchStepTable.sample` does, with the teacher's help, (N, ...).
 
     Args:
         student: The student's network, schedule and prediction.

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["SCHEMES", "FakeQuantize", "Observe", "Scheme", "layers"]
+__all__ = ["SCHEMES", "FakeQuantScheme", "FakeQuantize", "Observe", "layers"]
 
 
 @dataclass(frozen=True)
-class Scheme:
+class FakeQuantScheme:
     """Precision of weights and activations.
 
     Attributes:
@@ -48,9 +48,9 @@ class Scheme:
 
 
 SCHEMES = {
-    "int8": Scheme(8, 8),
-    "int8-weights": Scheme(8),
-    "int4-weights": Scheme(4, block=32),
+    "int8": FakeQuantScheme(8, 8),
+    "int8-weights": FakeQuantScheme(8),
+    "int4-weights": FakeQuantScheme(4, block=32),
 }
 
 
@@ -134,7 +134,7 @@ class FakeQuantize(_Watch):
     def __init__(
         self,
         modules: Iterable[nn.Module],
-        scheme: Scheme,
+        scheme: FakeQuantScheme,
         ranges: Mapping[int, tuple[Range, Range]] | None = None,
     ) -> None:
         super().__init__(modules)
@@ -174,7 +174,7 @@ def quantized(x: Tensor, bits: int, given: Range | None = None) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, top)
 
 
-def quantized_weight(weight: Tensor, scheme: Scheme) -> Tensor:
+def quantized_weight(weight: Tensor, scheme: FakeQuantScheme) -> Tensor:
     """Round weight (out, in, ...) symmetrically, one scale for each output channel or block."""
     if scheme.blocked(weight):
         return _quantized_blocks(weight, scheme)
@@ -185,7 +185,7 @@ def quantized_weight(weight: Tensor, scheme: Scheme) -> Tensor:
     return torch.fake_quantize_per_channel_affine(rows, scale, zero, 0, -top, top).view_as(weight)
 
 
-def _quantized_blocks(weight: Tensor, scheme: Scheme) -> Tensor:
+def _quantized_blocks(weight: Tensor, scheme: FakeQuantScheme) -> Tensor:
     """Round by blocks; the largest becomes -2^(bits-1), as in ONNX Runtime's MatMulNBits, NNCF."""
     low = -(2 ** (scheme.weight_bits - 1))
     with torch.no_grad():

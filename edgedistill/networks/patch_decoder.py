@@ -17,10 +17,10 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor, nn
 
-__all__ = ["Block", "PatchDecoder", "WideBlock", "blocks_of", "joints_of", "widths_of"]
+__all__ = ["PatchBlock", "PatchDecoder", "WideBlock", "blocks_of", "joints_of", "widths_of"]
 
 
-class Block(nn.Module):
+class PatchBlock(nn.Module):
     """Residual block x + conv(relu(conv(relu(x)))), which starts as the identity."""
 
     def __init__(self, channels: int) -> None:
@@ -82,7 +82,10 @@ def blocks_of(widths: Sequence[int], counts: Sequence[int], expansion: int = 0) 
     """Make the residual blocks of each level; `counts` may be longer."""
     return nn.ModuleList(
         nn.Sequential(
-            *(WideBlock(width, expansion) if expansion else Block(width) for _ in range(count))
+            *(
+                WideBlock(width, expansion) if expansion else PatchBlock(width)
+                for _ in range(count)
+            )
         )
         for width, count in zip(widths, counts, strict=False)
     )
@@ -102,7 +105,7 @@ class PatchDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
             then be divisible by 2**levels_below. The latents enter at each resolution up to their
             own.
         scaling_factor: Latents are x0 divided by this.
-        expansion: 0 for `Block`s, otherwise `WideBlock`s of this many times their channels.
+        expansion: 0 for `PatchBlock`s, otherwise `WideBlock`s of this many times their channels.
         last_channels: Channels of a layer with a ReLU before the last one, which is then 1 x 1; 0
             adds no layer.
 
@@ -138,7 +141,7 @@ class PatchDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         self.joints = joints_of(widths)
         self.blocks = blocks_of(widths, num_decoder_blocks, expansion)
         patch = 2 ** (len(block_out_channels) - len(widths))
-        # A Block leaves the final ReLU to the next layer; a WideBlock needs none.
+        # A PatchBlock leaves its ReLU to what comes after it, a WideBlock does not.
         layers: list[nn.Module] = [] if expansion else [nn.ReLU()]
         if last_channels:
             layers += [nn.Conv2d(widths[-1], last_channels, 3, padding=1), nn.ReLU()]

@@ -9,10 +9,32 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from edgedistill.common.reading import short
+
 __all__ = ["PlanarNet"]
 
 
-class Block(nn.Module):
+LARGEST = {"dim": 2**16, "width": 2**13, "depth": 256, "frequencies": 2**12}
+"""Largest value of each size."""
+
+MOST = 2**28
+"""Number of weights of the largest network."""
+
+
+def _check_sizes(**sizes: int) -> None:
+    """Raise a ValueError if a size is invalid, or the network would be too large to allocate."""
+    for name, size in sizes.items():
+        least = 0 if name == "depth" else 1
+        if type(size) is not int or not least <= size <= LARGEST[name]:
+            expected = f"an integer from {least} to {LARGEST[name]} expected"
+            raise ValueError(f"config.json: {name}={short(size)}: {expected}")
+    dim, width, depth, frequencies = sizes.values()
+    weights = width * (dim * (2 + 2 * frequencies) + 2 * frequencies + (1 + 2 * depth) * width)
+    if weights > MOST:
+        raise ValueError(f"config.json: {weights} weights by its sizes; at most {MOST} expected")
+
+
+class ResidualBlock(nn.Module):
     """Residual block x + W silu(V (norm(x) + time))."""
 
     def __init__(self, width: int) -> None:
@@ -35,6 +57,10 @@ class PlanarNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is 
         depth: Residual blocks.
         frequencies: Fourier features of time and of each coordinate.
         extent: Half-width of the region that the coordinates' features resolve.
+
+    Raises:
+        ValueError: If sizes are above `LARGEST`, or there are more weights than `MOST`; nothing is
+            allocated.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -47,6 +73,7 @@ class PlanarNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is 
         extent: float = 4.0,
     ) -> None:
         super().__init__()
+        _check_sizes(dim=dim, width=width, depth=depth, frequencies=frequencies)
         rates = torch.arange(1, frequencies + 1)
         self.register_buffer("time_rates", 0.5 * math.pi * rates, persistent=False)
         self.register_buffer("space_rates", math.pi / extent * rates, persistent=False)
@@ -54,7 +81,7 @@ class PlanarNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is 
             nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width)
         )
         self.embed = nn.Linear(dim * (1 + 2 * frequencies), width)
-        self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
+        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
         self.head = nn.Linear(width, dim)
         nn.init.zeros_(self.head.weight)
 

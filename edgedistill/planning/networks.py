@@ -17,13 +17,13 @@ from edgedistill.diffusion.denoiser import Denoiser, Guided, expand
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Linear
 from edgedistill.diffusion.solvers import student_times
-from edgedistill.diffusion.step_table import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.adapters import adapt
 from edgedistill.networks.bf16 import lower, raised
 from edgedistill.objectives.base import Batch, Objective
 from edgedistill.planning.architectures import architecture, decoder, place
 from edgedistill.planning.inputs import Inputs, Net, inputs_of
-from edgedistill.planning.reward import Judge, judge
+from edgedistill.planning.reward import PlannedReward, judge
 from edgedistill.planning.tracker.live import Live
 from edgedistill.recipes.schema import Recipe
 from edgedistill.recipes.setup import build_setup, compose
@@ -58,7 +58,7 @@ class Cast:
     student: Denoiser
     small: nn.Module
     objective: Objective
-    judge: Judge | None = None
+    judge: PlannedReward | None = None
     measured: dict[tuple[object, ...], int] = field(default_factory=dict)
 
     def chosen(self, recipe: Recipe) -> Cast:
@@ -150,11 +150,11 @@ def _again(recipe: Recipe, own: Denoiser, role: nn.Module) -> Denoiser:
     return own.with_net(copy.deepcopy(role))
 
 
-def _init(folder: Path, core: str, inputs: Inputs) -> tuple[Net, StepTable]:
+def _init(folder: Path, core: str, inputs: Inputs) -> tuple[Net, TorchStepTable]:
     """Build the student at `folder` without its weights, and read its step table."""
     if (folder / "student").is_dir():
         folder = folder / "student"
-    table = StepTable.from_json(read_json(folder / "student.json")["step_table"])
+    table = TorchStepTable.from_json(read_json(folder / "student.json")["step_table"])
     networks = architecture(str(folder))
     if core not in networks:
         raise ValueError(f"student.init={folder}: no {core}, which the teacher has")

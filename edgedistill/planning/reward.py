@@ -15,10 +15,10 @@ from edgedistill.recipes.schema import Recipe
 from edgedistill.teachers.decoders import Decoder
 from edgedistill.teachers.families.wan import VideoDecoder
 
-__all__ = ["Judge", "judge"]
+__all__ = ["PlannedReward", "judge"]
 
 
-class Judge:
+class PlannedReward:
     """A recipe's reward of x0 on the meta device, as `rewards.reward_of`.
 
     Args:
@@ -56,7 +56,9 @@ class Judge:
         return torch.cat([self.decoder(piece) for piece in torch.split(latents, 32)])
 
 
-def judge(recipe: Recipe, networks: Mapping[str, nn.Module], inputs: Inputs) -> Judge | None:
+def judge(
+    recipe: Recipe, networks: Mapping[str, nn.Module], inputs: Inputs
+) -> PlannedReward | None:
     """Build the recipe's reward, if it names one.
 
     Raises:
@@ -74,4 +76,4 @@ def judge(recipe: Recipe, networks: Mapping[str, nn.Module], inputs: Inputs) -> 
             f"reward.name={section.name}: what this reward costs is not known here; plan the "
             "recipe without it: reward=null"
         )
-    return Judge(model, networks.get("vae"), inputs)
+    return PlannedReward(model, networks.get("vae"), inputs)

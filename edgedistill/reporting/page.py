@@ -12,7 +12,8 @@ from PIL import Image
 
 from edgedistill.common.decibels import decibels
 from edgedistill.common.files import check_writable, read_json, write_text
-from edgedistill.draw.generate import open_subject, runtime_noise
+from edgedistill.common.progress import visible_lines
+from edgedistill.draw.generate import open_subject
 from edgedistill.draw.subjects import Subject, student_subject, teacher_subject
 from edgedistill.evaluation.captions import shown_captions
 from edgedistill.evaluation.run import EXAMPLES, keeper
@@ -27,6 +28,7 @@ from edgedistill.students.folder import Student, load_student
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill.teachers.families.mixture import Mixture
 from edgedistill.training.metrics import read_metrics
+from edgedistill_runtime.noise import noise
 
 __all__ = ["write_report"]
 
@@ -59,7 +61,9 @@ def write_report(run: Path, out: Path, say: Callable[[str], None]) -> Path:
         given = captions if teacher.prompts else len(captions)
         drawn.append(subject.draw(given, SEED, lambda done: None))
     environment = Environment(
-        loader=PackageLoader("edgedistill.reporting"), autoescape=select_autoescape()
+        loader=PackageLoader("edgedistill.reporting"),
+        autoescape=select_autoescape(),
+        finalize=visible_lines,
     )
     environment.filters.update(cell=lambda value, column: cell(column, value), db=decibels)
     planar = isinstance(teacher, Mixture)
@@ -98,7 +102,7 @@ def _student_of(run: Path) -> Path:
 
 
 def _subjects(run: Path, recipe: Judged, student: Student, teacher: Teacher) -> list[Subject]:
-    noise, section = runtime_noise(), recipe.teacher
+    section = recipe.teacher
     subjects = [
         teacher_subject(
             "teacher",

@@ -16,7 +16,7 @@ __all__ = ["REWARDS", "RewardModel", "find", "reward_of"]
 
 REWARDS = {
     "clip": "edgedistill.rewards.clip:ClipScore",
-    "linear": "edgedistill.rewards.linear:Linear",
+    "linear": "edgedistill.rewards.linear:LinearReward",
 }
 """Reward classes by name, imported on demand. Others join by the entry-point group
 `edgedistill.rewards`."""

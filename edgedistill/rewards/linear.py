@@ -11,10 +11,10 @@ from edgedistill.common.settings import Settings
 from edgedistill.rewards.base import RewardModel
 from edgedistill.teachers.base import Teacher
 
-__all__ = ["Linear"]
+__all__ = ["LinearReward"]
 
 
-class Linear(RewardModel):
+class LinearReward(RewardModel):
     """Reward direction . x of points (N, D), which moves a Gaussian's mean."""
 
     class Config(Settings):
@@ -23,7 +23,7 @@ class Linear(RewardModel):
         direction: tuple[float, ...]
         """The direction, one number for each coordinate."""
 
-    def __init__(self, config: Linear.Config, teacher: Teacher) -> None:
+    def __init__(self, config: LinearReward.Config, teacher: Teacher) -> None:
         shape = (len(config.direction),)
         if teacher.sample_shape != shape:
             raise ValueError(

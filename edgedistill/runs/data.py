@@ -13,7 +13,7 @@ from edgedistill.data.latents import Pictures, find_pictures
 from edgedistill.data.paths import Paths, captions_of, make_paths, open_paths, spec_of
 from edgedistill.recipes.schema import Recipe
 from edgedistill.students.routing import Part
-from edgedistill.teachers.base import Source, Teacher
+from edgedistill.teachers.base import DataSource, Teacher
 from edgedistill.teachers.latents import Captioned
 
 __all__ = ["RunData"]
@@ -65,7 +65,7 @@ class RunData:
             make_paths(folder, teacher, spec, captions, self._samples, say, made)
         return open_paths(folder, teacher, spec, times)
 
-    def source(self, say: Callable[[str], None]) -> Source:
+    def source(self, say: Callable[[str], None]) -> DataSource:
         """Open the clean data of the student's conditions."""
         recipe, section = self.recipe, self.recipe.teacher
         if self._pictures is not None:
@@ -124,7 +124,7 @@ class RunData:
             return captions
         return [captions[row] for row in self.part.rows(self.teacher, captions)]
 
-    def _shared(self, source: Source) -> Source:
+    def _shared(self, source: DataSource) -> DataSource:
         if self.part and isinstance(source, Captioned):
             source.only(self.part.rows(self.teacher, source.captions))
         return source

@@ -19,10 +19,11 @@ from edgedistill.data.paths import captions_of
 from edgedistill.recipes.schema import Recipe
 from edgedistill.runs.run import Run
 from edgedistill.students.group import Students, complete
-from edgedistill.students.routing import Part, Routes, divide, route
+from edgedistill.students.routing import Part, divide, route
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill.teachers.latents import Captioned
 from edgedistill.training.trainer import engine
+from edgedistill_runtime.routes import ROUTES, Routes
 
 __all__ = ["Group"]
 
@@ -39,8 +40,6 @@ class Group:
     """
 
     def __init__(self, recipe: Recipe, folder: Path, say: Say) -> None:
-        from edgedistill_runtime.routes import ROUTES
-
         self.recipe, self.folder, self.say = recipe, folder, say
         self.place = folder / "students"
         accelerator = engine(recipe.train.precision)
@@ -89,9 +88,7 @@ class Group:
 
     def _kept(self) -> tuple[Routes, str]:
         """Return the stored division, and a line about it."""
-        from edgedistill_runtime import routes as files
-
-        routes, count = files.Routes.read(self.place), self.recipe.parts.count
+        routes, count = Routes.read(self.place), self.recipe.parts.count
         if len(routes.parts) != count:
             there = len(routes.parts)
             raise ValueError(f"parts.count={count}: {self.place} is of {there} students")

@@ -17,7 +17,7 @@ from edgedistill.networks.adapters import adapt
 from edgedistill.networks.bf16 import lower
 from edgedistill.recipes.checks import has_weights, parameters
 from edgedistill.recipes.schema import Recipe
-from edgedistill.teachers.base import Source, Teacher
+from edgedistill.teachers.base import DataSource, Teacher
 
 __all__ = ["PrunedStudent", "first_of"]
 
@@ -55,7 +55,7 @@ class PrunedStudent:
         self,
         recipe: Recipe,
         teacher: Teacher,
-        source: Source,
+        source: DataSource,
         times: Tensor,
         folder: Path,
         say: Callable[[str], None],

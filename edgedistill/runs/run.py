@@ -14,7 +14,7 @@ from edgedistill.common.files import atomic_folder
 from edgedistill.common.pictures import save_samples
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.solvers import student_times
-from edgedistill.diffusion.step_table import Boundary, StepTable, few_step_table
+from edgedistill.diffusion.step_table import Boundary, TorchStepTable, few_step_table
 from edgedistill.networks.adapters import Role
 from edgedistill.objectives.base import Objective
 from edgedistill.objectives.conversion import NEAR_ZERO, Conversion, as_target
@@ -33,9 +33,9 @@ from edgedistill.rewards import reward_of
 from edgedistill.runs.data import RunData
 from edgedistill.runs.networks import PrunedStudent, first_of
 from edgedistill.runs.preview import preview, preview_roles
-from edgedistill.students.folder import Guidance, StudentInfo, load_student, save_student
+from edgedistill.students.folder import GuidanceInfo, StudentInfo, load_student, save_student
 from edgedistill.students.routing import Part
-from edgedistill.teachers.base import Source
+from edgedistill.teachers.base import DataSource
 from edgedistill.training.trainer import Hooks, Trainer, engine
 
 __all__ = ["Run"]
@@ -104,7 +104,7 @@ class Run:
         lines = Held([*self._header(), *([proof] if proof else []), *self._conversion()], say)
         with accelerator.main_process_first():  # the main process writes files first
             self.paths = data.paths(self.times, lines.tell)
-            self.source: Source = self.paths or data.source(lines.tell)
+            self.source: DataSource = self.paths or data.source(lines.tell)
             self.objective = self._objective(device, lines.add)
         for line in unplayed(self.objective, recipe):
             lines.add(line)
@@ -204,7 +204,7 @@ class Run:
         return min(self.recipe.student.prediction_steps or -(-steps // 5), steps)
 
     @property
-    def table(self) -> StepTable:
+    def table(self) -> TorchStepTable:
         """The step table of the student."""
         own = self.objective.table()
         return own or few_step_table(
@@ -265,7 +265,7 @@ class Run:
             step_table=self.table.to_json(),
             prediction=self.student.prediction,
             schedule=self.student.schedule.to_json(),
-            guidance=Guidance(mode=mode, scale=section.guidance),
+            guidance=GuidanceInfo(mode=mode, scale=section.guidance),
             latent=teacher.describe(),
             teacher={
                 "name": teacher.name,

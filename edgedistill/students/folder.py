@@ -23,11 +23,11 @@ from edgedistill.compress.plan import Plan, build
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import schedule_from_json
-from edgedistill.diffusion.step_table import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.adapters import Role
 from edgedistill.teachers import ENTRY_POINTS, TEACHERS, Teacher, load_teacher
 
-__all__ = ["Guidance", "Student", "StudentInfo", "load_student", "save_student"]
+__all__ = ["GuidanceInfo", "Student", "StudentInfo", "load_student", "save_student"]
 
 SCHEMA = 2
 
@@ -37,8 +37,8 @@ MACHINE = ("_name_or_path", "name_or_path")
 """Config keys in which libraries store the path that something was loaded from."""
 
 
-class Guidance(BaseModel):
-    """How guidance was distilled: baked into the weights, an embedded input, or none."""
+class GuidanceInfo(BaseModel):
+    """Distillation of guidance: baked into the weights, an embedded input, or none."""
 
     model_config = ConfigDict(extra="forbid")
     mode: Literal["baked", "embedded", "none"]
@@ -52,7 +52,7 @@ class StudentInfo(BaseModel):
         schema_version: 2; 1 had no hashes.
         method: Distillation method.
         family: Family that reads the folder; a key of `teachers.TEACHERS`.
-        step_table: `StepTable.to_json`.
+        step_table: `TorchStepTable.to_json`.
         prediction: Prediction type of the network.
         schedule: `Schedule.to_json`.
         guidance: How guidance was distilled.
@@ -75,7 +75,7 @@ class StudentInfo(BaseModel):
     step_table: dict[str, Any]
     prediction: Prediction
     schedule: dict[str, Any]
-    guidance: Guidance
+    guidance: GuidanceInfo
     lora_scale: float | None = None
     depths: dict[str, dict[str, Any]] = {}
     """Plans of the smaller students inside this one, by name."""
@@ -97,7 +97,9 @@ class Student:
         net: The few-step network.
     """
 
-    def __init__(self, path: Path, info: StudentInfo, table: StepTable, teacher: Teacher) -> None:
+    def __init__(
+        self, path: Path, info: StudentInfo, table: TorchStepTable, teacher: Teacher
+    ) -> None:
         self.path, self.info, self.table, self.teacher = path, info, table, teacher
         self.net: nn.Module = teacher.net
 
@@ -144,7 +146,22 @@ def load_student(path: str | Path) -> Student:
     Raises:
         ValueError: If there is no student.json, or a file is wrong; names the file and the key.
     """
-    folder = Path(path)
+    folder = _student_folder(Path(path))
+    info, table = _read_info(folder)
+    return Student(folder, info, table, load_teacher(info.family, folder))
+
+
+def load_student_info(path: str | Path) -> StudentInfo:
+    """Read the student.json of a student folder or run dir, without its weights.
+
+    Raises:
+        ValueError: As in `load_student`.
+    """
+    return _read_info(_student_folder(Path(path)))[0]
+
+
+def _student_folder(folder: Path) -> Path:
+    """Return the folder of a student: `folder`, or the one in the run dir at `folder`."""
     recover(folder)
     file = folder / INFO
     if not folder.is_dir():
@@ -153,14 +170,20 @@ def load_student(path: str | Path) -> Student:
         recover(folder / "student")
         if not (folder / "student" / INFO).is_file():
             raise _no_student(folder)
-        return load_student(folder / "student")
+        return folder / "student"
+    return folder
+
+
+def _read_info(folder: Path) -> tuple[StudentInfo, TorchStepTable]:
+    """Read the contents of student.json, and check the hashes of the folder's files."""
+    file = folder / INFO
     data = read_json(file)
     if data.get("schema_version") not in (1, SCHEMA):
         version = data.get("schema_version")
         raise ValueError(f"{file}: schema_version {version!r}, {SCHEMA} expected")
     try:
         info = StudentInfo.model_validate(data)
-        table = StepTable.from_json(info.step_table)
+        table = TorchStepTable.from_json(info.step_table)
         schedule_from_json(info.schedule)
     except ValidationError as error:
         first = error.errors()[0]
@@ -172,7 +195,7 @@ def load_student(path: str | Path) -> Student:
     if info.family not in families:
         raise ValueError(f"{file}: family: {unknown('teacher family', info.family, families)}")
     _check_hashes(file, data)
-    return Student(folder, info, table, load_teacher(info.family, folder))
+    return info, table
 
 
 def _check_hashes(file: Path, data: dict[str, Any]) -> None:
@@ -217,7 +240,7 @@ def save_student(folder: Path, info: StudentInfo, teacher: Teacher, net: nn.Modu
         teacher: Teacher that supplies the other components.
         net: The student's network, or its role.
     """
-    table = StepTable.from_json(info.step_table)
+    table = TorchStepTable.from_json(info.step_table)
     with atomic_folder(folder) as work:
         teacher.save(work, net.fused() if isinstance(net, Role) else net, table)
         usage = _GROWING_USAGE if table.grows else teacher.usage_with(table)
@@ -286,7 +309,7 @@ pipe.scheduler = {scheduler}.from_pretrained(FOLDER, subfolder="scheduler")
 ```"""
 
 
-def _card(info: StudentInfo, table: StepTable, usage: str) -> str:
+def _card(info: StudentInfo, table: TorchStepTable, usage: str) -> str:
     licences = info.teacher.get("licences") or ["other"]
     front = "\n".join(f"- {licence}" for licence in licences)
     for key in ("license_name", "license_link"):

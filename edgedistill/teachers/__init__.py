@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgedistill.common.plugins import resolve
-from edgedistill.teachers.base import Graph, Teacher
+from edgedistill.teachers.base import ExportGraph, Teacher
 
-__all__ = ["ENTRY_POINTS", "TEACHERS", "Graph", "Teacher", "find_family", "load_teacher"]
+__all__ = ["ENTRY_POINTS", "TEACHERS", "ExportGraph", "Teacher", "find_family", "load_teacher"]
 
 ENTRY_POINTS = "edgedistill.teachers"
 """Entry-point group by which families of other distributions are added."""

@@ -36,6 +36,9 @@ _ROLES = {
 }
 """Ends of keys, in kohya's, peft's and diffusers' names, by their role in a layer."""
 
+_PEFT = {".lora.down.weight": ".lora_A.weight", ".lora.up.weight": ".lora_B.weight"}
+"""Ends of keys in diffusers' own names of attention, and in peft's."""
+
 _OTHERS = {
     "hada_": "LoHa",
     "lokr_": "LoKr",
@@ -164,19 +167,28 @@ def write_plain(file: Path, layers: Mapping[str, Layer], target: Path) -> None:
     """Write the layers of a file as a LoRA without alphas and magnitudes, in float32.
 
     The scales are multiplied into the factors, since diffusers confuses alphas where layers have
-    several.
+    several. If a file names some layers as peft does, all get peft's names: diffusers writes
+    attention under names of its own next to them, and then reads only one kind.
     """
     with safe_open(file, "pt") as opened:
         metadata, keys = opened.metadata() or {}, list(opened.keys())
     if CONFIG in metadata:
         config = {k: v for k, v in json.loads(metadata[CONFIG]).items() if "use_dora" not in k}
         metadata[CONFIG] = json.dumps(config)
+    mixed = any(key.endswith(tuple(_PEFT.values())) for key in keys)
     state = {}
     for name, roles in check_keys(file, keys).items():
         layer = layers[name]
-        state[roles["down"]] = layer.down.float().contiguous()
-        state[roles["up"]] = (layer.scale * layer.up).float().contiguous()
+        down, up = (_as_peft(roles[role]) if mixed else roles[role] for role in ("down", "up"))
+        state[down] = layer.down.float().contiguous()
+        state[up] = (layer.scale * layer.up).float().contiguous()
     save_file(state, target, metadata)
+
+
+def _as_peft(key: str) -> str:
+    for end, other in _PEFT.items():
+        key = key.removesuffix(end) + other if key.endswith(end) else key
+    return key
 
 
 def magnify(weight: Tensor, magnitude: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from edgedistill.common.files import read_json
 from edgedistill.common.plugins import unknown
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.schedules import Rectified, schedule_from_json
-from edgedistill.diffusion.step_table import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.teachers.schedulers import (
     FLOW,
     SIBLINGS,
@@ -84,13 +84,13 @@ def shift_asked(scheduler: Any, schedule: Schedule) -> dict[str, float]:
     return {"mu": schedule.shift if linear else math.log(schedule.shift)}
 
 
-def euler(num_timesteps: int, table: StepTable, **choices: Any) -> Any:
+def euler(num_timesteps: int, table: TorchStepTable, **choices: Any) -> Any:
     """Make the scheduler that lands as the table does, deterministic or renoising."""
     renoises = any(row.c for row in table.rows)
     return FlowMatchEulerDiscreteScheduler(num_timesteps, stochastic_sampling=renoises, **choices)
 
 
-def flow_schedulers(num_timesteps: int, table: StepTable) -> Iterator[Any]:
+def flow_schedulers(num_timesteps: int, table: TorchStepTable) -> Iterator[Any]:
     """Yield schedulers that walk a table when given nothing but its number of steps.
 
     In this case diffusers' last step is at its least timestep, where the picture is nearly done. A

@@ -12,6 +12,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,9 +26,9 @@ from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.solvers import TimeGrid
-from edgedistill.diffusion.step_table import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.scaling import Scaling
-from edgedistill.teachers.base import Graph, PromptCache, Source, Teacher
+from edgedistill.teachers.base import DataSource, ExportGraph, PromptCache, Teacher
 from edgedistill.teachers.decoders import Decoder, channels_of, open_decoder
 from edgedistill.teachers.flow import shift_asked
 from edgedistill.teachers.latents import Latents
@@ -140,7 +141,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         """
 
     @abstractmethod
-    def schedulers(self, table: StepTable) -> Iterator[Any]:
+    def schedulers(self, table: TorchStepTable) -> Iterator[Any]:
         """Yield diffusers schedulers that may walk a table, the plainest first."""
 
     def asks(self, x0: Tensor, prompt: str) -> dict[str, Any] | None:
@@ -155,7 +156,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             "latents": x0,
             "height": height,
             "width": width,
-            "max_sequence_length": self.length(list(self.tokenizers)[-1]),
+            "max_sequence_length": self.text_length,
         }
 
     def set_steps(self, scheduler: Any, steps: int) -> None:
@@ -272,6 +273,10 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             )
         return length
 
+    @property
+    def text_length(self) -> int:  # which pipelines call max_sequence_length
+        return self.length(list(self.tokenizers)[-1])
+
     def tokenize(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         inputs = {}
         for component, name in self.tokenizers.items():
@@ -328,7 +333,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         self.pipeline.register_modules(vae=vae)
         self.decoder = decoder
 
-    def source(self) -> Source | None:
+    def source(self) -> DataSource | None:
         folder = Path(self.path)
         latents, prompts = folder / "data.safetensors", folder / "prompts.json"
         if not (latents.is_file() and prompts.is_file()):
@@ -346,7 +351,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             originals if originals.is_file() else None,
         )
 
-    def save(self, folder: Path, net: nn.Module, table: StepTable) -> None:
+    def save(self, folder: Path, net: nn.Module, table: TorchStepTable) -> None:
         parts = dict(self.pipeline.components)
         parts[self.core] = net.get_submodule(self.core)
         parts["scheduler"] = self.scheduler(table)
@@ -356,10 +361,10 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         pipeline.save_pretrained(folder, safe_serialization=True)
         copy_texts(self.path, folder)
 
-    def check(self, table: StepTable) -> None:
+    def check(self, table: TorchStepTable) -> None:
         self.scheduler(table)
 
-    def scheduler(self, table: StepTable) -> Any:
+    def scheduler(self, table: TorchStepTable) -> Any:
         """Return the diffusers scheduler that walks the table, at one size if its steps grow.
 
         Raises:
@@ -367,33 +372,36 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         """
         return self._walker(table)[0]
 
-    def usage_with(self, table: StepTable) -> str:
+    def usage_with(self, table: TorchStepTable) -> str:
         text, steps = self.usage, "num_inference_steps={steps}"
+        if "max_sequence_length" in signature(type(self.pipeline).__call__).parameters:
+            length = f"max_sequence_length={self.text_length}"
+            text = text if length in text else text.replace(steps, f"{steps}, {length}")
         timesteps = self._walker(table)[1] if steps in text else None
         if timesteps is not None:
             text = text.replace(steps, f"timesteps={timesteps}")
         return text.format(steps=len(table.rows))
 
-    def _walker(self, table: StepTable) -> tuple[Any, list[int] | None]:
+    def _walker(self, table: TorchStepTable) -> tuple[Any, list[int] | None]:
         """Return the scheduler, and the timesteps it must be given if a number is not enough."""
         own, table = self.pipeline.scheduler, table.at_one_size()
         candidates = [*self.schedulers(table), type(own).from_config(own.config)]
         by_timesteps = takes_timesteps(type(self.pipeline).__call__)
         return find_scheduler(candidates, table, self.set_steps, by_timesteps)
 
-    def graphs(self) -> dict[str, Graph]:
+    def graphs(self) -> dict[str, ExportGraph]:
         prompts = self.prompts[:2]
         x = torch.zeros(2, *self.sample_shape)
         times = self.denoiser.schedule.net_time(torch.tensor([1.0, 0.5]).double()).float()
         denoiser = {"x": x, "t": times, **self.encode(prompts)}
         graphs = {
-            "denoiser": Graph(self.denoiser.net, denoiser, ("f",)),
-            "decoder": Graph(self.decoder, {"x0": x}, ("image",)),
+            "denoiser": ExportGraph(self.denoiser.net, denoiser, ("f",)),
+            "decoder": ExportGraph(self.decoder, {"x0": x}, ("image",)),
         }
         if self.text_encoder is None:
             return graphs
         ids = self.tokenize(prompts)
-        return {"text_encoder": Graph(self.text_encoder, ids, self.conditions), **graphs}
+        return {"text_encoder": ExportGraph(self.text_encoder, ids, self.conditions), **graphs}
 
     def describe(self) -> dict[str, Any]:
         return {"shape": list(self.sample_shape), **self.decoder.scaling.describe()}

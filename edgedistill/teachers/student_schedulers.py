@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, TCDScheduler
 from torch import Tensor, nn
 
-from edgedistill.diffusion.step_table import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.teachers.schedulers import PREDICTIONS
 
 FLOW = "flow_prediction"
@@ -19,7 +19,7 @@ FLOW = "flow_prediction"
 __all__ = ["discrete_schedulers", "find_scheduler", "takes_timesteps", "walk"]
 
 
-def discrete_schedulers(scheduler: Any, table: StepTable) -> Iterator[Any]:
+def discrete_schedulers(scheduler: Any, table: TorchStepTable) -> Iterator[Any]:
     """Yield schedulers over trained timesteps that may walk a table, the plainest first.
 
     The student's prediction may differ from its teacher's.
@@ -32,7 +32,7 @@ def discrete_schedulers(scheduler: Any, table: StepTable) -> Iterator[Any]:
             yield kind.from_config(config, clip_sample=False, thresholding=False, **asked)
 
 
-def _kinds(table: StepTable, n: int) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _kinds(table: TorchStepTable, n: int) -> Iterator[tuple[Any, dict[str, Any]]]:
     if any(row.c for row in table.rows):
         yield LCMScheduler, {"original_inference_steps": n}
         return
@@ -47,7 +47,7 @@ def _kinds(table: StepTable, n: int) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 def find_scheduler(
     candidates: Sequence[Any],
-    table: StepTable,
+    table: TorchStepTable,
     set_steps: Callable[[Any, int], None],
     by_timesteps: bool,
 ) -> tuple[Any, list[int] | None]:
@@ -88,7 +88,7 @@ def _choices(scheduler: Any) -> tuple[dict[str, float], ...]:
     return ({},)
 
 
-def _walks(scheduler: Any, table: StepTable, set_steps: Callable[[], None]) -> bool:
+def _walks(scheduler: Any, table: TorchStepTable, set_steps: Callable[[], None]) -> bool:
     """Whether scheduler, with its steps set, and table give the same result for the same noise."""
     for choices in _choices(scheduler):
         set_steps()
@@ -125,7 +125,7 @@ class _Probe(nn.Module):
         return x.tanh()
 
 
-def _agree(scheduler: Any, table: StepTable, choices: dict[str, float]) -> bool:
+def _agree(scheduler: Any, table: TorchStepTable, choices: dict[str, float]) -> bool:
     wanted = torch.tensor([row.t for row in table.rows])
     if not torch.allclose(scheduler.timesteps.float(), wanted, atol=0.5):
         return False

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SCHEMA_VERSION",
-    "Subject",
+    "BenchSubject",
     "chart",
     "find_subjects",
     "home_of",
@@ -49,7 +49,7 @@ _TOTAL = "#4b4453"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class BenchSubject:
     """One subject of a benchmark, measured by one process.
 
     Attributes:
@@ -77,7 +77,7 @@ class Subject:
         return command
 
 
-def find_subjects(paths: Sequence[str | Path]) -> list[Subject]:
+def find_subjects(paths: Sequence[str | Path]) -> list[BenchSubject]:
     """Find subjects of bundles, students and run dirs; the first student's teacher is added.
 
     A run dir stands for its student and all its bundles.
@@ -85,7 +85,7 @@ def find_subjects(paths: Sequence[str | Path]) -> list[Subject]:
     Raises:
         ValueError: For a folder that is neither, or a broken manifest.json or student.json.
     """
-    found: dict[str, Subject] = {}
+    found: dict[str, BenchSubject] = {}
     for path in map(Path, paths):
         for subject in _subjects(path):
             name, count = subject.name, 1
@@ -112,10 +112,10 @@ def _is_run(path: Path) -> bool:
     return (path / "student" / "student.json").is_file()
 
 
-def _subjects(path: Path) -> list[Subject]:
+def _subjects(path: Path) -> list[BenchSubject]:
     if (path / FILE_NAME).is_file():
         Manifest.read(path)
-        return [Subject(name=f"bundle:{path.resolve().name}", path=str(path), bundle=True)]
+        return [BenchSubject(name=f"bundle:{path.resolve().name}", path=str(path), bundle=True)]
     if _is_run(path):
         bundles = sorted(file.parent for file in path.glob(f"bundles/*/{FILE_NAME}"))
         return [s for each in (path / "student", *bundles) for s in _subjects(each)]
@@ -125,7 +125,7 @@ def _subjects(path: Path) -> list[Subject]:
     if not (path / "student.json").is_file():
         raise ValueError(f"{path}: neither a bundle ({FILE_NAME}) nor a student (student.json)")
     info = read_json(path / "student.json")
-    student = Subject(name=STUDENT, path=str(path))
+    student = BenchSubject(name=STUDENT, path=str(path))
     # A closed-form teacher is no pipeline, and its time is meaningless.
     if not (path / "model_index.json").is_file():
         return [student]
@@ -134,7 +134,7 @@ def _subjects(path: Path) -> list[Subject]:
     where = str(teacher.get("path") or teacher.get("name") or "")
     shipped = assets.ROOT / where
     return [
-        Subject(
+        BenchSubject(
             name=TEACHER,
             path=str(shipped) if where and shipped.is_dir() else where,
             steps=int(chosen.get("steps") or 25),
@@ -144,12 +144,12 @@ def _subjects(path: Path) -> list[Subject]:
     ]
 
 
-def _named(subject: Subject, name: str) -> Subject:
-    return Subject(**{**vars(subject), "name": name})
+def _named(subject: BenchSubject, name: str) -> BenchSubject:
+    return BenchSubject(**{**vars(subject), "name": name})
 
 
 def run_bench(
-    subjects: Sequence[Subject],
+    subjects: Sequence[BenchSubject],
     runs: int = 30,
     *,
     threads: int | None = None,
@@ -193,10 +193,10 @@ def subjects_of(results: Mapping[str, Any]) -> dict[str, Any]:
     return {name: r for name, r in results.items() if isinstance(r, dict) and "p50_s" in r}
 
 
-def _measure(subject: Subject, runs: int, threads: int) -> dict[str, Any]:
+def _measure(subject: BenchSubject, runs: int, threads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figures.json"
-        process = subprocess.run(
+        process = subprocess.run(  # noqa: S603  this Python and our modules, and no shell
             subject.command(runs, threads, file),
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             capture_output=True,

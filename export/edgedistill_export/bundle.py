@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from edgedistill.common.decibels import decibels
 from edgedistill.common.files import atomic_folder, check_writable, recover
 from edgedistill.students.folder import Student, load_student
-from edgedistill.teachers.base import Graph
+from edgedistill.teachers.base import ExportGraph
 from edgedistill_export.fuse import fuse, inside
 from edgedistill_export.memory import WeightsOnDisk, watch_peak, weights_mb
 from edgedistill_export.parity import (
@@ -26,7 +26,7 @@ from edgedistill_export.parity import (
 )
 from edgedistill_export.prompts import calibration_prompts, parity_prompts
 from edgedistill_export.quantize.budget import Budget
-from edgedistill_export.settings import Settings
+from edgedistill_export.settings import ExportSettings
 from edgedistill_export.targets import (
     PROOFS,
     TARGETS,
@@ -47,7 +47,7 @@ from edgedistill_runtime.routes import ROUTES
 from edgedistill_runtime.steps import Row, StepTable
 from edgedistill_runtime.tokenizer import open_tokenizer
 
-__all__ = ["Peaks", "Settings", "check_gate", "default_place", "export_student"]
+__all__ = ["ExportSettings", "Peaks", "check_gate", "default_place", "export_student"]
 
 Progress = Callable[[int, int, str], None]
 """Callback progress(done, total, what), called when `what` begins, and at the end with done ==
@@ -90,7 +90,7 @@ def export_student(
     precision: str | None = None,
     out: str | Path | None = None,
     *,
-    settings: Settings | None = None,
+    settings: ExportSettings | None = None,
     rebuild: bool = False,
     progress: Progress | None = None,
     peaks: Peaks | None = None,
@@ -117,7 +117,7 @@ def export_student(
             no student, or `out` holds something else.
         ParityError: If the bundle differs from its student; nothing is left behind.
     """
-    settings = settings or Settings()
+    settings = settings or ExportSettings()
     goal = find_target(target)
     precision = precision or next(iter(goal.precisions))
     goal.check(precision)
@@ -162,7 +162,7 @@ def export_student(
     return place
 
 
-def _check_sizes(student: Student, target: Target, settings: Settings) -> None:
+def _check_sizes(student: Student, target: Target, settings: ExportSettings) -> None:
     """Raise a ValueError for a multi-resolution student whose target supports one size only."""
     if not student.table.grows:
         return
@@ -196,7 +196,7 @@ def _empty(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def check_gate(manifest: schema.Manifest, settings: Settings) -> None:
+def check_gate(manifest: schema.Manifest, settings: ExportSettings) -> None:
     """Raise a ParityError for figures below a floor, or below the requested minimum."""
     if not settings.strict:
         return
@@ -231,7 +231,7 @@ class _Export:
         target: Target,
         precision: str,
         options: Options,
-        settings: Settings,
+        settings: ExportSettings,
         work: Path,
     ) -> None:
         self.student, self.target, self.precision = student, target, precision
@@ -276,7 +276,7 @@ class _Export:
         report("done")
         return replace(manifest, parity=parity)
 
-    def _store(self, graphs: Mapping[str, Graph]) -> dict[str, WeightsOnDisk]:
+    def _store(self, graphs: Mapping[str, ExportGraph]) -> dict[str, WeightsOnDisk]:
         """Move all weights out of memory, so that one network's export does not hold another's."""
         folder = self.work / ".weights"
         folder.mkdir()

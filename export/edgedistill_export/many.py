@@ -11,20 +11,20 @@ from rich.table import Table
 
 from edgedistill.common.decibels import decibels
 from edgedistill.common.files import write_json
-from edgedistill_export.bundle import Peaks, Settings, export_student
+from edgedistill_export.bundle import ExportSettings, Peaks, export_student
 from edgedistill_export.parity import ParityError
 from edgedistill_export.targets import find_target, target_names
 from edgedistill_runtime.manifest import FILE_NAME, Manifest, Parity
 from edgedistill_runtime.routes import ROUTES, Routes
 
-__all__ = ["Row", "export_group", "export_many", "memory_lines", "pairs", "table"]
+__all__ = ["ExportRow", "export_group", "export_many", "memory_lines", "pairs", "table"]
 
 ALL = "all"
 """Name of all targets that build here, or of all precisions of a target."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ExportRow:
     """Result of one export.
 
     Attributes:
@@ -77,12 +77,12 @@ def export_many(
     student: Path,
     wanted: Sequence[tuple[str, str]],
     out: Path | None,
-    settings: Settings,
+    settings: ExportSettings,
     *,
     rebuild: bool = False,
     keep_going: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
-) -> list[Row]:
+) -> list[ExportRow]:
     """Export to each (target, precision) in turn; a failure does not stop the others.
 
     Args:
@@ -106,7 +106,7 @@ def export_many(
     return rows
 
 
-def _check_request(rows: Sequence[Row]) -> None:
+def _check_request(rows: Sequence[ExportRow]) -> None:
     """Raise the ValueError that all exports ended in, since the request itself is wrong."""
     problems = [row.problem for row in rows]
     refused = [problem for problem in problems if isinstance(problem, ValueError)]
@@ -118,11 +118,11 @@ def _rows(
     student: Path,
     wanted: Sequence[tuple[str, str]],
     out: Path | None,
-    settings: Settings,
+    settings: ExportSettings,
     *,
     rebuild: bool,
     progress: Callable[[int, int, str], None] | None,
-) -> list[Row]:
+) -> list[ExportRow]:
     """Run `export_many`, with every failure in its row."""
     rows = []
     for index, (target, precision) in enumerate(wanted):
@@ -152,7 +152,7 @@ def _rows(
             parity = problem.parity if isinstance(problem, ParityError) else None
         seconds = time.perf_counter() - start
         rows.append(
-            Row(
+            ExportRow(
                 name=name,
                 place=place,
                 seconds=seconds,
@@ -177,11 +177,11 @@ def export_group(
     group: Path,
     wanted: Sequence[tuple[str, str]],
     out: Path | None,
-    settings: Settings,
+    settings: ExportSettings,
     *,
     rebuild: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
-) -> list[Row]:
+) -> list[ExportRow]:
     """Export each of several students; each (target, precision) gets one folder of bundles.
 
     The folder gets a students.json once all are built, as `edgedistill_runtime.Router` reads it.
@@ -219,7 +219,7 @@ def export_group(
     return rows
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[ExportRow]) -> Table:
     """Make the table of results for a terminal."""
     made = Table(box=None)
     made.add_column("bundle", no_wrap=True)
@@ -235,7 +235,7 @@ def table(rows: Sequence[Row]) -> Table:
     return made
 
 
-def memory_lines(row: Row) -> list[str]:
+def memory_lines(row: ExportRow) -> list[str]:
     """Return lines on the memory used to compile each network."""
     return [
         f"{row.name} {name}: peak memory {peak:.0f} MiB, float32 weights {weights:.0f} MiB"

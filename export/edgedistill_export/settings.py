@@ -12,11 +12,11 @@ from edgedistill.students.folder import Student
 from edgedistill_export.targets import Options, Target
 from edgedistill_runtime.manifest import sha256
 
-__all__ = ["Settings"]
+__all__ = ["ExportSettings"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class ExportSettings:
     """Settings of an export besides target and precision.
 
     Attributes:

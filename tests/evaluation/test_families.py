@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from edgedistill.evaluation import classifier
 from edgedistill.evaluation.captions import run_captions, shown_captions
 from edgedistill.evaluation.data import find_data
 from edgedistill.evaluation.evaluate import Extras, evaluate_pictures
-from edgedistill.evaluation.features import MiddleBlock, Pixels, VisionModel, open_features
+from edgedistill.evaluation.features import MiddleBlock, PixelFeatures, VisionModel, open_features
 from edgedistill.evaluation.run import evaluate_subjects
 from edgedistill.recipes.load import judged
 from edgedistill.teachers import load_teacher
@@ -191,7 +192,7 @@ def test_a_student_that_copies_is_told(own_pictures, grey_classes):
     teacher = Subject("teacher", 3, lambda asked, seed, tell: noise)
     student = Subject("student", 1, lambda asked, seed, tell: data.pictures[:6])
     figures, examples = evaluate_pictures(
-        [teacher, student], {}, Pixels(), None, 6, 0, lambda *args: None, Extras(data)
+        [teacher, student], {}, PixelFeatures(), None, 6, 0, lambda *args: None, Extras(data)
     )
     assert figures["student"]["memory"]["memorization"] == 1
     assert figures["student"]["memory"]["memorization_pixels"] == 1
@@ -254,9 +255,13 @@ def test_any_vision_model_judges(name, tmp_path, grey_classes):
 def test_features_by_name(grey_classes, tmp_path, tiny_sd):
     teacher = load_teacher("unet2d", grey_classes)
     assert isinstance(open_features(teacher, None), MiddleBlock)
-    assert isinstance(open_features(teacher, "pixels"), Pixels)
+    assert isinstance(open_features(teacher, "pixels"), PixelFeatures)
     with pytest.raises(ValueError, match=r"features=.*: no vision model there"):
         open_features(teacher, str(tmp_path / "nothing"))
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):  # which no Hub is asked for
+        with pytest.raises(ValueError, match=f"features={path}: a folder expected"):
+            open_features(teacher, str(path))
     with pytest.raises(ValueError, match="have no U-Net that sees pictures"):
         open_features(load_teacher("stable_diffusion", tiny_sd), "teacher")
 
@@ -265,7 +270,7 @@ def test_pixels_are_means():
     pictures = np.zeros((1, 32, 32, 3), np.uint8)
     pictures[0, :2, :2] = 255
     pictures[0, 0, 0] = 0
-    found = Pixels().images(pictures)
+    found = PixelFeatures().images(pictures)
     assert found.shape == (1, 3 * 256)
     assert found[0, 0] == pytest.approx(0.75 * 2 - 1)
     assert found[0, 1] == -1

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from edgedistill_export import bench as benching
 from edgedistill_export.bench import (
-    Subject,
+    BenchSubject,
     chart,
     find_subjects,
     home_of,
@@ -47,7 +47,7 @@ def test_subjects_are_found_in_order_with_the_students_teacher(
         "bundle:ort-fp32",
         "bundle:ort-fp32-2",
     ]
-    assert found[0] == Subject(name="teacher", path=str(tiny_sd), steps=2, guidance=3.0)
+    assert found[0] == BenchSubject(name="teacher", path=str(tiny_sd), steps=2, guidance=3.0)
     assert [s.name for s in find_subjects([planar_dir])] == ["student"]
 
 
@@ -85,7 +85,7 @@ def test_student_and_bundle_run_in_processes_of_their_own(student_dir, bundle):
 
 
 def test_a_broken_subject_is_reported_in_its_own_words(tmp_path):
-    broken = Subject(name="bundle:x", path=str(tmp_path), bundle=True)
+    broken = BenchSubject(name="bundle:x", path=str(tmp_path), bundle=True)
     with pytest.raises(ValueError, match=r"bundle:x: .*manifest\.json: no such file"):
         run_bench([broken], runs=1)
 

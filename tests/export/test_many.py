@@ -6,14 +6,14 @@ import pytest
 from rich.console import Console
 
 from edgedistill_export import many, targets
-from edgedistill_export.bundle import Settings, check_gate, default_place, export_student
+from edgedistill_export.bundle import ExportSettings, check_gate, default_place, export_student
 from edgedistill_export.many import export_many, memory_lines, pairs, table
 from edgedistill_export.parity import TIERS, ParityError
 from edgedistill_export.targets import Built, Options, Target, ort
 from edgedistill_runtime import Manifest
 from edgedistill_runtime.manifest import Figures
 
-RED = Settings(prompts=["red"], calibration=["red", "blue"])
+RED = ExportSettings(prompts=["red"], calibration=["red", "blue"])
 
 
 def test_each_precision_for_each_target():
@@ -134,13 +134,13 @@ def test_an_sdk_that_fails_stops_no_other_bundle(planar_dir, tmp_path, monkeypat
 
     monkeypatch.setattr(many, "export_student", fails)
     both = [("ort", "fp16"), ("ort", "fp32")]
-    failed, made = many.export_many(planar_dir, both, None, Settings())
+    failed, made = many.export_many(planar_dir, both, None, ExportSettings())
     assert failed.error == "RuntimeError: execute() failed with error 0x10"
     assert made.place == tmp_path / "fp32"
     # Alone it says all it can.
     with pytest.raises(RuntimeError, match="0x10"):
-        many.export_many(planar_dir, both[:1], None, Settings())
-    (row,) = many.export_many(planar_dir, both[:1], None, Settings(), keep_going=True)
+        many.export_many(planar_dir, both[:1], None, ExportSettings())
+    (row,) = many.export_many(planar_dir, both[:1], None, ExportSettings(), keep_going=True)
     assert row.place is None
 
 
@@ -177,7 +177,7 @@ def test_a_psnr_that_is_asked_for_is_that_of_the_worst_sample(planar_dir, tmp_pa
 
 
 def test_what_is_under_the_floor_goes_on_to_what_was_asked(planar_dir, tmp_path, monkeypatch):
-    few = Settings(calibration=["red", "blue"])
+    few = ExportSettings(calibration=["red", "blue"])
     plain = export_student(planar_dir, "ort", "int8", tmp_path / "plain", settings=few)
     floor = Manifest.read(plain).parity.final.worst + 2
     monkeypatch.setitem(TIERS, "int8", replace(TIERS["int8"], final_db=floor))

@@ -73,7 +73,9 @@ class CTM(Objective):
         self.student.net = TwoTimes(self.student.net, setup.time_layer, steps).to(device)
         self.target = copy.deepcopy(self.student).requires_grad_(False)
         self.grid = with_edges(time_grid(schedule, config.intervals), setup.times)
-        self.judge: Judge | None = Judge(setup) if config.adversarial else None
+        self.judge: CtmDiscriminator | None = (
+            CtmDiscriminator(setup) if config.adversarial else None
+        )
 
     def players(self) -> list[Player]:
         student = Player("student", self.student, self.setup.optim)
@@ -170,7 +172,7 @@ class CTM(Objective):
         return Losses(loss)
 
 
-class Judge:
+class CtmDiscriminator:
     """A discriminator of trainable heads on features of a frozen copy of the teacher's network.
 
     Args:

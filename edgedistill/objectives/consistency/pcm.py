@@ -26,7 +26,7 @@ from edgedistill.diffusion.times import below, neighbours, with_edges
 from edgedistill.networks.ema import follow
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
 
-__all__ = ["PCM", "TDD", "Legs", "agreement", "wanted"]
+__all__ = ["PCM", "TDD", "Phases", "agreement", "wanted"]
 
 
 def _by_stage(counts: tuple[int, ...], batch: Batch, steps: int) -> int:
@@ -45,21 +45,21 @@ CHOICES: dict[str, Callable[[tuple[int, ...], Batch, int], int]] = {
 
 
 @dataclass(frozen=True)
-class Legs:
+class Phases:
     """Times of a consistency step: of x_t, of its neighbour x_s, and of the edge; (N,) each."""
 
     t: Tensor
     s: Tensor
     edge: Tensor
 
-    def to(self, device: torch.device) -> Legs:
+    def to(self, device: torch.device) -> Phases:
         """Return the times on a device."""
-        return Legs(self.t.to(device), self.s.to(device), self.edge.to(device))
+        return Phases(self.t.to(device), self.s.to(device), self.edge.to(device))
 
 
 @torch.no_grad()
 def wanted(
-    target: Denoiser, guide: Denoiser | Guided, batch: Batch, legs: Legs
+    target: Denoiser, guide: Denoiser | Guided, batch: Batch, legs: Phases
 ) -> tuple[Tensor, Tensor]:
     """Return noised data x_t, and the target at the edge from x_s, one step of `guide` on."""
     schedule, t, s = target.schedule, legs.t, legs.s
@@ -74,7 +74,7 @@ def agreement(
     target: Denoiser,
     guide: Denoiser | Guided,
     batch: Batch,
-    legs: Legs,
+    legs: Phases,
 ) -> Tensor:
     """Return the mean distance at the edges between the student's result and the target's.
 
@@ -153,11 +153,11 @@ class PCM(Objective):
         stage = self.stage(batch)
         guide, grid = self.path(stage)
         t, s = neighbours(grid, len(batch.x0), batch.generator)
-        legs = Legs(t, s, below(self.edges[stage], t)).to(batch.x0.device)
+        legs = Phases(t, s, below(self.edges[stage], t)).to(batch.x0.device)
         loss = self.apart(guide, batch, legs)
         return Losses(loss, {"consistency": loss.detach()})
 
-    def apart(self, guide: Denoiser | Guided, batch: Batch, legs: Legs) -> Tensor:
+    def apart(self, guide: Denoiser | Guided, batch: Batch, legs: Phases) -> Tensor:
         """Return the distance of the student from its target."""
         return agreement(self.config.distance, self.student, self.target, guide, batch, legs)
 

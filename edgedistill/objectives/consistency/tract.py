@@ -19,7 +19,7 @@ from edgedistill.diffusion.solvers import one_step_x0
 from edgedistill.diffusion.times import with_edges
 from edgedistill.networks.ema import follow
 from edgedistill.objectives.base import Batch, Losses, Setup
-from edgedistill.objectives.consistency.pcm import PCM, Legs, wanted
+from edgedistill.objectives.consistency.pcm import PCM, Phases, wanted
 from edgedistill.objectives.trajectory.progressive import WEIGHTS
 
 __all__ = ["TRACT"]
@@ -89,7 +89,7 @@ class TRACT(PCM):
             self.stage_teacher.stage.fill_(stage)
         return super().loss(player, batch)
 
-    def apart(self, guide: Denoiser | Guided, batch: Batch, legs: Legs) -> Tensor:
+    def apart(self, guide: Denoiser | Guided, batch: Batch, legs: Phases) -> Tensor:
         """Return the distance of the x0 with which one step leads to the edge (`progressive`)."""
         schedule, t = self.student.schedule, legs.t
         x_t, edge = wanted(self.target, guide, batch, legs)

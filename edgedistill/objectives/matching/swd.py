@@ -27,7 +27,7 @@ from torch import Tensor
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.sizes import check_sizes, reduced, resized, shape_at
 from edgedistill.diffusion.solvers import init_scale
-from edgedistill.diffusion.step_table import StepTable, few_step_table
+from edgedistill.diffusion.step_table import TorchStepTable, few_step_table
 from edgedistill.networks.scaling import latents_of, picture_of
 from edgedistill.objectives.base import Batch, Losses, Setup
 from edgedistill.objectives.matching.pdm import PDM
@@ -211,7 +211,7 @@ class SWD(PDM):
             pictures = picture_of(self.vae, self.scaling, batch.x0)
         return latents_of(self.vae, self.scaling, reduced(pictures, size))
 
-    def table(self) -> StepTable:
+    def table(self) -> TorchStepTable:
         student, sampler = self.student, self.rollout.sampler
         kind, sizes = student.prediction, self.sizes
         return few_step_table(student.schedule, kind, self.times, sampler, sizes=sizes)

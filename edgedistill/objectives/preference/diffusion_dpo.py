@@ -28,7 +28,7 @@ from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Denoiser, cat
 from edgedistill.diffusion.schedule import Schedule
-from edgedistill.diffusion.step_table import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.objectives.base import (
     Batch,
     Losses,
@@ -44,7 +44,7 @@ from edgedistill.objectives.preference.pso import preference
 __all__ = ["DiffusionDPO", "times_of"]
 
 
-def times_of(table: StepTable, schedule: Schedule) -> Tensor:
+def times_of(table: TorchStepTable, schedule: Schedule) -> Tensor:
     """Return the start times of a table's rows, (rows,), from the times that the network reads."""
     told = torch.tensor([row.t for row in table.rows], dtype=torch.float64)
     return schedule.snap(schedule.time_of_net_time(told).clamp(0, 1))
@@ -76,7 +76,7 @@ class DiffusionDPO(Objective):
     def players(self) -> list[Player]:
         return [Player("student", self.student, self.optim)]
 
-    def table(self) -> StepTable:
+    def table(self) -> TorchStepTable:
         return self._table
 
     def loss(self, player: str, batch: Batch) -> Losses:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from edgedistill.diffusion.denoiser import Condition
-from edgedistill.diffusion.step_table import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.objectives.base import Batch
 
 __all__ = ["actions", "check_random", "log_prob", "walk"]
 
 
-def check_random(what: str, table: StepTable) -> None:
+def check_random(what: str, table: TorchStepTable) -> None:
     """Raise a ValueError if no row of the table draws noise, so that nothing is random."""
     if table.draws == 1:
         raise ValueError(
@@ -29,7 +29,7 @@ def check_random(what: str, table: StepTable) -> None:
 
 
 @torch.no_grad()
-def walk(net: nn.Module, table: StepTable, cond: Condition, batch: Batch) -> list[Tensor]:
+def walk(net: nn.Module, table: TorchStepTable, cond: Condition, batch: Batch) -> list[Tensor]:
     """Return the start of each row of the table, and the end of the last one: (N, ...) each."""
     places = [table.init_scale * batch.noise()]
     for row in table.rows:
@@ -38,13 +38,13 @@ def walk(net: nn.Module, table: StepTable, cond: Condition, batch: Batch) -> lis
     return places
 
 
-def actions(table: StepTable) -> list[int]:
+def actions(table: TorchStepTable) -> list[int]:
     """Return the rows that draw noise."""
     return [i for i, row in enumerate(table.rows) if row.c]
 
 
 def log_prob(
-    net: nn.Module, table: StepTable, index: int, places: Sequence[Tensor], cond: Condition
+    net: nn.Module, table: TorchStepTable, index: int, places: Sequence[Tensor], cond: Condition
 ) -> Tensor:
     """Return the log-density of row `index`'s landing point, (N,), up to a constant.
 

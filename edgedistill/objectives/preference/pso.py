@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgedistill.diffusion.step_table import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.objectives.base import (
     Batch,
     Losses,
@@ -73,7 +73,7 @@ class PSO(Objective):
     def players(self) -> list[Player]:
         return [Player("student", self.student, self.optim)]
 
-    def table(self) -> StepTable:
+    def table(self) -> TorchStepTable:
         return self._table
 
     def loss(self, player: str, batch: Batch) -> Losses:

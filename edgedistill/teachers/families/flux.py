@@ -19,7 +19,7 @@ from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.schedules import Rectified
-from edgedistill.diffusion.step_table import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.decoders import shifted
 from edgedistill.teachers.flow import euler, flow_schedule, shift_asked
@@ -47,7 +47,7 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     return F.pixel_shuffle(patches.reshape(*patches.shape[:2], height // 2, width // 2), 2)
 
 
-class Transformer(nn.Module):
+class FluxNet(nn.Module):
     """A FluxTransformer2DModel called as net(x, t, encoder_hidden_states, pooled_projections).
 
     Args:
@@ -93,7 +93,7 @@ class Transformer(nn.Module):
         return unpack(tokens, x.shape[2], x.shape[3])
 
 
-class TextEncoders(nn.Module):
+class FluxTextEncoders(nn.Module):
     """Text encoders of T5's tokens and CLIP's pooled output.
 
     They map input_ids (N, L), input_ids_2 (N, L2) -> encoder_hidden_states (N, L2, D2),
@@ -149,16 +149,16 @@ class Flux(PipelineTeacher):
     def scaling_of(cls, config: Any) -> Scaling:
         return shifted(config)
 
-    def wrap(self, core: nn.Module) -> Transformer:
+    def wrap(self, core: nn.Module) -> FluxNet:
         return self._reading(core, GUIDANCE)
 
-    def _reading(self, core: nn.Module, guidance: float) -> Transformer:
+    def _reading(self, core: nn.Module, guidance: float) -> FluxNet:
         """Wrap `core`; the result reads `guidance` if the network reads any."""
         scale = guidance if self.embeds else None
-        return Transformer(core, self.shape(), self.length("tokenizer_2"), scale)
+        return FluxNet(core, self.shape(), self.length("tokenizer_2"), scale)
 
-    def encoder(self) -> TextEncoders:
-        return TextEncoders(self.pipeline.text_encoder, self.pipeline.text_encoder_2)
+    def encoder(self) -> FluxTextEncoders:
+        return FluxTextEncoders(self.pipeline.text_encoder, self.pipeline.text_encoder_2)
 
     def guided(self, scale: float) -> Denoiser | Guided:
         """Guide the network: dev reads the scale; schnell takes two calls (true_cfg_scale)."""
@@ -171,7 +171,7 @@ class Flux(PipelineTeacher):
         given = super().asks(x0, prompt) or {}
         return {**given, "latents": pack(x0), "guidance_scale": GUIDANCE}
 
-    def schedulers(self, table: StepTable) -> Iterator[Any]:
+    def schedulers(self, table: TorchStepTable) -> Iterator[Any]:
         schedule = self.denoiser.schedule
         assert isinstance(schedule, Rectified)
         yield euler(schedule.num_timesteps, table, shift=schedule.shift)

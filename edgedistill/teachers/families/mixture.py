@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from edgedistill import assets
@@ -22,10 +21,10 @@ from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.schedules import Trig
-from edgedistill.diffusion.step_table import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.planar import PlanarNet
-from edgedistill.teachers.base import Graph, Source, Teacher
-from edgedistill.teachers.loading import whole_weights
+from edgedistill.teachers.base import DataSource, ExportGraph, Teacher
+from edgedistill.teachers.loading import BROKEN, reason, whole_weights
 
 __all__ = ["Mixture", "MixtureNet"]
 
@@ -152,10 +151,10 @@ class Mixture(Teacher):
     def decode(self, x0: Tensor) -> Tensor:
         return x0
 
-    def source(self) -> Source:
+    def source(self) -> DataSource:
         return _Draws(self)
 
-    def save(self, folder: Path, net: nn.Module, table: StepTable) -> None:
+    def save(self, folder: Path, net: nn.Module, table: TorchStepTable) -> None:
         assert isinstance(net, PlanarNet)
         net.save_pretrained(folder / "net")
         numbers = {
@@ -165,9 +164,9 @@ class Mixture(Teacher):
         }
         (folder / "mixture.json").write_text(json.dumps(numbers, indent=1) + "\n")
 
-    def graphs(self) -> dict[str, Graph]:
+    def graphs(self) -> dict[str, ExportGraph]:
         inputs = {"x": torch.zeros(2, *self.sample_shape), "t": torch.full((2,), 0.5)}
-        return {"denoiser": Graph(self.net, inputs, ("f",))}
+        return {"denoiser": ExportGraph(self.net, inputs, ("f",))}
 
     def describe(self) -> dict[str, Any]:
         return {"shape": list(self.sample_shape), "scaling_factor": 1.0, "shift_factor": 0.0}
@@ -194,8 +193,8 @@ def _read_net(folder: Path) -> PlanarNet:
             net: PlanarNet = PlanarNet.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True
             )
-    except (LookupError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder}: {str(error).strip().splitlines()[0]}") from error
+    except BROKEN as error:
+        raise ValueError(f"{folder}: {reason(error)}") from error
     check_finite(str(folder), net.state_dict())
     net.eval().requires_grad_(False)
     return net

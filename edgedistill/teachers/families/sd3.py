@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
-from edgedistill.diffusion.step_table import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.decoders import shifted
 from edgedistill.teachers.flow import flow_schedule, flow_schedulers
@@ -28,7 +28,7 @@ T5_LENGTH = 256
 """Number of T5 tokens of a prompt, the pipeline's default."""
 
 
-class Transformer(nn.Module):
+class SD3Net(nn.Module):
     """A SD3Transformer2DModel called as net(x, t, encoder_hidden_states, pooled_projections)."""
 
     def __init__(self, transformer: nn.Module) -> None:
@@ -48,7 +48,7 @@ class Transformer(nn.Module):
         return result
 
 
-class TextEncoders(nn.Module):
+class SD3TextEncoders(nn.Module):
     """Text encoders: two CLIP encoders, and T5 or zeros in its place.
 
     They map input_ids, input_ids_2 (N, L), input_ids_3 (N, L3) -> encoder_hidden_states (N, L +
@@ -108,20 +108,22 @@ class StableDiffusion3(PipelineTeacher):
     def scaling_of(cls, config: Any) -> Scaling:
         return shifted(config)
 
-    def wrap(self, core: nn.Module) -> Transformer:
-        return Transformer(core)
+    def wrap(self, core: nn.Module) -> SD3Net:
+        return SD3Net(core)
 
-    def encoder(self) -> TextEncoders:
+    def encoder(self) -> SD3TextEncoders:
         parts, width = self.pipeline, self.pipeline.transformer.config.joint_attention_dim
-        return TextEncoders(parts.text_encoder, parts.text_encoder_2, parts.text_encoder_3, width)
+        return SD3TextEncoders(
+            parts.text_encoder, parts.text_encoder_2, parts.text_encoder_3, width
+        )
 
     def longest(self, tokenizer: str) -> int | None:
         return T5_LENGTH if tokenizer == "tokenizer_3" else None
 
-    def asks(self, x0: Tensor, prompt: str) -> dict[str, Any] | None:
-        given = super().asks(x0, prompt) or {}
-        length = self.length("tokenizer_3") if "tokenizer_3" in self.tokenizers else T5_LENGTH
-        return {**given, "max_sequence_length": length}
+    @property
+    def text_length(self) -> int:
+        # Without T5 its pipeline pads with as many zeros.
+        return self.length("tokenizer_3") if "tokenizer_3" in self.tokenizers else T5_LENGTH
 
-    def schedulers(self, table: StepTable) -> Iterator[Any]:
+    def schedulers(self, table: TorchStepTable) -> Iterator[Any]:
         return flow_schedulers(self.pipeline.scheduler.config.num_train_timesteps, table)

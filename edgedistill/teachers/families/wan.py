@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
-from edgedistill.diffusion.step_table import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.decoders import Decoder
 from edgedistill.teachers.flow import flow_schedule, flow_schedulers
@@ -37,7 +37,7 @@ SIZE = (21, 60, 104)
 """Frames, height and width of a latent, the pipeline's default."""
 
 
-class Transformer(nn.Module):
+class WanNet(nn.Module):
     """A WanTransformer3DModel called as net(x, t, encoder_hidden_states)."""
 
     def __init__(self, transformer: nn.Module) -> None:
@@ -57,7 +57,7 @@ class TimeEmbedding(TimestepEmbedding):  # type: ignore[misc]
         return iter(own or [self.linear_1.weight])
 
 
-class TextEncoder(nn.Module):
+class WanTextEncoder(nn.Module):
     """A text encoder with zeros after the last token.
 
     It maps input_ids, attention_mask (N, L) -> encoder_hidden_states (N, L, D).
@@ -125,12 +125,12 @@ export_to_video(video, "video.mp4", fps=16)
         scheduler = self.pipeline.scheduler
         return flow_schedule(scheduler, 0, self.path), Prediction.FLOW
 
-    def wrap(self, core: nn.Module) -> Transformer:
+    def wrap(self, core: nn.Module) -> WanNet:
         core.get_submodule("condition_embedder.time_embedder").__class__ = TimeEmbedding
-        return Transformer(core)
+        return WanNet(core)
 
-    def encoder(self) -> TextEncoder:
-        return TextEncoder(self.pipeline.text_encoder)
+    def encoder(self) -> WanTextEncoder:
+        return WanTextEncoder(self.pipeline.text_encoder)
 
     @classmethod
     def scaling_of(cls, config: Any) -> Scaling:
@@ -156,10 +156,10 @@ export_to_video(video, "video.mp4", fps=16)
             "num_frames": (frames - 1) * pipeline.vae_scale_factor_temporal + 1,
             "height": height * side,
             "width": width * side,
-            "max_sequence_length": self.length("tokenizer"),
+            "max_sequence_length": self.text_length,
         }
 
-    def schedulers(self, table: StepTable) -> Iterator[Any]:
+    def schedulers(self, table: TorchStepTable) -> Iterator[Any]:
         return flow_schedulers(self.pipeline.scheduler.config.num_train_timesteps, table)
 
 

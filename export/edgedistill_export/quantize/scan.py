@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from edgedistill.common.decibels import psnr
 from edgedistill.common.files import read_json, write_json
-from edgedistill.networks.fake_quant import SCHEMES, FakeQuantize, Scheme, layers
+from edgedistill.networks.fake_quant import SCHEMES, FakeQuantize, FakeQuantScheme, layers
 from edgedistill.students.folder import Student
 from edgedistill_export.walk import walk
 from edgedistill_runtime.noise import noise as draw_noise
@@ -225,7 +225,7 @@ def _drawer(student: Student, prompts: Sequence[str], batch: int = 8) -> Draw:
     return draw
 
 
-def _quantized(draw: Draw, modules: Sequence[nn.Module], scheme: Scheme) -> NDArray[Any]:
+def _quantized(draw: Draw, modules: Sequence[nn.Module], scheme: FakeQuantScheme) -> NDArray[Any]:
     with FakeQuantize(modules, scheme):
         return draw()
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgedistill.common.plugins import unknown
-from edgedistill.teachers.base import Graph
+from edgedistill.teachers.base import ExportGraph
 
 __all__ = [
     "ENTRY_POINTS",
@@ -71,7 +71,7 @@ class Job:
     """
 
     name: str
-    graph: Graph
+    graph: ExportGraph
     precision: str
     folder: Path
     options: Options = field(default_factory=Options)
