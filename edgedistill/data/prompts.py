@@ -23,7 +23,7 @@ from edgedistill.data.tars import read_samples
 __all__ = ["CAPTION", "read_prompts", "tell_weights"]
 
 _WEIGHT = re.compile(r"\([^()\n]+:\s*[-+]?\d*\.?\d+\s*\)|\(\([^()\n]+\)\)|<\w+:[^<>\n]+>")
-"""(word:1.2), ((word)), <lora:name:0.8>."""
+"""Pattern of weights in prompts: (word:1.2), ((word)), <lora:name:0.8>."""
 
 LARGEST = 2**29
 """Largest number of characters of all prompts together."""
@@ -66,7 +66,7 @@ def read_prompts(path: str | Path, caption: str = CAPTION) -> list[str]:
 
 
 def tell_weights(prompts: Sequence[str], what: str = "") -> None:
-    """Say in one line if prompts have weights as some programs read them: here they are text."""
+    """Report in one line that prompts have weights, as in other programs; here they are text."""
     found = [match[0] for match in map(_WEIGHT.search, prompts) if match]
     if found:
         remark(

@@ -41,7 +41,7 @@ def plan(
 def cost_recipe(
     name: str, overrides: Sequence[str], size: str | None, launch: Launch
 ) -> tuple[Costs, Verdict | None]:
-    """What a recipe costs, and whether it fits a device of `size`, such as "24GB", if named.
+    """Plan the costs of a recipe, and whether it fits a device of `size`, such as "24GB".
 
     Raises:
         ValueError: If the recipe or the size is wrong or cannot be planned; one line.

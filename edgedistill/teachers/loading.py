@@ -37,10 +37,10 @@ FAMILIES = {
 
 
 _WORDED = (OSError, ValueError, RuntimeError, SafetensorError)
-"""Errors of libraries that say what is wrong."""
+"""Errors of libraries whose message says what is wrong."""
 
 BROKEN = (*_WORDED, TypeError, AttributeError, LookupError, ArithmeticError)
-"""What libraries raise of a folder whose configurations are wrong, or do not fit its weights."""
+"""Errors of libraries on a folder whose configurations are wrong, or do not fit its weights."""
 
 _LIBRARIES = ("diffusers", "transformers")
 
@@ -56,7 +56,7 @@ _UNUSED = re.compile(
 
 
 def reason(error: Exception) -> str:
-    """What a library says of a folder that it cannot load, in one line."""
+    """Return in one line a library's message on a folder that it cannot load."""
     name = type(error).__name__
     first = (str(error).strip().splitlines() or [name])[0]
     return first if isinstance(error, _WORDED) else f"its configs do not fit ({name}: {first})"
