@@ -46,7 +46,7 @@ class _Axis:
 
 
 def narrower(net: nn.Module, factor: float) -> Plan:
-    """Plan a U-Net with about `factor` of each stage's channels, so factor^2 of its weights.
+    """Plan a U-Net with about `factor` of each stage's channels, about factor^2 of its weights.
 
     Widths are rounded to the nearest multiple that norm groups and heads divide. Each norm group
     or head keeps the channels whose writing and reading weights have the largest sum of squares;

@@ -161,7 +161,7 @@ def _flops(made: Cast) -> dict[str, int]:
 
 
 def _steps(made: Cast, call: int) -> int:
-    """Sum the student's calls for one sample, where `call` is one at the full size."""
+    """Sum the FLOPs of the student's calls for one sample; `call` is that of one at full size."""
     table = made.objective.table()
     if table is None or not table.grows:
         return made.recipe.student.steps * call
