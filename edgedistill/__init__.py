@@ -7,7 +7,7 @@
     bundle = run.student.export(target="ort")
     print(ed.bench([run.student, bundle]))
 
-Nothing is imported before it is asked for.
+Submodules are imported on first use.
 """
 
 from __future__ import annotations

@@ -91,21 +91,21 @@ def show(
 
 @app.command()
 def doctor() -> None:
-    """What is installed, and which targets work here and why not."""
+    """Say what is installed, and which targets work here and why not."""
     from edgedistill.doctor import report_lines
 
     for line in report_lines():
         answers.print(line)
 
 
-# Of the click that typer stands on, whichever that is.
+# The exception class of the click version that typer uses.
 _UsageError: Any = typer.BadParameter.__base__
 
 
 def main() -> None:
     """Run the command line; exit 0 done, 1 failed, 2 asked wrongly, 130 interrupted."""
     settle()
-    # So that what is half written goes, as it does on Ctrl-C.
+    # Exit through Python, as Ctrl-C does, so that half-written files are removed.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     debug = "--debug" in sys.argv
     try:
@@ -122,7 +122,7 @@ def main() -> None:
         if not wrong and not isinstance(error, FloatingPointError):
             say("run again with --debug before the verb for the traceback")
         sys.exit(2 if wrong else 1)
-    if code == INTERRUPTED:  # what typer makes of Ctrl-C, without a word
+    if code == INTERRUPTED:  # typer's code for Ctrl-C, which it leaves without a word
         say("interrupted")
     sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""`edgedistill doctor`: what is installed, and which targets work here and why not."""
+"""`edgedistill doctor`: list what is installed, and which targets work here and why not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 def report_lines() -> list[str]:
-    """Lines for a terminal."""
+    """Return the report as lines for a terminal."""
     from edgedistill_export import find_target, target_names
 
     lines = [f"{platform.platform()}  Python {platform.python_version()}"]

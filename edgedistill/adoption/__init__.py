@@ -1,4 +1,4 @@
-"""Students made elsewhere: recognised, given the step table of their kind, saved like our own."""
+"""Adopt students made elsewhere: recognise them, give them a step table, save them as our own."""
 
 from __future__ import annotations
 

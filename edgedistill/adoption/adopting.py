@@ -1,4 +1,4 @@
-"""`edgedistill adopt`: a checkpoint made elsewhere becomes a student dir."""
+"""`edgedistill adopt`: turn a checkpoint made elsewhere into a student dir."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def adopt(
         checkpoint: A pipeline folder, a network's safetensors, or a LoRA's.
         kind_name: A key of `KINDS`.
         base: Pipeline folder or Hub id of the teacher that weights or a LoRA are for.
-        steps: Network calls; by default those in the checkpoint's name, or the kind's usual.
+        steps: Network calls; by default the number in the checkpoint's name, or the kind's usual
+            one.
         guidance: Scale that an LCM is fixed at, as given to diffusers' pipelines.
         out: The student dir; by default runs/NAME/student.
 
@@ -49,8 +50,8 @@ def adopt(
         The student dir.
 
     Raises:
-        ValueError: If the checkpoint cannot be of that kind, does not fit its base, or the
-            table is not what the kind's scheduler does; says what it looks like.
+        ValueError: If the checkpoint cannot be of that kind, does not fit its base, or the table
+            differs from the kind's scheduler. The message says what the checkpoint looks like.
     """
     kind = find_kind(kind_name)
     looks = look(checkpoint)
@@ -78,7 +79,7 @@ def adopt(
 
 
 def _name_eta(card: Path, eta: float) -> None:
-    """Say in the card's call what no scheduler's config can hold."""
+    """Set eta in the model card's call, since no scheduler's config can hold it."""
     call = "guidance_scale=1.0"
     text = card.read_text(encoding="utf-8")
     write_text(card, text.replace(call, f"{call}, eta={eta:g}"))
@@ -155,7 +156,7 @@ def _target(out: Path | None, looks: Looks) -> Path:
 
 
 def _family(name: str, kind: Kind, looks: Looks, base: str | None) -> tuple[str, str]:
-    """Family and place of the pipeline that surrounds the student."""
+    """Return the family and the location of the pipeline that surrounds the student."""
     if looks.form == FOLDER:
         if base is not None:
             raise ValueError(f"--base {base}: {looks.path} is a whole pipeline and needs none")
@@ -192,7 +193,7 @@ def _family_at(base: str) -> tuple[str, str]:
 def _with_student(
     family: str, where: str, kind: Kind, looks: Looks, guidance: float, steps: int
 ) -> PipelineTeacher:
-    """The family's object around the student's weights and its recommended scheduler."""
+    """Load the family's pipeline with the student's weights and the recommended scheduler."""
     opener: type[PipelineTeacher] = resolve("teacher family", TEACHERS, family, ENTRY_POINTS)
     pipeline = _open(opener, where)
     _check_prediction(kind, pipeline.scheduler, where)
@@ -211,7 +212,7 @@ def _open(opener: type[PipelineTeacher], where: str) -> Any:
     diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)  # errors come as exceptions
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    # As the family's first pipeline, whatever the folder calls it: LCMs have a class of their own.
+    # Load with the family's first pipeline class, whatever the folder names: LCMs have their own.
     try:
         index = DiffusionPipeline.load_config(where)
         return opener.open(opener.pipelines[0], index, where)

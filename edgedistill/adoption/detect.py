@@ -1,4 +1,4 @@
-"""What a checkpoint looks like, told from its layout, keys and configs; no weight is read."""
+"""Recognise a checkpoint by its layout, keys and configs, without reading any weight."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FAMILY_KEYS = {
     "context_embedder.": "sd3",
     "conv_in.": "stable_diffusion",
 }
-"""Part of a key that only this family has, or that only those above have as well."""
+"""A part of the weights' keys that identifies the family, provided no earlier entry matches."""
 
 _WIDTHS = {768: "stable_diffusion", 1024: "stable_diffusion", 2048: "sdxl"}
 """Family by the width of the text that a U-Net's cross-attention reads."""
@@ -46,18 +46,18 @@ _BRANDS = {
     "schnell": ("schnell",),
     "lcm": ("lcm", "lcm-lora"),
 }
-"""Kinds by a word in the name of a file; LoRAs of several kinds differ in nothing else."""
+"""Kinds by a word in the file name; LoRAs of several kinds differ in nothing else."""
 
 
 @dataclass(frozen=True)
 class Looks:
-    """What can be told of a checkpoint without its weights.
+    """Facts about a checkpoint that can be read without its weights.
 
     Attributes:
         path: The checkpoint.
-        file: Its weights, for all but folders.
+        file: The weights' file, for all forms but folders.
         form: FOLDER, WEIGHTS or LORA.
-        family: Family where it can be told, else "".
+        family: Family where it can be recognised, else "".
         embedded: Whether its U-Net reads the guidance scale (an LCM).
         rank: Largest rank of a LoRA, 0 otherwise.
         scheduler: Class of a folder's scheduler, "" otherwise.
@@ -83,10 +83,10 @@ class Looks:
 
 
 def look(path: str) -> Looks:
-    """Tell what is at `path`.
+    """Look at the checkpoint at `path` and describe it.
 
     Raises:
-        ValueError: If it is nothing that can be adopted; says what it is.
+        ValueError: If it cannot be adopted; says what it is.
     """
     place = Path(path)
     if (place / "model_index.json").is_file():

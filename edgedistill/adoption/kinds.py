@@ -1,7 +1,7 @@
 """The kinds of published few-step students, one row each: a table, no code a kind.
 
 Every row repeats what the model cards say. A kind whose cards ask for guidance at run time takes
-two network calls a step, so it is no step table and has no row.
+two network calls a step, which a step table cannot express, so it has no row.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ UNETS = ("stable_diffusion", "sdxl")
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """How one kind of student is stored and sampled.
+    """Storage and sampling of one kind of student.
 
     Attributes:
-        source: Where it is published.
+        source: Place where it is published.
         families: Keys of `teachers.TEACHERS` it is published for.
-        forms: What a checkpoint may be: FOLDER, WEIGHTS, LORA.
+        forms: Allowed forms of a checkpoint: FOLDER, WEIGHTS, LORA.
         steps: Numbers of steps it is made for, the usual one first.
         tied: Whether each number of steps has a checkpoint of its own.
-        grid: Times it is called at.
-        lands: How a call ends on the next time.
+        grid: Times at which it is called.
+        lands: The rule by which a call lands on the next time.
         scheduler: diffusers' class that its authors recommend.
-        settings: What they set in it.
-        listed: Whether they list the timesteps in the call.
-        eta: What they give the scheduler's step as eta.
-        owns: Classes of scheduler that a published folder of it may hold.
+        settings: Settings that its authors give the scheduler.
+        listed: Whether its authors list the timesteps in the call.
+        eta: Value of eta that its authors give the scheduler's step.
+        owns: Scheduler classes that a published folder of this kind may hold.
         boundary: Whether LCM's c_skip and c_out apply.
-        end: Where the last step ends: "clean"; "first", the first trained time; or "config", the
-            latter unless the scheduler's config has set_alpha_to_one.
+        end: Time at which the last step ends: "clean"; "first", the first trained time; or
+            "config", the first trained time unless the scheduler's config has set_alpha_to_one.
         scaled_start: Whether the first noise is scaled by sigma, as in Euler's classes.
-        one_step: What the one-step checkpoint predicts, where it differs from the others.
+        one_step: Prediction type of the one-step checkpoint, where it differs from the others.
         lora_scale: Scale at which the LoRA is fused.
         embedded: Whether the U-Net reads its guidance scale as an input (time_cond_proj_dim).
-        guidance: Where guidance went.
+        guidance: How guidance was built into the student.
     """
 
     source: str
@@ -83,7 +83,7 @@ class Kind:
 
     @property
     def flow(self) -> bool:
-        """Whether it is a rectified flow."""
+        """Whether this kind is a rectified flow."""
         return self.scheduler.startswith("FlowMatch")
 
 

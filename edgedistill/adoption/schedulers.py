@@ -1,4 +1,4 @@
-"""The diffusers scheduler that a kind's authors recommend, and whether it walks our table."""
+"""The diffusers scheduler that a kind's authors recommend, checked against our step table."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ class TimedProbe(nn.Module):
     """A network that is nonlinear in x and depends on t in 0 .. 1000."""
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """f(x, t), shaped as x."""
+        """Return f(x, t), shaped as x."""
         time = t.double().reshape(-1, *([1] * (x.ndim - 1))).to(x) / 1000
         return (x * (1 + time)).tanh() + 0.3 * time
 
 
 def prediction_of(kind: Kind, steps: int) -> Prediction:
-    """What a student of this kind and number of steps predicts."""
+    """Return the prediction type of a student of this kind and number of steps."""
     if kind.flow:
         return Prediction.FLOW
     return kind.one_step if steps == 1 and kind.one_step else Prediction.EPS
 
 
 def make_scheduler(kind: Kind, base: Any, steps: int) -> Any:
-    """The recommended scheduler, made from the base's as the model cards do."""
+    """Make the recommended scheduler from the base's, as the model cards do."""
     choices = {"clip_sample": False, "thresholding": False, **kind.settings}
     prediction = prediction_of(kind, steps)
     if prediction in _NAMES:
@@ -59,7 +59,7 @@ def make_scheduler(kind: Kind, base: Any, steps: int) -> Any:
 
 
 def shift_of(config: Any, shape: tuple[int, ...]) -> float:
-    """The shift of a flow scheduler for latents (C, H, W); FLUX's grows with the picture."""
+    """Return a flow scheduler's shift for latents (C, H, W); FLUX's grows with the picture."""
     if not config.get("use_dynamic_shifting"):
         return float(config.get("shift", 1.0))
     tokens = shape[-2] * shape[-1] / 4  # FLUX packs 2 x 2 latents into a token.
@@ -71,7 +71,7 @@ def shift_of(config: Any, shape: tuple[int, ...]) -> float:
 def make_table(
     kind: Kind, scheduler: Any, schedule: Schedule, steps: int, shape: tuple[int, ...]
 ) -> TorchStepTable:
-    """The kind's table over a schedule; `scheduler` is of `make_scheduler`."""
+    """Build the kind's step table over a schedule; `scheduler` comes from `make_scheduler`."""
     config = scheduler.config
     first = 1 / config.num_train_timesteps
     ends = {
@@ -91,7 +91,10 @@ def make_table(
 
 
 def distance(kind: Kind, scheduler: Any, table: TorchStepTable, shape: tuple[int, ...]) -> float:
-    """How far apart scheduler and table take the same noise, relative to the largest latent."""
+    """Sample the same noise by scheduler and table, and return the largest difference.
+
+    It is relative to the largest latent.
+    """
     noise = table.draw((4, 16), torch.Generator().manual_seed(0))
     ours = table.sample(TimedProbe(), noise, {})
     scheduler.set_timesteps(**_asked(kind, scheduler, table, shape))
@@ -103,7 +106,7 @@ def distance(kind: Kind, scheduler: Any, table: TorchStepTable, shape: tuple[int
 def _asked(
     kind: Kind, scheduler: Any, table: TorchStepTable, shape: tuple[int, ...]
 ) -> dict[str, Any]:
-    """What the model card, or the pipeline, gives set_timesteps."""
+    """Return the keyword arguments that the model card, or the pipeline, gives set_timesteps."""
     steps = len(table.rows)
     if kind.listed:
         return {"timesteps": [round(row.t) for row in table.rows]}
@@ -114,10 +117,11 @@ def _asked(
 
 
 def plain(kind: Kind, scheduler: Any, table: TorchStepTable) -> Any:
-    """A scheduler that walks the table when asked for nothing but its number of steps.
+    """Return a scheduler that walks the table when given nothing but its number of steps.
 
-    The recommended one, except where its timesteps come with the call: then one that has them in
-    its config. One step from any timestep is DDIM's with leading spacing.
+    This is the recommended scheduler, except where its timesteps come with the call: then it is
+    one that has them in its config. One step from any timestep is a DDIM step with leading
+    spacing.
     """
     if not kind.listed:
         return scheduler

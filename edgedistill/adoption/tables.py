@@ -1,9 +1,9 @@
 """Grids and landings of the samplers that published few-step students are made for.
 
 A grid says at which times a student is called, a landing how one call ends on the next time
-(`diffusion.step_table.Landing`). All is written in the data the schedule describes,
-x_t = alpha x0 + sigma eps. diffusers' Euler classes walk x_t / alpha in its place, which changes
-the first scale and nothing at the end.
+(`diffusion.step_table.Landing`). Everything is written in the schedule's own variables, x_t =
+alpha x0 + sigma eps. diffusers' Euler classes walk x_t / alpha instead, which changes the first
+scale but not the result.
 """
 
 from __future__ import annotations
@@ -45,19 +45,22 @@ def _steps_of(schedule: Schedule) -> int:
 
 
 def lcm_grid(schedule: Schedule, steps: int, shift: float) -> Tensor:
-    """Evenly among the 50 original steps, floored: 999, 759, 499, 259 for four (LCM, TCD)."""
+    """Space times evenly among the 50 original steps, floored (LCM, TCD).
+
+    Four steps are 999, 759, 499, 259.
+    """
     n = _steps_of(schedule)
     index = torch.arange(steps) * ORIGINAL_STEPS // steps
     return (ORIGINAL_STEPS - index).double() * (n // ORIGINAL_STEPS) / n
 
 
 def trailing_grid(schedule: Schedule, steps: int, shift: float) -> Tensor:
-    """999, 749, 499, 249 for four."""
+    """Take trailing timesteps: 999, 749, 499, 249 for four steps."""
     return time_grid(schedule, steps)[:-1]
 
 
 def at_timesteps(timesteps: Mapping[int, Sequence[int]]) -> Grid:
-    """The trained timesteps 0 .. N-1 that a model card lists, by number of steps."""
+    """Return a grid of the trained timesteps 0 .. N-1 that a model card lists by step count."""
 
     def grid(schedule: Schedule, steps: int, shift: float) -> Tensor:
         return (torch.tensor(timesteps[steps]).double() + 1) / _steps_of(schedule)
@@ -66,23 +69,23 @@ def at_timesteps(timesteps: Mapping[int, Sequence[int]]) -> Grid:
 
 
 def _shifted(t: Tensor, shift: float) -> Tensor:
-    """Time shifted towards noise (SD3, Esser et al. 2024, arXiv 2403.03206, Eq. 23)."""
+    """Return time shifted towards noise (SD3, Esser et al. 2024, arXiv 2403.03206, Eq. 23)."""
     return shift * t / (1 + (shift - 1) * t)
 
 
 def _time_at(schedule: Schedule, sigma: Tensor) -> Tensor:
-    """Times at which a flow, itself shifted or not, has these noise levels in (0, 1]."""
+    """Return the times at which a flow, shifted or not, has these noise levels in (0, 1]."""
     return schedule.time_of(2 * ((1 - sigma).log() - sigma.log()))
 
 
 def flux_grid(schedule: Schedule, steps: int, shift: float) -> Tensor:
-    """1 .. 1/steps, shifted, as diffusers' FluxPipeline asks for it."""
+    """Take the levels 1 .. 1/steps, shifted, as diffusers' FluxPipeline asks for them."""
     even = torch.linspace(1, 1 / steps, steps, dtype=torch.float64)
     return _time_at(schedule, _shifted(even, shift))
 
 
 def sd3_grid(schedule: Schedule, steps: int, shift: float) -> Tensor:
-    """FlowMatchEulerDiscreteScheduler's own: 1 .. the last trained time, shifted once more."""
+    """Take FlowMatchEulerDiscreteScheduler's times: 1 .. the last trained, shifted once more."""
     last = _shifted(torch.tensor(1e-3, dtype=torch.float64), shift).item()
     even = torch.linspace(1, last, steps, dtype=torch.float64)
     return _time_at(schedule, _shifted(even, shift))
@@ -92,7 +95,7 @@ def sd3_grid(schedule: Schedule, steps: int, shift: float) -> Tensor:
 
 
 def ancestral(schedule: Schedule, t: Tensor, s: Tensor, last: bool) -> Landing:
-    """EulerAncestralDiscreteScheduler, whose sigma is our sigma / alpha: Turbo."""
+    """Land as EulerAncestralDiscreteScheduler does (Turbo); its sigma is our sigma / alpha."""
     alpha = schedule.alpha(s)
     above, below = schedule.sigma(t) / schedule.alpha(t), schedule.sigma(s) / alpha
     down = below**2 / above
@@ -100,10 +103,10 @@ def ancestral(schedule: Schedule, t: Tensor, s: Tensor, last: bool) -> Landing:
 
 
 def tcd(gamma: float) -> Lander:
-    """Strategic stochastic sampling (TCD, Zheng et al. 2024, arXiv 2402.19159, Alg. 4).
+    """Land by strategic stochastic sampling (TCD, Zheng et al. 2024, arXiv 2402.19159, Alg. 4).
 
-    Down to timestep floor((1 - gamma) s) by DDIM, up again to s with fresh noise. The last step
-    ends on the first trained timestep, as TCDScheduler does.
+    The step goes down to timestep floor((1 - gamma) s) by DDIM, then up again to s with fresh
+    noise. The last step ends on the first trained timestep, as TCDScheduler does.
 
     Args:
         gamma: 0 is deterministic, 1 renoises fully; TCDScheduler calls it eta.

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent
 
 
 def find(kind: str, name: str) -> Path:
-    """The file `name`, or the shipped asset of that name under `kind`.
+    """Return the file `name`, or the shipped asset of that name under `kind`.
 
     Raises:
         ValueError: If neither exists; names the shipped ones.

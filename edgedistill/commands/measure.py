@@ -1,4 +1,4 @@
-"""`bench`, `evaluate` and `report`."""
+"""The commands `bench`, `evaluate` and `report`."""
 
 from __future__ import annotations
 

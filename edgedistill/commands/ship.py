@@ -1,4 +1,4 @@
-"""`export`, `adopt` and `generate`."""
+"""The commands `export`, `adopt` and `generate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`distill`, `synth` and `plan`."""
+"""The commands `distill`, `synth` and `plan`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What every room uses: files, settings, progress, pictures."""
+"""Files, settings, progress and pictures: the helpers that every other folder uses."""

@@ -1,4 +1,4 @@
-"""What surrounds the verbs: libraries made quiet, and one line for whatever goes wrong."""
+"""Quiet libraries and one-line error messages around the commands."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from edgedistill.common.progress import Handler, say
 __all__ = ["INTERRUPTED", "complain", "misused", "settle"]
 
 INTERRUPTED = 130
-"""Exit code."""
+"""Exit code after Ctrl-C."""
 
 
 def settle() -> None:
-    """Silence what libraries say at import, which is not for our users, and set streams up."""
+    """Silence messages that libraries print at import, and set the output streams up."""
     warnings.filterwarnings("ignore")
-    # Some set the root logger up for themselves unless somebody has.
+    # Some libraries configure the root logger unless it is configured already.
     logging.basicConfig(level=logging.ERROR)
     for library in ("TRANSFORMERS", "DIFFUSERS", "HF_HUB"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
@@ -32,12 +32,12 @@ def settle() -> None:
     runtime.propagate = False
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            # Names of files may hold what the terminal's encoding does not.
+            # File names may hold characters that the terminal's encoding lacks.
             stream.reconfigure(errors="backslashreplace")
 
 
 def misused(error: Any) -> int:
-    """Say what is wrong with a command's words; the exit code."""
+    """Print what is wrong with a command's arguments; return the exit code."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return 2
@@ -48,7 +48,7 @@ def misused(error: Any) -> int:
 
 
 MAX_LINE = 2000
-"""Characters of the longest complaint; the middle of a longer one is left out."""
+"""Length of the longest complaint in characters; a longer one loses its middle."""
 
 
 def complain(text: str) -> None:

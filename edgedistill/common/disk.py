@@ -1,4 +1,4 @@
-"""What the system does for `files.py`: locks, swaps, writes that last, reasons of failures."""
+"""System calls behind `files.py`: locks, atomic swaps, durable writes, reasons of failures."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if sys.platform != "win32":
 __all__ = ["WriteError", "lock", "naming", "put", "sync", "sync_all", "unlock"]
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
-"""Of Linux, see renameat2(2)."""
+"""Constants of Linux's renameat2(2)."""
 
 WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
-"""Errors that only a write has, so that they need no file's name to be told apart."""
+"""Error codes that only a write can have, so they are known without a file name."""
 
 ROOM = 2**16
-"""Bytes that must be left on a disk that is not full."""
+"""Free bytes below which a disk counts as full."""
 
 
 class WriteError(ValueError):
-    """A place cannot be written, for reasons outside this program; says where and why."""
+    """A path that cannot be written for reasons outside this program; says which and why."""
 
 
 # --- Locks --------------------------------------------------------------------------------------
 
 
 def lock(path: Path) -> int | None:
-    """Lock the file or folder at `path` until `unlock`, or until this process ends, however.
+    """Lock the file or folder at `path` until `unlock` is called or this process ends.
 
     Returns:
-        What `unlock` takes; None where the system or the file system has no locks (flock(2)).
+        The handle for `unlock`; None where the system or the file system has no locks (flock(2)).
 
     Raises:
         BlockingIOError: If it is locked already, by this process or another.
@@ -48,7 +48,7 @@ def lock(path: Path) -> int | None:
     handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Who had it until now may have moved or removed what was there.
+        # The previous holder of the lock may have moved or removed what was there.
         if os.path.samestat(os.fstat(handle), path.stat()):
             return handle
         raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK), str(path))
@@ -60,7 +60,7 @@ def lock(path: Path) -> int | None:
 
 
 def unlock(handle: int | None) -> None:
-    """Let go of a lock; None is nothing to let go of."""
+    """Release a lock; None is ignored."""
     if handle is not None:
         os.close(handle)
 
@@ -69,34 +69,34 @@ def unlock(handle: int | None) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or a folder's list of names, to the disk."""
+    """Flush a file, or a folder's list of names, to the disk."""
     if sys.platform == "win32":
         return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems without it
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems without fsync
             raise
     finally:
         os.close(handle)
 
 
 def sync_all(folder: Path) -> None:
-    """Bring a folder with all that is in it to the disk, for all to read."""
+    """Flush a folder with all that is in it to the disk, and make it readable for all."""
     for path in [folder, *folder.rglob("*")]:
         if path.is_symlink():
             continue
         if path.is_file():
-            path.chmod(path.stat().st_mode | 0o444)  # safetensors keeps files to their owner
+            path.chmod(path.stat().st_mode | 0o444)  # safetensors makes files owner-only
         sync(path)
 
 
 def put(new: Path, target: Path, aside: Path) -> None:
     """Rename the folder `new` to `target`, whatever is there.
 
-    What was at `target` is then at `new`, swapped with it at one instant; or at `aside`, where the
-    file system cannot swap: then there is a moment with nothing at `target`.
+    The old content of `target` is then at `new`, swapped with it at one instant. Where the file
+    system cannot swap, it is at `aside`, and for a moment nothing is at `target`.
     """
     try:
         new.rename(target)
@@ -117,7 +117,7 @@ def put(new: Path, target: Path, aside: Path) -> None:
 
 
 def _swapped(one: Path, other: Path) -> bool:
-    """Swap two paths; False where the system or the file system cannot."""
+    """Swap two paths; return False where the system or the file system cannot."""
     if sys.platform != "linux":
         return False
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -137,13 +137,14 @@ def _swapped(one: Path, other: Path) -> bool:
 
 @contextmanager
 def naming(target: Path, what: str = "") -> Iterator[None]:
-    """Turn what the system refuses inside the block into a `WriteError` that names `target`.
+    """Turn system errors inside the block into a `WriteError` that names `target`.
 
-    Libraries lose the file's name, and some the reason too: a full disk is looked for itself.
+    Libraries lose the file's name, and some lose the reason too, so the free space is checked
+    here.
 
     Args:
-        target: What is being written.
-        what: How a user calls it; its path if left out.
+        target: The file or folder being written.
+        what: Its name in the message; its path if left out.
     """
     try:
         yield
@@ -157,19 +158,19 @@ def naming(target: Path, what: str = "") -> Iterator[None]:
 
 
 def _reason(error: Exception, target: Path) -> str:
-    """Why `target` could not be written; "" if the error is about something else."""
+    """Say why `target` could not be written; "" if the error is about something else."""
     if isinstance(error, FileExistsError | NotADirectoryError) and _ours(error, target):
         return "a file is where a folder would be"
     if isinstance(error, OSError) and error.errno and _ours(error, target):
         return os.strerror(error.errno)
     said = re.search(r"os error (\d+)|requested and \d+ written", str(error))
-    if said:  # by a library in Rust, or by NumPy
+    if said:  # errors of a library in Rust, or of NumPy
         return os.strerror(int(said[1])) if said[1] else said[0]
     return os.strerror(errno.ENOSPC) if _full(target) else ""
 
 
 def _ours(error: OSError, target: Path) -> bool:
-    """Whether an error is about `target`, folders around it or what is being made of it."""
+    """Whether an error is about `target`, a folder around it or its temporary files."""
     if error.filename is None:
         return error.errno in WRITES
     place, absolute = Path(os.fsdecode(error.filename)).absolute(), target.absolute()
@@ -179,7 +180,7 @@ def _ours(error: OSError, target: Path) -> bool:
 
 
 def _home(target: Path) -> Path:
-    """The innermost folder around `target` that is there."""
+    """Return the innermost existing folder around `target`."""
     absolute = target.absolute()
     return next((path for path in absolute.parents if path.is_dir()), absolute)
 

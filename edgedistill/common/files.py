@@ -1,8 +1,8 @@
 """Files and folders that appear whole or not at all.
 
-They are made in a hidden folder beside their place, `.NAME-XXXXXXXX.part`, brought to the disk,
-and renamed into it. Their maker holds a lock on the hidden folder. One without a lock is what a
-killed process left: whoever writes there next, or opens NAME, removes it.
+They are made in a hidden folder beside their final place, `.NAME-XXXXXXXX.part`, flushed to the
+disk, and renamed. The writing process holds a lock on the hidden folder. A hidden folder without a
+lock was left by a killed process; the next process that writes there, or opens NAME, removes it.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ __all__ = [
 ]
 
 ASIDE = "-old"
-"""In a hidden folder: what stood at its target, where two folders cannot be swapped."""
+"""Name inside a hidden folder for the old target, where two folders cannot be swapped."""
 
 LONGEST = 200
-"""Bytes of a name that a hidden folder repeats."""
+"""Largest number of bytes of a target's name that a hidden folder repeats."""
 
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """A new folder to fill, which becomes `target` when the block ends without an error.
+    """Yield a new folder to fill, which becomes `target` when the block ends without an error.
 
-    Then all may read its files. A kill at any moment leaves either the old or the new folder at
-    `target`; where the file system cannot swap two, `recover` may have to bring the old one back.
-    After an error the old one is still there, and nothing is left of the new one.
+    All users may then read its files. A kill at any moment leaves either the old or the new folder
+    at `target`; where the file system cannot swap two, `recover` may have to bring the old one
+    back. After an error the old one is still there, and nothing is left of the new one.
 
     Args:
-        target: Its place.
+        target: The folder's final path.
 
     Raises:
         WriteError: If `target` cannot be written; says why.
@@ -65,13 +65,13 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Where to write a file, which becomes `target` when the block ends without an error.
+    """Yield a path to write to, which becomes `target` when the block ends without an error.
 
     The path has the name of `target`. Several processes may write the same file at once. After an
     error the old file is still there.
 
     Args:
-        target: Its place.
+        target: The file's final path.
 
     Raises:
         WriteError: If `target` cannot be written; says why.
@@ -79,7 +79,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
     with _beside(target) as work:
         made = work / target.name
         yield made
-        made.chmod(0o644)  # safetensors keeps files to their owner
+        made.chmod(0o644)  # safetensors makes its files readable for their owner alone
         sync(made)
         made.replace(target)
         sync(target.parent)
@@ -98,7 +98,7 @@ def atomic_link(target: Path, to: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a text file whole or not at all."""
     with atomic_file(path) as made:
         made.write_text(text, encoding="utf-8", newline="\n")
 
@@ -145,18 +145,18 @@ def check_writable(path: Path, what: str) -> None:
 def recover(target: Path) -> None:
     """Remove what killed processes left beside `target`, and bring back what one was replacing.
 
-    It is called before a folder is opened, and by all that write. What somebody is writing now
-    stays.
+    It is called before a folder is opened and before every write. Files that another process is
+    writing now stay.
     """
     prefix = re.escape(_prefix(target))
     with suppress(OSError):
         names = sorted(os.listdir(target.parent))  # noqa: PTH208  names are enough
         for name in names:
             if re.fullmatch(r"\..*-[a-z0-9_]{8}\.part", name):
-                with suppress(OSError):  # of another who is at work there
+                with suppress(OSError):  # another process is at work there
                     ours = re.fullmatch(prefix + r"[a-z0-9_]{8}\.part", name)
                     _collect(target.parent / name, target if ours else None)
-            # As the first versions left it.
+            # The first versions left old folders under this name.
             elif re.fullmatch(prefix + r"[a-z0-9_]{8}-old", name) and not os.path.lexists(target):
                 (target.parent / name).rename(target)
 
@@ -166,9 +166,9 @@ def recover(target: Path) -> None:
 
 @contextmanager
 def _beside(target: Path, what: str = "") -> Iterator[Path]:
-    """A hidden folder beside `target` that is ours until the block ends, and then gone.
+    """Yield a hidden folder beside `target` for the block, and remove it afterwards.
 
-    After an error folders made on the way to it are gone too. `what` is as in `naming`.
+    After an error, folders made on the way to it are removed too. `what` is as in `naming`.
     """
     missing = _missing(target.parent)
     try:
@@ -188,7 +188,7 @@ def _beside(target: Path, what: str = "") -> Iterator[Path]:
 
 
 def _hidden(target: Path) -> tuple[Path, int | None]:
-    """Make the hidden folder, and lock it."""
+    """Make the hidden folder and lock it."""
     while True:
         work = Path(tempfile.mkdtemp(".part", _prefix(target), target.parent))
         try:
@@ -205,10 +205,10 @@ def _prefix(target: Path) -> str:
 
 
 def _collect(work: Path, target: Path | None) -> None:
-    """Clear a hidden folder if nobody works in it; of another target, if it replaces nothing."""
+    """Clear a hidden folder nobody works in; another target's only if it replaces nothing."""
     held = lock(work)
     if held is None:
-        return  # where nobody can know
+        return  # locks are missing, so nobody can know
     try:
         if target is not None or not os.path.lexists(work / ASIDE):
             _clear(work, target)
@@ -217,7 +217,7 @@ def _collect(work: Path, target: Path | None) -> None:
 
 
 def _clear(work: Path, target: Path | None) -> None:
-    """Remove a hidden folder, once what stood at `target` is there again if nothing is."""
+    """Remove a hidden folder, after moving the old `target` back if nothing stands there."""
     aside = work / ASIDE
     if target is not None and os.path.lexists(aside) and not os.path.lexists(target):
         aside.rename(target)
@@ -225,12 +225,12 @@ def _clear(work: Path, target: Path | None) -> None:
 
 
 def _missing(folder: Path) -> list[Path]:
-    """Which of a folder and those around it are not there, innermost first."""
+    """Return the folder and the folders around it that do not exist, innermost first."""
     return [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
 
 
 def _drop(folders: list[Path]) -> None:
-    """Remove those that are empty."""
+    """Remove the folders that are empty."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
@@ -240,7 +240,7 @@ def _drop(folders: list[Path]) -> None:
 
 
 def _not_finite(data: Any, key: str) -> str:
-    """The first number of JSON-ready data that is not finite, with its key; "" if none."""
+    """Return the first number in JSON-ready data that is not finite, with its key; "" if none."""
     if isinstance(data, float):
         return "" if math.isfinite(data) else f"{key or 'the number'} is {data}"
     pairs: Any = ()

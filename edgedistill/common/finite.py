@@ -1,4 +1,4 @@
-"""Numbers that are none, found where they enter."""
+"""Checks for NaN and infinity in tensors, weights and files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_finite(place: str, tensors: Mapping[str, Tensor]) -> None:
 
     Args:
         place: File or folder the tensors came from, for the message.
-        tensors: By name. Integers and tensors on the meta device always pass.
+        tensors: Tensors by name. Integers and tensors on the meta device always pass.
     """
     odd = [name for name, tensor in tensors.items() if not all_finite(tensor)]
     if odd:
@@ -30,7 +30,7 @@ def check_finite(place: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether every number of a tensor is finite; in one pass and without a copy."""
+    """Whether every number of a tensor is finite; computed in one pass and without a copy."""
     if not tensor.is_floating_point() or tensor.is_meta or not tensor.numel():
         return True
     values = tensor.detach()
@@ -41,19 +41,19 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def bad_row(rows: Tensor) -> int | None:
-    """Index of the first of some rows (n, ...) that is not finite; None if all are."""
+    """Return the index of the first of some rows (n, ...) that is not finite; None if all are."""
     if all_finite(rows):
         return None
     return int((~rows.flatten(1).isfinite().all(1)).nonzero()[0])
 
 
 def bad_weight(net: nn.Module) -> str:
-    """Name of a network's first parameter that is not finite; "" if all are."""
+    """Return the name of a network's first parameter that is not finite; "" if all are."""
     return next((name for name, value in net.named_parameters() if not all_finite(value)), "")
 
 
 def bad_tensor(file: Path) -> str:
-    """Name of the first tensor of a safetensors file that is not finite; "" if all are.
+    """Return the name of the first tensor in a safetensors file that is not finite; "" if all are.
 
     Raises:
         ValueError: If the file cannot be read; names it.

@@ -1,4 +1,4 @@
-"""sha256 of what was written, so that what is read is the same."""
+"""sha256 hashes of written files, to verify them when they are read."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ __all__ = [
 ]
 
 PIECE = 2**20
-"""Bytes read at once."""
+"""Number of bytes read at once."""
 
 LOADED = (
     *(".json", ".safetensors", ".txt", ".model", ".jinja", ".py", ".npy", ".npz", ".onnx"),
     *(".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".pickle", ".pkl", ".pt", ".pth", ".tiktoken"),
 )
-"""Endings of files that a library might open although nobody names them."""
+"""Endings of files that a library might open without being told to."""
 
 ADDED = ("bench.json", "eval.json")
-"""Files that verbs may put into a folder later."""
+"""Names of files that later commands may add to a folder."""
 
 
 def sha256(file: Path) -> str:
-    """Of a file, read piece by piece."""
+    """Hash a file, read in chunks."""
     digest, piece = hashlib.sha256(), memoryview(bytearray(PIECE))
     with file.open("rb", buffering=0) as stream:
         while count := stream.readinto(piece):
@@ -43,18 +43,18 @@ def sha256(file: Path) -> str:
 
 
 def sha256_of(data: Mapping[str, Any]) -> str:
-    """Of JSON-ready data, however it is spaced and ordered."""
+    """Hash JSON-ready data, independent of spacing and key order."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def signed(data: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON-ready data with its own sha256."""
+    """Return JSON-ready data with its own sha256 added."""
     return {**data, "sha256": _rest(data)}
 
 
 def is_signed(data: Mapping[str, Any]) -> bool:
-    """Whether data are as `signed` left them."""
+    """Whether the data still match the sha256 that `signed` added."""
     return data.get("sha256") == _rest(data)
 
 
@@ -63,7 +63,7 @@ def _rest(data: Mapping[str, Any]) -> str:
 
 
 def sha256_of_all(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Of files in a folder by their names, several at a time."""
+    """Hash files of a folder by their names, several at a time."""
     names = list(names)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = pool.map(sha256, [folder / name for name in names])
@@ -71,7 +71,7 @@ def sha256_of_all(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def files_in(folder: Path) -> list[str]:
-    """Names of the files in a folder and those inside it, but for hidden ones."""
+    """Return the names of the files in a folder and its subfolders, without hidden ones."""
     names = []
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
@@ -85,12 +85,12 @@ def check_files(folder: Path, listed: Mapping[str, str], where: str) -> None:
 
     Args:
         folder: The folder.
-        listed: sha256 by name.
-        where: The file in it that lists them.
+        listed: Expected sha256 by name.
+        where: The file in the folder that lists the hashes.
 
     Raises:
-        ValueError: For a file that is missing, that is not what was written, or that is not listed
-            although a library might read it; names it.
+        ValueError: If a file is missing, was changed, or is not listed although a library might
+            read it; names it.
     """
     there = [name for name in files_in(folder) if name not in (where, *ADDED)]
     for name in listed:

@@ -1,4 +1,4 @@
-"""Pickles are never opened: what holds weights in one alone is refused by name."""
+"""Refuse pickles: weights that exist only in a pickle are never opened."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 __all__ = ["PICKLES", "check_pickles"]
 
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
-"""Ends of files that may run code when they are opened; none ever is."""
+"""Endings of files that may run code when they are opened; none is ever opened."""
 
 
 def check_pickles(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sample grids: pictures in rows, or points in the plane."""
+"""Grids of sample pictures, and scatter plots of points in the plane."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from edgedistill.common.files import atomic_file
 __all__ = ["grid", "save_samples", "scatter", "to_uint8"]
 
 mpl.use("Agg")
-mpl.rcParams["text.parse_math"] = False  # names of users may have dollar signs
+mpl.rcParams["text.parse_math"] = False  # users' names may have dollar signs
 GAP, PAPER = 2, 224
 
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
-    """Pictures (N, 3, H, W) in [-1, 1] -> (N, H, W, 3) bytes."""
+    """Convert pictures (N, 3, H, W) in [-1, 1] to (N, H, W, 3) bytes."""
     bytes_ = (images.detach().float().cpu() * 127.5 + 127.5).round().clamp(0, 255)
     return np.ascontiguousarray(bytes_.permute(0, 2, 3, 1).numpy().astype(np.uint8))
 
 
 def grid(images: NDArray[np.uint8], columns: int = 8) -> Image.Image:
-    """Pictures (N, H, W, 3) side by side."""
+    """Arrange pictures (N, H, W, 3) in a grid."""
     n, height, width, _ = images.shape
     columns = min(columns, n)
     rows = -(-n // columns)
@@ -44,12 +44,12 @@ def scatter(
     reference: NDArray[np.float32] | None = None,
     extent: float | None = None,
 ) -> Figure:
-    """Points (N, D) over reference points in grey: their first two numbers, or one on a line.
+    """Plot points (N, D) over reference points in grey: their first two numbers, or one on a line.
 
     Args:
-        points: What was drawn.
-        reference: Of the truth.
-        extent: Largest number on the axes; None is as far as the points go.
+        points: Samples to plot.
+        reference: Samples of the true distribution.
+        extent: Largest number on the axes; None fits the points.
     """
     figure = Figure(figsize=(4.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
@@ -59,7 +59,7 @@ def scatter(
     if extent is not None:
         axes.set_xlim(-extent, extent)
         axes.set_ylim(-extent, extent)
-    axes.set_aspect("equal", adjustable="datalim")  # else a single point has a sliver of a plot
+    axes.set_aspect("equal", adjustable="datalim")  # a single point would get a sliver
     axes.legend(loc="upper right", markerscale=3)
     return figure
 

@@ -14,7 +14,7 @@ __all__ = ["names", "resolve", "unknown"]
 
 
 def unknown(what: str, name: str, choices: Iterable[str]) -> ValueError:
-    """A one-line ValueError that names the value, the nearest choice and all of them."""
+    """Make a one-line ValueError that names the value, the nearest choice and all of them."""
     ordered = sorted(choices)
     near = difflib.get_close_matches(name[:100], ordered, 1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -22,7 +22,7 @@ def unknown(what: str, name: str, choices: Iterable[str]) -> ValueError:
 
 
 def names(table: Mapping[str, str], group: str) -> list[str]:
-    """Every name in the table and the entry-point group."""
+    """Return every name in the table and the entry-point group."""
     return sorted({*table, *(point.name for point in entry_points(group=group))})
 
 

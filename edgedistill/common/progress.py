@@ -35,16 +35,16 @@ __all__ = [
 ]
 
 _HIDDEN = ("Cc", "Cs", "Zl", "Zp")
-"""Unicode categories of control characters, lone surrogates and separators of lines."""
+"""Unicode categories of control characters, lone surrogates and line separators."""
 
 _DIRECTIONS = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-"""Characters that turn the direction in which those after them are shown."""
+"""Code points that change the direction of the text after them."""
 
 
 def visible(text: str) -> str:
-    """`text` in one line, with an escape for each character that a terminal would act on.
+    """Return `text` in one line, with an escape for each character that a terminal would act on.
 
-    So the control character ESC becomes the four letters x1b after a backslash.
+    For example, the control character ESC becomes the four letters x1b after a backslash.
     """
     if text.isprintable():
         return text
@@ -52,9 +52,9 @@ def visible(text: str) -> str:
 
 
 def visible_lines(value: Any) -> Any:
-    """A text with its lines and tabs kept, and all else as `visible` has it.
+    """Return a text with its lines and tabs kept, and everything else as in `visible`.
 
-    What is no text, or is HTML already, stays.
+    Values that are not text, or are HTML already, are returned unchanged.
     """
     if type(value) is not str or value.isprintable():
         return value
@@ -70,9 +70,9 @@ def _escape(char: str) -> str:
 
 
 class _Plain(Console):
-    """A console that prints every text as it is: no markup, no emoji codes, no control characters.
+    """Console that prints every text as it is: no markup, emoji codes or control characters.
 
-    Cells, titles and columns of tables are texts too.
+    This includes cells, titles and columns of tables.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -83,16 +83,16 @@ class _Plain(Console):
 
 
 FILE_WIDTH = 160
-"""Characters of a line of a table in a file or a pipe: wide enough that no heading is cut."""
+"""Number of characters of a table's line in a file or a pipe, enough that no heading is cut."""
 
 console = _Plain(stderr=True, width=None if sys.stderr.isatty() else FILE_WIDTH)
-"""Of work that goes on: how far it is, where its files are, what is wrong."""
+"""Console on stderr for running work: progress, paths of files, warnings."""
 answers = _Plain(width=None if sys.stdout.isatty() else FILE_WIDTH)
-"""Of a verb whose result is what it prints: stdout, to be kept and piped, a row a line."""
+"""Console on stdout for a command's result, which can be kept and piped, one row a line."""
 
 
 def say(line: str) -> None:
-    """Print a line of any text on the console, however long."""
+    """Print a line of any text and length on the console."""
     console.print(line, soft_wrap=True)
 
 
@@ -100,7 +100,7 @@ _remarked: set[str] = set()
 
 
 def remark(line: str) -> None:
-    """Say what is good to know of a file, once a process."""
+    """Print a note about a file, once in each process."""
     if line not in _remarked:
         _remarked.add(line)
         say(line)
@@ -129,7 +129,7 @@ class _Rate(ProgressColumn):
 
 
 class Bar:
-    """Progress towards `total`."""
+    """Progress of some work towards `total`."""
 
     def __init__(self, title: str, total: int, start: int, live: Progress | None) -> None:
         self.title, self.total, self.start, self.live = title, total, start, live
@@ -138,7 +138,7 @@ class Bar:
         self._note = ""
 
     def update(self, done: int, note: str = "") -> None:
-        """Say how far the work is, and a few figures."""
+        """Set how much of the work is done, and a note of a few figures."""
         if self.live is not None and self._task is not None:
             title = f"{self.title} {note}" if note else None
             self.live.update(self._task, completed=done, description=title)
@@ -152,18 +152,18 @@ class Bar:
         say(f"{self.title} {done}/{self.total}  {rate:.1f}/s  {left:.0f} s left  {note}".rstrip())
 
     def retotal(self, total: int) -> None:
-        """Set how much work there is, once it is known."""
+        """Set the total amount of work, once it is known."""
         self.total = total
         if self.live is not None and self._task is not None:
             self.live.update(self._task, total=total)
 
     def step(self, done: int, total: int, what: str) -> None:
-        """`update`, for work that says each time how much there is."""
+        """Do as `update`, for work that gives its total amount each time."""
         self.retotal(total)
         self.update(done, what)
 
     def follow(self, step: int, figures: dict[str, float] | None) -> None:
-        """`update`, with the losses among training figures as the note."""
+        """Do as `update`, with the losses among training figures as the note."""
         if figures:
             losses = {k: v for k, v in figures.items() if k.endswith("/loss")}
             self._note = " ".join(f"{k} {v:.4g}" for k, v in losses.items())
@@ -172,7 +172,7 @@ class Bar:
 
 @contextmanager
 def bar(title: str, total: int, start: int = 0) -> Iterator[Bar]:
-    """A progress bar for the block."""
+    """Show a progress bar during the block."""
     if not console.is_terminal:
         yield Bar(title, total, start, None)
         return

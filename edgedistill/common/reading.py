@@ -1,4 +1,4 @@
-"""JSON and YAML that users and others wrote, read within bounds before anything else sees them."""
+"""Bounded reading of JSON and YAML that users and others wrote."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from edgedistill_runtime import strict_json
 __all__ = ["MAX_YAML", "check_yaml", "is_file", "parse_json", "read_bytes", "short"]
 
 MAX_YAML = 2**20
-"""Characters of the largest YAML text."""
+"""Largest number of characters of a YAML text."""
 
 MAX_YAML_DEPTH = 32
-"""Levels that mappings and sequences may be nested in each other."""
+"""Largest depth to which mappings and sequences may be nested."""
 
 MAX_YAML_NODES = 5_000
-"""Scalars, sequences and mappings of a text after its aliases are unfolded."""
+"""Largest number of scalars, sequences and mappings after aliases are unfolded."""
 
 
 def read_bytes(path: Path, limit: int | None = None) -> bytes:
@@ -32,7 +32,7 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is at `path`; a name that no system takes is none."""
+    """Whether a file is at `path`; False for a name that the system does not accept."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -44,23 +44,23 @@ def parse_json(data: bytes | str, *, strict: bool = False) -> Any:
 
     Args:
         data: The text.
-        strict: Refuse also a key that is there twice, and numbers that are not finite.
+        strict: Also refuse duplicate keys, and numbers that are not finite.
 
     Raises:
-        ValueError: In one line, if it is none.
+        ValueError: If the text is not JSON; the message is one line.
     """
     return strict_json.parse(data, strict=strict)
 
 
 def short(value: Any, limit: int = 60) -> str:
-    """`repr` of a value for a message, its middle left out where it is long."""
+    """Return the `repr` of a value for a message, its middle left out where it is long."""
     return strict_json.short(value, limit)
 
 
 def check_yaml(text: str) -> None:
     """Refuse YAML that would take too much memory or time to build.
 
-    The text is read as a stream of events, which no alias multiplies and no depth stacks.
+    The text is read as a stream of events, so neither aliases nor nesting cost memory here.
 
     Raises:
         ValueError: In one line, if the text is too long, too deep or, with every alias replaced
@@ -91,7 +91,7 @@ def check_yaml(text: str) -> None:
 
 
 def _unfolded(alias: yaml.AliasEvent, sizes: dict[str, int]) -> int:
-    """Nodes that an alias stands for."""
+    """Count the nodes that an alias stands for."""
     name = alias.anchor or ""
     if name not in sizes:
         raise ValueError(f"alias *{name:.60} stands for nothing, or for what it is in")

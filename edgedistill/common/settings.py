@@ -1,4 +1,4 @@
-"""What every section of a recipe is."""
+"""Base class of every section of a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text files as editors on every system write them, and what else may lie in their place."""
+"""Text files as editors on every system write them, and checks of what else may be at a path."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgedistill.common.progress import visible
 __all__ = ["check_file", "decode", "is_folder", "parse_json", "read_text", "shown", "split_lines"]
 
 LARGEST = 256 * 2**20
-"""Bytes of the largest text file that is read."""
+"""Largest size of a text file that is read, in bytes."""
 
 _MARKS = (
     (b"\xff\xfe\x00\x00", "UTF-32"),
@@ -54,11 +54,11 @@ def check_file(path: Path, largest: int = LARGEST) -> None:
 
     Args:
         path: A file, or a link to one.
-        largest: Bytes it may have.
+        largest: Largest size in bytes.
 
     Raises:
-        ValueError: If it is a folder, fifo, socket or device, or too large; names it.
-        OSError: If it cannot be looked at.
+        ValueError: If `path` is a folder, fifo, socket or device, or too large; names it.
+        OSError: If its status cannot be read.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
@@ -73,7 +73,7 @@ def read_text(path: Path) -> str:
     """Return the text of a UTF-8 file, without its byte order mark.
 
     Raises:
-        ValueError: If it is no such file, or larger than `LARGEST`; names it.
+        ValueError: If it is not such a file, or larger than `LARGEST`; names it.
         OSError: If it cannot be opened.
     """
     check_file(path)
@@ -85,7 +85,7 @@ def decode(data: bytes, what: str) -> str:
 
     Args:
         data: The bytes.
-        what: How the message begins.
+        what: Start of the error message.
 
     Raises:
         ValueError: If it is UTF-16 or UTF-32, or otherwise not UTF-8, or holds a NUL.
@@ -106,22 +106,22 @@ def decode(data: bytes, what: str) -> str:
 def split_lines(text: str) -> list[str]:
     r"""Split text into lines that end in \n, \r\n or \r.
 
-    `str.splitlines` would also cut at U+0085, U+2028 and other characters that stand inside a
-    line. A byte order mark at either end of a line, where files were joined, is left out.
+    `str.splitlines` would also cut at U+0085, U+2028 and other characters inside a line. A byte
+    order mark at either end of a line, where files were joined, is left out.
     """
     return [line.strip(_BOM) for line in re.split(r"\r\n|\n|\r", text)]
 
 
 def parse_json(text: str, what: str, *, strict: bool = False) -> Any:
-    """Return what JSON says, within the bounds of `reading.parse_json`.
+    """Parse JSON within the bounds of `reading.parse_json`.
 
     Args:
         text: The JSON.
-        what: How the message begins.
-        strict: Refuse also a key that is there twice, and numbers that are not finite.
+        what: Start of the error message.
+        strict: Also refuse duplicate keys, and numbers that are not finite.
 
     Raises:
-        ValueError: If it is no JSON, nested too deeply, or has half a character in a text.
+        ValueError: If it is not JSON, is nested too deeply, or has a lone surrogate in a string.
     """
     try:
         found = reading.parse_json(text, strict=strict)

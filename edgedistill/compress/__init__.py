@@ -1,1 +1,1 @@
-"""Which blocks of a network stay, made into a real, smaller diffusers network."""
+"""Remove blocks or channels of a network; the result is a real, smaller diffusers network."""

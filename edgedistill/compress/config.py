@@ -10,32 +10,34 @@ __all__ = ["Compress"]
 
 
 class Compress(Settings):
-    """A smaller student: fewer blocks by preset, list or budget, then narrower ones."""
+    """Choose a smaller student: fewer blocks by preset, list or budget, then fewer channels."""
 
     preset: str = ""
     """A key of `presets.PRESETS`."""
     remove: tuple[str, ...] = ()
-    """Units to remove by name, as `units.units` lists them."""
+    """Units to remove, by their names in `units.units`."""
     budget: float = Field(1.0, gt=0, le=1)
-    """Share of the parameters that blocks chosen by the criterion (the change of the output on
-    the student's own steps, `criteria.removal_costs`) may keep."""
+    """Share of the parameters to keep; the criterion (the change of the output on the student's
+    own steps, `criteria.removal_costs`) chooses the blocks to remove."""
     width: float = Field(1.0, gt=0, le=1)
-    """Share of the channels that stay in what is left."""
+    """Share of the channels to keep in the blocks that remain."""
     variance: bool = False
-    """Whether a transformer's hidden states keep their variance where blocks are gone."""
+    """Whether a transformer's hidden states keep their variance after removed blocks."""
     elastic: dict[str, float] = Field(default_factory=dict)
-    """Further depths of one student by name, each the share of the parameters that blocks chosen
-    by the criterion may keep: trained in turns on one set of weights, chosen at export."""
+    """Additional depths of one student by name, each the share of the parameters that the blocks
+    chosen by the criterion may keep. They share one set of weights, are trained in turns, and one
+    is chosen at export."""
     first: int = Field(0, ge=0)
     """Steps in which the smaller student, or each depth of an elastic one, learns the teacher's
-    outputs and features, before the method begins: size first, then steps."""
+    outputs and features before the method begins: size first, then steps."""
     joint: float = Field(0.0, ge=0)
-    """Weight of the feature term afterwards, beside the method's own loss: with first=0, size and
-    steps are learned jointly."""
+    """Weight of the feature term that is added to the method's own loss after these first steps;
+    with first=0, size and steps are learned jointly."""
     features: float = Field(1.0, ge=0)
-    """Weight of the feature term in the first steps."""
+    """Weight of the feature term during the first steps."""
     taps: str | tuple[str, ...] = "blocks"
-    """Whose features: a key of `objectives.shrink.TAPS`, or module paths in the student."""
+    """Modules whose features are compared: a key of `objectives.shrink.TAPS`, or module paths in
+    the student."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Compress:
@@ -62,5 +64,5 @@ class Compress(Settings):
 
     @property
     def active(self) -> bool:
-        """Whether anything goes."""
+        """Whether the section removes anything."""
         return bool(self.preset or self.remove) or self.budget < 1 or self.width < 1

@@ -1,4 +1,4 @@
-"""What a network loses with each unit, and which units to remove for a budget of parameters.
+"""Cost of removing each unit of a network, and the choice of units for a parameter budget.
 
 References:
     LAPTOP-Diff (Zhang et al., 2024) https://arxiv.org/abs/2404.11098, Sec. 3
@@ -28,14 +28,14 @@ Calls = Sequence[Mapping[str, Any]]
 def removal_costs(
     net: nn.Module, calls: Calls, names: Collection[str] | None = None
 ) -> dict[str, float]:
-    """Unit -> sum ||f_without - f||^2 / sum ||f||^2 over the calls, f the output of `net`.
+    """Return for each unit sum ||f_without - f||^2 / sum ||f||^2 over the calls, f `net`'s output.
 
-    The criterion of LAPTOP-Diff: one unit removed at a time, from the network as it is. Runs in
-    evaluation mode on `net`'s own weights; costs calls x units forward passes.
+    This is the criterion of LAPTOP-Diff: one unit is removed at a time from the full network. It
+    runs in evaluation mode on `net`'s own weights and costs calls x units forward passes.
 
     Args:
         net: A diffusers network.
-        calls: Its keyword inputs, as many noise levels and conditions as one can afford.
+        calls: Keyword inputs of `net`; use as many noise levels and conditions as you can afford.
         names: The units to try; all by default.
 
     Raises:
@@ -66,11 +66,12 @@ def _energy(x: Tensor) -> float:
 
 @torch.no_grad()
 def linear_probe(net: nn.Module, calls: Calls, group: tuple[int, int]) -> float:
-    """What of a group of blocks the best affine map from its input to its output leaves over.
+    """Return the share of a block group's output that no affine map of its input explains.
 
-    1 - adjusted R^2, over all tokens of all calls: the variance of the residual by that of the
-    output, each over its degrees of freedom. 0 means that the group is linear and that PPCL can
-    replace it by one layer; about 1 that its output has nothing linear of its input.
+    The result is 1 - adjusted R^2 of the best affine map, over all tokens of all calls: the
+    variance of the residual divided by that of the output, each over its degrees of freedom. 0
+    means that the group is linear and that PPCL can replace it by one layer; about 1 means that
+    its output does not depend linearly on its input.
 
     Args:
         net: A diffusers transformer with a list of blocks.
@@ -93,7 +94,7 @@ def linear_probe(net: nn.Module, calls: Calls, group: tuple[int, int]) -> float:
 def hidden_states(
     net: nn.Module, calls: Calls, group: tuple[int, int]
 ) -> list[tuple[Tensor, Tensor]]:
-    """(input, output) of a group of blocks for every call, each (tokens, channels).
+    """Return (input, output) of a group of blocks for every call, each (tokens, channels).
 
     Raises:
         ValueError: If there is no such group.
@@ -109,12 +110,12 @@ def hidden_states(
 
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         states = [output] if isinstance(output, Tensor) else output
-        # Of two streams as long, a residual stream is the one nearer to where it came from.
+        # Of two streams of equal length, the residual stream is the one nearer to its input.
         alike = [state for state in states if state.shape == seen[0].shape]
         seen.append(min(alike, key=lambda state: _energy(state - seen[0])))
 
     hooks = [blocks[first].register_forward_pre_hook(before, with_kwargs=True)]
-    # Blocks that return two streams differ in which comes first; the next block names its own.
+    # Blocks that return two streams differ in their order; the next block names its arguments.
     if last + 1 < len(blocks):
         hooks.append(blocks[last + 1].register_forward_pre_hook(before, with_kwargs=True))
     else:
@@ -135,7 +136,7 @@ def hidden_states(
 
 
 def plan_for_budget(net: nn.Module, costs: Mapping[str, float], budget: float) -> Plan:
-    """The network without its `cheapest` units.
+    """Plan the network without its `cheapest` units.
 
     Raises:
         ValueError: As `cheapest`.
@@ -144,21 +145,21 @@ def plan_for_budget(net: nn.Module, costs: Mapping[str, float], budget: float) -
 
 
 def cheapest(net: nn.Module, costs: Mapping[str, float], budget: float) -> list[str]:
-    """Units to remove so that at most the share `budget` of the parameters stays.
+    """Choose units to remove so that at most the share `budget` of the parameters stays.
 
-    LAPTOP-Diff's one-shot additive criterion: costs of units removed alone stand for their cost
-    together. Units go by least cost per parameter until the budget is met; then those that still
-    fit come back, dearest first. A unit whose removal would leave nothing of what must stay does
-    not go.
+    This is LAPTOP-Diff's one-shot additive criterion: the cost of removing several units is the
+    sum of their single costs. Units are removed by least cost per parameter until the budget is
+    met; then units that still fit are put back, the costliest first. A unit is not removed if
+    nothing would remain of a part that must stay.
 
     Args:
         net: A diffusers network.
-        costs: Unit -> cost, as `removal_costs` gives; others stay.
-        budget: In (0, 1].
+        costs: Unit -> cost, as from `removal_costs`; other units stay.
+        budget: Share of the parameters to keep, in (0, 1].
 
     Raises:
-        ValueError: If the budget is out of range or below what these units reach, with the
-            smallest share that they do; or if a unit is unknown.
+        ValueError: If the budget is out of range, or below the smallest share that these units
+            allow, which the message gives; or if a unit is unknown.
     """
     if not 0 < budget <= 1:
         raise ValueError(f"budget is the share of parameters that stay, in (0, 1]; not {budget}")

@@ -1,4 +1,4 @@
-"""A smaller network, said in plain data: its diffusers config and where its weights come from."""
+"""A smaller network as plain data: its diffusers config and the sources of its weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Channels", "Plan", "build", "config_of", "count", "is_under", "share
 
 @dataclass(frozen=True)
 class Channels:
-    """The channels that stay of an axis `size` long, in their new order."""
+    """The channels kept of an axis of length `size`, in their new order."""
 
     size: int
     keep: list[int]
@@ -22,15 +22,16 @@ class Channels:
 
 @dataclass(frozen=True)
 class Plan:
-    """A smaller network of the same class.
+    """A plan of a smaller network of the same class.
 
     Attributes:
-        config: The new network's; what `save_pretrained` writes reloads in plain diffusers.
+        config: The new network's config; what `save_pretrained` writes with it reloads in plain
+            diffusers.
         sources: Module path in the new network -> module path in the old. The longest prefix of a
             path decides; a path under no prefix comes from the same path.
         channels: Named choices of channels, empty where only whole modules go.
         cuts: Parameter path in the new network -> for each dimension the names in `channels` that
-            cut it, one after the other along a concatenation; an empty list keeps the dimension.
+            cut it, in order along a concatenation; an empty list keeps the dimension.
     """
 
     config: dict[str, Any]
@@ -39,13 +40,13 @@ class Plan:
     cuts: dict[str, list[list[str]]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """{"config", "sources"}, and "channels" and "cuts" where there are any."""
+        """Return {"config", "sources"}, and "channels" and "cuts" where there are any."""
         data = asdict(self)
         return {key: data[key] for key in data if key in ("config", "sources") or data[key]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """Read `to_json`; ValueError names what is missing or of another kind."""
+        """Read `to_json`'s output; ValueError names an entry that is missing or mistyped."""
         for key in ("config", "sources"):
             if not isinstance(data.get(key), dict):
                 raise ValueError(f"plan: {key!r} is missing or no mapping")
@@ -59,7 +60,7 @@ class Plan:
 
 
 def config_of(net: nn.Module) -> dict[str, Any]:
-    """The config `net` was made from, as JSON would hold it.
+    """Return the config that `net` was made from, as JSON would hold it.
 
     Raises:
         ValueError: If `net` is no diffusers model.
@@ -86,7 +87,7 @@ def is_under(path: str, roots: Collection[str]) -> bool:
 
 
 def source(sources: Mapping[str, str], path: str) -> str:
-    """The path in the old network of `path` in the new: the longest prefix decides."""
+    """Return the path in the old network of `path` in the new: the longest prefix decides."""
     prefix, rest = path, ""
     while prefix and prefix not in sources:
         prefix, _, last = prefix.rpartition(".")
@@ -95,7 +96,7 @@ def source(sources: Mapping[str, str], path: str) -> str:
 
 
 def build(plan: Plan, net: nn.Module) -> nn.Module:
-    """The smaller network, its weights copied from `net`.
+    """Build the smaller network, with weights copied from `net`.
 
     Dtype, device and training mode are `net`'s; on the meta device nothing is allocated.
 
@@ -112,7 +113,7 @@ def build(plan: Plan, net: nn.Module) -> nn.Module:
 
 
 def share(plan: Plan, net: nn.Module) -> nn.Module:
-    """The smaller network on `net`'s own parameters: cheap to try, and training it trains `net`.
+    """Build the smaller network on `net`'s own parameters, so training it trains `net`.
 
     Raises:
         ValueError: As `build`, and if the plan chooses channels, which cannot be shared.
@@ -126,7 +127,7 @@ def share(plan: Plan, net: nn.Module) -> nn.Module:
 
 
 def count(plan: Plan, net: nn.Module) -> int:
-    """Parameters of the smaller network, counted without allocating it."""
+    """Count the parameters of the smaller network without allocating it."""
     return sum(parameter.numel() for parameter in _skeleton(plan, net).parameters())
 
 
@@ -138,7 +139,7 @@ def _skeleton(plan: Plan, net: nn.Module) -> nn.Module:
 
 
 def _matched(plan: Plan, net: nn.Module, new: nn.Module) -> list[tuple[str, Tensor]]:
-    """(path in the new network, its weight) for every tensor."""
+    """Return (path in the new network, its weight) for every tensor."""
     olds = _tensors(net)
     pairs = []
     for path, tensor in _tensors(new).items():
@@ -158,7 +159,7 @@ def _matched(plan: Plan, net: nn.Module, new: nn.Module) -> list[tuple[str, Tens
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:
-    """Parameters, buffers, and tensors that are neither, as Qwen-Image's rotary tables."""
+    """Return parameters, buffers and other tensors, such as Qwen-Image's rotary tables."""
     tensors: dict[str, Tensor] = dict(net.named_parameters(remove_duplicate=False))
     tensors |= dict(net.named_buffers(remove_duplicate=False))
     for path, module in net.named_modules():

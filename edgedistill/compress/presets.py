@@ -1,9 +1,9 @@
-"""Published smaller U-Nets, as what they keep of the network they are made from.
+"""Published smaller U-Nets, described by the parts of the original network that they keep.
 
-All weights are copies. Layer pairs go as `unet_units` says, which for two layers a stage is
-BK-SDM's own map: up layer 1 of the student is up layer 2 of the teacher. Of a transformer the
-blocks of lowest index stay, as in KOALA. SSD-1B and Vega were cut piece by piece with training in
-between; here their shape is cut at once, by the same rule.
+All weights are copies. Layer pairs are removed as `unet_units` says, which for two layers a stage
+is BK-SDM's own map: up layer 1 of the student is up layer 2 of the teacher. A transformer keeps
+its blocks of lowest index, as in KOALA. SSD-1B and Vega were pruned in several rounds with
+training in between; here their final shape is made at once, by the same rule.
 
 References:
     BK-SDM (Kim et al., 2023) https://arxiv.org/abs/2305.15798
@@ -26,17 +26,18 @@ from edgedistill.compress.unet import check_unet, unet_plan, unet_units
 __all__ = ["PRESETS", "Preset", "preset"]
 
 Depths = tuple[int | tuple[int, ...], ...]
-"""Blocks a transformer by stage, by layer where they differ; 0 is a stage without attention."""
+"""Number of transformer blocks in each stage, or in each of its layers where they differ; 0 is a
+stage without attention."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What stays of a U-Net; stages run outermost first, on the down and on the up side.
+    """The parts of a U-Net that stay; stages are listed outermost first, on both sides.
 
     Attributes:
-        layers: Down layers a stage that stay; None keeps all.
+        layers: Number of down layers that stay in each stage; None keeps all.
         down, up: Depths of the transformers; None keeps all.
-        middle: The unit of the middle that goes; none if empty.
+        middle: The unit of the middle to remove; empty removes none.
         depth: Depth of the middle's transformer; None keeps all.
         innermost: Whether the innermost stage stays.
     """
@@ -66,13 +67,14 @@ PRESETS = {
 
 
 def preset(name: str, net: nn.Module) -> Plan:
-    """The plan of the preset called `name` for the U-Net `net`.
+    """Return the plan of the preset called `name` for the U-Net `net`.
 
-    bk-sdm presets fit any U-Net of Stable Diffusion's blocks; where a stage has one layer pair
-    already, as BK-SDM's have, it stays as it is. The others need SDXL's layout.
+    bk-sdm presets fit any U-Net of Stable Diffusion's blocks; a stage that already has only one
+    layer pair, as in BK-SDM's own networks, is not changed. The other presets need SDXL's layout.
 
     Raises:
-        ValueError: If there is no such preset, or it does not fit; says what it needs and found.
+        ValueError: If there is no such preset, or it does not fit; says what the preset needs and
+            what was found.
     """
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
@@ -112,7 +114,7 @@ def _middle(unet: Any) -> str:
 
 
 def _deeper(choice: Preset, unet: Any) -> Iterator[str]:
-    """Transformer blocks beyond the depths of the preset."""
+    """Yield the transformer blocks beyond the depths of the preset."""
     assert choice.down is not None
     assert choice.up is not None
     stages = len(unet.down_blocks)
@@ -121,7 +123,7 @@ def _deeper(choice: Preset, unet: Any) -> Iterator[str]:
     for i in range(stages):
         layers = choice.layers or len(unet.down_blocks[i].resnets)
         down = [*range(layers)]
-        # The up layers that stay beside `layers` down layers: the first and the last ones.
+        # The first and the last up layers are kept with `layers` down layers.
         total = len(unet.up_blocks[stages - 1 - i].resnets)
         up = [0, *range(total - layers, total)]
         yield from _cut(unet.down_blocks[i], f"down_blocks.{i}", down, choice.down[i])

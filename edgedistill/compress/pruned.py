@@ -1,4 +1,4 @@
-"""What becomes of a network by the `compress` section of a recipe."""
+"""Prune a network as the `compress` section of a recipe says."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["Smaller", "choose", "depths", "record"]
 
 @dataclass(frozen=True)
 class Smaller:
-    """A network made smaller in one or more steps.
+    """A network made smaller by one or more plans.
 
     Attributes:
-        net: The result.
-        plans: The steps.
+        net: The smaller network.
+        plans: The plans in the order in which they were applied.
     """
 
     net: nn.Module
@@ -34,19 +34,19 @@ class Smaller:
 
     @classmethod
     def make(cls, plans: Sequence[Plan], net: nn.Module) -> Smaller:
-        """Take the steps from `net`."""
+        """Apply the plans to `net`, one after the other."""
         for plan in plans:
             net = build(plan, net)
         return cls(net, tuple(plans))
 
     def origin(self, path: str) -> str:
-        """Where the module at `path` comes from in the old network."""
+        """Return the path in the old network of the module at `path`."""
         for plan in reversed(self.plans):
             path = source(plan.sources, path)
         return path
 
     def channels(self, path: str) -> list[int] | None:
-        """Which channels of its origin the module at `path` puts out; None if all."""
+        """Return the channels of its origin that the module at `path` outputs; None if all."""
         kept: list[int] | None = None
         for plan in reversed(self.plans):
             index = _rows(plan, self.net, path)
@@ -57,7 +57,7 @@ class Smaller:
 
 
 def _rows(plan: Plan, net: nn.Module, path: str) -> list[int] | None:
-    """What the last layer of a module writes: in diffusers' blocks that is what they put out."""
+    """Return the output channels that a module keeps: those of its last layer; None if all."""
     layers = [
         f"{path}.{name}"
         for name, weight in net.get_submodule(path).named_parameters()
@@ -75,15 +75,15 @@ def _rows(plan: Plan, net: nn.Module, path: str) -> list[int] | None:
 def choose(
     section: Compress, net: nn.Module, calls: Callable[[], Sequence[Mapping[str, Any]]]
 ) -> Smaller:
-    """What a section makes of a diffusers network.
+    """Prune a diffusers network as a section says.
 
     Args:
-        section: The choices.
+        section: The `compress` section of the recipe.
         net: The network.
-        calls: Gives keyword inputs of `net` for the criterion, where one is needed.
+        calls: Returns keyword inputs of `net`; called only if the criterion is needed.
 
     Raises:
-        ValueError: If it does not fit the network.
+        ValueError: If the section does not fit the network.
     """
     plans = []
     if section.preset:
@@ -107,7 +107,7 @@ def choose(
 def depths(
     section: Compress, net: nn.Module, calls: Callable[[], Sequence[Mapping[str, Any]]]
 ) -> dict[str, Plan]:
-    """The elastic depths of a section by name; arguments and errors as `choose`."""
+    """Plan the elastic depths of a section by name; arguments and errors are as in `choose`."""
     if not section.elastic:
         return {}
     costs = removal_costs(net, calls())
@@ -126,7 +126,7 @@ def _within(key: str, net: nn.Module, costs: Mapping[str, float], budget: float)
 
 @torch.no_grad()
 def record(core: nn.Module, run: Callable[[], Any]) -> list[dict[str, Tensor]]:
-    """The keyword inputs with which `run` calls `core`."""
+    """Record the keyword inputs with which `run` calls `core`."""
     calls: list[dict[str, Tensor]] = []
     signature = inspect.signature(core.forward)
 

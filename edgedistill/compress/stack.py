@@ -1,4 +1,4 @@
-"""Transformers made of equal blocks in a row: DiT, PixArt, Sana, SD3, Flux, Wan and their like."""
+"""Transformers made of equal blocks in a row, such as DiT, PixArt, Sana, SD3, Flux and Wan."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ STACKS = {
     "single_transformer_blocks": "num_single_layers",
     "blocks": "num_layers",
 }
-"""Attribute with the blocks -> config key with their number."""
+"""Attribute that holds the blocks -> config key of their number."""
 POSITIONS = "dual_attention_layers"
-"""SD3.5's list of the blocks that are made differently."""
+"""Config key in which SD3.5 lists the blocks that are built differently."""
 LENDERS = (DiTTransformer2DModel, Transformer2DModel)
-"""Their output layer borrows the embedding of time and class from the first block, which stays."""
+"""Classes whose output layer uses the first block's embedding of time and class, so this block
+stays."""
 
 
 def stacks(net: nn.Module) -> dict[str, nn.ModuleList]:
-    """The lists of blocks, in the order in which they run.
+    """Return the lists of blocks, in the order in which they run.
 
     Raises:
-        ValueError: If there is none whose length the config says.
+        ValueError: If the config gives the length of none.
     """
     config = config_of(net)
     found = {
@@ -43,7 +44,7 @@ def stacks(net: nn.Module) -> dict[str, nn.ModuleList]:
 
 
 def stack_units(net: nn.Module) -> dict[str, tuple[str, ...]]:
-    """`transformer_blocks.K` for every block that another can follow in the place of.
+    """Return `transformer_blocks.K` for every block whose place another block can take.
 
     Raises:
         ValueError: If the blocks differ by place in a way that the config does not describe.
@@ -52,7 +53,7 @@ def stack_units(net: nn.Module) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for name, blocks in stacks(net).items():
         shapes = [_shapes(block) for block in blocks]
-        # The last block of SD3 leaves the text stream; none of the others can stand there.
+        # SD3's last block leaves the text stream unchanged; no other block can take its place.
         special = len(shapes) > 1 and shapes[-1] != shapes[-2]
         inner = shapes[: len(shapes) - special]
         if not placed and any(shape != inner[0] for shape in inner):
@@ -67,7 +68,7 @@ def _shapes(block: nn.Module) -> list[tuple[str, Any]]:
 
 
 def stack_plan(net: nn.Module, removed: Collection[str]) -> Plan:
-    """The transformer without the blocks at the paths `removed`.
+    """Plan the transformer without the blocks at the paths `removed`.
 
     Raises:
         ValueError: If a list would have no block left.

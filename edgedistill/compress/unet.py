@@ -1,4 +1,4 @@
-"""UNet2DConditionModel: what can go, and the config and sources of what stays.
+"""Removable parts of a UNet2DConditionModel, and config and weight sources of the remaining one.
 
 Stage i is down_blocks.i with up_blocks.(n-1-i), both at one resolution. A stage of L down layers
 has L+1 up layers; up layer u reads the output of down layer L-1-u, and the last one what entered
@@ -48,11 +48,11 @@ PER_STAGE = (
     "cross_attention_dim",
     "only_cross_attention",
 )
-"""Config keys whose list has an entry a stage, outermost first."""
+"""Config keys whose list has one entry for each stage, outermost first."""
 
 
 def check_unet(net: nn.Module) -> UNet2DConditionModel:
-    """`net`, if it is a U-Net of Stable Diffusion's blocks; else ValueError says what is not."""
+    """Return `net` if it is a U-Net of Stable Diffusion's blocks; ValueError says what is not."""
     if not isinstance(net, UNet2DConditionModel):
         raise ValueError(f"needs a UNet2DConditionModel, found {type(net).__name__}")
     for name, block in net.named_children():
@@ -66,12 +66,12 @@ def check_unet(net: nn.Module) -> UNet2DConditionModel:
 
 
 def unet_units(net: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Name -> paths of the modules that go together.
+    """Return for each unit its name -> the paths of the modules that are removed together.
 
     - `stages.I.layers.J`: down layer J and the up layer that reads its input, with attentions.
     - `down_blocks.I.attentions`, `up_blocks.I.attentions`: every attention of one side.
     - `PATH.transformer_blocks.K`: one block of an attention that has more. The config gives the
-      middle the depth of the innermost stage's first attention, so those two go together.
+      middle the depth of the innermost stage's first attention, so those two are removed together.
     - `mid_block.attentions`: the middle but its first ResNet; `mid_block`: all of it.
     - `stages.N`, the innermost: with the middle, where the next is as wide.
     """
@@ -135,7 +135,7 @@ def _depth_units(unet: UNet2DConditionModel) -> dict[str, tuple[str, ...]]:
 
 
 def unet_plan(net: nn.Module, removed: Collection[str]) -> Plan:
-    """The U-Net without the modules at the paths `removed`, a union of units' paths.
+    """Plan the U-Net without the modules at the paths `removed`, a union of units' paths.
 
     Raises:
         ValueError: If an attention that stays would have no transformer block.
@@ -171,7 +171,7 @@ def unet_plan(net: nn.Module, removed: Collection[str]) -> Plan:
 def _block(
     block: Any, new: str, old: str, removed: Collection[str], sources: dict[str, str]
 ) -> tuple[int, int | list[int] | None]:
-    """(layers, depth of the attentions or None) that stay of `block`; `sources` is added to."""
+    """Return what stays of `block`: (layers, attention depth or None). Adds to `sources`."""
     layers = _kept(f"{old}.resnets", len(block.resnets), removed)
     attentive = isinstance(block, ATTENTIVE) and not is_under(f"{old}.attentions", removed)
     _move(sources, new, old)
@@ -200,7 +200,7 @@ def _attention(
 def _middle(
     middle: Any, removed: Collection[str], sources: dict[str, str]
 ) -> tuple[str | None, int | None]:
-    """(mid_block_type, depth of its attention or None)."""
+    """Return (mid_block_type, depth of its attention or None)."""
     if middle is None or is_under("mid_block", removed):
         return None, None
     path = "mid_block.attentions.0"
@@ -212,7 +212,7 @@ def _middle(
 
 
 def _depth_config(downs: Sequence[Any], ups: Sequence[Any], middle: int | None) -> dict[str, Any]:
-    """transformer_layers_per_block, and its reverse where the up side is not the down side's.
+    """Return transformer_layers_per_block, and its reverse where up and down side differ.
 
     None stands for a block without attention, whose entry nothing reads.
     """
@@ -236,7 +236,7 @@ def _either(depth: Any, other: Any) -> Any:
 
 
 def _collapsed(values: list[Any]) -> Any:
-    """The one integer that all are, or the list."""
+    """Return the one integer that all values equal, or else the list."""
     same = isinstance(values[0], int) and all(value == values[0] for value in values)
     return values[0] if same else values
 

@@ -1,4 +1,4 @@
-"""What can be removed on its own so that a plain diffusers config still describes the rest."""
+"""Units: parts that can be removed so that a plain diffusers config still describes the rest."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["Unit", "units", "without"]
 
 @dataclass(frozen=True)
 class Unit:
-    """Modules that go together: their paths, and the paths of the parameters in them."""
+    """Modules that are removed together: their paths, and the paths of their parameters."""
 
     modules: tuple[str, ...]
     parameters: frozenset[str]
 
 
 def units(net: nn.Module) -> dict[str, Unit]:
-    """Name -> what goes; `unet_units` and `stack_units` say which there are. They may overlap.
+    """Return the units of a network by name, from `unet_units` or `stack_units`. They may overlap.
 
     Raises:
         ValueError: If `net` is neither a U-Net of Stable Diffusion's blocks nor a diffusers
@@ -45,10 +45,10 @@ def units(net: nn.Module) -> dict[str, Unit]:
 
 
 def without(net: nn.Module, names: Collection[str]) -> Plan:
-    """The network without the units called `names`.
+    """Plan the network without the units called `names`.
 
     Raises:
-        ValueError: If a unit is unknown, or together they leave nothing of what must stay.
+        ValueError: If a unit is unknown, or nothing would remain of a part that must stay.
     """
     return _without(net, names, units(net))
 

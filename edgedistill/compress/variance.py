@@ -1,11 +1,11 @@
-"""Hidden states that keep their variance where blocks are gone.
+"""Keep the variance of a transformer's hidden states after blocks are removed.
 
-Novack et al. 2024, "Presto! Distilling Steps and Layers for Accelerating Music Generation"
-(arXiv 2410.05167): the states of a transformer grow with depth, so that the block after a gap sees
-smaller ones than it was trained on, and what it adds weighs too much. There the states after a
-gap are multiplied by what is missing of their standard deviation. Every reader of a state
-normalises it first; multiplying the states by c is therefore the same as dividing all later
-additions to them by c, which needs no layer of its own.
+Novack et al. 2024, "Presto! Distilling Steps and Layers for Accelerating Music Generation" (arXiv
+2410.05167): the states of a transformer grow with depth, so the block after a gap sees smaller
+states than it was trained on, and its own output weighs too much. The paper multiplies the states
+after a gap by the missing factor of their standard deviation. Every reader of a state normalises
+it first; multiplying the states by c is therefore the same as dividing all later additions to them
+by c, which needs no layer of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WRITERS: dict[type[nn.Module], tuple[str, ...]] = {
     BasicTransformerBlock: ("attn1.to_out.0", "ff.net.2"),
     WanTransformerBlock: ("attn1.to_out.0", "attn2.to_out.0", "ffn.net.2"),
 }
-"""Block -> its layers whose outputs are added to the one stream of states it has."""
+"""Block class -> its layers whose outputs are added to its single stream of states."""
 
 
 def _normalised(block: nn.Module) -> bool:
@@ -37,16 +37,16 @@ def _normalised(block: nn.Module) -> bool:
 
 @torch.no_grad()
 def keep_variance(net: nn.Module, smaller: Smaller, calls: Calls) -> list[float]:
-    """Divide what the blocks of `smaller.net` after each gap add by the gap's factor, in place.
+    """Divide the outputs that blocks of `smaller.net` add after each gap by its factor, in place.
 
     Args:
-        net: The network before, a diffusers transformer.
-        smaller: What became of it.
-        calls: Keyword inputs of `net`, as many noise levels and conditions as one can afford.
+        net: The original network, a diffusers transformer.
+        smaller: The pruned network.
+        calls: Keyword inputs of `net`; use as many noise levels and conditions as you can afford.
 
     Returns:
-        The factors of the gaps: the deviation of the states after the blocks that are gone, over
-        that before them. A gap at the end changes nothing and has none.
+        The factors of the gaps: the standard deviation of the states after the removed blocks
+            divided by that before them. A gap at the end changes nothing and has none.
 
     Raises:
         ValueError: If a block reads the states without normalising them, or there are two streams.

@@ -1,4 +1,4 @@
-"""A U-Net with fewer channels a stage, chosen by magnitude wherever the same channels are read.
+"""Width pruning of a U-Net: fewer channels in each stage, chosen by magnitude.
 
 Axes that must be cut alike share one set of channels: the residual stream of a stage (down blocks,
 middle, up blocks and the skips between them; of several stages where equal widths join them
@@ -33,12 +33,12 @@ NEEDS = {
     "attention_type": "default",
     "cross_attention_norm": None,
 }
-"""Config key -> the value for which the ties below are all there are."""
+"""Config key -> the value for which the ties below are complete."""
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """`kept` of `size` channels stay, as many of each of `parts` equal ranges."""
+    """An axis that keeps `kept` of `size` channels, equally many of each of `parts` ranges."""
 
     size: int
     kept: int
@@ -46,16 +46,16 @@ class _Axis:
 
 
 def narrower(net: nn.Module, factor: float) -> Plan:
-    """The U-Net with about `factor` of the channels of every stage, about factor^2 of its weights.
+    """Plan a U-Net with about `factor` of each stage's channels, about factor^2 of its weights.
 
-    Widths are rounded to the nearest multiple that norm groups and heads divide. Within its norm
-    group or head a channel stays if the weights that write and read it have the largest sum of
-    squares; on the meta device, where there is none, the lowest index. Of the time embedding's
-    frequencies those nearest to the narrower network's stay.
+    Widths are rounded to the nearest multiple that norm groups and heads divide. Each norm group
+    or head keeps the channels whose writing and reading weights have the largest sum of squares;
+    on the meta device, which has no values, those of lowest index. The time embedding keeps the
+    frequencies nearest to the narrower network's.
 
     Args:
         net: A U-Net of Stable Diffusion's blocks.
-        factor: In (0, 1].
+        factor: Share of the channels to keep, in (0, 1].
 
     Raises:
         ValueError: If the factor is out of range or gives two stages of different width the same,
@@ -86,7 +86,7 @@ def _stage_widths(config: dict[str, Any], factor: float) -> list[int]:
     heads = heads if isinstance(heads, list) else [heads] * len(widths)
     rounded: dict[int, int] = {}
     for width in widths:
-        # Two: the time embedding is half sines, half cosines.
+        # Two axes, since the time embedding is half sines, half cosines.
         all_heads = [head for head, other in zip(heads, widths, strict=True) if other == width]
         step = math.lcm(2, config["norm_num_groups"], *all_heads)
         if width % step:
@@ -99,7 +99,7 @@ def _stage_widths(config: dict[str, Any], factor: float) -> list[int]:
 
 
 def _frequencies(axis: _Axis, shift: float) -> Channels:
-    """Frequency k of n is 10000^(-k/(n-shift)); cosines and sines in two halves."""
+    """Choose the kept frequencies, 10000^(-k/(n-shift)) for k of n, in both halves."""
     old, new = axis.size // 2, axis.kept // 2
     ratio = (old - shift) / max(new - shift, 1)
     near = [min(round(k * ratio), old - 1) for k in range(new)]
@@ -116,7 +116,7 @@ def _largest(axis: _Axis, scores: Tensor) -> Channels:
 
 
 class _Ties:
-    """Walks a U-Net and notes which axes of its parameters are cut alike."""
+    """A walk through a U-Net that notes which axes of its parameters are cut alike."""
 
     def __init__(self, unet: Any, widths: list[int]) -> None:
         self.unet, self.axes, self.cuts = unet, dict[str, _Axis](), dict[str, list[list[str]]]()
@@ -132,7 +132,7 @@ class _Ties:
         self.axes["time"] = _Axis(olds[0], widths[0], 1)
 
     def scores(self) -> dict[str, Tensor]:
-        """Axis -> sum of squares of the weights that write or read each of its channels."""
+        """Return for each axis the sum of squares of each channel's weights, written or read."""
         device = next(self.unet.parameters()).device
         totals = {name: torch.zeros(axis.size, device=device) for name, axis in self.axes.items()}
         weights = dict(self.unet.named_parameters())
@@ -149,7 +149,7 @@ class _Ties:
         return totals
 
     def cut(self, path: str, rows: list[str], columns: list[str]) -> None:
-        """The module at `path` writes the channels `rows` and reads `columns`."""
+        """Note that the module at `path` writes the channels `rows` and reads `columns`."""
         for name, parameter in self.unet.get_submodule(path).named_parameters(recurse=False):
             dims = [rows, columns][: parameter.ndim] + [[]] * max(parameter.ndim - 2, 0)
             self.cuts[f"{path}.{name}"] = dims
@@ -215,7 +215,7 @@ class _Ties:
                 self.attention(f"{where}.{name}", getattr(block, name), inner)
             feed = f"{where}.ff.net"
             hidden = self.axis(f"{feed}.inside", transformer.inner_dim, 1, times=4)
-            # GEGLU: values, then gates.
+            # GEGLU's projection holds the values, then the gates.
             self.cut(f"{feed}.0.proj", hidden + hidden, inner)
             self.cut(f"{feed}.2", inner, hidden)
 

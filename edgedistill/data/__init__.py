@@ -22,15 +22,15 @@ __all__ = ["find_captions", "open_source", "read_prompts"]
 def find_captions(
     teacher: Teacher, prompts: str | None, samples: int, caption: str = CAPTION
 ) -> list[str]:
-    """Captions the teacher is to make samples for; none where its own data serves.
+    """Return the captions to make samples for; an empty list where the teacher's own data serves.
 
     Args:
         teacher: The teacher.
-        prompts: A file of `read_prompts`, or None for the data that comes with the teacher. A
-            teacher that takes no prompts needs neither: its captions are empty. One that takes
-            classes neither: they are its captions, each as often as the others.
+        prompts: A file for `read_prompts`, or None for the teacher's own data. A teacher that
+            takes no prompts needs neither; its captions are empty. Nor does a teacher of classes;
+            its captions are the classes, each equally often.
         samples: Samples to make.
-        caption: Of `read_prompts`.
+        caption: The caption's column, as in `read_prompts`.
 
     Raises:
         ValueError: If the file is unusable, or there is no data without one.
@@ -44,7 +44,7 @@ def find_captions(
 
 
 def _known(teacher: Teacher, samples: int) -> list[str]:
-    """Captions that need no file: none, or a teacher's classes."""
+    """Return captions that need no file: none, or a teacher's classes."""
     if not teacher.prompts:
         return [""] * samples
     if isinstance(teacher, ClassTeacher):
@@ -64,22 +64,22 @@ def open_source(
     folder: Path,
     progress: Callable[[int], None],
 ) -> DataSource:
-    """Where a run's clean data comes from.
+    """Open the clean data of a run.
 
-    The teacher's own data unless captions are given; then samples that the teacher makes for
-    them, kept in `folder` for a resumed run.
+    This is the teacher's own data unless captions are given. With captions, the teacher makes
+    samples for them, which are kept in `folder` for a resumed run.
 
     Args:
         teacher: The teacher.
         captions: As from `find_captions`.
         guidance: Guidance scale of the samples.
         steps: Solver steps of the samples.
-        seed: Their seed.
+        seed: Seed of the samples.
         folder: The run dir.
-        progress: Called with the samples made so far.
+        progress: Called with the number of samples made so far.
 
     Raises:
-        ValueError: If what is kept in `folder` is damaged; names the file.
+        ValueError: If a file kept in `folder` is damaged; names it.
         FloatingPointError: If the teacher's samples are not finite.
     """
     if not captions:

@@ -1,8 +1,9 @@
-"""What lies in a folder of pictures, as Hugging Face's imagefolder reads it.
+"""List a folder of pictures as Hugging Face's imagefolder does.
 
 huggingface.co/docs/datasets/image_dataset: captions in metadata.jsonl, metadata.csv or
-metadata.parquet, at the top or in any folder below, with names relative to where they stand; a
-folder of classes has one folder a class; train/ counts before test/ and validation/.
+metadata.parquet, at the top or in any folder below, with names relative to the metadata file; a
+folder of classes has one folder for each class; train/ takes precedence over test/ and
+validation/.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from edgedistill.data.tables import TABLES, column, read_table, spoken
 __all__ = ["Found", "Metadata", "few", "read_metadata", "walk"]
 
 NAMED = 3
-"""Names in a message."""
+"""Number of names that a message lists."""
 
 _TRAIN = ("train", "training")
 _OTHERS = ("test", "testing", "eval", "evaluation", "validation", "valid", "val", "dev")
@@ -30,21 +31,21 @@ UNREAD = (
     *(".avif", ".heic", ".heif", ".ico", ".jp2", ".jxl", ".ppm", ".psd", ".svg", ".tga"),
     *(".arw", ".cr2", ".dng", ".nef", ".raw", ".arrow", ".tgz", ".gz", ".zip"),
 )
-"""Ends of files in which there may be pictures, and which are not read."""
+"""Endings of picture files that are not read."""
 
 
 def few(names: Sequence[object]) -> str:
-    """The first of some names, for a message."""
+    """Return the first of some names, for a message."""
     return ", ".join(shown(name) for name in names[:NAMED]) + (", ..." if names[NAMED:] else "")
 
 
 @dataclass
 class Found:
-    """What a walk through a folder found.
+    """Files that a walk through a folder found.
 
     Attributes:
         files: Regular files, sorted; hidden ones are left out.
-        notes: Lines on what was passed over.
+        notes: Lines about skipped files.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -52,9 +53,9 @@ class Found:
 
 
 def walk(root: Path) -> Found:
-    """All files below a folder; linked folders are followed, each real folder once.
+    """List all files below a folder; linked folders are followed, each real folder once.
 
-    Names that begin with "." or "__" are hidden, as in imagefolder. Where there is a train/ at the
+    Names that begin with "." or "__" are hidden, as in imagefolder. If there is a train/ at the
     top, test/ and validation/ beside it are left out.
     """
     found, odd = Found(), []
@@ -96,13 +97,13 @@ def walk(root: Path) -> Found:
 def _kind(entry: os.DirEntry[str]) -> str:
     try:
         mode = entry.stat().st_mode
-    except OSError:  # a link that leads nowhere, or in a circle
+    except OSError:  # a dangling or circular link
         return ""
     return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else ""
 
 
 def _leave_splits(root: Path, found: Found) -> None:
-    """Leave out the pictures that are there to test on."""
+    """Leave out the pictures of test and validation splits."""
     tops = [file.relative_to(root).parts[0].lower() for file in found.files]
     inside = [len(file.relative_to(root).parts) > 1 for file in found.files]
     if not any(top in _TRAIN and below for top, below in zip(tops, inside, strict=True)):
@@ -119,12 +120,12 @@ def _leave_splits(root: Path, found: Found) -> None:
 
 @dataclass
 class Metadata:
-    """Captions by name of the picture relative to the root.
+    """Captions by the picture's name relative to the root.
 
     Attributes:
-        files: Where they stand.
-        texts: The captions.
-        twice: Names that have two different ones; the first counts.
+        files: Metadata files that hold the captions.
+        texts: The captions by name.
+        twice: Names with two different captions; the first one counts.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -132,27 +133,27 @@ class Metadata:
     twice: list[str] = field(default_factory=list)
 
     def matched(self, names: Sequence[str]) -> Mapping[str, str]:
-        """Captions by those of `names` that have one, whatever form of Unicode either is in."""
+        """Return the captions of those `names` that have one, in whatever Unicode form."""
         rows = {_normal(name): text for name, text in self.texts.items()}
         return {name: rows[_normal(name)] for name in names if _normal(name) in rows}
 
     def lost(self, names: Sequence[str]) -> list[str]:
-        """Those rows that are for none of `names`."""
+        """Return the names of rows that belong to none of `names`, sorted."""
         known = {_normal(name) for name in names}
         return sorted(name for name in self.texts if _normal(name) not in known)
 
 
 def read_metadata(root: Path, files: Sequence[Path], key: str, *, classes: bool) -> Metadata:
-    """The captions in the metadata files among `files`; those nearest to a picture count.
+    """Read captions from the metadata files among `files`; the file nearest to a picture counts.
 
     Args:
-        root: What names are relative to.
-        files: Of `walk`.
+        root: The folder that names are relative to.
+        files: Files as from `walk`.
         key: Column of the captions.
         classes: Whether captions are classes.
 
     Raises:
-        ValueError: If a file is not what it should be; names it and the row.
+        ValueError: If a file is malformed; names it and the row.
     """
     found = Metadata()
     tables = [
@@ -162,7 +163,7 @@ def read_metadata(root: Path, files: Sequence[Path], key: str, *, classes: bool)
         several = sorted(file.name for file in tables if file.parent == folder)
         if len(several) > 1:
             raise ValueError(f"{shown(folder)}: {' and '.join(several)}; keep one of them")
-    # The nearest file is the deepest.
+    # The deepest file is the nearest.
     for file in sorted(tables, key=lambda file: (-len(file.parts), file)):
         found.files.append(file)
         own: dict[str, str] = {}
@@ -192,7 +193,7 @@ def _rows(root: Path, file: Path, key: str, *, classes: bool) -> Iterator[tuple[
 
 
 def _named(columns: Sequence[str]) -> str:
-    """The column with the pictures' names; "" if there is none, or no telling which it is."""
+    """Return the column with the pictures' names; "" if there is none or it is ambiguous."""
     for name in ("file_name", "image_file_name"):
         if name in columns:
             return name
@@ -201,7 +202,7 @@ def _named(columns: Sequence[str]) -> str:
 
 
 def _place(folder: PurePosixPath, name: str) -> str:
-    """A row's name, relative to the root: backslashes and ./ are as good as plain names."""
+    """Return a row's name relative to the root; backslashes and ./ are allowed."""
     path = os.path.normpath(str(folder / name.strip().replace("\\", "/")))
     return PurePosixPath(path).as_posix()
 

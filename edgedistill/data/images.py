@@ -1,4 +1,4 @@
-"""Picture files made into bytes of one shape."""
+"""Decode picture files into tensors of one shape."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from torch import Tensor
 __all__ = ["FAULTS", "PICTURES", "SMALLEST", "read_picture"]
 
 SMALLEST = 16
-"""Pixels of the shorter side below which a picture is none, unless it is asked for as small."""
+"""Shorter side in pixels below which a picture is refused, unless the requested shape is as
+small."""
 
 LARGEST = 64_000_000
-"""Pixels of a picture above which it is not decoded: it would take over 1 GiB."""
+"""Number of pixels above which a picture is not decoded: it would take over 1 GiB."""
 
 PICTURES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"),
     *(".bmp", ".gif", ".tif", ".tiff"),
 )
-"""Ends of picture files."""
+"""Endings of picture files."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
@@ -33,14 +34,14 @@ FAULTS = (
     *(OSError, EOFError, SyntaxError, ValueError, struct.error),
     *(tarfile.TarError, Image.DecompressionBombError),
 )
-"""What reading a broken picture, caption or tar raises."""
+"""Exceptions that reading a broken picture, caption or tar raises."""
 
 
 def read_picture(data: bytes, channels: int, height: int, width: int) -> Tensor:
-    """A picture (channels, height, width), uint8: cut at the centre to the shape, then scaled.
+    """Return a picture (channels, height, width), uint8: cropped at the centre, then scaled.
 
-    It is turned as its EXIF says, and laid on white where it is transparent. Of an animation the
-    first frame counts; of 16 bits a channel the upper 8; CMYK and palettes become RGB. A colour
+    It is rotated as its EXIF says, and laid on white where it is transparent. An animation gives
+    its first frame, 16 bits a channel their upper 8; CMYK and palettes become RGB. A colour
     profile is not applied, as in diffusers and datasets.
 
     Args:
@@ -50,19 +51,19 @@ def read_picture(data: bytes, channels: int, height: int, width: int) -> Tensor:
         width: Pixels.
 
     Raises:
-        ValueError: If its shorter side is below `SMALLEST` and that of the shape, or it is larger
-            than `LARGEST`, which its header tells, or broken, or its numbers have no scale (32
-            bits, or floating point).
+        ValueError: If its shorter side is below both `SMALLEST` and that of the shape, if its
+            header gives a size above `LARGEST`, if it is broken, or if its numbers have no known
+            scale (32 bits, or floating point).
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged EXIF, and of sizes that are checked below
+            warnings.simplefilter("ignore")  # about damaged EXIF, and sizes that are checked below
             return _read(data, channels, height, width)
     except UnidentifiedImageError:
         raise ValueError(f"no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None
     except MemoryError:
         raise ValueError("it does not fit into memory") from None
-    except Exception as error:  # Pillow's readers raise whatever the damage leads to
+    except Exception as error:  # Pillow's readers raise many types of errors on damaged files
         said = str(error).strip() or type(error).__name__
         raise ValueError(said.splitlines()[0]) from error
 
@@ -75,7 +76,7 @@ def _read(data: bytes, channels: int, height: int, width: int) -> Tensor:
             raise ValueError(f"{file.width} x {file.height} pixels{most}")
         picture: Any = ImageOps.exif_transpose(file)
     if picture.mode.startswith("I;16"):
-        values = np.asarray(picture).astype(np.uint16)  # of either byte order
+        values = np.asarray(picture).astype(np.uint16)  # converts either byte order
         picture = Image.fromarray((values >> 8).astype(np.uint8))
     elif picture.mode.startswith(("I", "F")):
         raise ValueError(f"numbers without a scale: mode {picture.mode}; save it as 8 or 16 bits")

@@ -1,4 +1,4 @@
-"""x0 of a person's own pictures: encoded once into shards on disk, drawn from often.
+"""x0 of a user's own pictures: encoded once into shards on disk, and drawn from many times.
 
 CACHE/manifest.json               the `LatentSpec`: all of a teacher that decides an x0
 CACHE/DIGEST/00000.safetensors    `x0` (n, ...), and the `pictures` (n, channels, height, width) in
@@ -6,9 +6,9 @@ CACHE/DIGEST/00000.safetensors    `x0` (n, ...), and the `pictures` (n, channels
                                   in the metadata, and the file's name and its sha256
 CACHE/DIGEST/index.json           the number of shards, once all are there, and its own sha256
 
-DIGEST is that of the spec and of the pictures' names, sizes and times of change, so that runs may
-share a cache, and a set of pictures that changes is another one. A shard is decided by the digest
-and its number: what was interrupted is taken up again.
+DIGEST is the hash of the spec and of the pictures' names, sizes and modification times, so that
+runs may share a cache, and changed pictures get a new one. A shard is determined by the digest and
+its number, so an interrupted run can be continued.
 """
 
 from __future__ import annotations
@@ -45,26 +45,26 @@ from edgedistill.teachers.latents import Captioned, to_float
 __all__ = ["CachedLatents", "LatentSpec", "Pictures", "find_pictures", "words_of"]
 
 SHARD = 2**24
-"""Numbers in a shard, about: 64 MiB."""
+"""Approximate number of values in a shard, 64 MiB of float32."""
 
 MOST = 10**6
-"""Shards of a cache."""
+"""Largest number of shards in a cache."""
 
 SCHEMA, INDEX = 2, "index.json"
 
 NAMED = 3
-"""Skipped pictures that the message names."""
+"""Number of skipped pictures that the message names."""
 
 
 @dataclass(frozen=True)
 class LatentSpec:
-    """All of a teacher that decides an x0.
+    """The properties of a teacher that decide an x0.
 
     Attributes:
         autoencoder: sha256 of its configuration and weights; "" where x0 is the picture itself.
         shape: Channels, height and width of the pictures.
         factor: x0 = (z - shift) * factor, z what the autoencoder returns.
-        shift: See factor.
+        shift: Offset in the formula of `factor`.
     """
 
     autoencoder: str
@@ -74,13 +74,14 @@ class LatentSpec:
 
 
 class CachedLatents(Captioned):
-    """x0 in memory-mapped shards, with a caption each.
+    """x0 in memory-mapped shards, each row with a caption.
 
     Args:
         shards: x0 (n, ...) each; some may be empty.
-        captions: Of all rows in order.
+        captions: Captions of all rows, in order.
         teacher: Encodes the captions.
-        pictures: What was encoded, (n, channels, height, width) in uint8 each; None if not kept.
+        pictures: The encoded pictures of each shard, (n, channels, height, width) in uint8; None
+            if not kept.
     """
 
     def __init__(
@@ -98,12 +99,12 @@ class CachedLatents(Captioned):
             raise ValueError(f"{int(self._ends[-1])} latents but {len(captions)} captions")
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """`count` x0 with their captions encoded, drawn with replacement over all shards."""
+        """Return `count` x0 and their encoded captions, drawn with replacement over all shards."""
         index = self._index(count, generator)
         return self._taken(self.shards, index), self._encoded(index)
 
     def originals(self, count: int, generator: torch.Generator) -> Tensor | None:
-        """Pictures that were encoded to what `draw` gives of a generator in the same state."""
+        """Return the original pictures of what `draw` gives for a generator in the same state."""
         if self.pictures is None:
             return None
         return to_float(self._taken(self.pictures, self._index(count, generator)))
@@ -122,14 +123,14 @@ class Pictures:
 
     Args:
         listing: The pictures.
-        codec: The teacher's.
-        cache: A folder, of this teacher's x0 if it exists.
-        record: A file that remembers the pictures a run began with.
-        keep: Whether the cache has the pictures beside their x0.
+        codec: Encoder of the teacher's x0.
+        cache: Folder of the cache; if it exists, it must hold this teacher's x0.
+        record: A file that records the pictures a run began with.
+        keep: Whether the cache also holds the pictures themselves.
 
     Raises:
-        ValueError: If the cache is another teacher's, or cannot be written where it must be, or
-            the run began with other pictures.
+        ValueError: If the cache is another teacher's, or must be written but cannot, or the run
+            began with other pictures.
     """
 
     def __init__(
@@ -140,7 +141,7 @@ class Pictures:
         self.spec = LatentSpec(codec.fingerprint(), codec.shape, codec.factor, codec.shift)
         numbers = prod(self.teacher.sample_shape) + (prod(codec.shape) // 4 if keep else 0)
         self.rows = max(1, min(1024, SHARD // numbers))
-        # What takes no prompts skips no picture for want of a caption.
+        # A teacher that takes no prompts skips no picture for lack of a caption.
         words = (
             *(sorted(asdict(self.spec).items()), self.rows),
             *(bool(self.teacher.prompts), listing.digest),
@@ -159,13 +160,13 @@ class Pictures:
             check_writable(cache / "manifest.json", f"data.cache={cache}")
 
     def open(self, say: Callable[[str], None]) -> CachedLatents:
-        """The x0 of all pictures that can be read; what the cache lacks is made first.
+        """Open the x0 of all readable pictures; missing ones are encoded first.
 
         Args:
-            say: Called with a line for each shard made, and for what was skipped.
+            say: Called with a line for each shard made and for skipped pictures.
 
         Raises:
-            ValueError: If no picture can be read, or a caption is none the teacher knows.
+            ValueError: If no picture can be read, or the teacher does not know a caption.
             FloatingPointError: If the autoencoder's x0 are not finite.
         """
         for note in self.listing.notes:
@@ -197,7 +198,7 @@ class Pictures:
         return CachedLatents(x0, captions, self.teacher, pictures if self.keep else None)
 
     def _indexed(self, say: Callable[[str], None]) -> int:
-        """How many shards there are by the index; 0 if it is not there, or not to be believed."""
+        """Return the number of shards in the index; 0 if it is missing or cannot be trusted."""
         file = self.folder / INDEX
         if not file.is_file():
             return 0
@@ -222,7 +223,7 @@ class Pictures:
         return self.folder / f"{number:05d}.safetensors"
 
     def _make(self, say: Callable[[str], None]) -> int:
-        """Write the shards that are missing or broken; returns how many there are."""
+        """Write the shards that are missing or broken; return the number of all shards."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.cache / "manifest.json", {"schema_version": 1, **asdict(self.spec)})
         records, done, number = self.listing.records(), 0, 0
@@ -240,13 +241,13 @@ class Pictures:
             done += self._write(shard, piece)
             self._whole.add(number)
             say(f"pictures encoded {done}")
-        # A folder of the first schema stays one, as its shards have no hashes.
+        # A folder of the first schema keeps it, since its shards have no hashes.
         data = {"schema_version": SCHEMA if self._hashed else 1, "shards": number}
         write_json(self.folder / INDEX, signed(data) if self._hashed else data)
         return number
 
     def _write(self, shard: Path, records: Iterator[Record]) -> int:
-        """Make one shard; returns the records it took."""
+        """Write one shard; return the number of records it took."""
         channels, height, width = self.codec.shape
         together = max(1, min(64, 2**22 // (height * width)))
         x0 = [torch.empty(0, *self.teacher.sample_shape)]
@@ -258,7 +259,7 @@ class Pictures:
         def encode() -> None:
             new = captions[len(captions) - len(waiting) :]
             if self.teacher.prompts:
-                self.teacher.tokenize(new)  # for what it refuses, before a long encoding
+                self.teacher.tokenize(new)  # refuses bad captions before a long encoding
             pictures = torch.stack(waiting)
             x0.append(self.codec.encode(pictures))
             if self.keep:
@@ -289,7 +290,7 @@ class Pictures:
         return len(captions) + len(skipped)
 
     def _fault(self, number: int) -> str:
-        """What is wrong with a shard, "" if nothing is; one that is whole is read once."""
+        """Describe the fault of a shard, "" if there is none; a whole one is read only once."""
         if number in self._whole:
             return ""
         shard = self._shard(number)
@@ -313,18 +314,19 @@ class Pictures:
 def find_pictures(
     teacher: Teacher, path: str, cache: Path, key: str, run: Path, *, keep: bool = False
 ) -> Pictures:
-    """Pictures for a run, checked as far as can be without reading one.
+    """Find the pictures of a run and check them as far as possible without reading one.
 
     Args:
-        teacher: For whom.
+        teacher: The teacher that will learn from them.
         path: A folder or a .tar.
-        cache: Folder of x0.
-        key: Of the caption in a .json of a tar.
-        run: The run dir, which remembers what the pictures were.
-        keep: Whether the pictures are kept beside their x0.
+        cache: Folder of the x0 cache.
+        key: Key of the caption in a .json of a tar.
+        run: The run dir, which records the pictures.
+        keep: Whether the pictures are kept with their x0.
 
     Raises:
-        ValueError: If there are none, the teacher takes none, or as `Pictures` says.
+        ValueError: If there are no pictures, the teacher takes none, or in the cases of
+            `Pictures`.
     """
     record = run / "data" / "pictures.json"
     listing = list_pictures(path, key, words_of(teacher))
@@ -332,14 +334,14 @@ def find_pictures(
 
 
 def words_of(teacher: Teacher) -> Words:
-    """What a teacher reads with a picture."""
+    """Return the kind of text that a teacher reads with a picture."""
     if not teacher.prompts:
         return "none"
     return "classes" if isinstance(teacher, ClassTeacher) else "captions"
 
 
 def _check_cache(cache: Path, spec: LatentSpec) -> None:
-    """ValueError if a cache is another teacher's."""
+    """Raise a ValueError if the cache belongs to another teacher."""
     file = cache / "manifest.json"
     if not file.is_file():
         return
@@ -353,6 +355,6 @@ def _check_cache(cache: Path, spec: LatentSpec) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """One line; what the system says of a file without the file's name."""
+    """Return an error's reason in one line, without the name of the file."""
     said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return str(said).splitlines()[0]

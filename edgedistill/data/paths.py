@@ -1,11 +1,11 @@
-"""What the teacher's ODE makes of noise, kept at a grid of times: made once, drawn from often.
+"""Paths of the teacher's ODE from noise, kept at a grid of times: made once, drawn from often.
 
 FOLDER/manifest.json        the `PathSpec` and its digest, how many paths there are, its own sha256
 FOLDER/captions.json        captions, by index
 FOLDER/00000.safetensors    `path` (n, K + 1, ...) and `caption` (n,), the digest, the file's name
                             and its sha256 in its metadata
 
-A shard is decided by the spec and its number, so that a folder can be taken up again, and grow.
+A shard is determined by the spec and its number, so a folder can be continued and extended.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ __all__ = ["PathSpec", "Paths", "captions_of", "follow", "make_paths", "open_pat
 SCHEMA = 2
 
 MAX_CAPTIONS = 2**30
-"""Bytes of the largest captions.json."""
+"""Largest size of captions.json, in bytes."""
 
 FIXED = ("teacher", "weights", "guidance")
-"""What a run's paths must have in common with the run."""
+"""Fields of the spec that must be equal for a run and its paths."""
 
 
 @dataclass(frozen=True)
 class PathSpec:
-    """All that decides the paths, besides how many there are.
+    """Everything that decides the paths, except their number.
 
     Attributes:
-        teacher: Its name.
-        weights: sha256 of its parameters and buffers.
+        teacher: Name of the teacher.
+        weights: sha256 of the teacher's parameters and buffers.
         guidance: Guidance scale.
         solver: A key of `sampling.SOLVERS`.
-        steps: Its steps at the least; each interval of `times` is cut into equally many.
+        steps: Least number of solver steps; each interval of `times` is cut into equally many.
         times: Grid at which x is kept, decreasing to 0.
-        seed: Of the noise.
+        seed: Seed of the noise.
         captions: sha256 of the captions.
     """
 
@@ -70,11 +70,11 @@ class PathSpec:
 
     @property
     def digest(self) -> str:
-        """sha256 of all of it."""
+        """sha256 of all fields."""
         return _sha256(repr(sorted(asdict(self).items())))
 
     def difference(self, other: PathSpec, names: Sequence[str]) -> str:
-        """The first of `names` in which `other` differs, "guidance=2, not 3"; "" if none does."""
+        """Return the first of `names` in which `other` differs, as "guidance=2, not 3"; or ""."""
         for name in names:
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
@@ -92,7 +92,7 @@ def spec_of(
     times: Tensor,
     seed: int,
 ) -> PathSpec:
-    """The spec of a loaded teacher's paths."""
+    """Make the spec of a loaded teacher's paths."""
     kept = tuple(times.tolist())
     weights = _weights(teacher.denoiser.net)
     found = _sha256("\0".join(captions))
@@ -100,7 +100,7 @@ def spec_of(
 
 
 def captions_of(teacher: Teacher, prompts: str | None, caption: str = "caption") -> list[str]:
-    """Captions of paths: a prompt file's, else the teacher's own data's or classes, else ""."""
+    """Return a prompt file's captions, else those of the teacher's data or classes, else ""."""
     if prompts:
         return read_prompts(prompts, caption)
     own = teacher.source()
@@ -121,12 +121,12 @@ def follow(
     cond: Condition,
     solver: str,
 ) -> Tensor:
-    """Where the ODE is at each of `times`, (N, K + 1, ...), of standard normal noise (N, ...)."""
+    """Follow the ODE from noise (N, ...); return x at each of `times`, (N, K + 1, ...)."""
     grid = refine(denoise.schedule, times, -(-steps // (len(times) - 1)))
     kept, seen = times.tolist(), {}
 
     def look(x: Tensor, t: float) -> None:
-        # A solver that looks ahead asks at its next time twice, the second time at where it is.
+        # A two-stage solver asks at its next time twice; the later call has the final x.
         if t in kept:
             seen[t] = x
 
@@ -135,7 +135,7 @@ def follow(
 
 
 class _Watched:
-    """A teacher that shows x and t of each call before it answers."""
+    """A teacher that shows x and t of each call to a callback before it answers."""
 
     def __init__(self, denoise: Denoise, look: Callable[[Tensor, float], None]) -> None:
         self._denoise, self._look = denoise, look
@@ -163,20 +163,20 @@ def make_paths(
     say: Callable[[str], None],
     progress: Callable[[int], None],
 ) -> None:
-    """Write those of `count` paths that `folder` lacks.
+    """Write the paths, out of `count`, that `folder` lacks.
 
     Args:
-        folder: Theirs, made or taken up again.
-        teacher: Whose ODE is followed.
+        folder: Folder of the paths, new or continued.
+        teacher: Teacher whose ODE is followed.
         spec: As from `spec_of`.
-        captions: Path i has the i-th, over and over.
-        count: Paths there shall be; a folder that has more keeps them.
+        captions: Path i has caption i, repeated in turn.
+        count: Number of paths wanted; a folder that has more keeps them.
         say: Called with a line for each broken shard, which is made again.
-        progress: Called with the paths there are so far.
+        progress: Called with the number of paths made so far.
 
     Raises:
-        ValueError: If other paths are in the folder; names the difference.
-        FloatingPointError: If the teacher's are not finite.
+        ValueError: If the folder holds other paths; names the difference.
+        FloatingPointError: If the teacher's paths are not finite.
     """
     file = folder / "manifest.json"
     schema = SCHEMA
@@ -188,7 +188,7 @@ def make_paths(
         count = max(count, there)
     write_json(folder / "captions.json", {"captions": list(captions)})
     data = {"schema_version": schema, **asdict(spec), "digest": spec.digest, "samples": count}
-    # A folder of the first schema stays one, as its shards have no hashes.
+    # A folder of the first schema keeps it, since its shards have no hashes.
     write_json(file, data if schema == 1 else signed(data))
     rows = _rows(teacher.sample_shape)
     for number, start in enumerate(range(0, count, rows)):
@@ -208,7 +208,7 @@ def _make(
     rows = _rows(teacher.sample_shape)
     seed = np.random.SeedSequence([spec.seed, start // rows]).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(seed >> np.uint64(1)))
-    # All of a shard's noise, so that one that grows keeps its first paths.
+    # Draw all of a shard's noise, so that a shard that grows keeps its first paths.
     noise = torch.randn(rows, *teacher.sample_shape, generator=generator)[:size]
     caption = torch.arange(start, start + size) % len(captions)
     cond = teacher.encode([captions[i] for i in caption.tolist()])
@@ -225,7 +225,7 @@ def _make(
 
 
 def _fault(shard: Path, spec: PathSpec, shape: tuple[int, ...], *, hashed: bool) -> str:
-    """What is wrong with a shard, "" if nothing is."""
+    """Describe the fault of a shard, "" if there is none."""
     fault = fault_of(shard, "path", hashed=hashed)
     if fault:
         return fault
@@ -243,7 +243,7 @@ def _fault(shard: Path, spec: PathSpec, shape: tuple[int, ...], *, hashed: bool)
 
 
 def _rows(shape: tuple[int, ...]) -> int:
-    """Paths a shard, which is one batch of the teacher's."""
+    """Number of paths in a shard, which is one batch of the teacher's."""
     return max(1, min(1024, 2**20 // prod(shape)))
 
 
@@ -251,14 +251,14 @@ def _rows(shape: tuple[int, ...]) -> int:
 
 
 class Paths:
-    """Stored paths at a student's times. As a `Source` it gives their ends.
+    """Stored paths at a student's times; as a `Source` it gives their end points.
 
     Args:
         teacher: Encodes the captions.
-        shards: Path tensors (n, K + 1, ...), as many rows in each but the last.
-        caption: Caption of each path, (N,).
-        captions: By index.
-        columns: Which of the stored times are the student's.
+        shards: Path tensors (n, K + 1, ...), with equally many rows in each but the last.
+        caption: Index of each path's caption, (N,).
+        captions: Captions by index.
+        columns: Indices of the student's times among the stored ones.
     """
 
     def __init__(
@@ -275,7 +275,7 @@ class Paths:
     def draw_paths(
         self, count: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Paths (count, K + 1, ...) and their condition, drawn with replacement."""
+        """Draw paths (count, K + 1, ...) with replacement, and their condition."""
         index = self._index(count, generator)
         rows = len(self.shards[0])
         shard, row = index // rows, index % rows
@@ -287,27 +287,27 @@ class Paths:
         return path, self.teacher.encode([self.captions[i] for i in wanted])
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """x0 (count, ...) at the ends of paths."""
+        """Draw x0 (count, ...), the end points of paths."""
         path, cond = self.draw_paths(count, generator)
         return path[:, -1], cond
 
     def prompts(self, count: int, generator: torch.Generator) -> list[str]:
-        """Captions of what `draw` gives of a generator in the same state."""
+        """Return the captions of what `draw` gives for a generator in the same state."""
         return [self.captions[i] for i in self.caption[self._index(count, generator)].tolist()]
 
     def originals(self, count: int, generator: torch.Generator) -> None:
-        """None: the teacher made them."""
+        """Return None, since the teacher made the samples."""
 
     def _index(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randint(len(self.caption), (count,), generator=generator)
 
 
 def open_paths(folder: Path, teacher: Teacher, spec: PathSpec, times: Tensor) -> Paths:
-    """The paths in `folder` at `times`, among those they were kept at.
+    """Open the paths in `folder` at `times`, which must be among the stored times.
 
     Raises:
-        ValueError: One line, if they are another teacher's, of another guidance, lack one of the
-            times, or a shard is missing or broken.
+        ValueError: In one line, if the paths belong to another teacher or guidance scale, lack one
+            of the times, or a shard is missing or broken.
     """
     found, count, schema = _read(folder)
     if schema == 1:
@@ -341,7 +341,7 @@ def open_paths(folder: Path, teacher: Teacher, spec: PathSpec, times: Tensor) ->
 
 
 def _read(folder: Path) -> tuple[PathSpec, int, int]:
-    """PathSpec, number and schema of a folder's paths; ValueError names what is wrong with it."""
+    """Read PathSpec, number and schema of a folder's paths; ValueError names what is wrong."""
     file = folder / "manifest.json"
     data = read_json(file)
     version = data.get("schema_version")

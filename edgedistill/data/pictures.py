@@ -1,7 +1,7 @@
-"""A person's own pictures: found on disk, read one at a time, made into a teacher's x0.
+"""A user's own pictures: found on disk, read one at a time, and encoded to a teacher's x0.
 
 Folders in the layout of Hugging Face's imagefolder (`folders.py`) and webdataset shards
-(`tars.py`). What is found is decided by names; what is in a file shows when it is read.
+(`tars.py`). Files are found by their names; their content is only checked when they are read.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ __all__ = [
 ]
 
 Words = Literal["captions", "classes", "none"]
-"""What a teacher reads with a picture."""
+"""Kind of text that a teacher reads with a picture."""
 
 LARGEST = 256 * 2**20
-"""Bytes of the largest picture file that is read."""
+"""Largest size of a picture file that is read, in bytes."""
 
 _BESIDE = (".txt", ".caption")
-"""Ends of a caption's own file."""
+"""Endings of a caption's own file."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Record:
     """One picture.
 
     Attributes:
-        name: For messages.
-        read: -> (bytes of the file, caption); raises one of `FAULTS`. It can be called until the
-            next record is asked for.
+        name: Name for messages.
+        read: Function that returns (bytes of the file, caption) or raises one of `FAULTS`. It can
+            be called until the next record is requested.
     """
 
     name: str
@@ -64,17 +64,17 @@ class Record:
 
 @dataclass(frozen=True)
 class Listing:
-    """Files that hold pictures, by name; none has been opened.
+    """List of files that hold pictures; none has been opened.
 
     Attributes:
-        root: What names are relative to.
+        root: The folder that names are relative to.
         files: Pictures and tars, sorted.
-        texts: Captions by name, of the metadata.
-        key: Of the caption in a .json of a tar.
-        digest: sha256 of names, sizes, times of change and the key.
-        beside: Files of captions by name of the picture without its ending.
-        words: What a caption is.
-        notes: Lines on what does not match, or was passed over.
+        texts: Captions from the metadata, by name.
+        key: Key of the caption in a .json of a tar.
+        digest: sha256 of names, sizes, modification times and the key.
+        beside: Caption files by the path of the picture without its ending.
+        words: Kind of the captions.
+        notes: Lines about unmatched and skipped files.
     """
 
     root: Path
@@ -87,22 +87,22 @@ class Listing:
     notes: tuple[str, ...] = ()
 
     def records(self) -> Iterator[Record]:
-        """Every picture in order; a tar that breaks off ends in a record that cannot be read."""
+        """Yield every picture in order; a truncated tar ends in a record that cannot be read."""
         for file in self.files:
             yield from KINDS[file.suffix.lower()](self, file)
 
     def some(self, most: int) -> tuple[Iterator[Record], int]:
-        """`most` records as `some_of` chooses them, and how many there are in all."""
+        """Return `most` records as `some_of` chooses them, and the number of all."""
         total = sum(1 for _ in self.records())
         rows = set(some_of(total, most))
         return (record for i, record in enumerate(self.records()) if i in rows), total
 
     def name(self, file: Path) -> str:
-        """Of a file, relative to the root."""
+        """Return a file's name relative to the root."""
         return file.relative_to(self.root).as_posix()
 
     def caption(self, file: Path) -> str:
-        """Of a picture file: its own file's, else its row's, else its class or its name."""
+        """Return a picture's caption: its caption file, else its metadata, its class, its name."""
         beside = self.beside.get(file.with_suffix(""))
         if beside is not None:
             check_file(beside)
@@ -121,8 +121,8 @@ class Listing:
 def some_of(total: int, most: int) -> list[int]:
     """`most` of the numbers below `total`, or all of fewer, in order.
 
-    They are chosen at random, always in the same way: of pictures that are sorted by class they
-    are of all classes, as the first ones are not.
+    They are chosen at random, always in the same way, so that of pictures sorted by class they
+    cover all classes.
     """
     order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
     rows: list[int] = order[:most].sort().values.tolist()
@@ -130,16 +130,16 @@ def some_of(total: int, most: int) -> list[int]:
 
 
 def list_pictures(path: str | Path, key: str, words: Words = "captions") -> Listing:
-    """What pictures there are at `path`.
+    """List the pictures at `path`.
 
     Args:
         path: A folder, searched through, or a picture, or a .tar.
-        key: Of the caption in a .json of a tar, and in metadata.
-        words: What a caption is. Where they are classes, the folder's name counts for a picture
-            that has no other.
+        key: Key of the caption in a .json of a tar, and in metadata.
+        words: Kind of the captions. If they are classes, a picture without another caption takes
+            the name of its folder.
 
     Raises:
-        ValueError: If there is nothing, or the metadata is not what it should be.
+        ValueError: If there is no picture, or the metadata is malformed.
     """
     path = Path(path)
     folder = is_folder(path)
@@ -176,7 +176,7 @@ def _unread(root: Path, found: Found) -> list[str]:
 
 
 def _unmatched(listing: Listing, metadata: Metadata) -> Iterator[str]:
-    """Lines on rows without a picture, and on pictures whose caption is their file's name."""
+    """Yield lines about rows without a picture, and pictures captioned by their file name."""
     if listing.words == "none":
         return
     where = few([listing.name(file) for file in metadata.files])
@@ -239,14 +239,14 @@ KINDS: dict[str, Callable[[Listing, Path], Iterator[Record]]] = {
     **dict.fromkeys(PICTURES, _from_file),
     ".tar": _from_tar,
 }
-"""By ending, what is in a file."""
+"""Readers of picture files and tars by file ending."""
 
 
 class Codec:
-    """Pictures -> x0 of a teacher, by its autoencoder where it has one.
+    """Encoder of pictures to a teacher's x0, by its autoencoder where it has one.
 
     Raises:
-        ValueError: If x0 of the teacher is no picture nor the latent of one.
+        ValueError: If the teacher's x0 is neither a picture nor the latent of one.
     """
 
     def __init__(self, teacher: Teacher) -> None:
@@ -269,14 +269,14 @@ class Codec:
         self.shape = (config["in_channels"], ratio * height, ratio * width)
 
     def fingerprint(self) -> str:
-        """sha256 of the autoencoder's class, configuration and weights; "" without one."""
+        """Hash the autoencoder's class, configuration and weights by sha256; "" without one."""
         if self.autoencoder is None:
             return ""
-        # Names with "_" say where it was loaded from and by which version.
+        # Keys that start with "_" say where it was loaded from and by which version.
         config = {k: v for k, v in self.autoencoder.config.items() if not k.startswith("_")}
         words = f"{type(self.autoencoder).__name__} {json.dumps(config, sort_keys=True)}"
         digest = hashlib.sha256(words.encode())
-        if self.scaling.mean is not None:  # which was not read once
+        if self.scaling.mean is not None:  # the sha256 includes the mean only where one was given
             digest.update(json.dumps(self.scaling.describe()).encode())
         for name, value in sorted(self.autoencoder.state_dict().items()):
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
@@ -286,15 +286,15 @@ class Codec:
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
-        """uint8 (N, channels, height, width) -> x0 (N, ...) on the CPU.
+        """Encode pictures, uint8 (N, channels, height, width), to x0 (N, ...) on the CPU.
 
-        Of an autoencoder's posterior the mode is taken: nothing is random.
+        The mode of an autoencoder's posterior is taken, so nothing is random.
         """
         values = to_float(pictures)
         if self.autoencoder is None:
             return self.scaling.inverse(values)
         device = next(self.teacher.net.parameters()).device
-        home = next(self.autoencoder.parameters()).device  # elsewhere with train.offload
+        home = next(self.autoencoder.parameters()).device  # train.offload keeps it elsewhere
         try:
             self.autoencoder.to(device)
             found = self.autoencoder.encode(values.to(device), return_dict=False)[0]

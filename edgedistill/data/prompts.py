@@ -1,4 +1,4 @@
-"""Prompts: a text file, a table's column, or the captions of webdataset shards."""
+"""Prompts from a text file, a table's column, or the captions of webdataset shards."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from edgedistill.data.tars import read_samples
 __all__ = ["CAPTION", "read_prompts", "tell_weights"]
 
 _WEIGHT = re.compile(r"\([^()\n]+:\s*[-+]?\d*\.?\d+\s*\)|\(\([^()\n]+\)\)|<\w+:[^<>\n]+>")
-"""(word:1.2), ((word)), <lora:name:0.8>."""
+"""Pattern of weights in prompts: (word:1.2), ((word)), <lora:name:0.8>."""
 
 LARGEST = 2**29
-"""Characters of all prompts together."""
+"""Largest number of characters of all prompts together."""
 
 
 def read_prompts(path: str | Path, caption: str = CAPTION) -> list[str]:
-    """Prompts in their order, without empty ones.
+    """Read prompts in their order, without empty ones.
 
     Args:
         path: A table (.jsonl, .csv, .tsv, .parquet), a .json list, a .tar of webdataset, or a
-            folder of tables and tars in the order of names; any other file is UTF-8 text, a
-            prompt a line.
+            folder of tables and tars in the order of their names; any other file is UTF-8 text
+            with one prompt a line.
         caption: Column of a table; key of a .json in a tar. "caption" also stands for "text" and
             "prompt" where a table has no such column.
 
@@ -66,7 +66,7 @@ def read_prompts(path: str | Path, caption: str = CAPTION) -> list[str]:
 
 
 def tell_weights(prompts: Sequence[str], what: str = "") -> None:
-    """Say in one line if prompts have weights as some programs read them: here they are text."""
+    """Report in one line that prompts have weights, as in other programs; here they are text."""
     found = [match[0] for match in map(_WEIGHT.search, prompts) if match]
     if found:
         remark(
@@ -123,4 +123,4 @@ READERS: dict[str, Callable[[Path, str], Iterable[str]]] = {
     ".json": _list,
     ".tar": _captions,
 }
-"""By ending, (file, caption) -> prompts; other files are text."""
+"""Readers by file ending, (file, caption) -> prompts; other files are read as text."""

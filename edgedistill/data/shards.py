@@ -1,4 +1,4 @@
-"""Tensors on disk that runs share, with the sha256 of their file in its metadata."""
+"""Shards of tensors that runs share, with the sha256 of the file in its metadata."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgedistill.common.hashes import PIECE
 __all__ = ["fault_of", "write_shard"]
 
 HASH = "sha256"
-"""Key of the metadata: of the whole file, with zeros in the place of this hash."""
+"""Key of the hash in the metadata; it covers the whole file with zeros in place of the hash."""
 
 ZEROS = "0" * 64
 
@@ -26,9 +26,9 @@ ZEROS = "0" * 64
 def write_shard(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file whole or not at all, for all to read.
+    """Write a safetensors file whole or not at all, and make it readable for all.
 
-    Several runs may write the same one at once.
+    Several runs may write the same file at once.
     """
     with atomic_file(path) as made:
         save_file(tensors, made, metadata={**(metadata or {}), HASH: ZEROS})
@@ -40,11 +40,11 @@ def write_shard(
 
 
 def fault_of(path: Path, rows: str, *, hashed: bool) -> str:
-    """What is wrong with a shard, whoever it is for; "" if nothing is.
+    """Describe the fault of a shard, whoever it is for; "" if there is none.
 
     Args:
         path: The file.
-        rows: The tensor in it whose rows must be finite.
+        rows: Name of the tensor whose rows must be finite.
         hashed: Whether it must have a hash, which the first versions did not write.
     """
     if not path.is_file():
@@ -61,7 +61,7 @@ def fault_of(path: Path, rows: str, *, hashed: bool) -> str:
 
 
 def _sort(path: Path) -> None:
-    """Give the metadata an order of their own; safetensors' is another each time."""
+    """Write the metadata in sorted order; safetensors' own order varies."""
     with path.open("r+b") as file:
         old = file.read(int.from_bytes(file.read(8), "little"))
         header = json.loads(old)
@@ -73,7 +73,7 @@ def _sort(path: Path) -> None:
 
 
 def _sha256(path: Path, own: str) -> str:
-    """Of a file whose header says `own`, which counts as zeros; "" if it does not say so once."""
+    """Hash a file with zeros in place of its hash `own`; "" if `own` is not there just once."""
     place = _place(path, own)
     if not place:
         return ""
@@ -87,7 +87,7 @@ def _sha256(path: Path, own: str) -> str:
 
 
 def _place(path: Path, own: str) -> int:
-    """Where in a safetensors file its hash stands; 0 if it is not there just once."""
+    """Return the position of the hash in a safetensors file; 0 if it is not there just once."""
     with path.open("rb") as file:
         header = file.read(int.from_bytes(file.read(8), "little"))
     before = f'"{HASH}":"'.encode()

@@ -1,4 +1,4 @@
-"""Rows of a table on disk: jsonl, csv, tsv and parquet, as data sets' metadata is written."""
+"""Read rows of a table on disk: jsonl, csv, tsv and parquet, the usual metadata of data sets."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from edgedistill.common.text import check_file, parse_json, read_text, shown, sp
 __all__ = ["CAPTION", "TABLES", "column", "read_table", "spoken"]
 
 CAPTION = "caption"
-"""Column of captions, and key of a .json in a tar, unless told otherwise."""
+"""Default column of captions, and default key of a .json in a tar."""
 
 _USUAL = (CAPTION, "text", "prompt")
-"""Columns that are looked for where none was named."""
+"""Columns that are tried where none was named."""
 
 LARGEST_PARQUET = 64 * 2**30
-"""Bytes of the largest parquet file that is read, a piece at a time."""
+"""Largest size of a parquet file that is read, in bytes; it is read in pieces."""
 
 Row = Mapping[str, Any]
 
 
 def column(names: Collection[str], key: str, file: Path, others: Sequence[str] = _USUAL) -> str:
-    """The column of captions among `names`.
+    """Return the column of captions among `names`.
 
     Args:
         names: Columns of the table.
-        key: The one asked for; `CAPTION` stands for the usual ones.
-        file: For the message.
-        others: What is usual, best first.
+        key: The requested column; `CAPTION` stands for the usual ones.
+        file: The file, for the message.
+        others: Usual columns, best first.
 
     Raises:
-        ValueError: If there is none; names the columns.
+        ValueError: If there is no such column; names the columns.
     """
     for name in (key, *(others if key == CAPTION else ())):
         if name in names:
@@ -45,10 +45,10 @@ def column(names: Collection[str], key: str, file: Path, others: Sequence[str] =
 
 
 def spoken(value: object) -> str:
-    """A cell as a caption: text without its ends, a whole number in digits, "" for nothing.
+    """Return a cell as a caption: stripped text, an integer in digits, "" for an empty cell.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If the cell holds anything else.
     """
     if value is None:
         return ""
@@ -58,17 +58,17 @@ def spoken(value: object) -> str:
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if isinstance(value, float) and value != value:  # what pandas makes of nothing
+    if isinstance(value, float) and value != value:  # NaN, by which pandas marks empty cells
         return ""
     raise ValueError(f"text or a whole number expected, got {str(value)[:40]!r}")
 
 
 def read_table(file: Path) -> Iterator[tuple[int, Row]]:
-    """Line or row numbers from 1, and rows by column.
+    """Yield line or row numbers from 1, and rows by column.
 
     Raises:
-        ValueError: If it is not what its ending says; names file and line.
-        OSError: If it cannot be opened.
+        ValueError: If the file's content does not match its ending; names file and line.
+        OSError: If the file cannot be opened.
     """
     return TABLES[file.suffix.lower()](file)
 
@@ -86,7 +86,7 @@ def _jsonl(file: Path) -> Iterator[tuple[int, Row]]:
 def _separated(file: Path) -> Iterator[tuple[int, Row]]:
     text = read_text(file)
     head = (split_lines(text) or [""])[0]
-    # Spreadsheets write what the country writes between numbers.
+    # Spreadsheets write the separator of the user's country.
     separator = max("\t;," if file.suffix.lower() == ".tsv" else ",;\t", key=head.count)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
@@ -112,7 +112,7 @@ def _parquet(file: Path) -> Iterator[tuple[int, Row]]:
         if not names:
             raise ValueError(f"{shown(file)}: no column of text or numbers, but {fields}"[:300])
         number = 0
-        # A short file may stand for much text, row by row: few at a time.
+        # A short file may expand to much text, so a few rows are read at a time.
         for batch in found.iter_batches(batch_size=256, columns=names):
             for start in range(0, len(batch), 32):
                 for row in batch.slice(start, 32).to_pylist():
@@ -121,14 +121,14 @@ def _parquet(file: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _plain(kind: str) -> bool:
-    """Whether a column holds text or whole numbers: pictures may stand beside them."""
+    """Whether a column holds text or whole numbers; other columns may hold pictures."""
     kind = kind.removeprefix("dictionary<values=").split(",")[0]
     return any(word in kind for word in ("string", "int", "double", "float")) and "<" not in kind
 
 
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
-    """A ParquetFile; what pyarrow finds wrong inside the block is a ValueError."""
+    """Open a ParquetFile; pyarrow's errors inside the block become ValueErrors."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -151,4 +151,4 @@ TABLES: dict[str, Callable[[Path], Iterator[tuple[int, Row]]]] = {
     ".tsv": _separated,
     ".parquet": _parquet,
 }
-"""By ending, file -> rows."""
+"""Readers by file ending, file -> rows."""

@@ -1,8 +1,8 @@
-"""Samples of webdataset shards: files of a tar that follow one another under one name.
+"""Samples of webdataset shards: consecutive files of a tar that share a name.
 
 The format is that of github.com/webdataset/webdataset 1.0.2: a file's name ends at the first dot
 after the last slash, and what follows is its ending. A file without a name or an ending belongs to
-no sample and parts none, as `._0.png` of tars made on a Mac.
+no sample and does not split one, such as `._0.png` in tars made on a Mac.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgedistill.data.tables import spoken
 __all__ = ["MEMBER", "TarSample", "read_samples"]
 
 MEMBER = 256 * 2**20
-"""Bytes of the largest file in a tar that is read: a sparse one may claim any size."""
+"""Largest size of a tar member that is read, in bytes; a sparse one may claim any size."""
 
 _NAME = re.compile(r"((?:.*/|)[^./]+)[.]([^/]*)", re.S)
 _SPECIAL = re.compile(r"__[^/]*__(/|$)")
@@ -31,12 +31,12 @@ _SPECIAL = re.compile(r"__[^/]*__(/|$)")
 
 @dataclass(frozen=True)
 class TarSample:
-    """Files of one name, which can be read until the next sample is asked for.
+    """Files that share a name, readable until the next sample is requested.
 
     Attributes:
-        name: Theirs in the tar, without ending.
-        members: Function that reads the bytes, by ending (".jpg", lower case).
-        twice: Endings that came more than once, of which there is no telling which counts.
+        name: The files' name in the tar, without ending.
+        members: Functions that read the bytes, by ending (".jpg", lower case).
+        twice: Endings that occur more than once, which makes them ambiguous.
     """
 
     name: str
@@ -44,11 +44,11 @@ class TarSample:
     twice: tuple[str, ...] = field(default=())
 
     def ending(self, *endings: str) -> str | None:
-        """The ending that is one of these, or the only one that ends in one: ".seg.png" in ".png".
+        """Return the ending among these, or the only one ending in one, as ".seg.png" in ".png".
 
         Raises:
-            ValueError: If there are several of which none stands before the others, or the one
-                comes twice.
+            ValueError: If several end in one of these and none equals one, or the ending occurs
+                twice.
         """
         found = next((ending for ending in endings if ending in self.members), None)
         if found is None:
@@ -61,16 +61,16 @@ class TarSample:
         return found
 
     def caption(self, key: str, *, classes: bool = False) -> str:
-        """The text of .txt, else what .json holds under `key`; "" if there is neither.
+        """Return the text of .txt, else the value of .json under `key`; "" if there is neither.
 
         Args:
-            key: See above.
-            classes: Whether captions are classes: then a .cls counts before the others, and a
-                whole number under `key`.
+            key: Key in the .json.
+            classes: Whether captions are classes: then a .cls takes precedence, and a whole number
+                under `key` is allowed.
 
         Raises:
-            ValueError: If it is not UTF-8 or not JSON.
-            tarfile.TarError: If it cannot be read.
+            ValueError: If the text is not UTF-8 or not JSON.
+            tarfile.TarError: If the member cannot be read.
         """
         for kind, text in CAPTIONS[classes].items():
             ending = self.ending(kind)
@@ -101,17 +101,17 @@ CAPTIONS: dict[bool, dict[str, _Caption]] = {
     False: {".txt": _plain, ".json": _json},
     True: {".cls": _plain, ".txt": _plain, ".json": _class},
 }
-"""By whether they are classes and by ending, (bytes, key) -> caption; the first that is there and
-not empty counts."""
+"""Readers of captions, by whether these are classes and by ending, (bytes, key) -> caption. The
+first reader with a result that is not empty counts."""
 
 
 def read_samples(path: Path) -> Iterator[TarSample]:
-    """The samples of an uncompressed tar in their order; only headers are read.
+    """Read the samples of an uncompressed tar in order, and only their headers.
 
     Raises:
         OSError: If the file cannot be opened.
-        tarfile.TarError: Where the tar breaks off or a header is damaged. The sample before that
-            place is not given, since files of it may be missing.
+        tarfile.TarError: If the tar is truncated or a header is damaged. The sample before that
+            place is not given, since some of its files may be missing.
     """
     with path.open("rb") as file:
         _check_start(file.read(6))
@@ -126,7 +126,7 @@ def read_samples(path: Path) -> Iterator[TarSample]:
                     {ending: partial(_read, tar, member) for ending, member in files},
                     tuple(ending for ending, count in times.items() if count > 1),
                 )
-            # tarfile takes a damaged header beyond the first for the end.
+            # tarfile takes a damaged header after the first for the end of the tar.
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
@@ -134,7 +134,7 @@ def read_samples(path: Path) -> Iterator[TarSample]:
 
 @contextmanager
 def _sound() -> Iterator[None]:
-    """What else tarfile raises of damaged headers, as an error of its own."""
+    """Turn other errors that tarfile raises on damaged headers into its ReadError."""
     try:
         yield
     except (ValueError, LookupError, OverflowError, RecursionError) as error:
@@ -149,7 +149,7 @@ def _check_start(start: bytes) -> None:
 
 
 def _named(member: tarfile.TarInfo) -> tuple[str, str] | None:
-    """("folder/name", ".ending"); None for what belongs to no sample."""
+    """Return ("folder/name", ".ending"); None for a member of no sample."""
     found = _NAME.fullmatch(member.name) if member.isfile() else None
     if found is None or _SPECIAL.match(member.name) or "__MACOSX/" in member.name:
         return None

@@ -1,1 +1,1 @@
-"""The mathematics: schedules, predictions, solvers, step tables, losses."""
+"""The mathematics of diffusion: schedules, predictions, solvers, step tables, losses."""

@@ -1,4 +1,4 @@
-"""Functions that are the identity at the time they lead to, whatever the network says.
+"""Boundary conditions: functions that are the identity at their target time by construction.
 
 A consistency function leads from x_t to time 0: c_skip(t) x_t + c_out(t) x0, c_skip(0) = 1 and
 c_out(0) = 0. A flow map leads to any s: the DDIM step from t to s with the network's x0, which is
@@ -23,14 +23,15 @@ __all__ = ["boundary_of", "bounded", "landed", "lcm_boundary", "noise_boundary",
 def lcm_boundary(
     scaling: float, sigma_data: float = 0.5, schedule: Schedule | None = None
 ) -> Boundary:
-    """c_skip = s^2 / (T^2 + s^2), c_out = T / sqrt(T^2 + s^2), T = scaling k.
+    """Return LCM's c_skip = s^2 / (T^2 + s^2) and c_out = T / sqrt(T^2 + s^2), T = scaling k.
 
-    Luo et al. 2023 (arXiv 2310.04378), Sec. 3. A few timesteps above 0 it is x0 already.
+    Luo et al. 2023 (arXiv 2310.04378), Sec. 3. A few timesteps above 0 the result is almost x0.
 
     Args:
         scaling: Factor on the timestep k.
         sigma_data: Standard deviation s of the data.
-        schedule: Its network reads k, as in diffusers' LCMScheduler; without one k = 1000 t.
+        schedule: Schedule whose network time is k, as in diffusers' LCMScheduler; without one k =
+            1000 t.
     """
 
     def boundary(t: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,16 +46,17 @@ def lcm_boundary(
 
 
 def noise_boundary(schedule: Schedule, sigma_data: float = 0.5) -> Boundary:
-    """c_skip = s^2 / (r^2 + s^2) / alpha, c_out = r^2 / (r^2 + s^2), r = sigma / alpha.
+    """Return c_skip = s^2 / (r^2 + s^2) / alpha, c_out = r^2 / (r^2 + s^2), r = sigma / alpha.
 
-    For a network that gives x0, in whose place x_t / alpha is taken where there is no noise, by
-    the c_skip of the consistency models' network (Song et al. 2023, arXiv 2303.01469, Eq. 5).
+    This is for a network that predicts x0: where there is no noise, x_t / alpha replaces its
+    prediction, weighted by the c_skip of the consistency models' network (Song et al. 2023, arXiv
+    2303.01469, Eq. 5).
     """
 
     def boundary(t: Tensor) -> tuple[Tensor, Tensor]:
         t = t.double()
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        # Multiplied out by alpha^2, for schedules whose signal ends at 0.
+        # Both are multiplied by alpha^2, for schedules whose signal ends at 0.
         total = sigma.square() + (sigma_data * alpha).square()
         return alpha * sigma_data**2 / total, sigma.square() / total
 
@@ -62,27 +64,30 @@ def noise_boundary(schedule: Schedule, sigma_data: float = 0.5) -> Boundary:
 
 
 def plain(t: Tensor) -> tuple[Tensor, Tensor]:
-    """c_skip = 0, c_out = 1: x0 from v, eps or flow is x_t by itself where sigma is 0."""
+    """Return c_skip = 0 and c_out = 1: x0 from v, eps or flow equals x_t where sigma is 0."""
     return torch.zeros_like(t, dtype=torch.float64), torch.ones_like(t, dtype=torch.float64)
 
 
 def boundary_of(denoiser: Denoiser, sigma_data: float) -> Boundary:
-    """What makes a denoiser's x0 a consistency function; `sigma_data` is that of the data."""
+    """Return the boundary that makes a denoiser's x0 a consistency function.
+
+    `sigma_data` is the standard deviation of the data.
+    """
     if denoiser.prediction is not Prediction.X0:
         return plain
     return noise_boundary(denoiser.schedule, sigma_data)
 
 
 def bounded(boundary: Boundary, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-    """The consistency function's value from a network's x0, (N, ...)."""
+    """Return the consistency function's value from a network's x0, (N, ...)."""
     skip, out = (expand_like(factor, x_t).to(x_t) for factor in boundary(t))
     value: Tensor = skip * x_t + out * x0
     return torch.where(expand_like(t == 0, x_t), x_t, value)
 
 
 def landed(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """The flow map's value from a network's x0: the DDIM step, and x_t where s == t, 0 too."""
+    """Return the flow map's value from a network's x0: the DDIM step, or x_t where s == t."""
     stays = t == s
-    # Where nothing moves, no step from time 0 is taken: its gradient would not be a number.
+    # Where s == t, take the step from time 1: from time 0 its gradient would be NaN.
     moved = ddim_step(schedule, x_t, x0, torch.where(stays, 1.0, t), s)
     return torch.where(expand_like(stays, x_t), x_t, moved)

@@ -1,6 +1,6 @@
-"""A network with its schedule and prediction: x_t, t, condition -> x0.
+"""A denoiser: a network with its schedule and prediction, x_t, t, condition -> x0.
 
-The only place that casts or broadcasts time.
+This is the only module that casts or broadcasts time.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ Condition = Mapping[str, Tensor]
 
 
 def take(cond: Condition, index: Tensor | slice) -> dict[str, Tensor]:
-    """Rows of a condition."""
+    """Select rows of a condition."""
     return {name: value[index] for name, value in cond.items()}
 
 
 def cat(*conds: Condition) -> dict[str, Tensor]:
-    """Conditions one after another along the batch."""
+    """Concatenate conditions along the batch."""
     return {name: torch.cat([cond[name] for cond in conds]) for name in conds[0]}
 
 
 def expand(cond: Condition, count: int) -> dict[str, Tensor]:
-    """A condition of one row, repeated `count` times without copying."""
+    """Repeat a condition of one row `count` times without copying."""
     return {name: value.expand(count, *value.shape[1:]) for name, value in cond.items()}
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What a teacher's scheduler does to its estimate of x0: clip it, or threshold it.
+    """The bound that a teacher's scheduler puts on its estimate of x0: clipping or thresholding.
 
-    Dynamic thresholding is Saharia et al. 2022, "Imagen" (arXiv 2205.11487), Sec. 2.3, as in
-    diffusers: each sample is clipped at a quantile of its absolute values, which lies between 1
+    Dynamic thresholding is that of Saharia et al. 2022, "Imagen" (arXiv 2205.11487), Sec. 2.3, as
+    in diffusers: each sample is clipped at a quantile of its absolute values, which lies between 1
     and `limit`, and divided by it.
 
     Attributes:
         limit: The largest absolute value of x0; with a quantile, the largest threshold.
         quantile: The quantile of dynamic thresholding in (0, 1]; None clips at `limit`.
-        keeps_eps: Whether a DDIM step uses the network's own noise beside the bounded x0, as
-            diffusers' DDIM does, in place of the noise that x_t and the bounded x0 imply.
+        keeps_eps: Whether a DDIM step uses the network's own noise with the bounded x0, as
+            diffusers' DDIM does, instead of the noise that x_t and the bounded x0 imply.
         below: Signal level alpha below which x0 is bounded; by default everywhere.
     """
 
@@ -60,7 +60,7 @@ class Bound:
     below: float = math.inf
 
     def __call__(self, x0: Tensor) -> Tensor:
-        """Bounded x0, shaped (N, ...) as given."""
+        """Bound x0, (N, ...); the shape stays."""
         if self.quantile is None:
             return x0.clamp(-self.limit, self.limit)
         sizes = x0.abs().flatten(1).float()
@@ -70,7 +70,7 @@ class Bound:
 
 
 def bounded(bound: Bound | None, schedule: Schedule, x0: Tensor, t: Tensor) -> Tensor:
-    """An estimate of x0 (N, ...) at t, (N,) or a scalar, with its bound, if there is one."""
+    """Apply a bound, if there is one, to an estimate of x0 (N, ...) at t, (N,) or a scalar."""
     if bound is None:
         return x0
     if bound.below == math.inf:
@@ -80,13 +80,13 @@ def bounded(bound: Bound | None, schedule: Schedule, x0: Tensor, t: Tensor) -> T
 
 
 class Denoiser(nn.Module):
-    """`net(scale * x_t, net_time, **cond)` turned into an estimate of x0.
+    """A network, called as `net(scale * x_t, net_time, **cond)`, whose output is turned into x0.
 
     Args:
         net: Called as net(x, time, **cond) with x (N, ...) and float32 time (N,).
         schedule: alpha and sigma of the data the network was trained on.
-        prediction: What the network predicts.
-        bound: What is done to its estimate of x0; only teachers have one.
+        prediction: Prediction type of the network.
+        bound: Bound on its estimate of x0; only teachers have one.
     """
 
     def __init__(
@@ -103,23 +103,23 @@ class Denoiser(nn.Module):
         self.bound = bound
 
     def with_bound(self, bound: Bound | None) -> Denoiser:
-        """The same network with another bound."""
+        """Return a denoiser of the same network with another bound."""
         return Denoiser(self.net, self.schedule, self.prediction, bound)
 
     def with_net(self, net: nn.Module) -> Denoiser:
-        """The same schedule and prediction around another network, whose x0 has no bound."""
+        """Return a denoiser of another network, same schedule and prediction, without a bound."""
         return Denoiser(net, self.schedule, self.prediction)
 
     def output(
         self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
     ) -> Tensor:
-        """Raw network output in x_t's dtype.
+        """Return the raw network output in x_t's dtype.
 
         Args:
             x_t: Noisy data (N, ...).
-            t: (N,) or a scalar in [0, 1].
+            t: Times in [0, 1], (N,) or a scalar.
             cond: Condition of N rows.
-            net_time: What the network reads in place of the schedule's time, (N,) or a scalar.
+            net_time: Time for the network in place of the schedule's, (N,) or a scalar.
         """
         t = t.double().expand(len(x_t))
         scale = expand_like(self.schedule.input_scale(t), x_t).to(x_t)
@@ -131,7 +131,7 @@ class Denoiser(nn.Module):
     def forward(
         self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
     ) -> Tensor:
-        """Estimate of x0, shaped as x_t; the arguments are those of `output`."""
+        """Return the estimate of x0, shaped as x_t; the arguments are those of `output`."""
         return self.bounded(self.x0_of(self.output(x_t, t, cond, net_time), x_t, t), t)
 
     def x0_of(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -147,23 +147,23 @@ class Denoiser(nn.Module):
         return linear.x * x_t + linear.y * output
 
     def bounded(self, x0: Tensor, t: Tensor) -> Tensor:
-        """An estimate of x0 at t with the bound, if there is one."""
+        """Return an estimate of x0 at t with the bound applied, if there is one."""
         return bounded(self.bound, self.schedule, x0, t)
 
     def x0_and_eps(
         self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The bounded estimate of x0, and the network's own eps, each shaped as x_t."""
+        """Return the bounded estimate of x0, and the network's own eps, each shaped as x_t."""
         output = self.output(x_t, t, cond, net_time)
         return self.bounded(self.x0_of(output, x_t, t), t), self.eps_of(output, x_t, t)
 
     def noised(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x_t = alpha x0 + sigma eps."""
+        """Return x_t = alpha x0 + sigma eps."""
         alpha, sigma = self.schedule.at(t.double().expand(len(x0)), like=x0)
         return alpha * x0 + sigma * eps
 
     def target(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """What the network should output at x_t = noised(x0, t, eps)."""
+        """Return the training target, the wanted network output at x_t = noised(x0, t, eps)."""
         alpha, sigma = self.schedule.at(t.double().expand(len(x0)), like=x0)
         return self.prediction.combine(x0, eps, alpha, sigma)
 
@@ -192,31 +192,31 @@ class Guided(nn.Module):
         return self.denoiser.schedule
 
     def with_bound(self, bound: Bound | None) -> Guided:
-        """The same network with another bound."""
+        """Return the guided network with another bound."""
         return Guided(self.denoiser.with_bound(bound), self.null, self.scale)
 
     @property
     def bound(self) -> Bound | None:
-        """The bound of the network inside, which the guided x0 has."""
+        """The bound of the network inside, which is applied to the guided x0."""
         return self.denoiser.bound
 
     def forward(
         self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
     ) -> Tensor:
-        """Guided estimate of x0, shaped as x_t."""
+        """Return the guided estimate of x0, shaped as x_t."""
         if self.scale == 1 or not cond:
             result: Tensor = self.denoiser(x_t, t, cond, net_time)
             return result
         return self.bounded(torch.lerp(*self.both(x_t, t, cond, net_time), self.scale), t)
 
     def bounded(self, x0: Tensor, t: Tensor) -> Tensor:
-        """An estimate of x0 at t with the bound, if there is one."""
+        """Return an estimate of x0 at t with the bound applied, if there is one."""
         return self.denoiser.bounded(x0, t)
 
     def x0_and_eps(
         self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The bounded guided x0, and the guided eps, each shaped as x_t."""
+        """Return the bounded guided x0, and the guided eps, each shaped as x_t."""
         if self.scale == 1 or not cond:
             return self.denoiser.x0_and_eps(x_t, t, cond, net_time)
         output = torch.lerp(*self._outputs(x_t, t, cond, net_time), self.scale)
@@ -226,7 +226,7 @@ class Guided(nn.Module):
     def both(
         self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """x0 of the null condition and of `cond`, without the bound."""
+        """Return x0 of the null condition and of `cond`, without the bound."""
         null, wanted = self._outputs(x_t, t, cond, net_time)
         return self.denoiser.x0_of(null, x_t, t), self.denoiser.x0_of(wanted, x_t, t)
 
@@ -243,7 +243,7 @@ class Guided(nn.Module):
 
 
 class Denoise(Protocol):
-    """What a solver asks of a teacher: a `Denoiser`, or a `Guided` one."""
+    """Interface of a solver's teacher: a `Denoiser`, or a `Guided` one."""
 
     @property
     def schedule(self) -> Schedule: ...

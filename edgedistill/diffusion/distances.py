@@ -1,4 +1,4 @@
-"""How far two predictions are apart: one number a sample, so that a method can weight them."""
+"""Distances of two predictions: one number a sample, so that a method can weight them."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ KINDS = "^(l2|l1|pseudo-huber|vector-huber|features)$"
 
 
 class Distance(Settings):
-    """A distance and its constant.
+    """Settings of a distance: its kind and its constant.
 
     `l2`: mean square. `l1`: mean absolute. `pseudo-huber`: mean of sqrt(d^2 + c^2) - c by element
     (as LCM's). `vector-huber`: sqrt(|d|^2 + c^2) - c of the whole sample with c times the root of
-    its size (Song & Dhariwal 2023, arXiv 2310.14189, Eq. 4 and Sec. 3.3). `features`: LPIPS' in a
-    network with random weights, of pictures or latents (N, C, H, W); see `Pyramid`.
+    its size (Song & Dhariwal 2023, arXiv 2310.14189, Eq. 4 and Sec. 3.3). `features`: LPIPS with
+    random weights, of pictures or latents (N, C, H, W); see `Pyramid`.
     """
 
     kind: str = Field("l2", pattern=KINDS)
     c: float = Field(1e-3, gt=0)
-    """Above 0: at 0 there is no gradient where both agree."""
+    """The constant, above 0: at 0 equal values have no gradient."""
 
 
 class Ensemble(Distance):
-    """A distance of pictures or latents, (N, C, H, W), as random augmentations see them."""
+    """Settings of a distance of pictures or latents, (N, C, H, W), under random augmentations."""
 
     kind: str = Field("features", pattern=KINDS)
     ensemble: int | None = Field(None, ge=0)
-    """Augmentations of each pair over which the distance is averaged; 0 leaves both as they are.
-    None is 1 for `features`, and 0 for others, to which no augmentation is of use."""
+    """Augmentations of each pair over which the distance is averaged; 0 augments nothing. None is
+    1 for `features`, and 0 for other distances, which gain nothing from augmentation."""
 
     @property
     def draws(self) -> int:
-        """How many augmentations."""
+        """Number of augmentations."""
         return int(self.kind == "features") if self.ensemble is None else self.ensemble
 
 
@@ -79,18 +79,18 @@ DISTANCES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "pseudo-huber": _pseudo_huber,
     "vector-huber": _vector_huber,
 }
-"""(difference (N, size), c) -> (N,)."""
+"""Distances by name, (difference (N, size), c) -> (N,)."""
 
 
 class Pyramid(nn.Module):
-    """Features at ever coarser scales, of convolutions whose weights are drawn once and for all.
+    """Features at ever coarser scales from convolutions with fixed random weights.
 
-    A network that was never trained still tells distortions apart as people do, better than the
-    pixels (Zhang et al. 2018, arXiv 1801.03924, Fig. 4), needs no weights of others, and takes
-    latents with any number of channels.
+    An untrained network still ranks distortions as people do, and better than pixels (Zhang et al.
+    2018, arXiv 1801.03924, Fig. 4). It needs no published weights and takes latents with any
+    number of channels.
 
     Args:
-        channels: Of the input.
+        channels: Channels of the input.
     """
 
     WIDTHS = (32, 64, 128, 128)
@@ -107,7 +107,7 @@ class Pyramid(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Of x (N, C, H, W), from fine to coarse."""
+        """Return the features of x (N, C, H, W), from fine to coarse."""
         found = []
         for layer in self.layers:
             x = nn.functional.relu(layer(x))
@@ -117,15 +117,15 @@ class Pyramid(nn.Module):
 
 @functools.cache
 def _pyramid(channels: int, device: torch.device, dtype: torch.dtype) -> Pyramid:
-    with torch.random.fork_rng(devices=[]):  # constructors draw weights, which are drawn over
+    with torch.random.fork_rng(devices=[]):  # constructors draw weights that are replaced below
         return Pyramid(channels).to(device, dtype)
 
 
 def feature_distance(a: Tensor, b: Tensor) -> Tensor:
-    """LPIPS (Zhang et al. 2018, Eq. 1) without its learnt weights, in a `Pyramid`, (N,).
+    """Return LPIPS (Zhang et al. 2018, Eq. 1) without its learnt weights, in a `Pyramid`, (N,).
 
-    The mean over layers of the mean over places of |u - v|^2, u and v being the features there,
-    each of length 1.
+    It is the mean over layers and positions of |u - v|^2, where u and v are the features there,
+    normalised to length 1.
 
     Raises:
         ValueError: Unless a and b are (N, C, H, W).
@@ -145,7 +145,7 @@ def feature_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def distance(config: Distance, a: Tensor, b: Tensor) -> Tensor:
-    """Distances of a and b, (N, ...) each, in float32 or better: (N,)."""
+    """Return distances of a and b, (N, ...) each, in float32 or better: (N,)."""
     if a.dtype.itemsize < 4:
         a, b = a.float(), b.float()
     if config.kind == "features":
@@ -154,15 +154,16 @@ def distance(config: Distance, a: Tensor, b: Tensor) -> Tensor:
 
 
 def augmented(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Each of (N, C, H, W) mirrored, scaled, stretched, turned and moved at random, with a hole.
+    """Flip, scale, stretch, rotate and shift each of (N, C, H, W) at random, and cut a hole.
 
-    Linear in the picture. All of it in every draw, and as far as in ADA (Karras et al. 2020, arXiv
-    2006.06676, App. B): sizes by 2^(n / 5), n standard normal, in both directions and in one
-    against the other; any angle; shifts of an eighth of the picture times n; what comes in from
-    outside is reflected. The hole is a square of half the picture's side, centred anywhere.
+    The map is linear in the picture. Every draw applies all of it, as strongly as ADA (Karras et
+    al. 2020, arXiv 2006.06676, App. B): sizes by 2^(n / 5), n standard normal, for both directions
+    together and for one against the other; any angle; shifts of an eighth of the picture times n;
+    pixels from outside are reflected. The hole is a square of half the picture's side, centred
+    anywhere.
 
     Args:
-        pictures: On any device.
+        pictures: Pictures on any device.
         generator: CPU randomness.
     """
     count, _, height, width = pictures.shape
@@ -171,7 +172,7 @@ def augmented(pictures: Tensor, generator: torch.Generator) -> Tensor:
     mirror, angle = torch.where(even[0] < 0.5, -1.0, 1.0), 2 * math.pi * even[1]
     across, down = 1 / (size * stretch), stretch / size
     cos, sin, aspect = angle.cos(), angle.sin(), height / width
-    # From places of the result to places of the picture, both from -1 to 1.
+    # A map from positions in the result to positions in the picture, both from -1 to 1.
     right = torch.stack([mirror * across * cos, mirror * across * sin * aspect, normal[2] / 4], 1)
     below = torch.stack([-down * sin / aspect, down * cos, normal[3] / 4], 1)
     places = torch.stack([right, below], 1).to(pictures)
@@ -188,20 +189,20 @@ def augmented(pictures: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def ensembled(config: Ensemble, a: Tensor, b: Tensor, generator: torch.Generator) -> Tensor:
-    """The mean of distances of T a and T b over random augmentations T, (N,).
+    """Return the mean distance of T a and T b over random augmentations T, (N,).
 
-    E-LatentLPIPS (Kang et al. 2024, arXiv 2405.05967, Sec. 3.2) where the distance is that of
-    `features`: what its network cannot tell apart from one view, it can from others. Each pair has
-    augmentations of its own, the same for both.
+    With `features` this is E-LatentLPIPS (Kang et al. 2024, arXiv 2405.05967, Sec. 3.2):
+    differences that the network misses in one view show in others. Each pair has augmentations of
+    its own, the same for both.
 
     Args:
-        config: The distance, and how many augmentations.
-        a: (N, ...).
-        b: What they are held against, (N, ...).
+        config: The distance, and the number of augmentations.
+        a: First samples, (N, ...).
+        b: Samples to compare with, (N, ...).
         generator: CPU randomness.
 
     Raises:
-        ValueError: If an ensemble is asked for of what is no picture.
+        ValueError: If an ensemble is requested for samples that are not pictures.
     """
     if a.ndim != 4 and config.ensemble:
         raise ValueError(
@@ -219,11 +220,11 @@ def ensembled(config: Ensemble, a: Tensor, b: Tensor, generator: torch.Generator
 
 @torch.no_grad()
 def drift(x0: Tensor, data: Tensor) -> dict[str, Tensor]:
-    """Figures that tell where a student's samples go from data, both (N, ...); scalars.
+    """Return figures that show how a student's samples drift from data, both (N, ...); scalars.
 
-    `mean_drift` is the root mean square distance of the two means, over what it is by chance
-    between two draws of the data, sqrt(2 / N) of its standard deviation; `std_ratio` the samples'
-    standard deviation over the data's.
+    `mean_drift` is the root mean square distance of the two means, divided by its expected value
+    between two draws of the data, sqrt(2 / N) times the data's standard deviation; `std_ratio` is
+    the samples' standard deviation over the data's.
     """
     apart = (x0.mean(0) - data.mean(0)).square().mean().sqrt()
     std = data.std()

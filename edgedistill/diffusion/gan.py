@@ -1,6 +1,6 @@
 """Adversarial losses by name, for both sides, and the gradient penalty R1.
 
-Logits are (N, K), of K heads, or (N, 1); losses are means over all of them.
+Logits are (N, K) for K heads, or (N, 1); losses are means over all of them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["GAMES", "Game", "accuracy", "r1", "r1_by_difference"]
 
 @dataclass(frozen=True)
 class Game:
-    """What both sides of an adversarial loss minimise.
+    """An adversarial loss: the losses of discriminator and generator.
 
     Attributes:
         discriminator: (real logits, fake logits) -> scalar.
         generator: (real logits, fake logits) -> scalar.
-        relative: Whether the generator's depends on the real ones.
+        relative: Whether the generator's loss depends on the real logits.
     """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
@@ -53,13 +53,13 @@ GAMES: dict[str, Game] = {
 
 
 def r1(logits: Tensor, x: Tensor) -> Tensor:
-    """Half the mean squared length of the logits' gradient in x, a scalar with a gradient.
+    """Return half the mean squared norm of the logits' gradient in x, a scalar with a gradient.
 
     Mescheder et al. 2018, "Which Training Methods for GANs do actually Converge?" (arXiv
-    1801.04406), by differentiating twice.
+    1801.04406), computed by differentiating twice.
 
     Args:
-        logits: (N, K) of x; the gradient is that of their mean over K.
+        logits: Logits of x, (N, K); the gradient is that of their mean over K.
         x: Real samples (N, ...), with requires_grad.
     """
     (gradient,) = torch.autograd.grad(logits.float().mean(1).sum(), x, create_graph=True)
@@ -67,15 +67,15 @@ def r1(logits: Tensor, x: Tensor) -> Tensor:
 
 
 def r1_by_difference(logits: Tensor, moved: Tensor, step: float) -> Tensor:
-    """The same from the logits of x and of x + step n, n standard normal; no second derivative.
+    """Estimate `r1` from the logits of x and of x + step n, n standard normal.
 
-    Lin et al. 2025, "Diffusion Adversarial Post-Training" (arXiv 2501.08316), divided by
-    2 step^2, so that it tends to `r1` in the mean as the step vanishes.
+    Lin et al. 2025, "Diffusion Adversarial Post-Training" (arXiv 2501.08316), divided by 2 step^2,
+    so that its mean tends to `r1` as the step vanishes. No second derivative is needed.
     """
     apart = (moved.float() - logits.float()).mean(1) / step
     return 0.5 * apart.square().mean()
 
 
 def accuracy(real: Tensor, fake: Tensor) -> Tensor:
-    """Share of rows and heads in which the real sample has the larger logit; 0.5 is a guess."""
+    """Return the share of rows and heads whose real sample has the larger logit; 0.5 is chance."""
     return (real > fake).float().mean()

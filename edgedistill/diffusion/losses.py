@@ -9,7 +9,7 @@ __all__ = ["gan_discriminator", "gan_generator", "gan_relative", "matching_gradi
 
 
 def matching_gradient(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
-    """Direction in which x0 leaves the student's distribution for the teacher's, (N, ...).
+    """Return the direction (N, ...) that moves x0's distribution towards the teacher's.
 
     (fake - real) / mean|x0 - real| per sample (DMD, Yin et al. 2023, arXiv 2311.18828, Eq. 7-8),
     where real and fake are the x0-predictions of teacher and fake_score on the same x_t. The
@@ -21,25 +21,25 @@ def matching_gradient(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
 
 
 def toward(x0: Tensor, gradient: Tensor) -> Tensor:
-    """A loss whose gradient in x0 is `gradient` / N per sample element-sum (DMD2, Alg. 1)."""
+    """Return a loss whose gradient in x0 is `gradient` / its number of elements (DMD2, Alg. 1)."""
     target = (x0 - gradient).detach()
     return 0.5 * F.mse_loss(x0.float(), target.float())
 
 
 def gan_generator(fake_logits: Tensor) -> Tensor:
-    """Non-saturating generator loss, softplus(-D(fake)) (Goodfellow et al. 2014)."""
+    """Return the non-saturating generator loss, softplus(-D(fake)) (Goodfellow et al. 2014)."""
     return F.softplus(-fake_logits.float()).mean()
 
 
 def gan_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Non-saturating discriminator loss, softplus(D(fake)) + softplus(-D(real))."""
+    """Return the non-saturating discriminator loss, softplus(D(fake)) + softplus(-D(real))."""
     return F.softplus(fake_logits.float()).mean() + F.softplus(-real_logits.float()).mean()
 
 
 def gan_relative(wanted_logits: Tensor, other_logits: Tensor) -> Tensor:
-    """Relativistic pairing loss, softplus(D(other) - D(wanted)), of logits paired by row.
+    """Return the relativistic loss softplus(D(other) - D(wanted)) of logits paired by row.
 
-    The discriminator wants the real ones, the generator its own (Huang et al. 2025, "The GAN is
-    dead; long live the GAN!", arXiv 2501.05441).
+    The discriminator passes the real logits as wanted, the generator its own (Huang et al. 2025,
+    "The GAN is dead; long live the GAN!", arXiv 2501.05441).
     """
     return F.softplus(other_logits.float() - wanted_logits.float()).mean()

@@ -1,4 +1,4 @@
-"""What a network predicts: x0, eps, v or flow, as one linear table read in both directions.
+"""Types of network predictions, x0, eps, v or flow, and linear conversions between them.
 
 Every prediction is y = p x0 + q eps. Together with x_t = alpha x0 + sigma eps this is a 2x2
 linear system, so x0 and eps are linear in (x_t, y) and any prediction turns into any other.
@@ -17,25 +17,25 @@ __all__ = ["Linear2", "Prediction", "to_eps", "to_x0"]
 
 
 class Linear2(NamedTuple):
-    """The map (x_t, y) -> x * x_t + y * y, coefficients broadcastable to the data."""
+    """The linear map (x_t, y) -> x * x_t + y * y, with coefficients broadcastable to the data."""
 
     x: Tensor
     y: Tensor
 
 
 class Prediction(str, Enum):
-    """Kinds of network output, with alpha and sigma of the schedule at the network's time."""
+    """Kinds of network output; alpha and sigma are the schedule's at the network's time."""
 
     X0 = "x0"
     EPS = "eps"
     V = "v"
-    """alpha eps - sigma x0 (Salimans & Ho 2022, arXiv 2202.00512, App. D)."""
+    """The velocity alpha eps - sigma x0 (Salimans & Ho 2022, arXiv 2202.00512, App. D)."""
     FLOW = "flow"
-    """eps - x0 (rectified flow)."""
+    """The flow eps - x0 (rectified flow)."""
 
     @classmethod
     def parse(cls, name: str) -> Prediction:
-        """The prediction called `name`; ValueError names the choices."""
+        """Return the prediction called `name`; ValueError names the choices."""
         try:
             return cls(name)
         except ValueError:
@@ -43,13 +43,13 @@ class Prediction(str, Enum):
             raise ValueError(f"unknown prediction {name!r}; choose from {choices}") from None
 
     def combine(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The network output that stands for (x0, eps): the training target."""
+        """Return the network output that stands for (x0, eps), which is the training target."""
         p, q = _mixture(self, alpha, sigma)
         return p * x0 + q * eps
 
 
 def _mixture(kind: Prediction, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """(p, q) with y = p x0 + q eps."""
+    """Return (p, q) with y = p x0 + q eps."""
     return _MIXTURES[kind](alpha, sigma)
 
 
@@ -62,14 +62,14 @@ _MIXTURES: dict[Prediction, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] =
 
 
 def to_x0(kind: Prediction, alpha: Tensor, sigma: Tensor) -> Linear2:
-    """Coefficients of x0 in (x_t, y). Infinite for EPS at alpha = 0, where x_t holds no x0."""
+    """Return the coefficients of x0 in (x_t, y); infinite for EPS at alpha = 0 (x_t is noise)."""
     p, q = _mixture(kind, alpha, sigma)
     determinant = alpha * q - sigma * p
     return Linear2(q / determinant, -sigma / determinant)
 
 
 def to_eps(kind: Prediction, alpha: Tensor, sigma: Tensor) -> Linear2:
-    """Coefficients of eps in (x_t, y). Infinite for X0 at sigma = 0, where x_t holds no noise."""
+    """Return the coefficients of eps in (x_t, y); infinite for X0 at sigma = 0 (x_t is clean)."""
     p, q = _mixture(kind, alpha, sigma)
     determinant = alpha * q - sigma * p
     return Linear2(-p / determinant, alpha / determinant)

@@ -43,16 +43,16 @@ class Schedule(ABC):
 
     @abstractmethod
     def time_of(self, log_snr: Tensor) -> Tensor:
-        """The t at which log(alpha^2 / sigma^2) equals `log_snr`."""
+        """Return the t at which log(alpha^2 / sigma^2) equals `log_snr`."""
 
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) at t of shape (N,), shaped and cast to multiply `like` (N, ...)."""
+        """Return (alpha, sigma) at t (N,), shaped and cast to multiply `like` (N, ...)."""
         t = t.double()
         alpha, sigma = self.alpha(t), self.sigma(t)
         return expand_like(alpha, like).to(like), expand_like(sigma, like).to(like)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """log(alpha^2 / sigma^2) at t."""
+        """Return log(alpha^2 / sigma^2) at t."""
         t = t.double()
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
@@ -61,7 +61,7 @@ class Schedule(ABC):
         return t
 
     def time_of_net_time(self, net_time: Tensor) -> Tensor:
-        """The t at which the network reads `net_time`: the inverse of `net_time`."""
+        """Return the t at which the network reads `net_time`: the inverse of `net_time`."""
         return net_time.double()
 
     def input_scale(self, t: Tensor) -> Tensor:
@@ -69,15 +69,15 @@ class Schedule(ABC):
         return torch.ones_like(t, dtype=torch.float64)
 
     def snap(self, t: Tensor) -> Tensor:
-        """The nearest time the network was trained at (all of them, unless time is discrete)."""
+        """Return the nearest time the network was trained at; t itself if time is continuous."""
         return t
 
     def parameters(self) -> dict[str, Any]:
-        """Constructor arguments, JSON-ready."""
+        """Return the constructor arguments, JSON-ready."""
         return {}
 
     def to_json(self) -> dict[str, Any]:
-        """{"name": ..., **parameters}, read back by `schedule_from_json`."""
+        """Return {"name": ..., **parameters}, which `schedule_from_json` reads back."""
         return {"name": self.name, **self.parameters()}
 
 
@@ -86,7 +86,7 @@ class Angular(Schedule):
 
     @abstractmethod
     def angle(self, t: Tensor) -> Tensor:
-        """Angle in [0, pi/2]."""
+        """The angle at t, in [0, pi/2]."""
 
     @abstractmethod
     def d_angle(self, t: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class Angular(Schedule):
 
     @abstractmethod
     def time_of_angle(self, angle: Tensor) -> Tensor:
-        """Inverse of `angle`."""
+        """Return the time of an angle, the inverse of `angle`."""
 
     def alpha(self, t: Tensor) -> Tensor:
         return self.angle(t.double()).cos()

@@ -25,7 +25,10 @@ __all__ = [
 
 
 class Trig(Angular):
-    """alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Lu & Song 2024, arXiv 2410.11081)."""
+    """The trigonometric schedule of TrigFlow.
+
+    alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Lu & Song 2024, arXiv 2410.11081).
+    """
 
     name = "trig"
 
@@ -40,7 +43,10 @@ class Trig(Angular):
 
 
 class Cosine(Angular):
-    """alpha = cos(pi/2 (t + s)/(1 + s)) / cos(pi/2 s/(1 + s)) (Nichol & Dhariwal 2021, Eq. 17)."""
+    """The cosine schedule.
+
+    alpha = cos(pi/2 (t + s)/(1 + s)) / cos(pi/2 s/(1 + s)) (Nichol & Dhariwal 2021, Eq. 17).
+    """
 
     name = "cosine"
 
@@ -125,7 +131,7 @@ class Discrete(Angular):
 
     @property
     def num_timesteps(self) -> int:
-        """N."""
+        """The number N of trained timesteps."""
         return len(self.alphas_cumprod)
 
     def _locate(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,17 +213,17 @@ class VE(Schedule):
 
 
 class Karras(Angular):
-    """EDM's noise levels on data divided by sigma_data: alpha, sigma ~ sigma_data, level.
+    """EDM's schedule on data divided by sigma_data: alpha, sigma ~ sigma_data, level.
 
     Karras et al. 2022 (arXiv 2206.00364): levels by Eq. 5, so that t = 0 is sigma_min, and the
     preconditioning of Table 1. With both x and x0 in units of sigma_data, c_in x is this
     schedule's x_t, c_skip and c_out are those of v-prediction, and c_noise is `net_time`.
 
     Args:
-        sigma_min: The least level, of the noise added to the data as it is.
-        sigma_max: The largest.
-        rho: How much the steps crowd at the small levels.
-        sigma_data: Standard deviation of the data as it is.
+        sigma_min: The smallest noise level, in units of the original data.
+        sigma_max: The largest noise level, in the same units.
+        rho: Exponent of the spacing; larger values put more steps at small levels.
+        sigma_data: Standard deviation of the original data.
     """
 
     name = "karras"
@@ -254,10 +260,10 @@ class Karras(Angular):
 
 
 class Rectified(Schedule):
-    """alpha = 1 - sigma, sigma = t (rectified flow, Liu et al. 2022, arXiv 2209.03003), shifted.
+    """Rectified flow, alpha = 1 - sigma, sigma = t (Liu et al. 2022, arXiv 2209.03003), shifted.
 
-    With a shift, sigma = shift t / (1 + (shift - 1) t) (Esser et al. 2024, arXiv 2403.03206,
-    Eq. 23), so that equal steps in t are the steps large pictures need.
+    With a shift, sigma = shift t / (1 + (shift - 1) t) (Esser et al. 2024, arXiv 2403.03206, Eq.
+    23), so that equal steps in t become the steps that large pictures need.
 
     Args:
         num_timesteps: The network reads sigma * num_timesteps (1000 in SD3).

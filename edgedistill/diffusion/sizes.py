@@ -1,4 +1,4 @@
-"""Latents at a fraction of their height and width, for students that grow from step to step."""
+"""Latents at a fraction of their height and width, for multi-resolution students."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["check_sizes", "reduced", "resized", "shape_at"]
 
 
 def check_sizes(sizes: Sequence[float]) -> None:
-    """ValueError unless they are above 0, do not decrease, and end at 1."""
+    """Raise a ValueError unless the sizes are above 0, do not decrease, and end at 1."""
     if not all(size > 0 for size in sizes) or list(sizes) != sorted(sizes) or sizes[-1] != 1:
         given = ", ".join(f"{size:g}" for size in sizes)
         raise ValueError(f"sizes {given}: each above 0, none below the one before, the last 1")
 
 
 def shape_at(shape: Sequence[int], size: float) -> tuple[int, ...]:
-    """`shape` (..., height, width) with both at the fraction `size`.
+    """Return `shape` (..., height, width) with both sides scaled by the fraction `size`.
 
     Raises:
-        ValueError: If it has no height and width, or they do not come out whole.
+        ValueError: If it has no height and width, or a scaled side is not a whole number.
     """
     if size == 1:
         return tuple(shape)
@@ -40,14 +40,14 @@ def shape_at(shape: Sequence[int], size: float) -> tuple[int, ...]:
 
 
 def resized(x: Tensor, height: int, width: int) -> Tensor:
-    """Make x (..., h, w) larger, bicubic: (..., height, width)."""
+    """Enlarge x (..., h, w) by bicubic interpolation to (..., height, width)."""
     planes = x.reshape(1, -1, *x.shape[-2:])
     grown = F.interpolate(planes, (height, width), mode="bicubic", align_corners=False)
     return grown.reshape(*x.shape[:-2], height, width)
 
 
 def reduced(x: Tensor, size: float) -> Tensor:
-    """Means of areas: x (..., h, w) at the fraction `size` of its height and width."""
+    """Reduce x (..., h, w) to the fraction `size` of its height and width by area means."""
     shape = shape_at(x.shape, size)
     planes = x.reshape(1, -1, *x.shape[-2:])
     return F.interpolate(planes, shape[-2:], mode="area").reshape(shape)

@@ -52,11 +52,11 @@ SPACINGS: dict[str, Callable[[int, int], Tensor]] = {
     "leading": _leading,
     "linspace": _linspace,
 }
-"""Where N steps stand among n timesteps 1 .. n (Lin et al. 2023, arXiv 2305.08891, Table 2)."""
+"""Spacings of N steps among the timesteps 1 .. n (Lin et al. 2023, arXiv 2305.08891, Table 2)."""
 
 
 def time_grid(schedule: Schedule, steps: int, spacing: str = "trailing") -> Tensor:
-    """Decreasing times (steps + 1,), float64, from the noisiest step to 0.
+    """Return decreasing times (steps + 1,), float64, from the noisiest step to 0.
 
     Raises:
         ValueError: If `steps` is below 1 or `spacing` is not in `SPACINGS`.
@@ -67,7 +67,7 @@ def time_grid(schedule: Schedule, steps: int, spacing: str = "trailing") -> Tens
         raise ValueError(f"unknown spacing {spacing!r}; choose from {', '.join(SPACINGS)}")
     if isinstance(schedule, Discrete):
         n = schedule.num_timesteps
-        # Rounded before the division: halves must go to even, as diffusers' do.
+        # Round before the division, so that halves go to even, as in diffusers.
         times = SPACINGS[spacing](n, steps).round() / n
     else:
         times = SPACINGS[spacing](1000, steps) / 1000
@@ -75,10 +75,10 @@ def time_grid(schedule: Schedule, steps: int, spacing: str = "trailing") -> Tens
 
 
 def student_times(schedule: Schedule, steps: int, spacing: str, sampler: str) -> Tensor:
-    """`time_grid` of a few-step student.
+    """Return the `time_grid` of a few-step student.
 
     With `renoise` and trailing spacing, discrete times round up as in diffusers' LCMScheduler, so
-    that it walks the student's steps for every number of them.
+    that this scheduler walks the student's steps, whatever their number.
     """
     times = time_grid(schedule, steps, spacing)
     if sampler == "renoise" and spacing == "trailing" and isinstance(schedule, Discrete):
@@ -89,7 +89,7 @@ def student_times(schedule: Schedule, steps: int, spacing: str, sampler: str) ->
 
 @dataclass(frozen=True)
 class TimeGrid:
-    """Where a teacher's sampler calls its network, and where each of its steps lands.
+    """The call and landing times of a teacher's sampler.
 
     A step usually lands where the next one starts. diffusers' DDIM does not when its number of
     timesteps is no multiple of the number of steps, or with linspace spacing.
@@ -98,8 +98,8 @@ class TimeGrid:
         starts: Decreasing times of the calls, (steps,), float64.
         ends: Times of the landings, (steps,), float64; 0 is clean data.
         init_scale: Standard deviation of x at the first start.
-        net_times: What the network reads at the starts, (steps,), where that is not the
-            schedule's own time, as with timesteps that a scheduler rounds.
+        net_times: Times that the network reads at the starts, (steps,), where they differ from the
+            schedule's, as with timesteps that a scheduler rounds.
     """
 
     starts: Tensor
@@ -109,7 +109,7 @@ class TimeGrid:
 
     @classmethod
     def of(cls, schedule: Schedule, times: Tensor) -> TimeGrid:
-        """The grid of steps from each of `times` (steps + 1,) to the next."""
+        """Make the grid of steps from each of `times` (steps + 1,) to the next."""
         return cls(times[:-1], times[1:], init_scale(schedule, times[0]))
 
     @property
@@ -122,7 +122,9 @@ class TimeGrid:
 
 
 def ddim_step(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """x_s = alpha_s x0 + sigma_s eps, with eps from (x_t, x0) (DDIM, Song et al. 2021, Eq. 12).
+    """Take the step x_s = alpha_s x0 + sigma_s eps, with eps from (x_t, x0).
+
+    This is DDIM's step (Song et al. 2021, Eq. 12).
 
     Args:
         schedule: Gives alpha and sigma.
@@ -138,7 +140,7 @@ def ddim_step(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor)
 
 
 def one_step_x0(schedule: Schedule, x_t: Tensor, x_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """The x0 with which one DDIM step from x_t at t lands on x_s at s < t, (N, ...)."""
+    """Return the x0 with which one DDIM step from x_t at t lands on x_s at s < t, (N, ...)."""
     t, s = expand_like(t.double(), x_t), expand_like(s.double(), x_t)
     ratio = schedule.sigma(s) / schedule.sigma(t)
     keep = schedule.alpha(s) - ratio * schedule.alpha(t)
@@ -159,7 +161,7 @@ def _ddim_call(
     cond: Condition,
     net_time: Tensor | None = None,
 ) -> Tensor:
-    """One call and its DDIM step, which keeps the network's eps beside an x0 that was bounded."""
+    """Make one call and its DDIM step, which keeps the network's eps beside a bounded x0."""
     schedule, bound = denoise.schedule, denoise.bound
     if bound is None or not bound.keeps_eps:
         return ddim_step(schedule, x, denoise(x, t, cond, net_time), t, s)
@@ -168,11 +170,15 @@ def _ddim_call(
 
 
 MAX_HEUN_RATIO = 1e3
-"""Above this sigma / alpha Heun's correction is rounding error; the first-order step is taken."""
+"""Ratio sigma / alpha above which Heun's correction is rounding error; a first-order step is taken
+there."""
 
 
 def _heun(denoise: Denoise, x: Tensor, times: Tensor, cond: Condition) -> Tensor:
-    """Karras et al. 2022 (arXiv 2206.00364), Alg. 1, in x / alpha against sigma / alpha."""
+    """Solve by Heun's method, in x / alpha against sigma / alpha.
+
+    This is Alg. 1 of Karras et al. 2022 (arXiv 2206.00364).
+    """
     schedule = denoise.schedule
     for t, s in pairwise(times):
         alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)
@@ -189,7 +195,10 @@ def _heun(denoise: Denoise, x: Tensor, times: Tensor, cond: Condition) -> Tensor
 
 
 def _dpmpp_2m(denoise: Denoise, x: Tensor, times: Tensor, cond: Condition) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, Alg. 2); first order at both ends."""
+    """Solve by DPM-Solver++(2M), of first order at both ends.
+
+    Lu et al. 2022 (arXiv 2211.01095), Alg. 2.
+    """
     schedule = denoise.schedule
     previous: tuple[Tensor, float] | None = None
     for t, s in pairwise(times):
@@ -216,7 +225,7 @@ SOLVERS: dict[str, Callable[[Denoise, Tensor, Tensor, Condition], Tensor]] = {
 
 
 FIRST_ORDER = ("ddim", "euler")
-"""Solvers whose steps need not start where the last one landed."""
+"""Solvers whose steps need not start at the end of the previous one."""
 
 
 @torch.no_grad()
@@ -259,5 +268,5 @@ def solve(
 
 
 def init_scale(schedule: Schedule, t: Tensor) -> float:
-    """Standard deviation of x at the first step: sigma(t) without decay of the signal, else 1."""
+    """Return the standard deviation of x at the first time t: sigma(t), but at least 1."""
     return max(1.0, schedule.sigma(t).item())

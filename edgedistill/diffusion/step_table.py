@@ -1,4 +1,4 @@
-"""The step table: five numbers a step, which are all that a few-step student is sampled by."""
+"""The step table: five numbers a step, enough to sample a few-step student."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ __all__ = [
 ]
 
 Boundary = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""t -> (c_skip, c_out): the consistency function is c_skip x_t + c_out x0."""
+"""Boundary condition t -> (c_skip, c_out); the consistency function is c_skip x_t + c_out x0."""
 
 LARGEST = torch.finfo(torch.float32).max
-"""Networks and devices run a step table in float32."""
+"""Largest number in a step table, since networks and devices run it in float32."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One row: f = net(scale x, t, cond); x <- a x + b f + c noise.
+    """One row of the table: f = net(scale x, t, cond); x <- a x + b f + c noise.
 
-    `size` is the fraction of the full height and width that x has there. Before the noise x grows
-    to the next row's.
+    `size` is the fraction of the full height and width that x has there. Before the noise is
+    added, x is enlarged to the next row's size.
     """
 
     t: float
@@ -53,7 +53,7 @@ class Step:
     size: float = 1.0
 
     def mean(self, net: nn.Module, x: Tensor, cond: Condition) -> Tensor:
-        """Where the row leads from x (N, ...) before it grows: a x + b f."""
+        """Return the row's mean, a x + b f, from x (N, ...), before x is enlarged."""
         time = torch.full((x.shape[0],), self.t, device=x.device)
         f: Tensor = net(self.scale * x, time, **cond).to(x.dtype)
         return self.a * x + self.b * f
@@ -61,10 +61,10 @@ class Step:
 
 @dataclass(frozen=True)
 class TorchStepTable:
-    """How a few-step student is sampled: x = init_scale noise, then the rows.
+    """Sampling table of a few-step student: x = init_scale noise, then the rows.
 
     Raises:
-        ValueError: For sizes that are none, or a row that grows without noise of its own.
+        ValueError: If sizes are invalid, or a row enlarges x without adding noise.
     """
 
     rows: tuple[Step, ...]
@@ -82,12 +82,12 @@ class TorchStepTable:
 
     @property
     def grows(self) -> bool:
-        """Whether some rows are of less than the full height and width."""
+        """Whether some rows have less than the full height and width."""
         return any(row.size != 1 for row in self.rows)
 
     @property
     def landings(self) -> list[tuple[Step, float]]:
-        """Each row, and the size at which it lands: the next one's, of the last one the full."""
+        """Return each row with the size it lands at: the next row's, or 1 for the last."""
         return [
             (row, after.size if after else 1.0)
             for row, after in zip_longest(self.rows, self.rows[1:])
@@ -95,14 +95,14 @@ class TorchStepTable:
 
     @property
     def draws(self) -> int:
-        """Noise tensors one sample takes: the first, and one for each row with c != 0."""
+        """Number of noise tensors for one sample: the first, and one for each row with c != 0."""
         return 1 + sum(row.c != 0 for row in self.rows)
 
     def shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
-        """Shape of each of those tensors for samples of `shape` (..., height, width).
+        """Return the shape of each of those tensors for samples of `shape` (..., height, width).
 
         Raises:
-            ValueError: If it cannot be that of samples that grow so.
+            ValueError: If `shape` cannot be scaled to the sizes of the rows.
         """
         if not self.grows:
             return [tuple(shape)] * self.draws
@@ -135,15 +135,15 @@ class TorchStepTable:
     def draw(
         self, shape: Sequence[int], generator: torch.Generator, device: torch.device | None = None
     ) -> list[Tensor]:
-        """The noise of `sample`s of `shape` (N, ...), drawn in the order diffusers draws it."""
+        """Draw the noise for `sample`, for samples of `shape` (N, ...), in diffusers' order."""
         return [torch.randn(each, generator=generator).to(device) for each in self.shapes(shape)]
 
     def at_one_size(self) -> TorchStepTable:
-        """The same steps, all of them at the full size."""
+        """Return the same steps, all at the full size."""
         return replace(self, rows=tuple(replace(row, size=1.0) for row in self.rows))
 
     def to_json(self) -> dict[str, Any]:
-        """{"init_scale", "rows": [{"t", "scale", "a", "b", "c"}, ...]}, and a size below 1."""
+        """Return {"init_scale", "rows": [{"t", "scale", "a", "b", "c"}, ...]}; also sizes < 1."""
         rows = [asdict(row) for row in self.rows]
         for row in rows:
             if row["size"] == 1:
@@ -152,7 +152,7 @@ class TorchStepTable:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TorchStepTable:
-        """Read `to_json`; ValueError names what is missing or is no finite number."""
+        """Read `to_json`'s output; ValueError names an entry that is missing or not finite."""
         names = ("t", "scale", "a", "b", "c")
         try:
             rows = [
@@ -171,9 +171,9 @@ class TorchStepTable:
 
 
 class Landing(NamedTuple):
-    """How a step ends: x_s = x0 * (estimated x0) + eps * (estimated eps) + noise * fresh noise.
+    """End of a step: x_s = x0 * (estimated x0) + eps * (estimated eps) + noise * fresh noise.
 
-    Each is a float64 scalar; `eps` is None where the estimate of eps has no part in it.
+    Each is a float64 scalar; `eps` is None where the estimate of eps is not used.
     """
 
     x0: Tensor
@@ -182,19 +182,19 @@ class Landing(NamedTuple):
 
 
 Lander = Callable[[Schedule, Tensor, Tensor, bool], Landing]
-"""(schedule, t, s, whether this is the last step) -> Landing; s = 0 is clean data."""
+"""Function (schedule, t, s, whether this is the last step) -> Landing; s = 0 is clean data."""
 
 SIGNAL = 1e-6
-"""Least alpha at which x0 = (x_t - sigma eps) / alpha is more than rounding error."""
+"""Smallest alpha at which x0 = (x_t - sigma eps) / alpha is more than rounding error."""
 
 
 def renoise(schedule: Schedule, t: Tensor, s: Tensor, last: bool) -> Landing:
-    """x_s = alpha_s x0 + sigma_s noise: consistency models, LCM, DMD2, Turbo."""
+    """Land on x_s = alpha_s x0 + sigma_s noise: consistency models, LCM, DMD2, Turbo."""
     return Landing(schedule.alpha(s), None, schedule.sigma(s) * (s > 0))
 
 
 def ddim(schedule: Schedule, t: Tensor, s: Tensor, last: bool) -> Landing:
-    """x_s = alpha_s x0 + sigma_s eps: DDIM, Euler, flow Euler."""
+    """Land on x_s = alpha_s x0 + sigma_s eps: DDIM, Euler, flow Euler."""
     sigma = schedule.sigma(s) * (s > 0)
     return Landing(schedule.alpha(s), sigma if sigma else None, torch.zeros_like(sigma))
 
@@ -210,15 +210,15 @@ def few_step_table(
     boundary: Boundary | None = None,
     sizes: Sequence[float] | None = None,
 ) -> TorchStepTable:
-    """The step table of a student that visits `times` (decreasing, ending in 0).
+    """Make the step table of a student that visits `times` (decreasing, ending in 0).
 
     Args:
-        schedule: Of the student.
-        prediction: Of the student.
-        times: (steps + 1,), as from `time_grid`.
-        sampler: How a step lands on the next time; a key of `SAMPLERS`.
+        schedule: Schedule of the student.
+        prediction: Prediction of the student.
+        times: Times (steps + 1,), as from `time_grid`.
+        sampler: The rule by which a step lands on the next time; a key of `SAMPLERS`.
         boundary: The consistency boundary of students trained with one.
-        sizes: Of each step, where they are not all 1; for sampler renoise alone.
+        sizes: Size of each step, where they are not all 1; only for the sampler renoise.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"unknown sampler {sampler!r}; choose from {', '.join(SAMPLERS)}")
@@ -242,19 +242,20 @@ def landed_table(
     boundary: Boundary | None = None,
     scaled_start: bool = False,
 ) -> TorchStepTable:
-    """The table of a student called at `times` whose steps end as a scheduler's do.
+    """Make the table of a student called at `times` whose steps end as a scheduler's do.
 
     Args:
-        schedule: Of the student.
-        prediction: What it predicts.
-        times: (steps,), decreasing.
-        lander: How a step ends on the next time.
-        end: Where the last step ends: 0, or the first trained time where a scheduler stops there.
+        schedule: Schedule of the student.
+        prediction: Prediction of the student.
+        times: Decreasing times (steps,).
+        lander: The rule by which a step lands on the next time.
+        end: Time at which the last step ends: 0, or the first trained time where a scheduler stops
+            there.
         boundary: The consistency boundary of LCM.
         scaled_start: Start from sigma noise in place of unit noise, as Euler's classes do.
 
     Raises:
-        ValueError: If the noise alone is predicted at a time that holds nothing else.
+        ValueError: If the network predicts eps at a time whose x_t is pure noise.
     """
     if prediction is Prediction.EPS and schedule.alpha(times[0]) < SIGNAL:
         raise ValueError(
@@ -273,7 +274,7 @@ def _rows(
     lander: Lander,
     boundary: Boundary | None,
 ) -> list[Step]:
-    """A row from each of the stops (steps + 1,) to the next: x0 and eps are linear in (x_t, f)."""
+    """Make a row from each stop (steps + 1,) to the next: x0 and eps are linear in (x_t, f)."""
     rows = []
     for index, (t, s) in enumerate(pairwise(stops)):
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -298,16 +299,16 @@ def solver_table(
     moves: Tensor,
     told: Tensor | None = None,
 ) -> TorchStepTable:
-    """The step table of a single-step solver with coefficients of its own: x_s = p x_t + q x0.
+    """Make the table of a single-step solver with its own coefficients, x_s = p x_t + q x0.
 
-    With (p, q) = (sigma_s / sigma_t, alpha_s - p alpha_t) it is DDIM's.
+    With (p, q) = (sigma_s / sigma_t, alpha_s - p alpha_t) this is DDIM's table.
 
     Args:
-        schedule: Of the network.
-        prediction: Of the network.
-        times: (steps + 1,), decreasing to 0.
-        moves: (p, q) of each step, (steps, 2).
-        told: Times that the network is told instead, (steps,).
+        schedule: Schedule of the network.
+        prediction: Prediction of the network.
+        times: Times (steps + 1,), decreasing to 0.
+        moves: Coefficients (p, q) of each step, (steps, 2).
+        told: Times that the network reads instead, (steps,).
     """
     times, moves = times.double().cpu(), moves.double().cpu()
     told = times[:-1] if told is None else told.double().cpu()

@@ -13,9 +13,10 @@ from edgedistill.diffusion.tensors import expand_like
 __all__ = ["DERIVATIVES", "Derivative", "Flow"]
 
 Flow = Callable[[Tensor, Tensor], Tensor]
-"""(x (N, ...), t (N,)) -> (N, ...)."""
+"""Function of x (N, ...) and t (N,) that returns (N, ...)."""
 Derivative = Callable[[Flow, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(flow, x, t, dx, dt, step) -> derivative of the flow where x moves at dx and t at dt."""
+"""Function (flow, x, t, dx, dt, step) -> derivative of the flow where x moves at dx and t at
+dt."""
 
 
 def _jvp(flow: Flow, x: Tensor, t: Tensor, dx: Tensor, dt: Tensor, step: Tensor) -> Tensor:
@@ -32,4 +33,5 @@ def _difference(flow: Flow, x: Tensor, t: Tensor, dx: Tensor, dt: Tensor, step: 
 
 
 DERIVATIVES: dict[str, Derivative] = {"jvp": _jvp, "difference": _difference}
-"""`difference` is central, of two calls, with `step` (N,) to each side; `jvp` takes no step."""
+"""Derivatives by name: `difference` is central, of two calls, `step` (N,) to each side; `jvp`
+ignores `step`."""

@@ -1,4 +1,4 @@
-"""Shapes of per-sample numbers."""
+"""Broadcasting of per-sample numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where in time a method trains: distributions of t, and the time s below it that it aims at.
+"""Training times: distributions of t, and the time s below it that a method aims at.
 
 All times are float64 in [0, 1], larger is noisier; randomness comes from the caller's generator,
 and tensors are on the CPU.
@@ -75,21 +75,21 @@ KINDS: dict[str, Callable[[TimeSampling, Schedule, int, torch.Generator], Tensor
 def sample_times(
     config: TimeSampling, schedule: Schedule, count: int, generator: torch.Generator
 ) -> Tensor:
-    """`count` times as `config` says, (count,)."""
+    """Draw `count` times as `config` says, (count,)."""
     return KINDS[config.kind](config, schedule, count, generator)
 
 
 def stratified(
     count: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0
 ) -> Tensor:
-    """Uniform times in [low, high), one in each of `count` equal parts, in random order."""
+    """Draw uniform times in [low, high), one in each of `count` equal parts, in random order."""
     order = torch.randperm(count, generator=generator)
     jitter = torch.rand(count, generator=generator, dtype=torch.float64)
     return low + (high - low) * (order + jitter) / count
 
 
 def _normal(count: int, generator: torch.Generator) -> Tensor:
-    """Stratified standard normal numbers, in random order."""
+    """Draw stratified standard normal numbers, in random order."""
     unit = stratified(count, generator).clamp(1e-6, 1 - 1e-6)
     return math.sqrt(2) * torch.erfinv(2 * unit - 1)
 
@@ -111,9 +111,10 @@ CDFS: dict[str, Callable[[TimeSampling, Schedule, Tensor], Tensor]] = {
 
 
 def interval_masses(config: TimeSampling, schedule: Schedule, grid: Tensor) -> Tensor:
-    """Probability of each interval of a decreasing grid of N + 1 times, (N,).
+    """Return the probability of each interval of a decreasing grid of N + 1 times, (N,).
 
-    Log-normal: the discrete distribution of Song & Dhariwal 2023 (arXiv 2310.14189, Table 1).
+    For log-normal times this is the discrete distribution of Song & Dhariwal 2023 (arXiv
+    2310.14189, Table 1).
     """
     return -CDFS[config.kind](config, schedule, grid).diff()
 
@@ -125,17 +126,17 @@ def neighbours(
     skip: int = 1,
     masses: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Random times of a decreasing grid but its last, and for each the one `skip` places down.
+    """Draw random times of a decreasing grid, without its last, and the time `skip` places down.
 
     Args:
-        grid: (N + 1,) times.
-        count: How many to draw.
+        grid: Decreasing times (N + 1,).
+        count: Number of pairs to draw.
         generator: CPU randomness.
-        skip: Places between the two.
-        masses: How likely each of the N is, up to a factor; all alike by default.
+        skip: Number of places from t to s.
+        masses: Unnormalised probability of each of the N times; uniform by default.
 
     Returns:
-        (t, s), each (count,); s is the grid's last time where there are fewer places.
+        (t, s), each (count,); s is the grid's last time where fewer places are left.
     """
     if masses is None:
         index = torch.randint(len(grid) - 1, (count,), generator=generator)
@@ -145,7 +146,7 @@ def neighbours(
 
 
 def segments(times: Tensor, count: int) -> Tensor:
-    """Edges (count + 1,), decreasing: every (steps / count)-th of a student's times and the last.
+    """Return decreasing edges (count + 1,): every (steps / count)-th of a student's times.
 
     Raises:
         ValueError: Unless `count` divides the steps.
@@ -158,9 +159,10 @@ def segments(times: Tensor, count: int) -> Tensor:
 
 
 def refine(schedule: Schedule, times: Tensor, parts: int) -> Tensor:
-    """Each interval of decreasing `times` cut into `parts` equal ones.
+    """Cut each interval of decreasing `times` into `parts` equal ones.
 
-    At the nearest times the network was trained at; where those lie too far apart, fewer.
+    The new times are the nearest ones that the network was trained at; where these lie too far
+    apart, there are fewer parts.
     """
     fractions = torch.arange(parts, dtype=torch.float64) / parts
     inner = torch.lerp(times[:-1, None], times[1:, None], fractions)
@@ -171,16 +173,16 @@ def refine(schedule: Schedule, times: Tensor, parts: int) -> Tensor:
 
 
 def with_edges(grid: Tensor, edges: Tensor) -> Tensor:
-    """The times of both, strictly decreasing; what is an edge but for rounding is that edge."""
+    """Merge the times of both, strictly decreasing; a time that rounds to an edge is the edge."""
     apart = (grid.reshape(-1, 1) - edges).abs().amin(1) > 1e-6
     both: Tensor = torch.unique(torch.cat([grid[apart], edges]))
     return both.flip(0)
 
 
 def doubling(step: int, steps: int, first: int, last: int) -> int:
-    """`first`, doubled at equal stages of a run of `steps` until it is `last`.
+    """Return `first`, doubled at equal stages of a run of `steps` until it is `last`.
 
-    N(k) - 1 of Song & Dhariwal 2023 (arXiv 2310.14189, Table 1) at k = step.
+    This is N(k) - 1 of Song & Dhariwal 2023 (arXiv 2310.14189, Table 1) at k = step.
     """
     stages = math.ceil(math.log2(last / first)) + 1
     doublings = step // max(1, steps // stages)
@@ -188,12 +190,12 @@ def doubling(step: int, steps: int, first: int, last: int) -> int:
 
 
 def below(edges: Tensor, t: Tensor) -> Tensor:
-    """The largest of decreasing `edges` that is strictly below each t, (N,); 0 where none is."""
+    """Return the largest of decreasing `edges` strictly below each t, (N,), or 0 without one."""
     lower = edges < t.reshape(-1, 1)
     return torch.where(lower, edges, torch.zeros_like(edges)).amax(1)
 
 
 def above(edges: Tensor, t: Tensor) -> Tensor:
-    """The smallest of `edges` that is strictly above each t, (N,); 1 where none is."""
+    """Return the smallest of `edges` strictly above each t, (N,), or 1 without one."""
     higher = edges > t.reshape(-1, 1)
     return torch.where(higher, edges, torch.ones_like(edges)).amin(1)

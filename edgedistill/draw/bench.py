@@ -26,12 +26,12 @@ __all__ = ["main", "measure"]
 Draw = Callable[[str, int], None]
 
 PARTS = {"text_encoder", "unet", "vae"}
-"""Of the pipelines that diffusers itself draws with here, one prompt a call at the size they were
-made for. Others (no text, transformers, videos) are drawn with by edgedistill."""
+"""Components of the pipelines that diffusers itself runs here, one prompt a call at their native
+size. Other pipelines (no text, transformers, videos) are run by edgedistill."""
 
 
 class _Stages:
-    """Seconds spent in functions, by stage."""
+    """Seconds spent in functions, summed by stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -50,7 +50,7 @@ class _Stages:
         setattr(owner, method, timed)
 
     def time(self, draw: Callable[[], None]) -> dict[str, float]:
-        """Seconds of one call by stage, "other" and "total"."""
+        """Time one call; return seconds by stage, "other" and "total"."""
         self.seconds = dict.fromkeys(self.seconds, 0.0)
         start = time.perf_counter()
         draw()
@@ -65,7 +65,7 @@ def _load_pipeline(
 
     index = Path(folder) / "model_index.json"
     name = read_json(index).get("_class_name") if index.is_file() else None
-    # By its own name, so that its slow imports are over before the clock starts.
+    # Use the pipeline's class name, so that its slow imports end before the clock starts.
     family = getattr(diffusers, name or "DiffusionPipeline")
     start = time.perf_counter()
     pipe = family.from_pretrained(
@@ -95,7 +95,7 @@ def _load_pipeline(
 
 
 def _load_own(folder: str, steps: int, guidance: float, stages: _Stages) -> tuple[Draw, float]:
-    """A student on its step table, or a teacher on its solver, by edgedistill itself."""
+    """Load a student on its step table, or a teacher on its solver, by edgedistill itself."""
     from edgedistill.diffusion.denoiser import Condition
     from edgedistill.diffusion.solvers import solve
     from edgedistill.students.folder import load_student
@@ -126,9 +126,9 @@ def _load_own(folder: str, steps: int, guidance: float, stages: _Stages) -> tupl
         generator = torch.Generator().manual_seed(seed)
         noise = [torch.randn(1, *shape, generator=generator) for shape in shapes]
         cond: dict[str, Tensor] = {}
-        if "text_encoder" in graphs:  # not Teacher.encode, which remembers
+        if "text_encoder" in graphs:  # Teacher.encode would use its cache
             encoder = graphs["text_encoder"]
-            # Of a teacher of classes, all prompts take as long.
+            # For a teacher of classes, all prompts take equally long.
             tokens = teacher.tokenize([known[seed % len(known)]])
             found = encoder.module(*tokens.values())
             tensors = found if isinstance(found, tuple) else (found,)
@@ -141,7 +141,7 @@ def _load_own(folder: str, steps: int, guidance: float, stages: _Stages) -> tupl
 
 
 def _index(folder: str) -> dict[str, Any]:
-    """model_index.json of a folder or Hub id; {} for a student that is no pipeline."""
+    """Read model_index.json of a folder or Hub id; {} for a student that is no pipeline."""
     from diffusers import DiffusionPipeline
 
     if Path(folder).is_dir() and not (Path(folder) / "model_index.json").is_file():
@@ -159,7 +159,7 @@ def _family(folder: str) -> str:
 
 
 def _own_steps(folder: str) -> int | None:
-    """Steps of a student dir; None for other folders."""
+    """Read the number of steps of a student dir; None for other folders."""
     file = Path(folder) / "student.json"
     if not file.is_file():
         return None
@@ -173,20 +173,20 @@ def _own_steps(folder: str) -> int | None:
 
 
 def measure(folder: str, steps: int | None, guidance: float, runs: int) -> dict[str, Any]:
-    """Load a folder and draw one sample a call.
+    """Load a folder and time drawing one sample a call.
 
     Args:
         folder: A diffusers pipeline folder or Hub id, or any student dir.
         steps: Scheduler steps; by default a student's own, else 25.
         guidance: Guidance scale; 1 is none.
-        runs: Calls measured.
+        runs: Number of timed calls.
 
     Returns:
         `load_s`, `first_s`, `p50_s`, `p90_s`, `p99_s`, `stages`, `peak_rss_mb`, `steps` and
         `guidance`.
 
     Raises:
-        ValueError: For a folder that cannot be loaded.
+        ValueError: If the folder cannot be loaded.
     """
     stages = _Stages()
     steps = steps or _own_steps(folder) or 25
@@ -210,7 +210,7 @@ def measure(folder: str, steps: int | None, guidance: float, runs: int) -> dict[
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure a folder from the command line; exit status 2 for one that cannot be loaded."""
+    """Measure a folder from the command line; the exit code is 2 if it cannot be loaded."""
     parser = argparse.ArgumentParser(prog="edgedistill.draw.bench", description=__doc__)
     parser.add_argument("folder")
     parser.add_argument("--steps", type=int, help="a student's own if left out, else 25")

@@ -31,7 +31,7 @@ __all__ = ["Negative", "draw_samples", "generate", "open_subject"]
 
 @dataclass(frozen=True)
 class Negative:
-    """What a student's attention moves away from, and how far (0 or more)."""
+    """A negative prompt that a student's attention moves away from, and its scale (0 or more)."""
 
     prompt: str
     scale: float
@@ -40,15 +40,15 @@ class Negative:
 def open_subject(
     path: str | Path, given: Help = ALONE, negative: Negative | None = None
 ) -> tuple[Subject, bool]:
-    """A student or bundle by its folder, and whether it takes prompts.
+    """Open a student or bundle by its folder; also return whether it takes prompts.
 
     Args:
         path: The folder.
-        given: What a student's teacher does, which is loaded if it does anything.
-        negative: A negative prompt, of a student alone.
+        given: Help by the student's teacher, which is loaded if there is any.
+        negative: A negative prompt; only students take one.
 
     Raises:
-        ValueError: If the folder is neither, or broken; names the file.
+        ValueError: If the folder is neither a student nor a bundle, or is broken; names the file.
     """
     folder, helped = Path(path), given != ALONE
     recover(folder)
@@ -84,7 +84,7 @@ def open_subject(
 
 
 def teacher_of(student: Student) -> Teacher:
-    """The teacher that a student's folder names; ValueError if it is not there."""
+    """Load the teacher that a student's folder names; ValueError if it is not there."""
     named = student.info.teacher
     if not named.get("path"):
         raise ValueError(f"{student.path}: names no teacher")
@@ -102,18 +102,19 @@ def draw_samples(
     given: Help = ALONE,
     negative: Negative | None = None,
 ) -> NDArray[Any]:
-    """Draw: pictures (N, H, W, 3) in uint8, or points (N, D) in float32.
+    """Draw pictures (N, H, W, 3) in uint8, or points (N, D) in float32.
 
     Args:
         source: Folder of a student or bundle.
-        prompt: What to draw, None for those that take none.
-        seed: With it sample i depends on i alone.
-        count: How many.
-        given: What the student's teacher does.
-        negative: What the student's attention moves away from.
+        prompt: Prompt; None for subjects that take none.
+        seed: Seed; together with it, sample i depends on i alone.
+        count: Number of samples.
+        given: Help by the student's teacher.
+        negative: Negative prompt of the student's attention.
 
     Raises:
-        ValueError: For a prompt missing or too many, or a folder that is neither.
+        ValueError: If a prompt is missing or not taken, or the folder is neither a student nor a
+            bundle.
     """
     subject, takes_prompts = open_subject(source, given, negative)
     if takes_prompts and prompt is None:
@@ -138,7 +139,7 @@ def generate(
     """Draw as `draw_samples` and write a file: .npy holds (N, ...), .png a grid or a plot.
 
     Raises:
-        ValueError: As `draw_samples`, for another kind of file, or a place that cannot be written.
+        ValueError: As in `draw_samples`, or if the file has another ending or cannot be written.
     """
     if out.suffix not in (".npy", ".png"):
         raise ValueError(f"--out {out}: a .png or .npy file expected")

@@ -1,4 +1,4 @@
-"""Pictures that were drawn before, so that the next evaluation need not draw them again."""
+"""Cache of drawn pictures, so that the next evaluation need not draw them again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgedistill.teachers.base import Teacher
 __all__ = ["Kept", "fingerprint"]
 
 CODE = ("diffusion", "teachers")
-"""What decides a teacher's pictures besides its files: samples of older code are drawn again."""
+"""Folders of code that decide a teacher's pictures: samples made by older code are drawn again."""
 WEIGHTS = (".json", ".safetensors", ".txt", ".model")
 
 
@@ -28,15 +28,15 @@ class Kept:
     It can be removed at any time. A batch that is damaged, or of other settings, is drawn again.
 
     Args:
-        folder: Its place.
-        words: All that decides the pictures besides what is asked of them.
+        folder: Path of the folder.
+        words: Everything else that decides the pictures, besides the request itself.
     """
 
     def __init__(self, folder: Path, *words: object) -> None:
         self.folder, self.words = folder, words
 
     def __call__(self, asked: object, draw: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """The pictures that answer `asked`: from the folder, else drawn and kept there."""
+        """Return the pictures for the request `asked`: from the folder, or drawn and stored."""
         name = hashlib.sha256(repr((self.words, asked)).encode()).hexdigest()[:32]
         file = self.folder / f"{name}.safetensors"
         found = _read(file)
@@ -47,7 +47,7 @@ class Kept:
 
 
 def _read(file: Path) -> NDArray[Any] | None:
-    """The samples of a file; None if it is missing, or not as it was written."""
+    """Read the samples of a file; None if it is missing or damaged."""
     if fault_of(file, "samples", hashed=True):
         return None
     with safe_open(file, "pt") as opened:
@@ -56,7 +56,7 @@ def _read(file: Path) -> NDArray[Any] | None:
 
 
 def fingerprint(teacher: Teacher) -> str:
-    """A hash of `CODE` and a teacher's files, or its weights where it came from no folder."""
+    """Hash `CODE` and a teacher's files, or its weights where it came from no folder."""
     digest = hashlib.sha256()
     code = Path(__file__).parents[1]
     for file in sorted(file for name in CODE for file in _files(code / name, (".py",))):

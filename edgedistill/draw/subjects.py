@@ -35,7 +35,10 @@ __all__ = [
 
 
 class Noise(Protocol):
-    """Noise of pictures first .. first + count - 1 of a seed, (count, *shape) for each shape."""
+    """Function that returns the noise of pictures first .. first + count - 1 of a seed.
+
+    It returns an array (count, *shape) for each shape.
+    """
 
     def __call__(
         self, seed: int, first: int, count: int, shapes: Sequence[tuple[int, ...]]
@@ -44,13 +47,13 @@ class Noise(Protocol):
 
 @dataclass(frozen=True)
 class Subject:
-    """Something that draws.
+    """A teacher, student or bundle that draws samples.
 
     Attributes:
-        name: As in eval.json.
+        name: Name in eval.json.
         calls: Network calls a sample takes.
-        draw: (prompts, or a count for subjects that take none; seed; progress) -> pictures
-            (N, H, W, 3) bytes, or points (N, D). Sample i depends on (seed, i) alone.
+        draw: Function (prompts, or a count for subjects that take none; seed; progress) ->
+            pictures (N, H, W, 3) bytes, or points (N, D). Sample i depends on (seed, i) alone.
     """
 
     name: str
@@ -112,17 +115,17 @@ def teacher_subject(
     batch: int = 64,
     kept: Callable[..., Kept] | None = None,
 ) -> Subject:
-    """The teacher at so many solver steps and this guidance scale.
+    """Make a subject of the teacher at this number of solver steps and this guidance scale.
 
     Args:
-        name: As in eval.json.
-        teacher: Who draws.
-        noise: From which.
-        guidance: Scale; 1 is none.
-        steps: Of the solver.
+        name: Name in eval.json.
+        teacher: The teacher.
+        noise: Source of the noise.
+        guidance: Guidance scale; 1 is none.
+        steps: Number of solver steps.
         solver: A key of `SOLVERS`.
-        batch: Samples at once.
-        kept: Where its samples are kept, given the settings that decide them.
+        batch: Number of samples drawn at once.
+        kept: Function that opens the cache of its samples for the settings that decide them.
     """
     denoise = teacher.guided(guidance)
     times = teacher.grid(steps)
@@ -138,7 +141,7 @@ def teacher_subject(
 def student_subject(
     name: str, student: Student | Students, noise: Noise, batch: int = 64
 ) -> Subject:
-    """A student on its step table, or several, each on its own for its own conditions."""
+    """Make a subject of a student on its step table, or of several, each for its conditions."""
 
     def sampler(given: list[Tensor], cond: dict[str, Tensor]) -> Tensor:
         return student.sample(cond, given)
@@ -150,7 +153,7 @@ def student_subject(
 def helped_subject(
     name: str, student: Student, teacher: Teacher, given: Help, noise: Noise, batch: int = 64
 ) -> Subject:
-    """A student on its step table with its teacher's help, guided as it was when it taught."""
+    """Make a subject of a student with its teacher's help, guided as in training."""
     info, table = student.info, student.table
     if table.grows:
         raise ValueError(f"{student.path}: the student's steps grow, and its teacher's do not")
@@ -171,7 +174,7 @@ def helped_subject(
 def steered_subject(
     name: str, student: Student, negative: str, scale: float, noise: Noise, batch: int = 64
 ) -> Subject:
-    """A student on its step table, its attention away from a negative prompt."""
+    """Make a subject of a student whose attention moves away from a negative prompt."""
     teacher, table = student.teacher, student.table
     net = Away(student.net, teacher.encode([negative]), scale)
 
@@ -183,7 +186,7 @@ def steered_subject(
 
 
 def bundle_subject(name: str, pipeline: Any) -> Subject:
-    """A bundle in the runtime (an `edgedistill_runtime.Pipeline`)."""
+    """Make a subject of a bundle in the runtime (an `edgedistill_runtime.Pipeline`)."""
 
     def draw(
         prompts: Sequence[str] | int, seed: int, progress: Callable[[int], None]

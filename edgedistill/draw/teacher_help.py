@@ -1,12 +1,12 @@
-"""A student that is drawn with its teacher's help, with nothing trained anew.
+"""Draw a student with its teacher's help at inference time, without training anything.
 
 - The first step is the teacher's: Gandikota & Bau 2025, "Distilling Diversity and Control in
   Diffusion Models" (arXiv 2503.10637). It decides what is drawn, and the teacher varies more.
 - The teacher refines each step: Park et al. 2024, "Inference-Time Diffusion Model Distillation"
-  (Distillation++, arXiv 2412.08871). The student's x0 moves by a share towards the teacher's x0 at
-  the place, noised as the next step's time wants it, where the student's leads.
+  (Distillation++, arXiv 2412.08871). The student's x0 moves by a
+  share towards the x0 that the teacher gives where the student's step lands, at the next time.
 
-Neither is a step table of the student's network, so that a bundle has no part in them.
+Neither is a step table of the student's network, so bundles do not support them.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ __all__ = ["ALONE", "Help", "sample_with", "time_told"]
 
 @dataclass(frozen=True)
 class Help:
-    """What the teacher does.
+    """Help that the teacher gives to a student.
 
     Attributes:
-        first: DDIM steps of the teacher in the place of the student's first; 0 leaves it.
-        share: Of the way to the teacher's x0 at every step but the last, in [0, 1].
+        first: DDIM steps of the teacher that replace the student's first step; 0 replaces none.
+        share: Share of the way to the teacher's x0 at every step but the last, in [0, 1].
     """
 
     first: int = 0
@@ -48,11 +48,11 @@ class Help:
 
 
 ALONE = Help()
-"""The teacher does nothing."""
+"""No help: the student draws alone."""
 
 
 def time_told(schedule: Schedule, net_time: float) -> Tensor:
-    """The t at which a network of this schedule is told `net_time`, a float64 scalar."""
+    """Return the t at which a network of this schedule reads `net_time`, a float64 scalar."""
     told = torch.tensor(net_time, dtype=torch.float64)
     return schedule.snap(schedule.time_of_net_time(told).clamp(0, 1))
 
@@ -66,15 +66,15 @@ def sample_with(
     noise: Sequence[Tensor],
     cond: Condition,
 ) -> Tensor:
-    """`TorchStepTable.sample` with the teacher's help, (N, ...).
+    """Sample as `TorchStepTable.sample` does, with the teacher's help, (N, ...).
 
     Args:
-        student: Its network, schedule and prediction.
-        table: Its steps.
-        teacher: On the same schedule, guided as it shall be.
-        given: What it does.
+        student: The student's network, schedule and prediction.
+        table: The student's steps.
+        teacher: The teacher on the same schedule, with its guidance.
+        given: Help by the teacher.
         noise: `table.draws` tensors (N, ...), in order of use.
-        cond: Condition of N rows, of both.
+        cond: Condition of N rows, for both networks.
     """
     schedule, fresh = student.schedule, iter(noise)
     x = table.init_scale * next(fresh)

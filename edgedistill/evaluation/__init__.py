@@ -1,1 +1,1 @@
-"""Figures of samples: against the truth in the plane, against data and captions for pictures."""
+"""Evaluation of samples: points against the true mixture, pictures against data and captions."""

@@ -1,4 +1,4 @@
-"""What samples are compared with: features of a reference, a classifier, training pictures."""
+"""References of an evaluation: features of real pictures, a classifier, training pictures."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from edgedistill.evaluation.memory import QUANTILE, Nearness
 __all__ = ["NOTHING", "Against", "Extras", "as_rmse", "features_of_pictures", "small"]
 
 SMALL = 32
-"""Pixels of a side, at most, of pictures whose pixels are compared with training pictures'."""
+"""Largest side in pixels of pictures whose pixels are compared with training pictures'."""
 
 Pictures = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Extras:
-    """What there is besides the pictures that subjects draw.
+    """References other than the pictures that subjects draw.
 
     Attributes:
         data: Real pictures. FD and KID compare with them, and nearest neighbours are among them.
-        memory_only: Nearest neighbours alone: the captions asked for are not those of the data.
-        label: A caption's class, of teachers that have classes.
+        memory_only: Whether the data serve for nearest neighbours only, since the captions asked
+            for are not those of the data.
+        label: Function from a caption to its class, for teachers that have classes.
     """
 
     data: Data | None = None
@@ -44,25 +45,25 @@ NOTHING = Extras()
 
 
 class Against:
-    """All that an evaluation compares with.
+    """Everything that an evaluation compares samples with.
 
     Args:
-        eye: The features.
-        statistics: Of the real data in these features, where they were computed before.
-        extras: What else there is.
-        draw: Draws the teacher's samples of another seed; called only where they are needed.
-        lines: What they are asked to show.
-        samples: Samples of a subject.
-        seed: Of the evaluation.
+        eye: The feature network.
+        statistics: Statistics of the real data in these features, where they were computed before.
+        extras: Other references.
+        draw: Function that draws the teacher's samples of another seed; called only if needed.
+        lines: Captions of those samples.
+        samples: Number of samples a subject draws.
+        seed: Seed of the evaluation.
 
     Attributes:
         own: Whether the reference is the teacher's own samples.
-        features: Of the reference, (M, D); None where its statistics alone are known.
-        statistics: Of the reference.
+        features: Features of the reference, (M, D); None where only its statistics are known.
+        statistics: Statistics of the reference.
         nearness: Training pictures by "features" and by "pixels"; empty where none are known.
-        names: Classes of `lines`, of a teacher that has classes.
-        classifier: Of these classes.
-        notes: Lines on what a figure is worth, or why it is missing.
+        names: Classes of `lines`, for a teacher that has classes.
+        classifier: Classifier of these classes.
+        notes: Lines on the reliability of a figure, or why it is missing.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class Against:
         return found
 
     def _of_data(self, label: Callable[[str], str | None], wanted: set[str]) -> Classifier | None:
-        """Trained on the data's pictures, if they show all classes that are asked for."""
+        """Train a classifier on the data's pictures, if they show all requested classes."""
         data = self.extras.data
         if data is None:
             return None
@@ -143,7 +144,7 @@ class Against:
         return train_classifier(data.pictures[rows], [str(classes[i]) for i in rows], self.seed)
 
     def about(self) -> dict[str, Any]:
-        """For eval.json."""
+        """Return the facts about references for eval.json."""
         size = len(self.statistics.mean)
         floor = None
         if self.features is not None:
@@ -203,7 +204,7 @@ class Against:
 
 
 def features_of_pictures(eye: Eye, whose: str, pictures: Pictures) -> Tensor:
-    """Features (N, D); FloatingPointError that names whose are not finite."""
+    """Compute features (N, D); a FloatingPointError names whose features are not finite."""
     found = eye.images(pictures)
     if not bool(found.isfinite().all()):
         raise FloatingPointError(f"features of {whose} are not finite: {eye.name}")
@@ -211,10 +212,10 @@ def features_of_pictures(eye: Eye, whose: str, pictures: Pictures) -> Tensor:
 
 
 def small(pictures: Pictures) -> Tensor:
-    """Pixels (N, D) in [-1, 1] of pictures whose pixels are compared."""
+    """Return pixels (N, D) in [-1, 1] of reduced pictures, for comparison."""
     return shrunk(pictures, SMALL).flatten(1)
 
 
 def as_rmse(distance: float, rows: Tensor) -> float:
-    """A Euclidean distance of rows of `small` as RMSE of pixels in [0, 1]."""
+    """Convert a Euclidean distance of rows of `small` to the RMSE of pixels in [0, 1]."""
     return float(distance / 2 / rows.shape[1] ** 0.5)

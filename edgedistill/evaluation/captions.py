@@ -1,4 +1,4 @@
-"""What subjects are asked to draw: captions by kind, in the words of who trained the student."""
+"""Captions for an evaluation, by kind, in the words of the student's training data."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from edgedistill.teachers.classes import ClassTeacher
 __all__ = ["class_names", "label_of", "prompt_sets", "run_captions", "shown_captions"]
 
 FEW = 256
-"""Pictures whose captions are looked at for what is shown."""
+"""Number of pictures whose captions are searched for ones to show."""
 
 
 def prompt_sets(
     teacher: Teacher, prompts: Sequence[str] | None, trained: Sequence[str] = ()
 ) -> dict[str, list[str]]:
-    """Captions by kind: "seen" in training, and others where the teacher ships them.
+    """Return captions by kind: "seen" in training, and others where the teacher ships them.
 
     "unseen" holds combinations of caption and style that were never trained, "open" captions that
-    many pictures answer, "pairs" two concepts in one caption.
+    fit many pictures, "pairs" two concepts in one caption.
 
     Args:
-        teacher: Its folder's prompts.json is read; without one its classes, or the prompts that
-            edgedistill knows for every teacher, are what is asked for.
+        teacher: The teacher, whose folder's prompts.json is read; without one its classes, or the
+            prompts that edgedistill knows for every teacher, are used.
         prompts: The user's own captions instead.
-        trained: Captions of the user's own data, which go before those of the teacher.
+        trained: Captions of the user's own data, which take precedence over the teacher's.
 
     Returns:
-        Nothing for a teacher that takes no prompts.
+        Captions by kind; empty for a teacher that takes no prompts.
 
     Raises:
         ValueError: If there are prompts for such a teacher.
@@ -58,10 +58,10 @@ def prompt_sets(
 
 
 def run_captions(recipe: Judged, teacher: Teacher, data: Data | None) -> list[str]:
-    """Captions of the run's own pictures or prompts; none where it had no data of its own.
+    """Return captions of the run's own pictures or prompts; none where it had no own data.
 
-    They are shuffled, always in the same way: the first of data that are sorted by class would
-    all be of one class.
+    They are shuffled, always in the same way, since the first pictures of sorted data would all be
+    of one class.
     """
     if not teacher.prompts:
         return []
@@ -80,10 +80,10 @@ def _shuffled(lines: Sequence[str]) -> list[str]:
 
 
 def shown_captions(recipe: Judged, teacher: Teacher) -> list[str]:
-    """Captions that show what a teacher's student learned: the user's, else the teacher's own.
+    """Return captions that show a student's training: the user's, else the teacher's own.
 
-    The words of the run's pictures or prompts, else the grid of the teacher's prompts.json, else
-    its classes, else prompts that edgedistill knows.
+    These are the captions of the run's pictures or prompts, else the grid of the teacher's
+    prompts.json, else its classes, else prompts that edgedistill knows.
     """
     pictures = recipe.data.pictures is not None
     own = _few(recipe, teacher) if pictures else run_captions(recipe, teacher, None)
@@ -96,7 +96,7 @@ def shown_captions(recipe: Judged, teacher: Teacher) -> list[str]:
 
 
 def _few(recipe: Judged, teacher: Teacher) -> list[str]:
-    """Captions of some pictures, as many as are looked at."""
+    """Return the captions of up to `FEW` pictures."""
     named = str(recipe.data.pictures)
     if not Path(named).exists():
         return []
@@ -106,14 +106,15 @@ def _few(recipe: Judged, teacher: Teacher) -> list[str]:
         try:
             found.append(record.read()[1])
         except FAULTS:
-            continue  # training has named it
+            continue  # training has reported it
     return [caption for caption in found if caption]
 
 
 def class_names(teacher: Teacher) -> list[str]:
-    """A prompt for each class of a class-conditional teacher; none of others.
+    """Return a prompt for each class of a class-conditional teacher; none for other teachers.
 
-    Where some classes have names, those alone: one without may be the null class of guidance.
+    If only some classes have names, the others are left out: one of them may be the null class of
+    guidance.
     """
     if not isinstance(teacher, ClassTeacher):
         return []
@@ -123,10 +124,10 @@ def class_names(teacher: Teacher) -> list[str]:
 
 
 def label_of(teacher: Teacher) -> Callable[[str], str | None] | None:
-    """A function from a caption to the name of its class, None for one that is no class.
+    """Return a function from a caption to its class's name, or None if it is no class.
 
     Returns:
-        None for a teacher without classes.
+        The function; None for a teacher without classes.
     """
     names = class_names(teacher)
     if not names or not isinstance(teacher, ClassTeacher):

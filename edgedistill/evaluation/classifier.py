@@ -1,4 +1,4 @@
-"""A small classifier of a teacher's classes: does a sample show the class asked for?"""
+"""A small classifier of a teacher's classes, which tells whether a sample shows its class."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from edgedistill.evaluation.features import shrunk
 __all__ = ["Classifier", "agreement", "train_classifier"]
 
 LEAST, LARGEST = 16, 32
-"""Pixels of a side that the network sees: smaller pictures are enlarged, larger ones averaged."""
+"""Bounds of the side in pixels that the network sees: smaller pictures are enlarged, larger ones
+averaged."""
 STEPS, BATCH, RATE = 400, 64, 2e-3
 FEWEST = 8
-"""Pictures of a class without which nothing is trained."""
+"""Smallest number of pictures of a class with which the classifier is trained."""
 HELD = 5
-"""Every fifth picture is held out to test the classifier."""
+"""Every HELD-th picture is held out to test the classifier."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,11 @@ class Classifier:
     """A trained classifier.
 
     Attributes:
-        net: Pictures as `_seen` makes them -> logits.
-        classes: By the number that `net` gives them.
-        samples: Pictures it was trained on.
-        held_out: Pictures it was tested on.
-        accuracy: On those.
+        net: Network from pictures, as `_seen` makes them, to logits.
+        classes: Class names in the order of the logits.
+        samples: Number of pictures it was trained on.
+        held_out: Number of pictures it was tested on.
+        accuracy: Accuracy on the held-out pictures.
     """
 
     net: nn.Module
@@ -44,13 +45,13 @@ class Classifier:
 
     @torch.no_grad()
     def __call__(self, pictures: NDArray[np.uint8]) -> list[str]:
-        """The class of each of pictures (N, H, W, 3)."""
+        """Return the class of each picture of (N, H, W, 3)."""
         found = [self.net(piece).argmax(1) for piece in torch.split(_seen(pictures), 256)]
         return [self.classes[i] for i in torch.cat(found).tolist()]
 
 
 def agreement(ours: Sequence[str], theirs: Sequence[str]) -> float:
-    """Share of places where two lists of classes are the same."""
+    """Return the share of positions at which two lists of classes are equal."""
     same = [a == b for a, b in zip(ours, theirs, strict=True)]
     return sum(same) / len(same)
 
@@ -61,12 +62,12 @@ def train_classifier(
     """Train a small convolutional network from scratch.
 
     Args:
-        pictures: (N, H, W, 3).
-        labels: The class of each.
-        seed: Decides weights, batches and which pictures are held out.
+        pictures: Training pictures (N, H, W, 3).
+        labels: Class of each picture.
+        seed: Seed of weights, batches and the choice of held-out pictures.
 
     Returns:
-        None of fewer than two classes, or fewer than `FEWEST` pictures of one.
+        The classifier; None for fewer than two classes, or fewer than `FEWEST` pictures of one.
     """
     classes = tuple(dict.fromkeys(labels))
     number = torch.tensor([classes.index(label) for label in labels])
@@ -90,7 +91,7 @@ def _net(classes: int) -> nn.Sequential:
     for wider, stride in ((32, 1), (64, 2), (128, 2)):
         layers += [nn.Conv2d(width, wider, 3, stride, 1), nn.GroupNorm(8, wider), nn.SiLU()]
         width = wider
-    # Where a stroke is matters, so the map is not averaged away.
+    # Positions of strokes matter, so the map is not averaged over space.
     head = [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.3), nn.Linear(16 * width, classes)]
     return nn.Sequential(*layers, *head)
 
@@ -112,7 +113,7 @@ def _fit(net: nn.Module, x: Tensor, number: Tensor, generator: torch.Generator) 
 
 
 def _seen(pictures: NDArray[np.uint8]) -> Tensor:
-    """Pictures (N, H, W, 3) bytes as (N, 3, h, w) in [-1, 1]."""
+    """Convert pictures (N, H, W, 3) bytes to (N, 3, h, w) in [-1, 1]."""
     x = shrunk(pictures, LARGEST)
     sides = [max(side, LEAST) for side in x.shape[2:]]
     return x if list(x.shape[2:]) == sides else F.interpolate(x, sides, mode="bilinear")

@@ -1,4 +1,4 @@
-"""The real pictures that samples are compared with: the run's own, or those of the teacher."""
+"""The real pictures that samples are compared with: the run's own, or the teacher's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgedistill.teachers.latents import Latents
 __all__ = ["MOST", "Data", "find_data"]
 
 MOST = 5000
-"""Pictures that are compared with; of a larger set as many, chosen at random."""
+"""Largest number of pictures to compare with; from a larger set as many are chosen at random."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Data:
     """Real pictures.
 
     Attributes:
-        pictures: (N, H, W, 3) bytes, at the size that the teacher draws.
-        captions: One each; "" where there is none.
-        name: Whose they are, for people.
-        total: How many there are, of which these are some.
+        pictures: Pictures (N, H, W, 3), bytes, at the size that the teacher draws.
+        captions: Caption of each picture; "" where there is none.
+        name: Readable name of the data set.
+        total: Number of pictures in the whole set.
     """
 
     pictures: NDArray[np.uint8]
@@ -41,10 +41,10 @@ class Data:
 
 
 def find_data(recipe: Judged, teacher: Teacher) -> tuple[Data | None, str]:
-    """The pictures a run learned from, else those that come with its teacher.
+    """Find the pictures a run learned from, else those that come with its teacher.
 
     Returns:
-        The pictures, or None; and why there are none where there should be some, else "".
+        The pictures or None, and the reason if expected pictures are missing, else "".
     """
     named = recipe.data.pictures
     if named is not None:
@@ -67,7 +67,7 @@ def _of_user(path: str, key: str, teacher: Teacher) -> Data:
             data, caption = record.read()
             pictures.append(read_picture(data, *shape))
         except FAULTS:
-            continue  # training has named it
+            continue  # training has reported it
         captions.append(caption)
     if len(pictures) < 2:
         raise ValueError(f"data.pictures={path}: fewer than 2 pictures can be read")
@@ -94,6 +94,6 @@ def _of_teacher(teacher: Teacher) -> Data | None:
 
 
 def _grey_too(pictures: torch.Tensor) -> NDArray[np.uint8]:
-    """uint8 (N, 1 or 3, H, W) as (N, H, W, 3)."""
+    """Convert uint8 (N, 1 or 3, H, W) to (N, H, W, 3)."""
     whole = pictures.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
     return np.ascontiguousarray(whole.numpy())

@@ -1,4 +1,4 @@
-"""eval.json: teacher, student and what else is asked for, on the same captions and noise.
+"""eval.json: teacher, student and other subjects on the same captions and noise.
 
     schema_version    2
     reference         what FD and KID compare with: "data", or "teacher" for its own samples
@@ -26,8 +26,8 @@
                       samples nearer to a training picture than most of those are to each other
                       (`memory.QUANTILE`), by features and by pixels; the median pixel distance
 
-Of planar students the figures are those of `planar.planar_figures`, and to_teacher.
-No figure is NaN or infinite: one that would be ends the evaluation with its name.
+Planar students have the figures of `planar.planar_figures`, and to_teacher. No figure is NaN or
+infinite; such a figure ends the evaluation with an error that names it.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ __all__ = ["SCHEMA", "Examples", "Extras", "evaluate_pictures", "evaluate_planar
 
 SCHEMA = 2
 SHARE = 3
-"""Captions of other kinds than "seen" get a third as many samples."""
+"""Divisor of the sample count for captions of other kinds than "seen"."""
 PAIRS = 2**28
-"""Bytes of the teacher's pictures that are kept to compare others with."""
+"""Largest size, in bytes, of the teacher's pictures that are kept to compare others with."""
 
 Progress = Callable[[str, int, int], None]
 Pictures = NDArray[np.uint8]
@@ -82,7 +82,7 @@ Captions = Sequence[str] | int
 
 @dataclass(frozen=True)
 class Examples:
-    """Pictures worth a look: see `examples`."""
+    """Example pictures of an evaluation: see `examples`."""
 
     nearest: list[Example]
     worst: list[Example]
@@ -91,7 +91,7 @@ class Examples:
 def evaluate_planar(
     subjects: Sequence[Subject], mixture: Mixture, samples: int, seed: int, progress: Progress
 ) -> dict[str, Any]:
-    """Figures of planar subjects against their mixture, by subject name."""
+    """Compute figures of planar subjects against their mixture, by subject name."""
     result: dict[str, Any] = {"schema_version": SCHEMA}
     first = None
     for subject in subjects:
@@ -118,20 +118,20 @@ def evaluate_pictures(
     progress: Progress,
     extras: Extras = NOTHING,
 ) -> tuple[dict[str, Any], Examples]:
-    """Figures by subject, as the head of this file says.
+    """Compute figures by subject, as the head of this file says.
 
     Args:
-        subjects: The teacher first.
-        captions: As from `prompt_sets`; without any, nothing is asked for. "seen" gives the
-            figures of the subject itself, each other kind a section inside it, from fewer samples.
-        eye: The features.
-        statistics: Of the real data in these features, where they were computed before. With
-            neither them nor data, FD and KID compare with the teacher's samples, drawn with the
-            next seed so that the teacher itself has figures.
-        samples: Pictures a subject draws for "seen".
-        seed: Their seed.
-        progress: (subject, pictures drawn, pictures to draw).
-        extras: What else there is to compare with.
+        subjects: Subjects, the teacher first.
+        captions: Captions as from `prompt_sets`; empty for subjects without prompts. "seen" gives
+            the subject's own figures, each other kind a section inside it, from fewer samples.
+        eye: The feature network.
+        statistics: Statistics of the real data in these features, where they were computed before.
+            With neither these nor data, FD and KID compare with the teacher's samples, drawn with
+            the next seed so that the teacher itself has figures.
+        samples: Number of pictures a subject draws for "seen".
+        seed: Seed of the pictures.
+        progress: Called with (subject, pictures drawn, pictures to draw).
+        extras: Other references to compare with.
     """
     whole = _Evaluation(subjects[0], captions, eye, samples, seed, progress)
     whole.compare(statistics, extras)
@@ -142,7 +142,7 @@ def evaluate_pictures(
 
 
 class _Evaluation:
-    """One evaluation, under way."""
+    """One evaluation in progress."""
 
     against: Against
 
@@ -171,7 +171,7 @@ class _Evaluation:
         self._their_classes: list[str] = []
 
     def compare(self, statistics: Reference | None, extras: Extras) -> None:
-        """Prepare what samples are compared with."""
+        """Prepare the references that samples are compared with."""
         tell = partial(_tell, self.progress, "reference", 0, self.total)
 
         def draw() -> Pictures:
@@ -184,7 +184,7 @@ class _Evaluation:
         self.result["about"] = self.against.about()
 
     def measure(self, subject: Subject) -> None:
-        """All figures of one subject."""
+        """Compute all figures of one subject."""
         done, figures, beside = 0, dict[str, dict[str, Any]](), dict[str, Any]()
         for kind, asked in self.asked.items():
             tell = partial(_tell, self.progress, subject.name, done, self.total)
@@ -203,14 +203,14 @@ class _Evaluation:
 
     def _of_set(self, kind: str, images: Tensor, asked: Captions) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        if kind != "pairs":  # there are no real pictures of two concepts to be near to
+        if kind != "pairs":  # the data hold no pictures of two concepts
             found = fidelity_figures(images, self.against.statistics, self.against.features)
         if isinstance(self.eye, Features) and not isinstance(asked, int):
             found |= text_figures(images, self.eye, asked)
         return {**found, "samples": len(images)}
 
     def _beside(self, subject: Subject, drawn: Pictures, images: Tensor) -> dict[str, Any]:
-        """Figures against the teacher's pictures, classes and training pictures."""
+        """Compute figures against the teacher's pictures, classes and training pictures."""
         found: dict[str, Any] = {}
         if self._theirs is None:
             self._theirs = drawn[: max(2, PAIRS // drawn[0].nbytes)]

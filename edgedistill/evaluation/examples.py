@@ -1,4 +1,4 @@
-"""Pictures worth a look: nearest training pictures, and samples farthest from the teacher's.
+"""Example pictures: nearest training pictures, and samples farthest from the teacher's.
 
 EVALUATION/examples.json     {"schema_version", "nearest": [...], "worst": [...]}
 EVALUATION/*.png             the pictures that it names
@@ -31,7 +31,7 @@ class Example:
     """A pair of pictures.
 
     Attributes:
-        caption: What was asked for, "" where nothing is.
+        caption: Caption of the pair, "" where there is none.
         left: The first picture.
         right: The second.
         facts: Numbers and words about the pair.
@@ -46,12 +46,12 @@ class Example:
 def worst_examples(
     ours: NDArray[np.uint8], theirs: NDArray[np.uint8], captions: Sequence[str]
 ) -> list[Example]:
-    """The student's pictures that are farthest from the teacher's of the same noise, worst first.
+    """Return the student's pictures farthest from the teacher's of equal noise, worst first.
 
     Args:
-        ours: The student's.
-        theirs: The teacher's.
-        captions: One each.
+        ours: The student's pictures.
+        theirs: The teacher's pictures.
+        captions: Caption of each picture.
     """
     gaps = errors(ours, theirs)
     order = np.argsort(-gaps)[:WORST].tolist()
@@ -68,15 +68,15 @@ def nearest_examples(
     captions: Sequence[str],
     theirs: Sequence[str],
 ) -> list[Example]:
-    """The student's first pictures, each with the training picture nearest in feature space.
+    """Return the student's first pictures, each with its nearest training picture in features.
 
     Args:
-        ours: The student's.
-        training: Pictures of one size with them.
-        index: Of each one's nearest.
+        ours: The student's pictures.
+        training: Training pictures of the same size.
+        index: Index of each one's nearest training picture.
         copies: Whether each is nearer than `memory.QUANTILE` allows.
-        captions: Of ours.
-        theirs: Of the training pictures.
+        captions: Captions of the student's pictures.
+        theirs: Captions of the training pictures.
     """
     found = []
     for i in range(min(NEAREST, len(ours))):

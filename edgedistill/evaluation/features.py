@@ -1,9 +1,9 @@
 """Feature networks that judge pictures: a vision model, the teacher's own network, or none.
 
 `evaluate.features` (`--features`) names one: a folder or Hub id of a vision model of transformers
-(CLIP, DINOv2, SigLIP, ViT, ...), `teacher` or `pixels`. Where none is named it is the CLIP model
-in the teacher's folder, else the middle block of a pixel teacher's U-Net, else the pixels.
-Figures in different features cannot be compared with each other.
+(CLIP, DINOv2, SigLIP, ViT, ...), `teacher` or `pixels`. By default it is the CLIP model in the
+teacher's folder, else the middle block of a pixel teacher's U-Net, else the pixels. Figures in
+different features cannot be compared with each other.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from edgedistill.teachers.base import Teacher
 __all__ = ["Eye", "MiddleBlock", "PixelFeatures", "VisionModel", "open_features", "shrunk"]
 
 SIDE = 16
-"""PixelFeatures of a side of the pictures that `PixelFeatures` compares."""
+"""Side in pixels of the pictures that `PixelFeatures` compares."""
 BATCH = 128
 
 
 class Eye(Protocol):
-    """What turns pictures into features.
+    """Interface of a feature network for pictures.
 
     Attributes:
-        name: Stands beside every figure.
-        words: What figures in these features mean.
+        name: Name that is printed with every figure.
+        words: Meaning of figures in these features.
     """
 
     name: str
     words: str
 
     def images(self, pictures: NDArray[np.uint8]) -> Tensor:
-        """Features (N, D), float32, of pictures (N, H, W, 3) bytes."""
+        """Return features (N, D), float32, of pictures (N, H, W, 3) bytes."""
 
 
 class PixelFeatures:
-    """Pictures averaged to at most 16x16, as they are."""
+    """Pixels as features: pictures averaged to at most 16x16."""
 
     name = f"pixels, {SIDE}x{SIDE}"
     words = (
@@ -57,21 +57,21 @@ class PixelFeatures:
 
 
 class MiddleBlock:
-    """The mean over space of the middle block of a pixel teacher's own U-Net.
+    """Spatial mean of the middle block of a pixel teacher's own U-Net.
 
     The picture is shown with a little noise, the same for every picture, as the network was
-    trained to see it (Baranchuk et al. 2021, arXiv 2112.03126); of a class-conditional network
-    with its first class.
+    trained to see it (Baranchuk et al. 2021, arXiv 2112.03126); a class-conditional network gets
+    its first class.
 
     Args:
         teacher: A teacher whose x0 is the picture.
 
     Raises:
-        ValueError: If it is none, or has no such block.
+        ValueError: If the teacher's x0 is not a picture, or its network has no such block.
     """
 
     NOISE = 0.25
-    """Standard deviation of the noise over that of the signal's factor."""
+    """Noise-to-signal ratio of the shown picture, sigma / alpha."""
     words = (
         "Features are the middle block of the teacher's own U-Net. They see what this teacher "
         "knows: figures compare students of it, and say nothing beside another teacher's."
@@ -112,7 +112,7 @@ class MiddleBlock:
 class VisionModel:
     """A vision model of transformers by its folder or Hub id, safetensors only.
 
-    Features are its pooled output, or without one the mean of its last states.
+    Features are its pooled output, or if it has none the mean of its last states.
     """
 
     words = "Features are the pooled output of a vision model, not of Inception: no FID."
@@ -122,7 +122,7 @@ class VisionModel:
         for name in missing:
             if ".pooler." not in f".{name}":
                 raise ValueError(f"{path}: no weights for {name}; the file is not whole")
-            model.pooler = None  # which would be random
+            model.pooler = None  # it would have random weights
         self.model = getattr(model, "vision_model", model)
         self.name = f"{type(model).__name__} {_short(path)}"
         self.mean, self.std, size = preprocessing(path)
@@ -142,10 +142,10 @@ class VisionModel:
 
 
 def open_features(teacher: Teacher, asked: str | None) -> Eye:
-    """The eye of an evaluation.
+    """Open the feature network of an evaluation.
 
     Args:
-        teacher: Whose pictures are judged.
+        teacher: Teacher whose pictures are judged.
         asked: `pixels`, `teacher`, or a folder or Hub id; None is the choice for the teacher.
 
     Raises:
@@ -162,9 +162,9 @@ def open_features(teacher: Teacher, asked: str | None) -> Eye:
 
 
 def shrunk(pictures: NDArray[np.uint8], side: int) -> Tensor:
-    """Pictures (N, H, W, 3) bytes averaged to at most `side` pixels a side: (N, 3, h, w), [-1, 1].
+    """Average pictures (N, H, W, 3) bytes to at most `side` pixels a side: (N, 3, h, w), [-1, 1].
 
-    In pieces: many large pictures are never in memory as floats at once.
+    This is done in pieces, so that many large pictures are never in memory as floats at once.
     """
     sides = (min(pictures.shape[1], side), min(pictures.shape[2], side))
     pieces = np.split(pictures, range(BATCH, len(pictures), BATCH))
@@ -172,7 +172,7 @@ def shrunk(pictures: NDArray[np.uint8], side: int) -> Tensor:
 
 
 def _unit(pictures: NDArray[np.uint8]) -> Tensor:
-    """Bytes (N, H, W, 3) as numbers (N, 3, H, W) in [0, 1]."""
+    """Convert bytes (N, H, W, 3) to numbers (N, 3, H, W) in [0, 1]."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
 
 
@@ -194,5 +194,5 @@ def _first(size: Any) -> Any:
 
 
 def _short(path: str) -> str:
-    """The end of a path: what people know a model by, and nothing of the machine it lies on."""
+    """Return the end of a path: the name people know a model by, without the machine's folders."""
     return "/".join(Path(path).parts[-2:])

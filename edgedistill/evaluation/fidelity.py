@@ -13,7 +13,7 @@ from torch import Tensor
 __all__ = ["Floor", "Reference", "floor_of", "frechet_distance", "kernel_distance"]
 
 BLOCK = 2048
-"""Rows of a kernel matrix that are in memory at once."""
+"""Number of rows of a kernel matrix that are in memory at once."""
 
 
 class Reference:
@@ -24,7 +24,7 @@ class Reference:
 
     @classmethod
     def of(cls, features: Tensor) -> Reference:
-        """Statistics of features (N, D)."""
+        """Compute the statistics of features (N, D)."""
         if len(features) < 2:
             raise ValueError(f"at least 2 samples are needed, got {len(features)}")
         return cls(
@@ -39,10 +39,11 @@ class Reference:
 
 
 def frechet_distance(a: Reference, b: Reference) -> float:
-    """|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Heusel et al. 2017, Eq. 6), float64.
+    """Return |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Heusel et al. 2017, Eq. 6).
 
-    tr (C_a C_b)^(1/2) is the sum of the square roots of the eigenvalues of
-    C_a^(1/2) C_b C_a^(1/2), which is symmetric. Of few samples the estimate is too large.
+    tr (C_a C_b)^(1/2) is the sum of the square roots of the eigenvalues of C_a^(1/2) C_b
+    C_a^(1/2), which is symmetric. All is computed in float64. From few samples the estimate is too
+    large.
     """
     values, vectors = torch.linalg.eigh(a.cov.double())
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
@@ -52,11 +53,11 @@ def frechet_distance(a: Reference, b: Reference) -> float:
 
 
 def kernel_distance(a: Tensor, b: Tensor) -> float:
-    """KID of features (N, D) and (M, D): the unbiased squared MMD, in float64.
+    """Return the KID of features (N, D) and (M, D): the unbiased squared MMD, in float64.
 
     The kernel is k(x, y) = (x y / D + 1)^3, and sums leave out pairs of a sample with itself
     (Binkowski et al. 2018, arXiv 1801.01401, Sec. 4). All samples are used, in no subsets. It can
-    be below 0 where the two sets are of one law.
+    be below 0 if both sets have the same distribution.
 
     Raises:
         ValueError: If a set has fewer than two samples.
@@ -72,7 +73,7 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 
 
 def _kernel_sum(a: Tensor, b: Tensor) -> float:
-    """Sum of the kernel over all pairs of rows."""
+    """Sum the kernel over all pairs of rows."""
     pieces = [
         (piece @ b.T / a.shape[1] + 1).pow(3).sum().item() for piece in torch.split(a, BLOCK)
     ]
@@ -80,18 +81,18 @@ def _kernel_sum(a: Tensor, b: Tensor) -> float:
 
 
 def _own(a: Tensor) -> float:
-    """Sum of the kernel over pairs of a row with itself."""
+    """Sum the kernel over pairs of a row with itself."""
     return float((a.square().sum(1) / a.shape[1] + 1).pow(3).sum())
 
 
 @dataclass(frozen=True)
 class Floor:
-    """The distances of two halves of the reference: nothing drawn from it can be expected nearer.
+    """Distances between two halves of the reference, the lower limit for any other samples.
 
     Attributes:
         fd: Frechet distance.
         kid: Kernel distance, near 0.
-        samples: In each half.
+        samples: Number of samples in each half.
     """
 
     fd: float
@@ -100,15 +101,15 @@ class Floor:
 
 
 def floor_of(features: Tensor, most: int, seed: int) -> Floor | None:
-    """The floor of figures that compare with features (N, D).
+    """Compute the floor of figures that compare with features (N, D).
 
     Args:
-        features: Of the reference.
-        most: Samples in a half at most: as many as the figures have.
-        seed: Decides the halves.
+        features: Features of the reference.
+        most: Largest number of samples in a half: as many as the figures have.
+        seed: Seed of the split into halves.
 
     Returns:
-        None where there are fewer than four samples.
+        The floor; None for fewer than four samples.
     """
     half = min(len(features) // 2, most)
     if half < 2:

@@ -33,7 +33,7 @@ Figures = dict[str, Any]
 def fidelity_figures(
     images: Tensor, reference: Reference, features: Tensor | None
 ) -> dict[str, float]:
-    """FD, and KID where the reference's features are known and not their statistics alone."""
+    """Return FD, and KID where the reference's features are known besides its statistics."""
     found = {"fd": frechet_distance(Reference.of(images), reference)}
     if features is not None:
         found["kid"] = kernel_distance(images, features)
@@ -41,7 +41,7 @@ def fidelity_figures(
 
 
 def text_figures(images: Tensor, eye: Features, lines: Sequence[str]) -> dict[str, float]:
-    """How pictures fit their captions, in the features of a CLIP model."""
+    """Return figures of how pictures fit their captions, in the features of a CLIP model."""
     texts = eye.texts(lines)
     normal = torch.nn.functional.normalize(images, dim=-1)
     return {
@@ -52,7 +52,7 @@ def text_figures(images: Tensor, eye: Features, lines: Sequence[str]) -> dict[st
 
 
 def _retrieval(images: Tensor, texts: Tensor, lines: Sequence[str]) -> float:
-    """Share of pictures whose own caption is the nearest of all captions asked for."""
+    """Return the share of pictures whose own caption is the nearest of all captions."""
     unique = list(dict.fromkeys(lines))
     first = [lines.index(line) for line in unique]
     bank = torch.nn.functional.normalize(texts[first], dim=-1)
@@ -62,7 +62,7 @@ def _retrieval(images: Tensor, texts: Tensor, lines: Sequence[str]) -> float:
 
 
 def diversity(images: Tensor, lines: Sequence[str]) -> dict[str, float]:
-    """Mean of 100 (1 - cosine) over all pairs of pictures of one caption; {} if none has two."""
+    """Return mean 100 (1 - cosine) over pairs of pictures of one caption; {} without any pair."""
     alike: dict[str, list[int]] = {}
     for i, line in enumerate(lines):
         alike.setdefault(line, []).append(i)
@@ -73,7 +73,7 @@ def diversity(images: Tensor, lines: Sequence[str]) -> dict[str, float]:
 
 
 def errors(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Mean squared error (N,) of each pair of pictures, whose numbers go from 0 to 1."""
+    """Return the mean squared error (N,) of each pair of pictures, scaled to [0, 1]."""
     return np.array(
         [
             np.square((a.astype(np.float64) - b) / 255).mean()
@@ -85,13 +85,13 @@ def errors(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> NDArray[np.flo
 def to_teacher_figures(
     ours: NDArray[np.uint8], theirs: NDArray[np.uint8], eye: Eye
 ) -> dict[str, Any]:
-    """Distance of pictures to those that the teacher makes of the same noise and condition.
+    """Return distances of pictures to the teacher's of the same noise and condition.
 
     Returns:
-        rmse: Over all pictures, whose numbers go from 0 to 1.
-        psnr: The same in dB; `decibels.EQUAL_DB` where every pixel is equal.
-        perceptual: Where the features are a CLIP model's: `Features.distance`.
-        samples: Pairs compared.
+        rmse: Root mean square error over all pictures, scaled to [0, 1].
+        psnr: The error as PSNR in dB; `decibels.EQUAL_DB` where every pixel is equal.
+        perceptual: `Features.distance`, where the features are a CLIP model's.
+        samples: Number of pairs.
     """
     rmse = math.sqrt(errors(ours, theirs).mean())
     seen = {"perceptual": eye.distance(ours, theirs)} if isinstance(eye, Features) else {}
@@ -99,7 +99,7 @@ def to_teacher_figures(
 
 
 def ratios(mine: Figures, first: Figures) -> None:
-    """Add the ratios to the teacher's figures; None where the teacher's is not above 0."""
+    """Add ratios to the teacher's figures; a ratio is None where the teacher's is not above 0."""
     for key, name in (("fd", "fd_ratio"), ("text_image_score", "text_image_ratio")):
         if key in mine:
             mine[name] = _over(mine[key], first[key])
@@ -112,7 +112,7 @@ def _over(a: float, b: float) -> float | None:
 
 
 def check_finite(figures: Any, where: str = "") -> None:
-    """Raise a FloatingPointError that names the first figure which is no finite number."""
+    """Raise a FloatingPointError that names the first figure that is not a finite number."""
     if isinstance(figures, dict):
         for key, value in figures.items():
             check_finite(value, f"{where}.{key}" if where else str(key))

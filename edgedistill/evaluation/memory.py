@@ -1,4 +1,4 @@
-"""Is a sample a memory? Nearest training pictures, and the share of samples that are too near."""
+"""Memorization: nearest training pictures, and the share of samples that are too near."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from torch import Tensor
 __all__ = ["QUANTILE", "Nearness", "memorization", "nearest", "own_distances"]
 
 QUANTILE = 0.05
-"""Of the training pictures' own nearest-neighbour distances: below it a sample counts as a copy.
+"""Quantile of the training pictures' own nearest-neighbour distances below which a sample counts
+as a copy.
 
-Samples of the same law as the training pictures, but no copies, are below it about as often."""
+New samples of the training pictures' distribution are below it about as often."""
 
 BLOCK, OWN = 1024, 2000
-"""Rows at once; training pictures whose own nearest neighbour is looked for."""
+"""Number of rows processed at once, and of training pictures whose own nearest neighbour is
+sought."""
 
 
 def nearest(samples: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
-    """Euclidean distance (N,) to the nearest training row, and its index (N,), in float64.
+    """Return the Euclidean distance (N,) to the nearest training row and its index (N,), float64.
 
     Args:
-        samples: (N, D).
-        training: (M, D).
+        samples: Samples (N, D).
+        training: Training rows (M, D).
     """
     distances, index = [], []
     for piece in torch.split(samples.double(), BLOCK):
@@ -34,9 +36,9 @@ def nearest(samples: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def own_distances(training: Tensor, seed: int = 0) -> Tensor:
-    """Distance of training rows (M, D) to the nearest other one, equal rows taken as one.
+    """Return distances of training rows (M, D) to the nearest other one; equal rows count once.
 
-    Of many rows that of `OWN`, chosen by the seed.
+    From many rows, `OWN` are chosen by the seed.
     """
     training = torch.unique(training.double(), dim=0)
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))[:OWN]
@@ -49,23 +51,23 @@ def own_distances(training: Tensor, seed: int = 0) -> Tensor:
 
 
 def memorization(distances: Tensor, own: Tensor, quantile: float = QUANTILE) -> float:
-    """Share of samples nearer to a training picture than a quantile of `own_distances`.
+    """Return the share of samples nearer to a training picture than a quantile of `own`.
 
     Args:
-        distances: Of samples to their nearest training pictures.
-        own: As from `own_distances`.
-        quantile: In [0, 1].
+        distances: Distances of samples to their nearest training pictures.
+        own: Distances from `own_distances`.
+        quantile: Quantile in [0, 1].
     """
     return (distances <= torch.quantile(own, quantile)).double().mean().item()
 
 
 @dataclass(frozen=True)
 class Nearness:
-    """Training pictures, to find what samples are near to.
+    """Training pictures for finding the nearest ones of samples.
 
     Attributes:
-        training: Their features (M, D).
-        own: Their `own_distances`.
+        training: Features of the training pictures, (M, D).
+        own: `own_distances` of the training pictures.
     """
 
     training: Tensor
@@ -73,11 +75,11 @@ class Nearness:
 
     @classmethod
     def of(cls, training: Tensor) -> Nearness | None:
-        """None of fewer than three different rows, which have no quantile to speak of."""
+        """Prepare training rows; None for fewer than three different rows: no quantile."""
         own = own_distances(training)
         return cls(training, own) if len(own) > 2 else None
 
     @property
     def threshold(self) -> float:
-        """Below it a sample counts as a copy."""
+        """Distance below which a sample counts as a copy."""
         return torch.quantile(self.own, QUANTILE).item()

@@ -14,9 +14,9 @@ PROJECTIONS, FLOOR_PAIRS = 256, 4
 
 
 def sliced_w2(a: Tensor, b: Tensor, generator: torch.Generator) -> float:
-    """Sliced 2-Wasserstein distance of two sample sets (N, D) of one size.
+    """Return the sliced 2-Wasserstein distance of two sample sets (N, D) of equal size.
 
-    Root of the mean squared 1-D distance over random directions (Bonneel et al. 2015).
+    It is the root of the mean squared 1-D distance over random directions (Bonneel et al. 2015).
     """
     if a.shape != b.shape:
         raise ValueError(f"samples of one shape expected, got {tuple(a.shape)}, {tuple(b.shape)}")
@@ -30,14 +30,14 @@ def sliced_w2(a: Tensor, b: Tensor, generator: torch.Generator) -> float:
 def planar_figures(
     samples: Tensor, mixture: Mixture, generator: torch.Generator
 ) -> dict[str, float]:
-    """How near samples are to the mixture they should have.
+    """Return figures of how near samples are to their mixture.
 
     Returns:
         sliced_w2: Distance to fresh true samples.
-        floor: The same between two true draws of this size, the least one can ask for.
+        floor: Distance between two true draws of this size, a lower limit.
         w2_ratio: sliced_w2 / floor.
         within_3_sigma: Share of samples within 3 scales of some mode.
-        smallest_mode: The least of (a mode's share of samples / its weight).
+        smallest_mode: The smallest ratio of a mode's share of samples to its weight.
     """
     samples = samples.double().cpu()
     n = len(samples)

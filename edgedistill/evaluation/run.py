@@ -1,4 +1,4 @@
-"""`edgedistill evaluate`: which subjects, which captions, and where the figures go."""
+"""`edgedistill evaluate`: choose subjects and captions, and write the figures."""
 
 from __future__ import annotations
 
@@ -40,15 +40,16 @@ def evaluate_subjects(
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate a student, and bundles beside it, against the teacher.
 
-    Beside the student stand the teacher as the recipe guides it and, at equal network calls, the
-    teacher at as many steps without guidance and with it. The figures go to `json` or the run's
-    eval.json, and into the student's student.json; pictures worth a look to evaluation/examples
+    The student is compared with the teacher as the recipe guides it and, at equal network calls,
+    with the teacher at as many steps without guidance and with it. The figures go to `json` or the
+    run's eval.json, and into the student's student.json; example pictures to evaluation/examples
     beside the run's eval.json, and the teacher's samples to evaluation/kept, where the next
-    evaluation finds them. `features` is what judges, by default the recipe's `evaluate.features`.
+    evaluation finds them. `features` names the feature network, by default the recipe's
+    `evaluate.features`.
 
     Raises:
-        ValueError: If a path is neither student nor bundle, its student is not to be found,
-            they are of different students, or a figure's place cannot be written.
+        ValueError: If a path is neither student nor bundle, its student cannot be found, they
+            belong to different students, or a file of figures cannot be written.
         FloatingPointError: If a picture or a figure is not finite; names it.
     """
     extra, student = _open(paths[0])
@@ -91,15 +92,15 @@ def evaluate_subjects(
 
 
 EXAMPLES, KEPT = "evaluation/examples", "evaluation/kept"
-"""Beside eval.json."""
+"""Folders beside eval.json."""
 
 
 def keeper(home: Path, teacher: Teacher) -> Callable[..., Kept] | None:
-    """What makes a `Kept` of a teacher's settings; None where nothing can be written.
+    """Return a maker of `Kept` for a teacher's settings; None where nothing can be written.
 
     Args:
         home: The run dir.
-        teacher: Whose samples are kept.
+        teacher: Teacher whose samples are kept.
     """
     try:
         check_writable(home / KEPT / "x", str(home / KEPT))
@@ -177,14 +178,14 @@ def _subjects(
 
 
 def _shipped(recipe: Judged, teacher: Teacher) -> Reference | None:
-    """Statistics of the teacher's real data, in the features of the model it ships."""
+    """Load statistics of the teacher's real data in the features of its shipped model."""
     file = Path(teacher.path) / "reference.safetensors"
     usable = recipe.evaluate.features is None and recipe.data.pictures is None
     return Reference.load(file) if file.is_file() and usable else None
 
 
 def _recordable(student: Student, json: Path | None) -> bool:
-    """Whether figures go to student.json too; with a place of their own they need not."""
+    """Whether figures can be written to student.json too; they need not be if `json` is given."""
     file = student.path / "student.json"
     try:
         check_writable(file, str(file))

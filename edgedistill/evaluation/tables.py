@@ -1,4 +1,4 @@
-"""Figures of eval.json as tables and lines that people read."""
+"""Tables and lines of the figures in eval.json for people."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ HEADS = {
     "nearest_rmse": "nearest, RMSE",
     "samples": "n",
 }
-"""Columns that are not called by their key."""
+"""Headings of columns that are not named by their key."""
 
 
 def subjects_of(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What was evaluated, by name."""
+    """Return the evaluated subjects by name."""
     return {k: v for k, v in results.items() if isinstance(v, dict) and "calls" in v}
 
 
 def sections(results: Mapping[str, Any]) -> list[tuple[str, dict[str, dict[str, Any]]]]:
-    """(title, rows by subject) of each table, the main one first."""
+    """Return (title, rows by subject) of each table, the main one first."""
     subjects = subjects_of(results)
     items = [item for row in subjects.values() for item in row.items()]
     kinds = list(dict.fromkeys(key for key, value in items if isinstance(value, dict)))
@@ -60,7 +60,7 @@ def sections(results: Mapping[str, Any]) -> list[tuple[str, dict[str, dict[str, 
 
 
 def columns_of(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Figures of any row, in their order, the number of samples last."""
+    """Return the figures of any row, in their order, the number of samples last."""
     keys = [
         key for row in rows.values() for key, value in row.items() if not isinstance(value, dict)
     ]
@@ -68,12 +68,12 @@ def columns_of(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def heading(column: str) -> str:
-    """What people call a figure."""
+    """Return the readable name of a figure."""
     return HEADS.get(column, column.replace("_", " "))
 
 
 def cell(column: str, value: Any) -> str:
-    """A figure as text."""
+    """Format a figure as text."""
     if value is None:
         return "-"
     if column == "psnr":
@@ -82,7 +82,7 @@ def cell(column: str, value: Any) -> str:
 
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
-    """Figures for a terminal: a row a subject."""
+    """Make the figures' tables for a terminal, one row a subject."""
     return [_table(title, rows) for title, rows in sections(results)]
 
 
@@ -99,7 +99,7 @@ def _table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
-    """Lines on what the figures compare with, and what they are worth."""
+    """Return lines on what the figures compare with, and how reliable they are."""
     about = results.get("about")
     if not about:
         return []

@@ -1,1 +1,1 @@
-"""Networks of our own: the planar student, feature taps and discriminator heads."""
+"""Our own networks: the planar student, feature taps and discriminator heads."""

@@ -1,11 +1,11 @@
-"""Roles that share one frozen base network, a LoRA each.
+"""Roles (student, fake_score, ...) that share one frozen base network, each with its own LoRA.
 
-LoRA: Hu et al. 2021 (arXiv 2106.09685): W x + (alpha / rank) B A x, with B = 0 at the start. That
-student and fake_score may be adapters of the teacher: DMD2's LoRA runs (Yin et al. 2024, arXiv
-2405.14867).
+LoRA: Hu et al. 2021 (arXiv 2106.09685): the layer is W x + (alpha / rank) B A x, with B = 0 at the
+start. Student and fake_score as adapters of the teacher follow DMD2's LoRA runs (Yin et al. 2024,
+arXiv 2405.14867).
 
-A role has module objects of its own around the base's very tensors. So no role is ever switched
-on or off: calls, gradients, hooks and gradient checkpointing of one role cannot meet another's.
+A role has its own module objects around the base's tensors. No role is ever switched on or off, so
+calls, gradients, hooks and gradient checkpointing of one role cannot affect another's.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ LAYERS = (
     *("ff_context.net.0.proj", "ff_context.net.2", "proj_mlp"),
     *("ff.conv_inverted", "ff.conv_point"),
 )
-"""Attention, feed-forward, convolutions and projections, by diffusers' names, the text's side of
-joint transformers included."""
+"""Attention, feed-forward, convolution and projection layers by diffusers' names, including the
+text stream of joint transformers."""
 
 NAME = "default"  # peft's own name for the one adapter a role has
 
@@ -47,25 +47,25 @@ class Adapter(Settings):
     """
 
     rank: int = Field(64, gt=0, le=4096)
-    """64 (DMD2's LoRA) suits the width of SD 1.5 and up; a network of width 100 is spared little
-    by it, and more by 8."""
+    """Rank of the LoRA. 64 (DMD2's LoRA) suits networks as wide as SD 1.5 and up; a network of
+    width 100 saves little memory with it, and more with 8."""
     alpha: float | None = Field(None, gt=0)
-    """The update is scaled by alpha / rank; None is rank."""
+    """Scale of the LoRA: the update is multiplied by alpha / rank; None means alpha = rank."""
     layers: tuple[str, ...] = Field(LAYERS, min_length=1)
-    """Ends of the module paths that get one: Linear and Conv2d. Of the default's, a network need
-    have only some."""
+    """Ends of the paths of the Linear and Conv2d modules that get a LoRA. The network need have
+    only some of the default ones."""
 
 
 class Role(nn.Module):
-    """A network that is a shared base with an adapter of its own.
+    """A network made of a shared base and an adapter of its own.
 
     Its parameters and state are the adapter's alone. `copy.deepcopy` gives a role with an adapter
     of equal weights on the same base. Module paths are the base's, except that an adapted layer is
-    peft's. The base must be on its device before; `to` moves the adapter only.
+    peft's. The base must already be on its device; `to` moves the adapter only.
 
     Args:
-        base: The frozen network; in no way changed.
-        net: Modules like the base's, adapted, around the same tensors (see `adapt`).
+        base: The frozen network, which is not changed.
+        net: Adapted modules like the base's, around the same tensors (see `adapt`).
     """
 
     base: nn.Module
@@ -73,7 +73,7 @@ class Role(nn.Module):
 
     def __init__(self, base: nn.Module, net: nn.Module) -> None:
         super().__init__()
-        # Past nn.Module, which would register them and so own the base's weights.
+        # Bypass nn.Module, which would register them and so own the base's weights.
         self.__dict__["base"], self.__dict__["_net"] = base, net
         for name, child in net.named_children():
             self.add_module(name, child)
@@ -89,14 +89,14 @@ class Role(nn.Module):
         return Role(self.base, _twin(self._net, self.base, memo))
 
     def adapted(self) -> Iterator[tuple[str, Any]]:
-        """(Path in the base, peft's layer) of each adapted layer."""
+        """Yield (path in the base, peft's layer) of each adapted layer."""
         from peft.tuners.lora import LoraLayer
 
         return ((path, m) for path, m in self._net.named_modules() if isinstance(m, LoraLayer))
 
     @torch.no_grad()
     def fused(self) -> nn.Module:
-        """A float32 network of its own like the base, with the adapter added to its weights."""
+        """Return a new float32 network like the base, with the adapter added to its weights."""
         net = raised(copy.deepcopy(self.base))
         for path, layer in self.adapted():
             net.get_submodule(path).get_parameter("weight").add_(layer.get_delta_weight(NAME))
@@ -104,9 +104,9 @@ class Role(nn.Module):
 
     @torch.no_grad()
     def lora(self) -> dict[str, Tensor]:
-        """The adapter as diffusers reads it: PATH.lora_A.weight and PATH.lora_B.weight.
+        """Return the adapter as diffusers reads it: PATH.lora_A.weight and PATH.lora_B.weight.
 
-        alpha / rank is multiplied into B, so that it is right for readers that know no alpha.
+        alpha / rank is multiplied into B, so that readers without alpha get the right update.
         """
         tensors = {}
         for path, layer in self.adapted():
@@ -117,15 +117,15 @@ class Role(nn.Module):
 
 
 def adapt(base: nn.Module, adapter: Adapter, seed: int) -> Role:
-    """A role on `base`, which it freezes, that starts as the base itself.
+    """Make a role on `base`, which it freezes; at first the role equals the base.
 
     Args:
         base: A network, on its device.
         adapter: Rank, scale and layers.
-        seed: Decides A.
+        seed: Seed of the matrices A.
 
     Raises:
-        ValueError: If a layer is not there or of a kind that cannot have a LoRA.
+        ValueError: If a layer is missing or of a kind that cannot have a LoRA.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -141,7 +141,7 @@ def adapt(base: nn.Module, adapter: Adapter, seed: int) -> Role:
         torch.manual_seed(seed)
         inject_adapter_in_model(config, net, NAME)
         _disown(net, base)
-        # Drawn again in float32: peft has given A the precision of the base.
+        # Draw A again in float32, since peft gives it the precision of the base.
         role = Role(base, net.float())
         for _, layer in role.adapted():
             layer.reset_lora_parameters(NAME, True)
@@ -149,10 +149,10 @@ def adapt(base: nn.Module, adapter: Adapter, seed: int) -> Role:
 
 
 def find_layers(net: nn.Module, ends: Sequence[str]) -> list[str]:
-    """Those of `ends` with which the path of a Linear or Conv2d in `net` ends.
+    """Return the `ends` that match the path of some Linear or Conv2d in `net`.
 
     Raises:
-        ValueError: If there are none, or none for one that is not in `LAYERS`.
+        ValueError: If none matches, or one that is not in `LAYERS` does not.
     """
     paths = [p for p, m in net.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     found = [end for end in ends if any(f".{path}".endswith(f".{end}") for path in paths)]
@@ -163,20 +163,20 @@ def find_layers(net: nn.Module, ends: Sequence[str]) -> list[str]:
 
 
 def _end(path: str) -> str:
-    """The last name in a path, with the index behind it: to_out.0."""
+    """Return the last name in a path with its index, such as to_out.0."""
     match = re.search(r"[^.]+(\.\d+)*$", path)
     assert match
     return match.group()
 
 
 def _twin(net: nn.Module, base: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A copy of the modules of `net` around the very tensors of `base`."""
+    """Copy the modules of `net` around the same tensors as `base`."""
     memo.update((id(tensor), tensor) for tensor in _tensors(base))
     return copy.deepcopy(net, memo)
 
 
 def _disown(net: nn.Module, base: nn.Module) -> None:
-    """Make the tensors of `base` in `net` plain attributes, which are no parameter or buffer."""
+    """Turn the tensors of `base` in `net` into plain attributes, not parameters or buffers."""
     shared = {id(tensor) for tensor in _tensors(base)}
     for module in net.modules():
         for owned in (module._parameters, module._buffers):

@@ -1,10 +1,10 @@
-"""Negative prompts for students that take no guidance: what they attend to moves away.
+"""Negative prompts for students that take no guidance: attention moves away from them.
 
 Nguyen et al. 2024, "SNOOPI: Supercharged One-step Diffusion Distillation with Proper Guidance"
-(arXiv 2412.02687), its negative-away steer attention: every cross-attention returns
-Z(prompt) - scale Z(negative prompt), both of the same query. Guidance in the output would move
-pixels where one step has no later ones to mend them. A bundle's attention is fixed, so it has no
-part in this.
+(arXiv 2412.02687), its Negative-Away Steer Attention: every cross-attention returns Z(prompt) -
+scale Z(negative prompt), both of the same query. Guidance in the output would leave artefacts in
+the pixels that a one-step student has no later step to repair. A bundle's attention is fixed, so
+bundles do not support this.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ __all__ = ["Away"]
 
 
 class Away(nn.Module):
-    """A network whose cross-attention moves away from a negative prompt; twice the work.
+    """A network whose cross-attention moves away from a negative prompt, at twice the cost.
 
     Both prompts go through the network side by side. Before each cross-attention the negative half
-    takes over the other's hidden states, so that both have one query.
+    takes the positive half's hidden states, so that both have the same query.
 
     Args:
-        net: Called as net(x, t, **cond), of diffusers' transformer blocks.
+        net: Network called as net(x, t, **cond), made of diffusers' transformer blocks.
         negative: The negative prompt's condition, of one row.
-        scale: How far, 0 or more.
+        scale: Strength of the steering, 0 or more.
 
     Raises:
-        ValueError: If it has no cross-attention (joint attention is none).
+        ValueError: If the network has no cross-attention (joint attention does not count).
     """
 
     def __init__(self, net: nn.Module, negative: Condition, scale: float) -> None:
@@ -55,13 +55,13 @@ class Away(nn.Module):
         if not self._on:
             return output
         toward, away = output.chunk(2)
-        # What the last projection adds to any Z is not attended to.
+        # The last projection's bias is added to any Z, so it is subtracted from the negative's.
         bias = module.to_out[0].bias
         moved = toward - self.scale * (away if bias is None else away - bias)
         return torch.cat([moved, moved])
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        """The output for cond, (N, ...)."""
+        """Return the output for cond, (N, ...)."""
         both = {
             name: torch.cat([value, self.negative[name].to(value).expand_as(value)])
             for name, value in cond.items()

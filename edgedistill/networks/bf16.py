@@ -1,8 +1,8 @@
 """Frozen weights kept in bfloat16.
 
-Autocast rounds the weights of linear and convolutional layers to bfloat16 in every call. Kept so,
-they take half the memory and give the very same numbers; what autocast computes in float32, such
-as norms, keeps float32 weights.
+Autocast rounds the weights of linear and convolutional layers to bfloat16 in every call. Stored in
+bfloat16, they take half the memory and give the very same numbers. Layers that autocast computes
+in float32, such as norms, keep float32 weights.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ __all__ = ["lower", "raised"]
 
 
 def _cast(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias for `x`: as they are under autocast, which rounds x, else in its dtype."""
-    # The meta device, which only costs are planned on, knows no autocast.
+    """Return weight and bias for `x`: unchanged under autocast, otherwise in x's dtype."""
+    # The meta device, which is only used for planning costs, has no autocast.
     if x.is_meta or torch.is_autocast_enabled(x.device.type):
         return layer.weight, layer.bias
     return layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype)
@@ -52,13 +52,13 @@ KINDS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: LowConv2d,
     nn.Conv3d: LowConv3d,
 }
-"""Layers whose weights autocast rounds, and what they become."""
+"""Layers whose weights autocast rounds, and the classes that replace them."""
 
 
 def lower(net: nn.Module) -> None:
     """Round the weights of linear and convolutional layers in `net` to bfloat16, in place.
 
-    Parameters stay the same objects, so all who share the network share its rounded weights.
+    Parameters stay the same objects, so all users of the network share its rounded weights.
     """
     for module in net.modules():
         if type(module) in KINDS:
@@ -67,7 +67,7 @@ def lower(net: nn.Module) -> None:
 
 
 def raised(net: nn.Module) -> nn.Module:
-    """`net` itself, its layers plain ones again with float32 weights; rounded ones stay so."""
+    """Return `net` with plain layers and float32 weights again; rounded values stay rounded."""
     plain = {low: kind for kind, low in KINDS.items()}
     for module in net.modules():
         module.__class__ = plain.get(type(module), type(module))

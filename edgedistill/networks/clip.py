@@ -1,4 +1,4 @@
-"""Text-image score and features of pictures, in a CLIP model."""
+"""Text-image scores and picture features from a CLIP model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class Features:
-    """A CLIPModel folder or Hub id as the eye of the evaluation.
+    """A CLIPModel, by folder or Hub id, as the feature network of an evaluation.
 
     Pictures are resized bilinearly to the model's size and normalised as its
     preprocessor_config.json says.
@@ -52,7 +52,7 @@ class Features:
         self._settle(path)
 
     def _settle(self, path: str) -> None:
-        """Size and scale of the pictures it is shown."""
+        """Read the size and normalisation of the model's pictures."""
         self.size = self.model.config.vision_config.image_size
         file = Path(path) / "preprocessor_config.json"
         config = read_json(file) if file.is_file() else {}
@@ -61,12 +61,12 @@ class Features:
 
     @torch.no_grad()
     def images(self, pictures: NDArray[np.uint8], batch: int = 128) -> Tensor:
-        """Projected image features (N, D) of pictures (N, H, W, 3) bytes, not normalised."""
+        """Return projected image features (N, D) of pictures (N, H, W, 3) bytes, unnormalised."""
         pieces = torch.split(torch.from_numpy(pictures), batch)
         return torch.cat([self._projected(_unit(piece)) for piece in pieces])
 
     def embed(self, pictures: Tensor) -> Tensor:
-        """As `images`, of pictures (N, 3, H, W) in [-1, 1], with the gradient in them."""
+        """Return features as `images`, of pictures (N, 3, H, W) in [-1, 1], with a gradient."""
         self.model.to(pictures.device)
         return self._projected(0.5 + 0.5 * pictures.float().clamp(-1, 1))
 
@@ -77,10 +77,11 @@ class Features:
 
     @torch.no_grad()
     def distance(self, a: NDArray[np.uint8], b: NDArray[np.uint8], batch: int = 128) -> float:
-        """Mean perceptual distance of picture pairs (N, H, W, 3) bytes, 0 when equal.
+        """Return the mean perceptual distance of picture pairs (N, H, W, 3) bytes, 0 when equal.
 
-        As LPIPS (Zhang et al. 2018, Eq. 1) with unit weights: at every layer each token's features
-        are scaled to unit length; squared differences are averaged over tokens and layers.
+        This is LPIPS (Zhang et al. 2018, Eq. 1) with unit weights: at every layer each token's
+        features are scaled to unit length; squared differences are averaged over tokens and
+        layers.
         """
         found = []
         for pieces in zip(
@@ -101,7 +102,7 @@ class Features:
         return torch.cat(found).mean().item()
 
     def _pixels(self, pictures: Tensor) -> Tensor:
-        """What the model is shown of pictures (N, 3, H, W) in [0, 1]."""
+        """Resize and normalise pictures (N, 3, H, W) in [0, 1] for the model."""
         mean, std = (tensor.to(pictures)[:, None, None] for tensor in (self.mean, self.std))
         x = (pictures - mean) / std
         if x.shape[-2:] != (self.size, self.size):
@@ -110,7 +111,7 @@ class Features:
 
     @torch.no_grad()
     def texts(self, captions: Sequence[str], batch: int = 256) -> Tensor:
-        """Projected text features (N, D), not normalised; equal captions are encoded once."""
+        """Return projected text features (N, D), not normalised; encodes equal captions once."""
         unique = list(dict.fromkeys(captions))
         features = []
         for start in range(0, len(unique), batch):
@@ -121,7 +122,7 @@ class Features:
         return torch.cat(features)[[place[caption] for caption in captions]]
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
-        """Token ids (N, L) of captions."""
+        """Return token ids (N, L) of captions."""
         ids: Tensor = self.tokenizer(
             list(captions),
             padding="max_length",
@@ -132,7 +133,7 @@ class Features:
         return ids
 
     def score(self, images: Tensor, texts: Tensor) -> float:
-        """Mean of 100 cosine(image, text), as CLIPScore without its clipping at 0."""
+        """Return the mean of 100 cosine(image, text), which is CLIPScore without clipping at 0."""
         return 100 * F.cosine_similarity(images, texts).mean().item()
 
 
@@ -140,7 +141,7 @@ class Outline(Features):
     """A CLIP model without weights.
 
     Args:
-        folder: With its config.json.
+        folder: Folder with its config.json.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -153,16 +154,16 @@ class Outline(Features):
 
 
 def features_of(name: str, folder: str, path: str | None, keys: str) -> str:
-    """Folder or Hub id of the CLIP model that judges a teacher's pictures and prompts.
+    """Return folder or Hub id of the CLIP model that judges a teacher's pictures and prompts.
 
     Args:
-        name: Of the teacher, for the message.
-        folder: Of the teacher; the default is the model that lies in it.
-        path: What was asked for.
-        keys: Where to ask, for the message.
+        name: Name of the teacher, for the message.
+        folder: Folder of the teacher; the default is the CLIP model inside it.
+        path: The requested model, if any.
+        keys: Keys and options that name one, for the message.
 
     Raises:
-        ValueError: If nothing was asked for and none is shipped.
+        ValueError: If none is requested and none is shipped.
     """
     shipped = shipped_clip(folder)
     if not path and shipped is None:
@@ -171,13 +172,13 @@ def features_of(name: str, folder: str, path: str | None, keys: str) -> str:
 
 
 def shipped_clip(teacher: str) -> Path | None:
-    """The folder of the CLIP model that comes with a teacher's, if one does."""
+    """Return the folder of the CLIP model shipped with a teacher, if there is one."""
     folder = Path(teacher) / "clip"
     return folder if folder.is_dir() else None
 
 
 def open_model(kind: str, path: str) -> tuple[Any, list[str]]:
-    """A model of transformers, frozen, in float32, from safetensors alone.
+    """Load a model of transformers, frozen, in float32, from safetensors only.
 
     Args:
         kind: Name of its class.
@@ -187,7 +188,8 @@ def open_model(kind: str, path: str) -> tuple[Any, list[str]]:
         The model, and the names of weights that the file lacks.
 
     Raises:
-        ValueError: If there is none, it is none of that class, or it is not whole; names the path.
+        ValueError: If there is no model, it is of another class, or it is incomplete; names the
+            path.
     """
     options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     with _named(path):
@@ -198,14 +200,14 @@ def open_model(kind: str, path: str) -> tuple[Any, list[str]]:
 
 
 def model_type(path: str) -> str:
-    """What kind of model a folder or Hub id holds; ValueError names the path."""
+    """Read the type of model that a folder or Hub id holds; ValueError names the path."""
     with _named(path):
         return str(transformers.AutoConfig.from_pretrained(path).model_type)
 
 
 @contextmanager
 def _named(path: str) -> Iterator[None]:
-    """Turns what loading a model raises into one line with its path."""
+    """Turn errors of loading a model into one line with its path."""
     if os.path.lexists(path) and not Path(path).is_dir():
         raise ValueError(f"features={path}: a folder expected")
     try:
@@ -219,7 +221,7 @@ def _named(path: str) -> Iterator[None]:
 
 
 def preprocessing(path: str) -> tuple[Tensor, Tensor, int | None]:
-    """Mean, deviation and size of the pictures that a model is shown; ImageNet's where unsaid."""
+    """Return mean, deviation and size of a model's pictures; defaults are ImageNet's."""
     try:
         config, _ = ImageProcessingMixin.get_image_processor_dict(path)
     except (OSError, ValueError):
@@ -231,7 +233,7 @@ def preprocessing(path: str) -> tuple[Tensor, Tensor, int | None]:
 
 
 def _unit(pictures: Tensor) -> Tensor:
-    """Bytes (N, H, W, 3) as numbers (N, 3, H, W) in [0, 1]."""
+    """Convert bytes (N, H, W, 3) to numbers (N, 3, H, W) in [0, 1]."""
     return pictures.permute(0, 3, 1, 2).float() / 255
 
 

@@ -1,8 +1,8 @@
-"""A decoder that is itself a flow from noise to pictures, given latents; used in one step.
+"""A decoder that is a flow from noise to pictures, conditioned on latents, used in one step.
 
-Vallaeys et al. 2025, "SSDD: Single-Step Diffusion Decoder for Efficient Image Tokenization"
-(arXiv 2510.04961). Its layers are those of a `PatchDecoder`. In the one step that a bundle takes,
-noise and time are constants, so that what reads them is folded away and the two cost the same.
+Vallaeys et al. 2025, "SSDD: Single-Step Diffusion Decoder for Efficient Image Tokenization" (arXiv
+2510.04961). Its layers are those of a `PatchDecoder`. A bundle takes one step, where noise and
+time are constants, so the layers that read them are folded away and both decoders cost the same.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ __all__ = ["DiffusionDecoder"]
 
 
 class DiffusionDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped
-    """Noisy pictures x_t (N, 3, H, W), t (N,) in [0, 1], latents (N, C, h, w) -> eps - x0.
+    """A network of noisy pictures x_t (N, 3, H, W) and latents (N, C, h, w) -> eps - x0.
+
+    Times t (N,) are in [0, 1].
 
     Args:
-        latent_channels: C.
-        block_out_channels: As `PatchDecoder`.
-        num_decoder_blocks: As `PatchDecoder`.
+        latent_channels: Number C of latent channels.
+        block_out_channels: As in `PatchDecoder`.
+        num_decoder_blocks: As in `PatchDecoder`.
         scaling_factor: Latents are x0 divided by this.
         noise_size: Side in pixels of the noise that `decode` starts from, repeated as needed.
 
     Raises:
-        ValueError: As `PatchDecoder`.
+        ValueError: As in `PatchDecoder`.
     """
 
     noise: Tensor
@@ -72,7 +74,7 @@ class DiffusionDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         self.register_buffer("noise", noise.to(self.last.weight.device))
 
     def forward(self, x_t: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        """The velocity eps - x0 of x_t = (1 - t) x0 + t eps, shaped as x_t."""
+        """Return the velocity eps - x0 of x_t = (1 - t) x0 + t eps, shaped as x_t."""
         told = self.embedding(self.times(1000 * t).to(x_t.dtype))
         h = z
         levels = zip(self.joints, self.unshuffle, self.noisy, self.timed, self.blocks, strict=True)
@@ -83,7 +85,7 @@ class DiffusionDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         return velocity
 
     def start(self, z: Tensor) -> Tensor:
-        """The noise that `decode` starts from, (1, 3, H, W) for latents `z`."""
+        """Return the noise that `decode` starts from, (1, 3, H, W) for latents `z`."""
         enlarged = 2 ** (len(self.config.block_out_channels) - 1)
         height, width = enlarged * z.shape[-2], enlarged * z.shape[-1]
         size = self.noise.shape[-1]
@@ -91,7 +93,7 @@ class DiffusionDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         return tiles[..., :height, :width]
 
     def solve(self, z: Tensor, steps: int) -> Tensor:
-        """Pictures of latents by Euler steps of equal length from `start`, (N, 3, H, W)."""
+        """Return pictures of latents by Euler steps of equal length from `start`, (N, 3, H, W)."""
         x = self.start(z)
         for k in range(steps):
             t = torch.full((1,), 1 - k / steps, device=z.device, dtype=z.dtype)
@@ -99,6 +101,6 @@ class DiffusionDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         return x
 
     def decode(self, z: Tensor, return_dict: bool = True, generator: Any = None) -> Any:
-        """One step, as diffusers' autoencoders decode; the noise is always the same."""
+        """Decode in one step, as diffusers' autoencoders do; the noise is always the same."""
         picture = self.solve(z, 1)
         return DecoderOutput(sample=picture) if return_dict else (picture,)

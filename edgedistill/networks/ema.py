@@ -12,19 +12,19 @@ __all__ = ["EMA", "follow"]
 
 @torch.no_grad()
 def follow(target: nn.Module, net: nn.Module, decay: float) -> None:
-    """`target` <- decay target + (1 - decay) `net`, weight by weight; buffers are copied."""
+    """Set `target` to decay target + (1 - decay) `net`, weight by weight; buffers are copied."""
     torch._foreach_lerp_(list(target.parameters()), list(net.parameters()), 1 - decay)
     for mine, theirs in zip(target.buffers(), net.buffers(), strict=True):
         mine.copy_(theirs)
 
 
 class EMA:
-    """Follows a network: average <- decay average + (1 - decay) weights.
+    """An average that follows a network: average <- decay average + (1 - decay) weights.
 
     Args:
-        net: The network to follow, as it is now.
-        decay: In [0, 1). Early on (1 + n) / (10 + n) is used while it is smaller, so that the
-            first weights are forgotten.
+        net: The network to follow; the average starts at its current weights.
+        decay: Decay in [0, 1). During the first updates n, (1 + n) / (10 + n) is used while it is
+            smaller, so that the first weights are forgotten.
     """
 
     def __init__(self, net: nn.Module, decay: float) -> None:
@@ -35,7 +35,7 @@ class EMA:
         self.updates = 0
 
     def update(self, net: nn.Module) -> None:
-        """Follow `net` one update further."""
+        """Update the average by the weights of `net`."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         follow(self.net, net, decay)

@@ -1,4 +1,4 @@
-"""A network with further heads beside its last layer, for what is only needed while it trains."""
+"""A network with extra output heads that are only needed during training."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ["Headed"]
 
 
 class Headed(nn.Module):
-    """net(x, time, **cond) as it is, and `take()` with what the heads make of the same features.
+    """A network with an unchanged output, whose extra heads are read by `take()`.
 
-    The heads read what the network's last layer reads, and begin at zero.
+    The heads read the input of the network's last layer and start at zero.
 
     Args:
-        net: Called as net(x, time, **cond); its output must be its last layer's.
-        heads: How many, each with as many channels as the output.
-        x: A call's x, of one row or more.
-        time: Its time (N,).
-        cond: Its condition.
+        net: Network called as net(x, time, **cond); its output must be its last layer's.
+        heads: Number of heads, each with as many channels as the output.
+        x: x of an example call, one row or more.
+        time: Time of that call, (N,).
+        cond: Condition of that call.
 
     Raises:
-        ValueError: If the network's output is no linear or convolution layer's as it is.
+        ValueError: If the network's output is not exactly that of a linear or convolution layer.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class Headed(nn.Module):
         return result
 
     def take(self) -> Tensor:
-        """The heads on the last call, handed out once: (heads, N, ...)."""
+        """Return the heads' outputs of the last call, (heads, N, ...); each can be taken once."""
         out: Tensor = self.heads(self._features.pop())
         return out.reshape(len(out), self.count, -1, *out.shape[2:]).transpose(0, 1)
 
 
 def _wider(layer: nn.Module, times: int) -> nn.Module:
-    """A layer like this with so many times its outputs."""
+    """Make a layer like this one with `times` as many outputs."""
     if isinstance(layer, nn.Linear):
         return nn.Linear(layer.in_features, times * layer.out_features).to(layer.weight)
     assert isinstance(layer, nn.Conv2d)
@@ -76,7 +76,7 @@ def _wider(layer: nn.Module, times: int) -> nn.Module:
 
 @torch.no_grad()
 def _last_layer(net: nn.Module, x: Tensor, time: Tensor, cond: Condition) -> str:
-    """Path of the layer whose output is the network's."""
+    """Return the path of the layer whose output is the network's."""
     made: list[tuple[str, Any]] = []
     hooks = [
         module.register_forward_hook(lambda _, args, out, name=name: made.append((name, out)))

@@ -1,4 +1,4 @@
-"""Layers computed as if in low precision: what quantization will do, differentiable.
+"""Fake quantization: layers computed as if in low precision, differentiably.
 
 Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-
 Only Inference" (arXiv 1712.05877), Sec. 3: values are rounded in the forward pass and gradients
@@ -22,14 +22,16 @@ __all__ = ["SCHEMES", "FakeQuantScheme", "FakeQuantize", "Observe", "layers"]
 
 @dataclass(frozen=True)
 class FakeQuantScheme:
-    """How many bits a weight and an activation get.
+    """Precision of weights and activations.
 
     Attributes:
-        weight_bits: Symmetric, a scale an output channel (and block).
-        activation_bits: One scale and zero point a tensor, of inputs and outputs; None leaves
-            them in floating point.
-        block: Inputs that share a weight scale; None shares one over the whole channel. Weights
-            that blocks do not divide, convolutions among them, get 8 bits and a scale a channel.
+        weight_bits: Bits of a weight; symmetric, with one scale for each output channel (and
+            block).
+        activation_bits: Bits of inputs and outputs, with one scale and zero point a tensor; None
+            leaves them in floating point.
+        block: Number of inputs that share a weight scale; None shares one over the whole channel.
+            Weights that are not divisible into blocks, such as convolutions, get 8 bits and one
+            scale for each channel.
     """
 
     weight_bits: int
@@ -37,11 +39,11 @@ class FakeQuantScheme:
     block: int | None = None
 
     def blocked(self, weight: Tensor) -> bool:
-        """Whether a weight (out, in, ...) is cut into blocks."""
+        """Whether a weight (out, in, ...) is divided into blocks."""
         return self.block is not None and weight.ndim == 2 and weight.shape[1] % self.block == 0
 
     def bits(self, weight: Tensor) -> int:
-        """How many bits a weight (out, in, ...) gets."""
+        """Number of bits of a weight (out, in, ...)."""
         return self.weight_bits if self.block is None or self.blocked(weight) else 8
 
 
@@ -53,19 +55,19 @@ SCHEMES = {
 
 
 def layers(net: nn.Module) -> dict[str, nn.Module]:
-    """Layers that can be quantized, by path: every Linear and Conv2d."""
+    """Return the layers that can be quantized, by path: every Linear and Conv2d."""
     kinds = (nn.Linear, nn.Conv2d)
     return {path: module for path, module in net.named_modules() if isinstance(module, kinds)}
 
 
 Range: TypeAlias = tuple[Tensor, Tensor]
-"""The least and the greatest value of a tensor."""
+"""Smallest and largest value of a tensor."""
 
 
 class _Watch(TorchFunctionMode, ABC):
-    """Takes over the calls of given layers, which it knows by their weights.
+    """A function mode that intercepts the calls of given layers, known by their weights.
 
-    The layers themselves stay as they are.
+    The layers themselves are not changed.
 
     Args:
         modules: Linear and Conv2d layers.
@@ -73,7 +75,7 @@ class _Watch(TorchFunctionMode, ABC):
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         super().__init__()
-        # The modules are kept so that no other tensor can take over an id.
+        # Keep the modules alive, so that no other tensor can take over an id.
         self._modules = list(modules)
         self._places = {id(module.weight): i for i, module in enumerate(self._modules)}
 
@@ -99,11 +101,11 @@ class _Watch(TorchFunctionMode, ABC):
     def _call(
         self, place: int, layer: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor
     ) -> Tensor:
-        """What the layer at `place` puts out for x."""
+        """Compute the output of the layer at `place` for x."""
 
 
 class Observe(_Watch):
-    """Inside this context the ranges of the layers' inputs and outputs are noted in `ranges`."""
+    """A context that records the ranges of the layers' inputs and outputs in `ranges`."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         super().__init__(modules)
@@ -120,13 +122,13 @@ class Observe(_Watch):
 
 
 class FakeQuantize(_Watch):
-    """Inside this context the given layers compute in low precision.
+    """A context in which the given layers compute in low precision.
 
     Args:
         modules: Linear and Conv2d layers.
-        scheme: Their precision.
-        ranges: Of activations, from an `Observe` of the same layers (or of a copy's, in the same
-            order); without them, each call's own.
+        scheme: Precision of the layers.
+        ranges: Ranges of activations from an `Observe` of the same layers (or of a copy's, in the
+            same order); by default each call's own.
     """
 
     def __init__(
@@ -151,7 +153,7 @@ class FakeQuantize(_Watch):
 
 
 def range_of(x: Tensor) -> Range:
-    """Least and greatest value, 0 among them."""
+    """Return the smallest and the largest value of x and 0."""
     low, high = x.detach().aminmax()
     return low.clamp(max=0), high.clamp(min=0)
 
@@ -164,7 +166,7 @@ _LAYERS = (F.linear, F.conv2d)
 
 
 def quantized(x: Tensor, bits: int, given: Range | None = None) -> Tensor:
-    """Round x (any shape) to 2^bits values of its range, or of one given, which clips it."""
+    """Round x (any shape) to 2^bits values of its range, or of a given range, which clips it."""
     low, high = given or range_of(x)
     top = 2**bits - 1
     scale = ((high - low) / top).clamp(min=1e-12).float()
@@ -173,7 +175,7 @@ def quantized(x: Tensor, bits: int, given: Range | None = None) -> Tensor:
 
 
 def quantized_weight(weight: Tensor, scheme: FakeQuantScheme) -> Tensor:
-    """Round weight (out, in, ...) symmetrically, a scale an output channel or block."""
+    """Round weight (out, in, ...) symmetrically, one scale for each output channel or block."""
     if scheme.blocked(weight):
         return _quantized_blocks(weight, scheme)
     top = 2 ** (scheme.bits(weight) - 1) - 1
@@ -184,7 +186,7 @@ def quantized_weight(weight: Tensor, scheme: FakeQuantScheme) -> Tensor:
 
 
 def _quantized_blocks(weight: Tensor, scheme: FakeQuantScheme) -> Tensor:
-    """The largest of each block becomes -2^(bits-1), as in ONNX Runtime's MatMulNBits and NNCF."""
+    """Round by blocks; the largest becomes -2^(bits-1), as in ONNX Runtime's MatMulNBits, NNCF."""
     low = -(2 ** (scheme.weight_bits - 1))
     with torch.no_grad():
         blocks = weight.detach().reshape(-1, scheme.block or 1)
@@ -192,5 +194,5 @@ def _quantized_blocks(weight: Tensor, scheme: FakeQuantScheme) -> Tensor:
         scale = largest / low
         scale = torch.where(scale == 0, torch.ones_like(scale), scale)
         rounded = (blocks / scale).round().clamp(low, -low - 1) * scale
-    # The value is the rounded one, the gradient goes straight through.
+    # The value is rounded; the gradient passes straight through.
     return weight + (rounded.view_as(weight) - weight).detach()

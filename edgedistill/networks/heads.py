@@ -1,4 +1,4 @@
-"""Discriminator heads on the features of any network, taken at a named module."""
+"""Discriminator heads on features of any network, taken at a named module."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from edgedistill.networks.taps import Taps
 __all__ = ["HEADS", "Discriminator", "Shown", "Tap", "head_for"]
 
 Shown = Sequence[tuple[Tensor, Tensor]]
-"""What a discriminator is shown: places (x_t (N, ...), t (N,)), first the one to be judged."""
+"""Input of a discriminator: points (x_t (N, ...), t (N,)), the one to be judged first."""
 
 
 class Tap:
-    """Keeps the last output of the module called `path` inside `net`.
+    """A hook that keeps the last output of the module called `path` inside `net`.
 
     Raises:
         ValueError: If `net` has no such module.
@@ -35,7 +35,7 @@ class Tap:
         self.features = output
 
     def take(self) -> Tensor:
-        """The features of the last call, handed out once."""
+        """Return the features of the last call; they can be taken once."""
         features, self.features = self.features, None
         if features is None:
             raise RuntimeError("the tapped module was not called")
@@ -48,7 +48,7 @@ def _point_head(features: Tensor) -> nn.Module:
 
 
 def _map_head(features: Tensor) -> nn.Module:
-    """Strided convolutions down to one logit, as on DMD2's bottleneck features."""
+    """Make strided convolutions down to one logit, as on DMD2's bottleneck features."""
     width, size = features.shape[1], min(features.shape[2:])
     layers: list[nn.Module] = []
     while size > 2:
@@ -59,7 +59,7 @@ def _map_head(features: Tensor) -> nn.Module:
 
 
 class _TokenHead(nn.Module):
-    """An opinion on each token (N, L, C), averaged."""
+    """A head with one logit for each token (N, L, C), averaged over the tokens."""
 
     def __init__(self, features: Tensor) -> None:
         super().__init__()
@@ -71,28 +71,29 @@ class _TokenHead(nn.Module):
 
 
 HEADS: dict[int, Callable[[Tensor], nn.Module]] = {2: _point_head, 3: _TokenHead, 4: _map_head}
-"""By the number of dimensions of the features."""
+"""Makers of heads by the number of dimensions of the features."""
 
 
 def head_for(features: Tensor) -> nn.Module:
-    """A head giving (N, 1) logits, shaped for features like these."""
+    """Make a head with (N, 1) logits for features shaped like these."""
     if features.ndim not in HEADS:
         raise ValueError(f"no discriminator head for features of shape {tuple(features.shape)}")
     return HEADS[features.ndim](features)
 
 
 class Discriminator(nn.Module):
-    """Heads on features of a diffusion network, one for each tap.
+    """A discriminator of heads on features of a diffusion network, one for each tap.
 
-    A conditional one is shown two places of a path, each by itself, and its heads see the features
-    of both side by side (Lin et al. 2024, SDXL-Lightning, arXiv 2402.13929, Sec. 3.2).
+    A conditional discriminator is given two points of a path. The network runs on each, and the
+    heads see the features of both side by side (Lin et al. 2024, SDXL-Lightning, arXiv 2402.13929,
+    Sec. 3.2).
 
     Args:
-        denoiser: Whose features; a copy that nothing else uses.
-        paths: Taps inside its net.
+        denoiser: Network of the features; a copy that nothing else uses.
+        paths: Paths of the taps inside its net.
         example: x0 (N, ...) and a condition, for shapes.
-        frozen: Only the heads train. Otherwise the network does too.
-        places: How many it is shown at a time.
+        frozen: Whether only the heads train; otherwise the network does too.
+        places: Number of points in an input.
     """
 
     denoiser: Denoiser
@@ -107,7 +108,7 @@ class Discriminator(nn.Module):
         places: int = 1,
     ) -> None:
         super().__init__()
-        # Past nn.Module where frozen, so that its weights are in no checkpoint.
+        # Bypass nn.Module if frozen, so that its weights are in no checkpoint.
         self.__dict__["denoiser"] = denoiser
         self.body = nn.Identity() if frozen else denoiser.net
         denoiser.requires_grad_(not frozen)
@@ -119,7 +120,7 @@ class Discriminator(nn.Module):
         self.heads = nn.ModuleList(head_for(features) for features in found).to(x0.device)
 
     def features(self, shown: Shown, cond: Condition) -> list[Tensor]:
-        """Of each tap, the places' side by side in the channels."""
+        """Return the features at each tap; those of several points are joined along channels."""
         found = []
         for x_t, t in shown:
             with self.taps:
@@ -131,10 +132,10 @@ class Discriminator(nn.Module):
         ]
 
     def forward(self, shown: Shown, cond: Condition) -> Tensor:
-        """Logits (N, taps).
+        """Return logits (N, taps).
 
         Args:
-            shown: The places: x_t (N, ...) and t (N,) of each.
+            shown: Points, each x_t (N, ...) and t (N,).
             cond: Condition of N rows.
         """
         found = self.features(shown, cond)

@@ -1,4 +1,4 @@
-"""Networks without weights: built on the meta device from the config.json beside their weights."""
+"""Networks without weights, built on the meta device from their config.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIBRARIES: dict[str, Any] = {"diffusers": diffusers, "transformers": transformer
 
 
 def build(folder: Path, library: str, kind: str) -> nn.Module:
-    """The network of class `kind` that folder/config.json describes, frozen, without weights.
+    """Build the frozen network of class `kind` in folder/config.json, without weights.
 
     Raises:
         ValueError: If this version of the library has no such network, or the config is wrong.
@@ -33,7 +33,7 @@ def build(folder: Path, library: str, kind: str) -> nn.Module:
 
 
 def build_class(folder: Path, found: Any) -> nn.Module:
-    """The network of class `found` that folder/config.json describes, frozen, without weights."""
+    """Build the frozen network of class `found` in folder/config.json, without weights."""
     file, kind = folder / "config.json", found.__name__
     config = {key: value for key, value in read_json(file).items() if key != "_name_or_path"}
     diffusers_logging.set_verbosity_error()

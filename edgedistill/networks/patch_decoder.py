@@ -1,9 +1,9 @@
-"""A decoder that computes where there are few positions and unfolds the pixels at once.
+"""A decoder that computes at low resolution and unfolds all pixels at the end.
 
-At the picture's resolution a convolution costs sixty-four times what it costs at the latent's.
-Here the layers are at the latent's, the next, and the one below, where a convolution of twice the
-width costs the same and has four times the weights; the last one puts out all pixels of a patch
-(sub-pixel convolution, Shi et al. 2016, arXiv 1609.05158).
+At the picture's resolution a convolution costs sixty-four times as much as at the latent's. Here
+the layers are at the latent's resolution, the next, and the one below, where a convolution of
+twice the width costs the same and has four times the weights. The last layer outputs all pixels of
+a patch (sub-pixel convolution, Shi et al. 2016, arXiv 1609.05158).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["PatchBlock", "PatchDecoder", "WideBlock", "blocks_of", "joints_of", 
 
 
 class PatchBlock(nn.Module):
-    """x + conv(relu(conv(relu(x)))), at first x."""
+    """Residual block x + conv(relu(conv(relu(x)))), which starts as the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -36,10 +36,10 @@ class PatchBlock(nn.Module):
 
 
 class WideBlock(nn.Module):
-    """x + conv(relu(conv(x))), at first x: 3 x 3 to more channels and 1 x 1 back.
+    """Residual block x + conv(relu(conv(x))), which starts as the identity.
 
-    A runtime computes each convolution together with what follows it, the ReLU or the sum, and
-    nothing else is left.
+    The convolutions are 3 x 3 to more channels and 1 x 1 back. A runtime fuses each of them with
+    the following ReLU or sum, so no other operation is left.
     """
 
     def __init__(self, channels: int, expansion: int) -> None:
@@ -55,10 +55,10 @@ class WideBlock(nn.Module):
 
 
 def widths_of(channels: Sequence[int], blocks: Sequence[int]) -> list[int]:
-    """The channels before the first 0.
+    """Return the channels before the first 0.
 
     Raises:
-        ValueError: If there are none, channels return after a 0, or the lengths differ.
+        ValueError: If there are no channels, channels follow a 0, or the lengths differ.
     """
     widths = [width for width in channels if width]
     if not widths or list(channels[: len(widths)]) != widths:
@@ -71,7 +71,7 @@ def widths_of(channels: Sequence[int], blocks: Sequence[int]) -> list[int]:
 
 
 def joints_of(widths: Sequence[int]) -> nn.ModuleList:
-    """From each level to the next, which is twice as large."""
+    """Make the upsampling layers from each level to the next, which is twice as large."""
     return nn.ModuleList(
         nn.Sequential(nn.Conv2d(before, 4 * width, 1), nn.PixelShuffle(2))
         for before, width in pairwise(widths)
@@ -79,7 +79,7 @@ def joints_of(widths: Sequence[int]) -> nn.ModuleList:
 
 
 def blocks_of(widths: Sequence[int], counts: Sequence[int], expansion: int = 0) -> nn.ModuleList:
-    """The residual blocks of each level; `counts` may be longer."""
+    """Make the residual blocks of each level; `counts` may be longer."""
     return nn.ModuleList(
         nn.Sequential(
             *(
@@ -92,24 +92,26 @@ def blocks_of(widths: Sequence[int], counts: Sequence[int], expansion: int = 0) 
 
 
 class PatchDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped
-    """Latents (N, C, h, w) -> pictures (N, 3, H, W) in about [-1, 1].
+    """A decoder of latents (N, C, h, w) to pictures (N, 3, H, W) in about [-1, 1].
 
-    Stands where diffusers expects an autoencoder to decode with; it has no encoder.
+    It takes the place of an autoencoder in diffusers pipelines, but has no encoder.
 
     Args:
-        latent_channels: C.
-        block_out_channels: Channels at each resolution up to the picture's, each twice the last.
-            From the first 0 on there are no layers, and the pixels are unfolded.
-        num_decoder_blocks: Residual blocks at each.
-        levels_below: How many of these resolutions are below the latent's, whose height and width
-            must then divide by 2**levels_below. The latents enter at each up to their own.
+        latent_channels: Number C of latent channels.
+        block_out_channels: Channels at each resolution up to the picture's; each resolution is
+            twice the last. From the first 0 on there are no layers, and the pixels are unfolded.
+        num_decoder_blocks: Number of residual blocks at each resolution.
+        levels_below: Number of these resolutions below the latent's, whose height and width must
+            then be divisible by 2**levels_below. The latents enter at each resolution up to their
+            own.
         scaling_factor: Latents are x0 divided by this.
         expansion: 0 for `PatchBlock`s, otherwise `WideBlock`s of this many times their channels.
-        last_channels: Of a layer with a ReLU before the last, which is then 1 x 1; 0 for none.
+        last_channels: Channels of a layer with a ReLU before the last one, which is then 1 x 1; 0
+            adds no layer.
 
     Raises:
-        ValueError: If the two lists differ in length, or channels return after a 0, or there are
-            none at the latent's resolution.
+        ValueError: If the two lists differ in length, channels follow a 0, or there are none at
+            the latent's resolution.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -130,7 +132,7 @@ class PatchDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
                 f"levels_below={levels_below}: from 0 to {len(widths) - 1}, one less than the "
                 f"widths of block_out_channels={tuple(block_out_channels)}"
             )
-        # As many positions as that level has; each sees 3 x 3 of them.
+        # As many latent positions as the level has; each position sees 3 x 3 of them.
         sizes = [2**below for below in range(levels_below, -1, -1)]
         self.entries = nn.ModuleList(
             nn.Conv2d(latent_channels, width, 3 * size, stride=size, padding=size)
@@ -148,7 +150,7 @@ class PatchDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         self.last = nn.Sequential(*layers, last, nn.PixelShuffle(patch))
 
     def forward(self, z: Tensor) -> Tensor:
-        """Pictures of latents."""
+        """Return pictures of latents."""
         h = self.blocks[0](self.entries[0](z))
         for level, (joint, blocks) in enumerate(zip(self.joints, self.blocks[1:], strict=True), 1):
             h = joint(h)
@@ -159,6 +161,6 @@ class PatchDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         return picture
 
     def decode(self, z: Tensor, return_dict: bool = True, generator: Any = None) -> Any:
-        """Pictures of latents, as diffusers' autoencoders return them; nothing is random."""
+        """Return pictures of latents as diffusers' autoencoders do; nothing is random."""
         picture = self(z)
         return DecoderOutput(sample=picture) if return_dict else (picture,)

@@ -15,14 +15,14 @@ __all__ = ["PlanarNet"]
 
 
 LARGEST = {"dim": 2**16, "width": 2**13, "depth": 256, "frequencies": 2**12}
-"""Of each size."""
+"""Largest value of each size."""
 
 MOST = 2**28
-"""Weights of the largest network."""
+"""Number of weights of the largest network."""
 
 
 def _check_sizes(**sizes: int) -> None:
-    """ValueError if a size is none, or the network would be too large to allocate."""
+    """Raise a ValueError if a size is invalid, or the network would be too large to allocate."""
     for name, size in sizes.items():
         least = 0 if name == "depth" else 1
         if type(size) is not int or not least <= size <= LARGEST[name]:
@@ -35,7 +35,7 @@ def _check_sizes(**sizes: int) -> None:
 
 
 class ResidualBlock(nn.Module):
-    """x + W silu(V (norm(x) + time))."""
+    """Residual block x + W silu(V (norm(x) + time))."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -49,17 +49,18 @@ class ResidualBlock(nn.Module):
 
 
 class PlanarNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped
-    """x (N, dim) and time (N,) in [0, 1] -> (N, dim).
+    """A residual network of x (N, dim) and time (N,) in [0, 1] -> (N, dim).
 
     Args:
         dim: Data dimensions.
         width: Hidden width.
         depth: Residual blocks.
         frequencies: Fourier features of time and of each coordinate.
-        extent: Half-width of the region the coordinates' features resolve.
+        extent: Half-width of the region that the coordinates' features resolve.
 
     Raises:
-        ValueError: For sizes beyond `LARGEST`, or more weights than `MOST`; nothing is allocated.
+        ValueError: If sizes are above `LARGEST`, or there are more weights than `MOST`; nothing is
+            allocated.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -85,7 +86,7 @@ class PlanarNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is 
         nn.init.zeros_(self.head.weight)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Network output (N, dim)."""
+        """Return the network output (N, dim)."""
         phase = t.reshape(-1, 1).to(x) * self.time_rates.to(x)
         emb = self.embed_time(torch.cat([phase.sin(), phase.cos()], dim=-1))
         waves = (x.unsqueeze(-1) * self.space_rates.to(x)).flatten(1)

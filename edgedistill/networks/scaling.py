@@ -1,4 +1,4 @@
-"""Between what an autoencoder encodes pictures to and what a diffusion network reads."""
+"""Scaling between an autoencoder's latents and the x0 of a diffusion network."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["Scaling", "latents_of", "picture_of"]
 
 
 class Scaling(nn.Module):
-    """x0 -> an autoencoder's latents z = x0 * deviation / factor + shift, and back.
+    """A map of x0 to an autoencoder's latents z = x0 * deviation / factor + shift, and back.
 
     Args:
         factor: A number for all channels.
         shift: A number for all channels, or one for each.
         deviation: A number for each channel, or None for 1.
-        sides: Axes behind the channels: 2 of pictures, 3 of videos.
+        sides: Number of axes after the channels: 2 for pictures, 3 for videos.
 
     Raises:
         ValueError: If the factor or a deviation is 0, or a number is not finite.
@@ -50,21 +50,21 @@ class Scaling(nn.Module):
             )
 
     def means(self) -> list[float]:
-        """The shift of each channel, or of all."""
+        """Shift of each channel, or of all."""
         return [self.shift] if self.mean is None else self.mean.flatten().tolist()
 
     def forward(self, x0: Tensor) -> Tensor:
-        """The latents z of x0 (N, C, ...)."""
+        """Return the latents z of x0 (N, C, ...)."""
         z = x0 if self.deviation is None else x0 * self.deviation
         return z / self.factor + (self.shift if self.mean is None else self.mean)
 
     def inverse(self, z: Tensor) -> Tensor:
-        """The x0 of latents z (N, C, ...)."""
+        """Return the x0 of latents z (N, C, ...)."""
         x0 = (z - (self.shift if self.mean is None else self.mean)) * self.factor
         return x0 if self.deviation is None else x0 / self.deviation
 
     def describe(self) -> dict[str, float | list[float]]:
-        """`scaling_factor` and `shift_factor`, and for each channel mean and deviation if any."""
+        """Return `scaling_factor` and `shift_factor`, and any mean and deviation by channel."""
         told: dict[str, float | list[float]] = {
             "scaling_factor": self.factor,
             "shift_factor": self.shift,
@@ -76,12 +76,12 @@ class Scaling(nn.Module):
 
 
 def latents_of(vae: Any, scaling: Scaling, pictures: Tensor) -> Tensor:
-    """x0 of pictures by the teacher's encoder; of a posterior the mode."""
+    """Encode pictures to x0 by the teacher's encoder, with the mode of its posterior."""
     found = vae.encode(pictures, return_dict=False)[0]
     return scaling.inverse(found if isinstance(found, Tensor) else found.mode())
 
 
 def picture_of(vae: Any, scaling: Scaling, x0: Tensor) -> Tensor:
-    """What the teacher's decoder makes of x0."""
+    """Decode x0 to pictures by the teacher's decoder."""
     picture: Tensor = vae.decode(scaling(x0), return_dict=False)[0]
     return picture

@@ -1,4 +1,4 @@
-"""What named modules put out during a call."""
+"""Taps: the outputs of named modules during a call."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["Taps"]
 
 
 class Taps:
-    """Inside this context the last outputs of some modules of `net` are kept.
+    """A context that keeps the last outputs of some modules of `net`.
 
-    The modules are hooked themselves, so that it is no matter what `net` is wrapped in afterwards
-    (DDP, torch.compile). Of a module that returns several tensors, the first is kept.
+    The hooks are on the modules themselves, so `net` may be wrapped afterwards (DDP,
+    torch.compile). If a module returns several tensors, the first is kept.
 
     Args:
-        net: Holds the modules.
-        paths: Where.
+        net: Network that holds the modules.
+        paths: Paths of the modules.
 
     Raises:
         ValueError: If `net` has no such module; the nearest is named.
@@ -32,7 +32,7 @@ class Taps:
         self._on = False
         for path in self.paths:
             if not path or path not in modules:
-                # A network has hundreds; all of them would be no help.
+                # A network has hundreds of modules, so only the nearest are named.
                 near = difflib.get_close_matches(path, [name for name in modules if name], 3, 0)
                 raise ValueError(
                     f"no module {path!r} in {type(net).__name__}; nearest: {', '.join(near)}"
@@ -55,7 +55,7 @@ class Taps:
         self._on = False
 
     def take(self) -> list[Tensor]:
-        """The outputs of the call within the context, in the order of the paths; once.
+        """Return the outputs of the call in the context, in the order of the paths; only once.
 
         Raises:
             RuntimeError: If one of the modules was not called.

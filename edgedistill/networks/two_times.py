@@ -1,9 +1,9 @@
-"""A network that is told, besides the time t it is at, the time s it leads to.
+"""A network conditioned on two times: the time t of its input and the time s of its target.
 
-While it trains, a small network adds its features of s to what the time embedding's last layer
-puts out. A student that is done visits few times, and each has one s: there the addition goes into
-that layer's weights, exactly, and what is left is the teacher's own architecture, which reloads in
-diffusers and exports as any other (`TwoTimes.folded`).
+During training, a small network adds features of s to the output of the time embedding's last
+layer. A finished student visits few times, each with one s, so the addition is folded exactly into
+that layer's weights. The result has the teacher's own architecture, reloads in diffusers and
+exports as any other (`TwoTimes.folded`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ FREQUENCIES = 4
 
 
 class Told(nn.Module):
-    """A linear layer, and a function of s added to what it puts out.
+    """A linear layer that adds a function of s to its output.
 
     Attributes:
-        s: Where the rows of the call lead to, (N,); set before each call.
+        s: Target time of each row of the call, (N,); set before each call.
     """
 
     rates: Tensor
@@ -44,7 +44,7 @@ class Told(nn.Module):
         self.s = torch.zeros(1)
 
     def of(self, s: Tensor) -> Tensor:
-        """What is added for s (N,): (N, out)."""
+        """Return the added vectors for s (N,): (N, out)."""
         s = s.to(self.linear.weight).reshape(-1, 1)
         phase = s * self.rates.to(s)
         added: Tensor = self.embed(torch.cat([s, phase.sin(), phase.cos()], dim=-1))
@@ -56,13 +56,13 @@ class Told(nn.Module):
 
 
 class TwoTimes(nn.Module):
-    """net(x, time, s=s, **cond); without s it is the one that belongs to the nearest step's time.
+    """A network net(x, time, s=s, **cond); by default s is that of the step nearest in time.
 
-    It starts as the network inside.
+    At first it equals the network inside.
 
     Args:
-        net: Called as net(x, time, **cond).
-        path: Module path in it of the time embedding's last linear layer.
+        net: Network called as net(x, time, **cond).
+        path: Path in `net` of the time embedding's last linear layer.
         steps: The student's steps: (network time, s) of each, (steps, 2).
     """
 
@@ -89,7 +89,7 @@ class TwoTimes(nn.Module):
 
     @property
     def told(self) -> Told:
-        """The layer that is told."""
+        """The layer that s is added to."""
         told = self.net.get_submodule(self.path)
         assert isinstance(told, Told)
         return told
@@ -104,14 +104,14 @@ class TwoTimes(nn.Module):
 
     @torch.no_grad()
     def folded(self, x: Tensor, cond: Condition) -> nn.Module:
-        """The network alone, which at each step's time does what this does there.
+        """Return a plain network that equals this one at the times of the steps.
 
         The layer gets the least change of its weights that adds the right vector at each step's
         time. Its input must depend on nothing but the time.
 
         Args:
-            x: A call's x, of one row or more.
-            cond: Its condition.
+            x: x of an example call, one row or more.
+            cond: Condition of that call.
         """
         inputs: list[Tensor] = []
         hook = self.told.register_forward_pre_hook(lambda _, args: inputs.append(args[0][:1]))
@@ -132,13 +132,13 @@ class TwoTimes(nn.Module):
 
 
 def steps_of(denoiser: Denoiser, times: Tensor, *, to_end: bool = False) -> Tensor:
-    """`TwoTimes.steps` of a student that visits `times` (steps + 1,).
+    """Return the `TwoTimes.steps` of a student that visits `times` (steps + 1,).
 
     Args:
         denoiser: The student.
-        times: Decreasing to 0.
-        to_end: Each step leads to time 0, as a sampler that adds noise anew needs it; by default
-            to the next.
+        times: Times that decrease to 0.
+        to_end: Whether each step leads to time 0, as samplers with fresh noise need it; by default
+            each leads to the next time.
     """
     t = times[:-1].double().cpu()
     s = torch.zeros_like(t) if to_end else times[1:].double().cpu()

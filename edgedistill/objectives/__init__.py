@@ -1,4 +1,4 @@
-"""The methods: a name, and the class that holds its one file."""
+"""Distillation methods: the name of each, and its class in a file of its own."""
 
 from __future__ import annotations
 
@@ -99,10 +99,11 @@ OBJECTIVES = {
     "uni-instruct": "edgedistill.objectives.matching.uni_instruct:UniInstruct",
     "vsd": "edgedistill.objectives.matching.vsd:VSD",
 }
-"""Imported when asked for. Others join by the entry-point group `edgedistill.objectives`."""
+"""Method classes by name, imported on demand. Others join by the entry-point group
+`edgedistill.objectives`."""
 
 
 def find(name: str) -> type[Objective]:
-    """The method called `name`; ValueError names the choices."""
+    """Return the method called `name`; ValueError names the choices."""
     kind: type[Objective] = resolve("method", OBJECTIVES, name, "edgedistill.objectives")
     return kind

@@ -1,4 +1,4 @@
-"""A method within a recipe's other sections: which loss is trained when, and what beside it."""
+"""Compose a method with a recipe's other sections: which losses are trained, and when."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ordered(
     embedding: Embedding | None = None,
     reward: Reward | None = None,
 ) -> Objective:
-    """Size first, then steps; or size beside steps; each in turns where there are depths."""
+    """Put pruning before or beside the method, train depths in turns, and add other losses."""
     if reward and not method.needs_reward:
         method = Rewarded(method, reward, setup)
     if embedding:

@@ -1,8 +1,9 @@
-"""A network that predicts noise learns to predict v or x0.
+"""Convert a network that predicts noise to predict v or x0.
 
-Where there is next to no signal, eps says nothing of x0: x0 = (x_t - sigma eps) / alpha multiplies
-every error of eps by sigma / alpha. A student that starts there predicts v or x0 instead
-(Salimans & Ho 2022, arXiv 2202.00512, Sec. 4; Lin et al. 2023, arXiv 2305.08891, Sec. 3.2).
+Where there is almost no signal, eps gives no information on x0: x0 = (x_t - sigma eps) / alpha
+multiplies every error of eps by sigma / alpha. A student that starts there predicts v or x0
+instead (Salimans & Ho 2022, arXiv 2202.00512, Sec. 4; Lin et al. 2023, arXiv 2305.08891, Sec.
+3.2).
 """
 
 from __future__ import annotations
@@ -20,21 +21,22 @@ from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settin
 __all__ = ["NEAR_ZERO", "Conversion", "as_target", "student_prediction"]
 
 NEAR_ZERO = 0.01
-"""Signal level below which an eps-prediction says nothing of x0: its errors grow 100 times."""
+"""Signal level below which an eps-prediction gives no information on x0: errors grow 100 times."""
 
 CLEAR = 0.05
 """Signal level above which the teacher's own estimate of x0 is the target."""
 
 
 def student_prediction(teacher: Denoiser, first: Tensor) -> Prediction:
-    """What a student of this teacher predicts unless it is told.
+    """Return the default prediction of a student of this teacher.
 
     Args:
         teacher: The unguided teacher.
         first: The student's first time, a scalar.
 
     Returns:
-        v where the teacher predicts noise and `first` has next to no signal, else the teacher's.
+        v if the teacher predicts noise and `first` has almost no signal, else the teacher's
+            prediction.
     """
     blind = float(teacher.schedule.alpha(first.double())) < NEAR_ZERO
     return Prediction.V if blind and teacher.prediction is Prediction.EPS else teacher.prediction
@@ -43,13 +45,13 @@ def student_prediction(teacher: Denoiser, first: Tensor) -> Prediction:
 def as_target(
     teacher: Denoiser | Guided, prediction: Prediction, limit: float
 ) -> Denoiser | Guided:
-    """The teacher as methods learn from it.
+    """Return the teacher as methods learn from it.
 
-    A teacher that predicts noise and bounds no x0 is bounded where noise says nothing of x0.
+    A teacher that predicts noise and has no bound gets one where noise gives no information on x0.
 
     Args:
-        teacher: Guided or not.
-        prediction: What its network predicts.
+        teacher: The teacher, guided or not.
+        prediction: Prediction type of the teacher's network.
         limit: The largest absolute value of clean data.
     """
     blind = float(teacher.schedule.alpha(torch.tensor(1.0).double())) < NEAR_ZERO
@@ -59,13 +61,13 @@ def as_target(
 
 
 class Conversion(Objective):
-    """The student's output is what its own prediction makes of the teacher's x0 and eps.
+    """Trains the student's output to be its own prediction type of the teacher's x0 and eps.
 
-    Where the teacher's x0 says nothing, the clean data takes its place.
+    Where the teacher's x0 is uninformative, the clean data replaces it.
     """
 
     class Config(Settings):
-        """No choices."""
+        """Empty, since there are no hyperparameters."""
 
     name = "conversion"
 

@@ -1,4 +1,4 @@
-"""Lessons before a method: in a run's first steps the student learns something else."""
+"""A prelude: in a run's first steps the student learns something else than the method's loss."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["Prelude"]
 
 
 class Prelude(Wrapper):
-    """A method, after steps in which its student learns a lesson.
+    """A method, preceded by steps in which its student learns a lesson.
 
     Args:
-        method: What follows.
-        lesson: What comes first, a loss of the same student.
-        first: How many steps of the run it has.
+        method: The method that follows.
+        lesson: The loss of the first steps, on the same student.
+        first: Number of steps of the lesson.
     """
 
     name = "prelude"

@@ -1,4 +1,4 @@
-"""Guidance scales that a student is told while it trains."""
+"""Guidance scales that a student is conditioned on during training."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["Scales"]
 
 
 class Scales:
-    """The guidance scales a student is told while it trains; it ends with one, the teacher's.
+    """Guidance scales that a student is conditioned on; it ends with the teacher's.
 
-    Gives the student's network a second time, in whose place it reads the scale.
+    The student's network gets a second time input, which is used for the scale.
 
     Args:
-        name: Of the method, for errors.
-        setup: Its student's network is replaced.
-        low: Least scale.
-        high: Largest.
+        name: Name of the method, for errors.
+        setup: Setup, whose student's network is replaced.
+        low: Smallest scale.
+        high: Largest scale.
 
     Raises:
         ValueError: If the teacher has no guidance, or a scale that is not between the two.
@@ -48,26 +48,26 @@ class Scales:
         setup.student.net = net.to(setup.example[0].device)
 
     def told(self, scale: Tensor) -> Tensor:
-        """A scale as the network reads it, in [0, 1]."""
+        """Return a scale as the network reads it, in [0, 1]."""
         return (scale - self.low) / (self.high - self.low)
 
     def tell(self, cond: Condition, scale: Tensor) -> Condition:
-        """The condition with the scales (N,)."""
+        """Add the scales (N,) to a condition."""
         return {**cond, "s": self.told(scale)}
 
     def draw(self, batch: Batch) -> Tensor:
-        """A scale for each row, stratified, (N,)."""
+        """Draw a scale for each row, stratified, (N,)."""
         scale = stratified(len(batch.x0), batch.generator, self.low, self.high)
         return scale.to(batch.x0.device)
 
     def guided(self, x_t: Tensor, t: Tensor, cond: Condition, scale: Tensor) -> Tensor:
-        """The teacher's x0 at each row's scale, (N, ...)."""
+        """Return the teacher's x0 at each row's scale, (N, ...)."""
         null, wanted = self.teacher.both(x_t, t, cond)
         weight = scale.reshape((-1,) + (1,) * (x_t.ndim - 1)).to(x_t)
         return self.teacher.bounded(torch.lerp(null, wanted, weight), t)
 
     def kept(self, student: Denoiser) -> Denoiser:
-        """The student at the teacher's scale, its network as it was before it was told any."""
+        """Return the student at the teacher's scale, with its original network architecture."""
         net = student.net
         assert isinstance(net, TwoTimes)
         return student.with_net(net.folded(*self.example))

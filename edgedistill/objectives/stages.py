@@ -1,4 +1,4 @@
-"""A run cut into equal stages, for methods whose teacher changes on the way."""
+"""A run divided into equal stages, for methods whose teacher changes on the way."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ["Stages"]
 
 @dataclass(frozen=True)
 class Stages:
-    """`count` stages of `train_steps`; the later ones have what is left over.
+    """`count` stages of `train_steps` steps; the later ones have the remainder.
 
-    A stage is a function of the step alone, so that a resumed run is in the right one. What is
-    done where a stage begins must bear being done twice: a step may have several batches.
+    A stage is a function of the step alone, so that a resumed run is in the right one. Actions at
+    the start of a stage must be repeatable, since a step may have several batches.
 
     Raises:
-        ValueError: With fewer steps than stages.
+        ValueError: If there are fewer steps than stages.
     """
 
     train_steps: int
@@ -26,7 +26,7 @@ class Stages:
             raise ValueError(f"train.steps={self.train_steps}: fewer than {self.count} stages")
 
     def at(self, step: int) -> int:
-        """The stage of `step` (0, 1, ...): 0 .. count - 1."""
+        """Return the stage of `step` (0, 1, ...): 0 .. count - 1."""
         return min(step * self.count // self.train_steps, self.count - 1)
 
     def begins(self, step: int) -> bool:

@@ -1,4 +1,4 @@
-"""What a recipe will cost, known from configurations alone: nothing is downloaded or computed."""
+"""Cost estimates for a recipe from configurations alone: nothing is downloaded or computed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["uncollected"]
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Without garbage collection: of networks by the dozen, all alive, it would take a fifth."""
+    """Disable garbage collection: with dozens of live networks it takes a fifth of the time."""
     gc.disable()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Networks without weights: the configs of a diffusers folder, built on the meta device.
+"""Networks without weights, built on the meta device from the configs of a diffusers folder.
 
 `assets/architectures/OWNER--NAME` holds the published configs of public teachers, so that their
 costs are known before a byte of them is downloaded.
@@ -22,19 +22,19 @@ __all__ = ["ALIASES", "architecture", "decoder", "find", "place", "shipped"]
 ROOT = assets.ROOT / "architectures"
 
 ALIASES = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
-"""Names under which a model is known too."""
+"""Other names of known models."""
 
 
 def shipped() -> dict[str, Path]:
-    """Folders of the shipped architectures by Hub id."""
+    """Return the folders of the shipped architectures by Hub id."""
     return {file.name.replace("--", "/", 1): file for file in sorted(ROOT.iterdir())}
 
 
 def place(section: TeacherSection) -> str:
-    """Where a teacher's configs are: with its weights, or, of a single file, apart.
+    """Return the location of a teacher's configs: its path, or `config` for a single file.
 
     Raises:
-        ValueError: If it is a file and they are named nowhere.
+        ValueError: If the teacher is a file and the recipe names no configs.
     """
     if not section.path.endswith(".safetensors"):
         return section.path
@@ -47,7 +47,7 @@ def place(section: TeacherSection) -> str:
 
 
 def find(path: str) -> Path:
-    """The folder of a teacher: a shipped asset, a local folder, or a known Hub id.
+    """Return the folder of a teacher: a shipped asset, a local folder, or a known Hub id.
 
     Raises:
         ValueError: If it is none of these; names the shipped architectures.
@@ -66,10 +66,10 @@ def find(path: str) -> Path:
 
 
 def architecture(path: str) -> dict[str, nn.Module]:
-    """The networks of a pipeline by name (unet, vae, ...), in eval mode on the meta device.
+    """Build the networks of a pipeline by name (unet, vae, ...), in eval mode on the meta device.
 
-    Only model_index.json and the config.json beside each network's weights are read. What is no
-    network of diffusers or transformers (tokenizers, schedulers) is left out.
+    Only model_index.json and the config.json beside each network's weights are read. Components
+    that are not networks of diffusers or transformers (tokenizers, schedulers) are left out.
 
     Args:
         path: A shipped asset's name, a folder in diffusers' layout, or a shipped Hub id.
@@ -88,9 +88,9 @@ def architecture(path: str) -> dict[str, nn.Module]:
 
 
 def decoder(folder: Path) -> nn.Module:
-    """The network of a decoder folder, frozen, without weights.
+    """Build the network of a decoder folder, frozen, without weights.
 
     Raises:
-        ValueError: As `build`, or for a class that is no decoder.
+        ValueError: As in `build`, or if its class is no decoder.
     """
     return build_class(folder, decoder_class(str(folder)))

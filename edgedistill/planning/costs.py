@@ -1,4 +1,4 @@
-"""What a recipe costs: parameters, memory, disk, arithmetic and samples."""
+"""Costs of a recipe: parameters, memory, disk, arithmetic and samples."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from edgedistill.recipes.schema import Recipe
 __all__ = ["CHECKPOINTS", "Costs", "costs"]
 
 CHECKPOINTS = 2
-"""How many a run dir keeps."""
+"""Number of checkpoints that a run dir keeps."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a run will cost.
+    """Costs of a run.
 
     Attributes:
-        parameters: By role, by network.
-        trained: Parameters that the student's optimizer moves.
-        memory: Bytes on each device.
-        disk: Bytes: teacher, student dir and checkpoints.
-        flops: Of one call, one sample, and all samples the teacher makes.
-        samples: That the teacher makes first, and that training draws.
+        parameters: Number of parameters by role and network.
+        trained: Number of parameters that the student's optimizer updates.
+        memory: Memory on each device.
+        disk: Bytes on disk: teacher, student dir and checkpoints.
+        flops: FLOPs of one call, one sample, and all samples that the teacher makes.
+        samples: Number of samples that the teacher makes first, and that training draws.
         cast: The networks.
-        students: How many the run trains, one after the other; the rest is of one but for `disk`,
-            and for `samples`, of all.
+        students: Number of students that the run trains, one after the other. `disk` and `samples`
+            count all of them, the other fields one.
     """
 
     parameters: dict[str, dict[str, int]]
@@ -45,7 +45,7 @@ class Costs:
     students: int = 1
 
     def to_json(self) -> dict[str, Any]:
-        """Nested by role: teacher.denoiser.parameters, memory_gb.student, memory_gb.total, ..."""
+        """Return JSON by role, such as teacher.denoiser.parameters and memory_gb.student."""
         roles = {
             role: {name: {"parameters": count} for name, count in networks.items()}
             for role, networks in self.parameters.items()
@@ -71,7 +71,7 @@ class Costs:
         }
 
     def by_role(self) -> dict[str, int]:
-        """Bytes of memory by role, of activations, and in total."""
+        """Return bytes of memory by role, of activations, and in total."""
         buckets = {"buckets": self.memory.buckets} if self.memory.buckets else {}
         return {
             **{name: role.total for name, role in self.memory.roles.items()},
@@ -87,7 +87,7 @@ def costs(recipe: Recipe, launch: Launch) -> Costs:
     Raises:
         ValueError: If the recipe cannot be planned; names the key.
     """
-    # FLOPs first: measuring memory leaves marks, such as gradients, on the networks.
+    # Count FLOPs first: measuring memory leaves gradients and the like on the networks.
     made = cast(recipe)
     flop, samples = _flops(made), _samples(made, launch)
     flop["teacher_samples"] = samples["made"] * flop["teacher_sample"]
@@ -117,7 +117,7 @@ def _student(made: Cast) -> nn.Module:
 
 
 def _small(made: Cast) -> nn.Module:
-    """The student's denoiser as it is saved: an adapter is added to the teacher's weights."""
+    """Return the student's denoiser as it is saved, with an adapter added to the weights."""
     adapters = made.recipe.train.roles == "adapters"
     return made.networks[made.core] if adapters else made.small
 
@@ -161,7 +161,7 @@ def _flops(made: Cast) -> dict[str, int]:
 
 
 def _steps(made: Cast, call: int) -> int:
-    """All calls of the student for one sample, one at the full size being `call`."""
+    """Sum the FLOPs of the student's calls for one sample; `call` is that of one at full size."""
     table = made.objective.table()
     if table is None or not table.grows:
         return made.recipe.student.steps * call
@@ -184,7 +184,7 @@ def _samples(made: Cast, launch: Launch) -> dict[str, int]:
 
 
 def _disk(made: Cast) -> dict[str, int]:
-    """Everything is written in float32."""
+    """Return the bytes of what is written, which is all in float32."""
     held = holdings(made, Launch()).roles
     del held["teacher"]
     teacher = 4 * sum(_count(net) for net in made.networks.values())

@@ -1,4 +1,4 @@
-"""Whether a recipe fits a device, and which switches would make it fit."""
+"""Compare a recipe's memory with a device, and find switches that make it fit."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from edgedistill.recipes.schema import Recipe
 __all__ = ["UNITS", "Need", "Switch", "Verdict", "fit", "parse_bytes", "switches"]
 
 UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-"""Bytes of a unit; a card sold as 24 GB has a little more than 24 * 10^9."""
+"""Bytes of each unit; a card sold as 24 GB has a little more than 24 * 10^9."""
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of a size such as 24GB or 500MiB; ValueError names the units."""
+    """Parse a size such as 24GB or 500MiB into bytes; ValueError names the units."""
     match = re.fullmatch(r"([0-9]+\.?[0-9]*)\s*([A-Za-z]+)", text.strip())
     if match is None or match[2].upper() not in UNITS or not float(match[1]):
         raise ValueError(f"--memory {text!r}: a size such as 24GB expected, in {', '.join(UNITS)}")
@@ -28,7 +28,7 @@ def parse_bytes(text: str) -> int:
 
 @dataclass(frozen=True)
 class Switch:
-    """Choices that make a run smaller, as they are typed.
+    """Overrides that reduce the memory of a run, as a user types them.
 
     Attributes:
         words: Overrides of the recipe.
@@ -45,11 +45,11 @@ class Switch:
 
 @dataclass(frozen=True)
 class Need:
-    """What a run needs with a switch thrown.
+    """Memory that a run needs with a switch applied.
 
     Attributes:
         switch: The switch.
-        bytes: Of one device.
+        bytes: Bytes on one device.
     """
 
     switch: Switch
@@ -58,14 +58,15 @@ class Need:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a run fits.
+    """Result of comparing a run with a device.
 
     Attributes:
         limit: Bytes of a device.
         needs: Bytes of the run.
-        ways: Where it does not fit: switches that make it fit, each alone, or else the first sum
-            of them that does.
-        least: Where none do, what it needs with all; None if the recipe leaves no switch.
+        ways: If it does not fit: single switches that make it fit, or else the first combination
+            that does.
+        least: If none do, the memory needed with all switches; None if the recipe leaves no
+            switch.
     """
 
     limit: int
@@ -75,7 +76,7 @@ class Verdict:
 
     @property
     def fits(self) -> bool:
-        """Whether it fits as it is."""
+        """Whether the run fits without any switch."""
         return self.needs <= self.limit
 
     def __str__(self) -> str:
@@ -92,7 +93,7 @@ class Verdict:
         return f"{begin}, nor with all switches: {least}"
 
     def to_json(self) -> dict[str, Any]:
-        """{"memory_gb", "fits", "needs_gb", "switches", "all_switches"}."""
+        """Return {"memory_gb", "fits", "needs_gb", "switches", "all_switches"}."""
         return {
             "memory_gb": self.limit / 1e9,
             "fits": self.fits,
@@ -103,7 +104,7 @@ class Verdict:
 
 
 def switches(recipe: Recipe) -> list[Switch]:
-    """Those that the recipe has not yet thrown, the least costly in quality and time first."""
+    """List the switches that the recipe does not use yet, the least costly first."""
     train, section = recipe.train, recipe.compress
     least, follows = 1, False
     if recipe.reward and not recipe.method().needs_reward:
@@ -117,7 +118,7 @@ def switches(recipe: Recipe) -> list[Switch]:
         Switch(("train.base=bf16",)): train.precision == "bf16" and train.base == "fp32",
         single: train.batch_size > least,
         Switch(("train.checkpointing=true",)): not train.checkpointing,
-        # A reward's gradient needs the decoder to stay.
+        # A reward's gradient needs the decoder on the device.
         Switch(("train.offload=true",)): not train.offload and not follows,
         Switch(("train.moments=8bit",)): train.moments == "fp32" and train.optim.name == "adamw",
         Switch(("train.roles=adapters",)): train.roles == "copies" and whole,
@@ -133,15 +134,15 @@ def fit(
     needs: int,
     made: Cast | None = None,
 ) -> Verdict:
-    """Whether a recipe fits; where it does not, each switch is planned as the recipe was.
+    """Compare a recipe with a device; if it does not fit, plan it with each switch.
 
     Args:
         name: The recipe, as `recipe.load` takes it.
-        words: Its overrides.
-        launch: How it is started.
+        words: Overrides of the recipe.
+        launch: Processes and sharding of the run.
         limit: Bytes of one device.
-        needs: What the recipe needs of them.
-        made: Its networks, if they are there.
+        needs: Bytes that the recipe needs.
+        made: The recipe's networks, if they were built.
     """
     if needs <= limit:
         return Verdict(limit, needs)
@@ -152,11 +153,11 @@ def fit(
         roles = recipe.train.roles
         if roles not in casts:
             casts[roles] = cast(recipe)
-        # Of all that a switch changes, only the roles decide which networks there are.
+        # Of all settings that a switch changes, only the roles decide which networks are built.
         return casts[roles].chosen(recipe)
 
     def need(switch: Switch) -> Need | None:
-        """What it needs, if what is held throughout leaves room for more."""
+        """Return the memory with a switch; None if weights and states alone exceed the limit."""
         run = thrown(switch)
         if holdings(run, launch).total > limit:
             return None
@@ -164,10 +165,10 @@ def fit(
 
     recipe = recipes.load(name, words)
     single = switches(recipe)
-    # The last make smaller what is held throughout, so sums begin there.
+    # The last switches reduce weights and states, so combinations start there.
     sums = [sum(single[-n:], Switch()) for n in range(2, len(single) + 1)]
     if recipe.train.precision == "fp32":
-        sums.append(sum(single, Switch(("train.base=bf16",))))  # which takes that precision
+        sums.append(sum(single, Switch(("train.base=bf16",))))  # needs train.precision=bf16
     for group in (single, *([one] for one in sums)):
         needed = [found for found in map(need, group) if found]
         ways = tuple(found for found in needed if found.bytes <= limit)
@@ -179,7 +180,7 @@ def fit(
 
 
 def _sizes(needs: Sequence[Need]) -> dict[str, float]:
-    """GB by switch."""
+    """Return GB by switch."""
     return {str(need.switch): round(need.bytes / 1e9, 3) for need in needs}
 
 

@@ -23,9 +23,10 @@ __all__ = ["calls", "decoder_flops", "denoiser_flops", "flops"]
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up what torch's own table of formulas says of each operator.
+    """A mode that sums FLOPs of all operators by torch's own table of formulas.
 
-    As torch's FlopCounterMode, which takes twice the time to tell modules apart.
+    It gives the total of torch's FlopCounterMode, which takes twice as long since it separates
+    modules.
     """
 
     total = 0
@@ -46,11 +47,11 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @torch.no_grad()
 def flops(run: Callable[[], Any], dtype: torch.dtype | None = None) -> int:
-    """Operations of `run` in products of matrices and convolutions; multiply and add are two.
+    """Count operations of `run` in matrix products and convolutions; multiply and add are two.
 
     Args:
-        run: What is counted.
-        dtype: Autocast's low precision; None is none.
+        run: Function whose operations are counted.
+        dtype: Low precision of autocast; None disables it.
     """
     with Accelerator(dtype), _Operations() as counter:  # type: ignore[no-untyped-call]
         run()
@@ -59,7 +60,7 @@ def flops(run: Callable[[], Any], dtype: torch.dtype | None = None) -> int:
 
 
 def denoiser_flops(cast: Cast, core: nn.Module, size: float = 1.0) -> int:
-    """One call of the diffusers model `core` for one sample, at a fraction of the full size."""
+    """Count one call of the diffusers model `core` on one sample, at a fraction of the size."""
     net = Net(cast.core, core, cast.inputs)
     shape = shape_at(cast.inputs.sample, size)
     x, t = torch.empty(1, *shape, device="meta"), torch.empty(1, device="meta")
@@ -68,7 +69,7 @@ def denoiser_flops(cast: Cast, core: nn.Module, size: float = 1.0) -> int:
 
 
 def decoder_flops(cast: Cast) -> int:
-    """The decoder on one sample; 0 where x0 is the data itself."""
+    """Count the decoder's call on one sample; 0 where x0 is the data itself."""
     vae: Any = cast.networks.get("vae")
     if vae is None:
         return 0
@@ -85,7 +86,7 @@ class _Counter(nn.Module):
 
 
 def calls(solver: str, steps: int) -> int:
-    """How often a solver asks the denoiser in so many steps."""
+    """Count the denoiser's calls of a solver in `steps` steps."""
     counter = _Counter()
     denoiser = Denoiser(counter, SCHEDULE, Prediction.EPS)
     solve(denoiser, torch.zeros(1, 1), time_grid(SCHEDULE, steps), {}, solver)

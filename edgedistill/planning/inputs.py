@@ -1,4 +1,4 @@
-"""What each kind of network is called with, as tensors without data."""
+"""Example inputs of each kind of network, as tensors without data."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Networks = Mapping[str, nn.Module]
 
 @dataclass(frozen=True)
 class Inputs:
-    """Of a denoiser, at the resolution its config was published for.
+    """Inputs of a denoiser at the resolution its config was published for.
 
     Attributes:
         sample: Shape of one x0, without the batch.
-        latent: Shape of what the decoder reads, where it is not `sample`.
+        latent: Shape of the decoder's input, where it differs from `sample`.
         cond: Conditions by keyword, one row each.
-        added: Those of them that diffusers wants in `added_cond_kwargs`.
-        fixed: Keyword tensors that have no batch.
+        added: Keywords of conditions that diffusers takes in `added_cond_kwargs`.
+        fixed: Keyword tensors without a batch axis.
     """
 
     sample: tuple[int, ...]
@@ -44,7 +44,7 @@ class Net(nn.Module):
     Args:
         name: One of `CORES`.
         core: The diffusers model.
-        inputs: What it is called with.
+        inputs: Inputs of the model.
     """
 
     def __init__(self, name: str, core: nn.Module, inputs: Inputs) -> None:
@@ -63,7 +63,7 @@ class Net(nn.Module):
 
 
 def row(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """One row without data."""
+    """Make one row without data."""
     return torch.empty(1, *shape, dtype=dtype, device="meta")
 
 
@@ -78,7 +78,7 @@ def _unet(networks: Networks, config: Any) -> Inputs:
     cond = {"encoder_hidden_states": row(texts.max_position_embeddings, width)}
     if config.addition_embed_type != "text_time":
         return Inputs(_square(config), cond=cond)
-    # Six sizes: original, crop and target, each embedded on its own.
+    # The six sizes are original, crop and target, each embedded separately.
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     added = {"text_embeds": row(pooled), "time_ids": row(6)}
     return Inputs(_square(config), cond={**cond, **added}, added=tuple(added))
@@ -93,7 +93,7 @@ def _pixels(networks: Networks, config: Any) -> Inputs:
 
 
 def _sd3(networks: Networks, config: Any) -> Inputs:
-    # CLIP's 77 tokens and 256 of T5.
+    # CLIP gives 77 tokens, T5 256.
     states = row(77 + 256, config.joint_attention_dim)
     pooled = row(config.pooled_projection_dim)
     return Inputs(
@@ -102,7 +102,7 @@ def _sd3(networks: Networks, config: Any) -> Inputs:
 
 
 def _flux(networks: Networks, config: Any) -> Inputs:
-    # 1024 pixels, 8 to a latent, 2x2 latents to a token; 512 tokens of T5.
+    # 1024 pixels, 8 to a latent, 2x2 latents to a token; T5 gives 512 tokens.
     tokens, texts = (1024 // 16) ** 2, 512
     cond = {
         "encoder_hidden_states": row(texts, config.joint_attention_dim),
@@ -116,7 +116,7 @@ def _flux(networks: Networks, config: Any) -> Inputs:
 
 
 def _pixart(networks: Networks, config: Any) -> Inputs:
-    # PixArt-alpha reads 120 tokens; Sigma, of a pipeline that scales its latents as SDXL, 300.
+    # PixArt-alpha reads 120 tokens; Sigma, whose VAE scales latents as SDXL's, reads 300.
     vae: Any = networks["vae"].config
     length = 300 if vae.scaling_factor == SIGMA_SCALING else 120
     cond = {"encoder_hidden_states": row(length, config.caption_channels)}
@@ -136,7 +136,7 @@ def _sana(networks: Networks, config: Any) -> Inputs:
 
 
 def _wan(networks: Networks, config: Any) -> Inputs:
-    # 81 frames of 480 x 832, 4 x 8 x 8 to a latent; 512 tokens of UMT5.
+    # 81 frames of 480 x 832, 4 x 8 x 8 to a latent; UMT5 gives 512 tokens.
     sample = (config.in_channels, 21, 60, 104)
     return Inputs(sample, cond={"encoder_hidden_states": row(512, config.text_dim)})
 
@@ -151,14 +151,14 @@ KINDS: dict[str, Callable[[Networks, Any], Inputs]] = {
     "UNet2DModel": _pixels,
     "WanTransformer3DModel": _wan,
 }
-"""Class of a denoiser -> (the pipeline's networks, its config) -> its inputs."""
+"""Denoiser class -> function (the pipeline's networks, its config) -> its inputs."""
 
 
 def inputs_of(networks: Networks) -> tuple[str, Inputs]:
-    """The name of a pipeline's denoiser, and what it is called with.
+    """Return the name of a pipeline's denoiser and its inputs.
 
     Raises:
-        ValueError: If there is none, or it is of a class without a row in `KINDS`.
+        ValueError: If there is no denoiser, or its class has no row in `KINDS`.
     """
     name = next((name for name in CORES if name in networks), None)
     if name is None:

@@ -1,11 +1,11 @@
-"""What a run holds on its device at the worst moment of a step.
+"""Peak memory of a run on its device within a step.
 
 Weights, gradients and optimizer states are counted role by role, each storage once, with the
-trainer's own choices: float32 weights whatever the precision, but for frozen ones if asked, the
-optimizer's moments, an average of the student. What comes and goes within a turn is not
-estimated: the method's loss and its gradient run on the meta device, where nothing is computed,
-and every tensor is counted for as long as it lives. The allocator's slack, cuDNN's workspaces and
-the CUDA context are not in it, nor are the blocks that sharding gathers for a call.
+trainer's own choices: float32 weights in any precision (except frozen ones if requested), the
+optimizer's moments, an average of the student. Temporary tensors are not estimated but measured:
+the method's loss and its gradient run on the meta device, where nothing is computed, and every
+tensor is counted as long as it lives. The allocator's slack, cuDNN's workspaces, the CUDA context
+and the blocks that sharding gathers for a call are not included.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ __all__ = ["Holding", "Launch", "Memory", "frozen", "holdings", "memory", "peak"
 
 @dataclass(frozen=True)
 class Launch:
-    """How a run is started: what accelerate's configuration decides, not the recipe.
+    """Launch settings of a run, which accelerate's configuration decides, not the recipe.
 
     Attributes:
-        processes: One on each device.
-        shard: Whether trained networks are cut over them (FSDP's FULL_SHARD, ZeRO 3).
+        processes: Number of processes, one on each device.
+        shard: Whether trained networks are sharded over the processes (FSDP's FULL_SHARD, ZeRO 3).
     """
 
     processes: int = 1
@@ -52,13 +52,13 @@ class Launch:
 
 @dataclass(frozen=True)
 class Holding:
-    """Bytes a role holds throughout, on one device.
+    """Bytes that a role holds permanently on one device.
 
     Attributes:
-        weights: All of them.
-        gradients: Of those it trains.
-        optimizer: Its states.
-        frozen: Those of the weights that no checkpoint has.
+        weights: Bytes of all weights.
+        gradients: Bytes of gradients of the trained weights.
+        optimizer: Bytes of optimizer states.
+        frozen: Bytes of those weights that are in no checkpoint.
     """
 
     weights: int
@@ -68,7 +68,7 @@ class Holding:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Sum of weights, gradients and optimizer states."""
         return self.weights + self.gradients + self.optimizer
 
 
@@ -77,9 +77,9 @@ class Memory:
     """Bytes on one device.
 
     Attributes:
-        roles: What each role holds throughout.
+        roles: Bytes that each role holds permanently.
         buckets: DDP's copies of the gradients.
-        activations: What the worst turn holds beyond all of that.
+        activations: Additional bytes of the worst turn.
     """
 
     roles: dict[str, Holding]
@@ -88,16 +88,16 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """The peak."""
+        """Peak memory."""
         held = sum(role.total for role in self.roles.values())
         return held + self.buckets + self.activations
 
 
 def holdings(cast: Cast, launch: Launch) -> Memory:
-    """What the roles of `cast` hold throughout, on each device; no activations yet."""
+    """Count what the roles of `cast` hold permanently on each device; no activations yet."""
     seen: set[int] = set()
     offload = cast.recipe.train.offload
-    # What is offloaded waits in main memory.
+    # Offloaded networks wait in main memory.
     present = [cast.networks[cast.core]] if offload else list(cast.networks.values())
     roles = {"teacher": Holding(sum(_take(net, seen) for net in present))}
     players = cast.objective.players()
@@ -128,10 +128,10 @@ def holdings(cast: Cast, launch: Launch) -> Memory:
 
 
 def memory(cast: Cast, launch: Launch) -> Memory:
-    """What the roles of `cast` hold, and what the worst turn of the recipe adds to it."""
+    """Count what the roles of `cast` hold, and what the worst turn of the recipe adds."""
     held, train = holdings(cast, launch), cast.recipe.train
-    # A turn of one batch begins without its player's gradients; one of several, or of shards, is
-    # counted with all of them in place.
+    # A turn of one batch begins without its player's gradients; a turn of several batches, or of
+    # shards, is counted with all gradients in place.
     fresh = train.accumulate == 1 and not launch.shard
     away = cast.judge is not None and train.offload
     decides = (train.precision, train.base, train.batch_size, train.checkpointing, fresh, away)
@@ -157,13 +157,13 @@ def _trained(player: Player) -> list[nn.Parameter]:
 
 
 def peak(cast: Cast, player: Player, known: Known, *, fresh: bool) -> int:
-    """Bytes that `player`'s turn makes and holds at its worst moment.
+    """Return the bytes that `player`'s turn allocates at its worst moment.
 
     Args:
         cast: The networks.
-        player: Whose turn it is.
-        known: What calls without gradients need, as far as they were made before; filled.
-        fresh: Whether gradients are among what the turn makes, or were there before.
+        player: Player whose turn it is.
+        known: Needs of calls measured before; new ones are added.
+        fresh: Whether the turn allocates the gradients, or they exist before.
     """
     players = cast.objective.players()
     params = {p.name: _trained(p) for p in players}
@@ -196,10 +196,10 @@ def peak(cast: Cast, player: Player, known: Known, *, fresh: bool) -> int:
 
 
 def _checkpoint(net: nn.Module, accelerator: Accelerator, on: bool) -> None:
-    """Whether diffusers models in `net` compute their blocks again in the backward pass."""
+    """Turn gradient checkpointing of the diffusers models in `net` on or off."""
 
     def again(block: nn.Module, *args: Any) -> Any:
-        # A backward pass leaves function modes; what it computes again is to see this one.
+        # A backward pass leaves function modes, so the recomputation enters this one again.
         contexts = partial(_contexts, accelerator)
         return checkpoint(block, *args, use_reentrant=False, context_fn=contexts)
 
@@ -216,9 +216,9 @@ def _contexts(accelerator: Accelerator) -> tuple[AbstractContextManager[Any], Ac
 
 
 def frozen(net: nn.Module) -> list[nn.Module]:
-    """Networks that modules of `net` use past nn.Module, and so neither train nor save.
+    """Return networks that modules of `net` hold outside nn.Module, neither trained nor saved.
 
-    An adapter's base is none of them, being the teacher's own.
+    An adapter's base is not included, since it is the teacher's own.
     """
     own = set(map(id, _tensors(net)))
     used = [value for part in modules(net) if not isinstance(part, Role) for value in _past(part)]
@@ -230,7 +230,7 @@ def _past(part: nn.Module) -> Iterator[nn.Module]:
 
 
 def _take(net: nn.Module, seen: set[int]) -> int:
-    """Bytes of the storages in `net` that are not yet in `seen`, to which they are added."""
+    """Count bytes of the storages in `net` that are not in `seen`, and add them to `seen`."""
     total = 0
     for tensor in _tensors(net):
         storage = tensor.untyped_storage()
@@ -248,7 +248,7 @@ def _tensors(net: nn.Module) -> Iterator[Tensor]:
 
 
 def _others(objective: Objective) -> Iterator[tuple[str, nn.Module]]:
-    """Further networks that an objective keeps, those of the objectives inside it included."""
+    """Yield further networks that an objective keeps, including those of objectives inside it."""
     for name, value in vars(objective).items():
         if isinstance(value, Objective):
             yield from _others(value)

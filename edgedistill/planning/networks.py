@@ -1,4 +1,4 @@
-"""Every role of a recipe on the meta device: the method itself says which networks it needs."""
+"""Every role of a recipe on the meta device, built by the method itself."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from edgedistill.teachers import find_family
 __all__ = ["SCHEDULE", "Cast", "cast"]
 
 SCHEDULE = Linear()
-"""In place of the teacher's own, on which no cost depends."""
+"""Schedule used in place of the teacher's own, since no cost depends on it."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class Cast:
     """The networks of a run, without weights.
 
     Attributes:
-        recipe: What they were made for.
-        networks: The teacher's pipeline by name.
-        core: Which of them is the denoiser.
-        inputs: What it is called with.
+        recipe: Recipe that the networks were made for.
+        networks: Networks of the teacher's pipeline by name.
+        core: Name of the denoiser among them.
+        inputs: Inputs of the denoiser.
         student: The student.
-        small: Its diffusers model.
+        small: The student's diffusers model.
         objective: The method with its further roles.
-        judge: What the recipe's reward says of x0; None if it names none.
-        measured: Bytes that turns were found to need, by the choices that decide it.
+        judge: The recipe's reward of x0; None if it names none.
+        measured: Measured bytes of the turns, by the choices that decide them.
     """
 
     recipe: Recipe
@@ -62,7 +62,7 @@ class Cast:
     measured: dict[tuple[object, ...], int] = field(default_factory=dict)
 
     def chosen(self, recipe: Recipe) -> Cast:
-        """The same networks for a recipe of the same roles, the frozen ones kept as it says."""
+        """Return the networks for a recipe of the same roles; base weights as it asks."""
         core = self.networks[self.core]
         if recipe.train.base == "bf16":
             lower(core)
@@ -73,7 +73,7 @@ class Cast:
         return replace(self, recipe=recipe)
 
     def batch(self, step: int) -> Batch:
-        """A batch of the recipe's size for the turn at `step`."""
+        """Make a batch of the recipe's size for the turn at `step`."""
         count, generator = self.recipe.train.batch_size, torch.Generator().manual_seed(step)
         x0 = torch.empty(count, *self.inputs.sample, device="meta")
         path = None
@@ -89,8 +89,8 @@ def cast(recipe: Recipe) -> Cast:
     """Assemble a recipe's roles from configs alone, as a run does from weights.
 
     Raises:
-        ValueError: If the teacher is no diffusers pipeline that is known here, or a choice needs
-            weights to be planned; names the key.
+        ValueError: If the teacher's diffusers pipeline is not known here, or a choice cannot be
+            planned without weights; names the key.
     """
     if recipe.teacher.family == "mixture":
         raise ValueError(
@@ -108,7 +108,7 @@ def cast(recipe: Recipe) -> Cast:
     if recipe.student.init:
         student.net, table = _init(Path(recipe.student.init), core, inputs)
     smaller = _smaller(recipe, student, core)
-    small = student.net.get_submodule(core)  # before a method wraps what is around it
+    small = student.net.get_submodule(core)  # before a method wraps the network
     row = inputs.cond
     guidance = recipe.teacher.guidance
     kind = find_family(recipe.teacher.family)
@@ -129,14 +129,14 @@ def cast(recipe: Recipe) -> Cast:
         train_steps=recipe.method_steps,
         reward=reward,
     )
-    with Live():  # which spares operators that are known
+    with Live():  # reuses results of known operators
         objective = compose(recipe, setup, {})
     made = Cast(recipe, networks, core, inputs, student, small, objective, reward)
     return made.chosen(recipe)
 
 
 def _spawn(recipe: Recipe, own: Denoiser) -> Denoiser:
-    """A role that starts as the teacher."""
+    """Make a role that starts as the teacher."""
     if recipe.train.roles == "copies":
         return own.with_net(copy.deepcopy(own.net).requires_grad_(True))
     with torch.device("meta"):
@@ -144,14 +144,14 @@ def _spawn(recipe: Recipe, own: Denoiser) -> Denoiser:
 
 
 def _again(recipe: Recipe, own: Denoiser, role: nn.Module) -> Denoiser:
-    """A further such role; without weights a copy of `role` is as good as an adapter put in."""
+    """Make a further such role; without weights a copy of `role` equals a new adapter."""
     if recipe.train.roles == "copies":
         return _spawn(recipe, own)
     return own.with_net(copy.deepcopy(role))
 
 
 def _init(folder: Path, core: str, inputs: Inputs) -> tuple[Net, TorchStepTable]:
-    """The student at `folder` without its weights, and its step table."""
+    """Build the student at `folder` without its weights, and read its step table."""
     if (folder / "student").is_dir():
         folder = folder / "student"
     table = TorchStepTable.from_json(read_json(folder / "student.json")["step_table"])

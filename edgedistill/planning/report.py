@@ -1,4 +1,4 @@
-"""`edgedistill plan`: from the words of the command line to tables and JSON."""
+"""`edgedistill plan`: turn the command line's words into tables and JSON."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["as_json", "cost_recipe", "plan", "tables"]
 def plan(
     words: Sequence[str], size: str | None = None, launch: Launch | None = None
 ) -> tuple[Costs, Verdict | None]:
-    """Plan the recipe that `words` name, and hold it against a device.
+    """Plan the recipe that `words` name, and compare it with a device.
 
     Args:
-        words: recipe=NAME and overrides.
+        words: The arguments recipe=NAME and overrides.
         size: Memory of a device, such as "24GB".
-        launch: How the run is started.
+        launch: Processes and sharding of the run.
 
     Raises:
         ValueError: If the request is wrong or cannot be planned; one line.
@@ -33,7 +33,7 @@ def plan(
         raise ValueError(
             f"name one recipe: edgedistill plan recipe=NAME, of {', '.join(recipes.shipped())}"
         )
-    # Where the run dir will be changes no cost.
+    # The place of the run dir changes no cost.
     rest = [word for word in words if not word.startswith(("recipe=", "out="))]
     return cost_recipe(named[0], rest, size, launch or Launch())
 
@@ -41,7 +41,7 @@ def plan(
 def cost_recipe(
     name: str, overrides: Sequence[str], size: str | None, launch: Launch
 ) -> tuple[Costs, Verdict | None]:
-    """What a recipe costs, and whether it fits a device of `size`, such as "24GB", if named.
+    """Plan the costs of a recipe, and whether it fits a device of `size`, such as "24GB".
 
     Raises:
         ValueError: If the recipe or the size is wrong or cannot be planned; one line.
@@ -54,12 +54,12 @@ def cost_recipe(
 
 
 def as_json(found: Costs, verdict: Verdict | None) -> dict[str, Any]:
-    """Both as one mapping."""
+    """Merge costs and verdict into one mapping."""
     return {**found.to_json(), **({"fit": verdict.to_json()} if verdict else {})}
 
 
 def tables(found: Costs) -> list[Table]:
-    """Parameters and memory by role; then disk, arithmetic and samples."""
+    """Make tables of parameters and memory by role, then of disk, arithmetic and samples."""
     return [_memory(found), _networks(found), _rest(found)]
 
 
@@ -105,5 +105,5 @@ def _gb(size: int) -> str:
 
 
 def _figure(value: float) -> str:
-    """Three digits of what is below 1, which may be very little; one decimal of the rest."""
+    """Format a number below 1, which may be tiny, with three digits, others with one decimal."""
     return f"{value:.3g}" if value < 1 else f"{value:,.1f}"

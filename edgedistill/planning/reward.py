@@ -1,4 +1,4 @@
-"""What a reward costs: its networks without weights, and the decoder on the way to them."""
+"""Cost of a reward: its networks without weights, and the decoder before them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = ["PlannedReward", "judge"]
 
 
 class PlannedReward:
-    """A recipe's reward of x0, as `rewards.reward_of` on the meta device.
+    """A recipe's reward of x0 on the meta device, as `rewards.reward_of`.
 
     Args:
         model: The reward.
-        autoencoder: The teacher's; None where x0 is the data itself.
-        inputs: Of its denoiser.
+        autoencoder: The teacher's autoencoder; None where x0 is the data itself.
+        inputs: Inputs of the teacher's denoiser.
 
     Attributes:
-        offload: Whether the decoder is on the device while it is used alone.
+        offload: Whether the decoder is on the device only while it is used.
     """
 
     offload = False
@@ -40,14 +40,14 @@ class PlannedReward:
         self.decoder: nn.Module | None = None
         if autoencoder is not None:
             kind = VideoDecoder if len(inputs.sample) == 4 else Decoder
-            # Numbers alone, which cost nothing.
+            # The scaling is a few numbers, which cost nothing.
             self.decoder = kind(autoencoder, Scaling()).to("meta")
 
     def __call__(self, x0: Tensor, prompts: Sequence[str]) -> Tensor:
         return self.model(self.decode(x0), prompts).float()
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Pictures, in pieces as a teacher makes them."""
+        """Decode pictures in pieces, as a teacher does."""
         if self.decoder is None:
             return x0
         size = sum(p.nbytes for p in self.decoder.parameters()) if self.offload else 0
@@ -59,10 +59,10 @@ class PlannedReward:
 def judge(
     recipe: Recipe, networks: Mapping[str, nn.Module], inputs: Inputs
 ) -> PlannedReward | None:
-    """The recipe's reward, if it names one.
+    """Build the recipe's reward, if it names one.
 
     Raises:
-        ValueError: If it does not go with the recipe, or cannot be planned; names the key.
+        ValueError: If the reward does not fit the recipe, or cannot be planned; names the key.
     """
     section = recipe.reward
     if section is None:

@@ -1,1 +1,1 @@
-"""A teacher is compared with its own pipeline before anything trains."""
+"""Comparison of a teacher with its own diffusers pipeline, before anything trains."""

@@ -1,9 +1,9 @@
-"""A teacher's border against its own diffusers pipeline: what its network reads, what is decoded.
+"""Comparison of a teacher's network inputs and decoding with its own diffusers pipeline.
 
-The pipeline's `__call__` is run as its class has it, on the teacher's own modules, for one step of
-a scheduler that leaves its sample where it is. The network is asked nothing: what it would have
-read is written down, and compared with what it reads from us; so an input that the pipeline feeds
-and we do not is found whatever its name. What the decoder is given and gives is compared too.
+The pipeline's own `__call__` runs on the teacher's modules, for one step of a scheduler that
+leaves its sample unchanged. The network is not run: its inputs are recorded, and compared with its
+inputs from our code, so an input that the pipeline feeds and we do not is found, whatever its
+name. The decoder's input and output are compared too.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ from edgedistill.teachers.pipeline import PipelineTeacher
 __all__ = ["Still", "border_differences", "still", "unread_weights"]
 
 PROMPT = "A red  Apple, (shiny:1.2) & round"
-"""Asked besides the empty prompt: capitals, blanks, and signs that some tools read."""
+"""Prompt that is compared besides the empty one: capitals, blanks, and signs that some tools
+interpret."""
 
 TIME = 500.0
-"""Timestep at which the network is asked."""
+"""Timestep at which the network's inputs are compared."""
 
 SEED = 0
-"""Of the x0 that are decoded."""
+"""Seed of the x0 that are decoded."""
 
 SIDE = 8
-"""Height and width of a latent that is decoded, at most."""
+"""Largest height and width of a latent that is decoded."""
 
 
 LIBRARIES: tuple[Any, ...] = (diffusers_logging, transformers_logging)
@@ -51,14 +52,14 @@ ASKED: dict[str, Any] = {
     "use_resolution_binning": False,
     "complex_human_instruction": None,
 }
-"""What every pipeline is told that has such a choice; the families tell the rest."""
+"""Arguments for every pipeline that accepts them; the families add their own."""
 
 
 class Still:
-    """A scheduler of one step that leaves its sample where it is.
+    """A one-step scheduler that leaves its sample unchanged.
 
     Args:
-        config: Of the scheduler in whose place it stands.
+        config: Config of the scheduler that it replaces.
     """
 
     order = 1
@@ -76,14 +77,14 @@ class Still:
         sigmas: Any = None,
         mu: float | None = None,
     ) -> None:
-        """Take one step, whatever is asked."""
+        """Take one step, whatever the arguments."""
         self.timesteps = self.timesteps.to(device)
 
     def set_begin_index(self, index: int) -> None:
-        """Do nothing: there is one step."""
+        """Do nothing, since there is one step."""
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The sample."""
+        """Return the sample unchanged."""
         return sample
 
     def step(
@@ -94,7 +95,7 @@ class Still:
         generator: Any = None,
         return_dict: bool = True,
     ) -> Any:
-        """The sample, as diffusers' schedulers return it."""
+        """Return the sample unchanged, as diffusers' schedulers return it."""
         return _Step(sample) if return_dict else (sample, sample)
 
 
@@ -104,22 +105,22 @@ class _Step:
 
 
 def border_differences(teacher: PipelineTeacher) -> dict[str, float]:
-    """Compare a teacher's border with its pipeline's.
+    """Compare a teacher's inputs and decoding with its pipeline's.
 
-    Nothing of the teacher or of the global random state changes.
+    Neither the teacher nor the global random state changes.
 
     Args:
-        teacher: An open one.
+        teacher: An opened teacher.
 
     Returns:
-        The largest difference by name, relative to the largest value: "prompt", in all that the
-        network reads of a prompt and without one, and of the picture's size; "decode", in
-        pictures of the same x0; "encode", in x0 of what the pipeline gives its decoder. Empty
-        where the family's pipelines are not made for such a network.
+        The largest difference by name, relative to the largest value: "prompt", in the network's
+            inputs with and without a prompt, including the picture's size; "decode", in pictures
+            of the same x0; "encode", in x0 from the input of the pipeline's decoder. Empty where
+            the family's pipelines are not made for such a network.
 
     Raises:
-        ValueError: If the pipeline cannot be asked, or feeds its network an input that is not
-            fed here, or the other way round, or layers of it take no part; names them.
+        ValueError: If the pipeline cannot run, if it and our code feed the network different
+            inputs, or if layers of the network are not used; names them.
     """
     if unread := unread_weights(teacher):
         raise ValueError(
@@ -133,7 +134,7 @@ def border_differences(teacher: PipelineTeacher) -> dict[str, float]:
 
 
 def unread_weights(teacher: PipelineTeacher) -> list[str]:
-    """Layers of the network that are never called; nothing is computed."""
+    """Return layers of the network that are never called; nothing is computed."""
     core: Any = teacher.net.get_submodule(teacher.core)
     layers = {
         name: module
@@ -158,7 +159,7 @@ def unread_weights(teacher: PipelineTeacher) -> list[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Pipelines warn of what is compared here."""
+    """Silence warnings of pipelines about what is compared here."""
     levels = [library.get_verbosity() for library in LIBRARIES]
     for library in LIBRARIES:
         library.set_verbosity(library.CRITICAL)
@@ -170,9 +171,9 @@ def _quiet() -> Iterator[None]:
 
 
 def still(pipeline: Any) -> Any:
-    """The pipeline on the same modules, whose one step leaves the latents where they are."""
+    """Return the pipeline on the same modules, with one step that leaves latents unchanged."""
     clone = copy.copy(pipeline)
-    # Past the pipeline's own setter, which would write another model index.
+    # Bypass the pipeline's own setter, which would change its model index.
     vars(clone)["scheduler"] = Still(pipeline.scheduler.config)
     vars(clone)["watermark"] = None
     clone.set_progress_bar_config(disable=True)
@@ -180,18 +181,18 @@ def still(pipeline: Any) -> Any:
 
 
 def prompt_of(teacher: PipelineTeacher) -> str:
-    """What a teacher is asked for."""
+    """Return the prompt to compare: a class's name, or `PROMPT`."""
     if isinstance(teacher, ClassTeacher):
         return next(iter(teacher.prompts), "")
     return PROMPT
 
 
 def _ask(teacher: PipelineTeacher, x0: Tensor, **choices: Any) -> Any:
-    """What the pipeline makes of x0 (1, ...)."""
+    """Run the pipeline on x0 (1, ...) and return its result."""
     pipeline = still(teacher.pipeline)
     taken = inspect.signature(type(pipeline).__call__).parameters
     given = {**ASKED, **(teacher.asks(x0, prompt_of(teacher)) or {}), **choices}
-    # What takes no latents draws them so.
+    # A pipeline that takes no latents draws them from this seed.
     given["generator"] = torch.Generator().manual_seed(SEED)
     try:
         return pipeline(**{name: value for name, value in given.items() if name in taken})[0]
@@ -202,12 +203,12 @@ def _ask(teacher: PipelineTeacher, x0: Tensor, **choices: Any) -> Any:
 
 
 def _noise(teacher: PipelineTeacher, shape: Sequence[int]) -> Tensor:
-    """x0 (1, ...), which a pipeline that takes none draws from the same seed."""
+    """Return x0 (1, ...), as a pipeline that takes no latents draws it from the same seed."""
     return torch.randn(1, *shape, generator=torch.Generator().manual_seed(SEED)).to(teacher.device)
 
 
 def _prompt(teacher: PipelineTeacher) -> float:
-    """Largest difference in what the network reads."""
+    """Return the largest difference in the network's inputs."""
     x0, prompt = _noise(teacher, teacher.sample_shape), prompt_of(teacher)
     with _listening(teacher) as theirs:
         _ask(teacher, x0, output_type="latent")
@@ -223,15 +224,15 @@ def _prompt(teacher: PipelineTeacher) -> float:
         told = "feeds its network" if fed else "does not feed its network"
         here = "is not" if fed else "is"
         raise ValueError(f"{teacher.path}: its own {kind} {told} {odd[0]}, which {here} fed here")
-    # Some pipelines ask for the prompt first, some for the null condition.
+    # Some pipelines put the prompt first, others the null condition.
     orders = [found, {name: value.flip(0) for name, value in found.items()}]
     return min(max(_apart(wanted[name], each[name]) for name in wanted) for each in orders)
 
 
 def _pictures(teacher: PipelineTeacher) -> dict[str, float]:
-    """Largest differences between x0 and pictures."""
+    """Return the largest differences between x0 and pictures."""
     small = [*teacher.sample_shape[:-2], *(min(side, SIDE) for side in teacher.sample_shape[-2:])]
-    if len(small) == 4:  # a video
+    if len(small) == 4:  # the latent of a video
         small[1] = min(small[1], 2)
     takes = "latents" in inspect.signature(type(teacher.pipeline).__call__).parameters
     x0 = _noise(teacher, small if takes else teacher.sample_shape)
@@ -249,7 +250,7 @@ def _pictures(teacher: PipelineTeacher) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Call:
-    """What a network was given, and how many rows of it."""
+    """Inputs of one call of the network, and its number of rows."""
 
     inputs: dict[str, Tensor]
     rows: int
@@ -257,7 +258,7 @@ class _Call:
 
 @contextmanager
 def _listening(teacher: PipelineTeacher) -> Iterator[list[_Call]]:
-    """What the network is given meanwhile; it answers zeros."""
+    """Yield a list of the network's calls during the block; the network returns zeros."""
     core: Any = teacher.net.get_submodule(teacher.core)
     signature = inspect.signature(type(core).forward)
     heard: list[_Call] = []
@@ -266,7 +267,7 @@ def _listening(teacher: PipelineTeacher) -> Iterator[list[_Call]]:
         bound = dict(signature.bind(core, *args, **kwargs).arguments)
         x = list(bound.values())[1]
         heard.append(_Call(dict(_inputs(list(bound.items())[1:])), len(x)))
-        if x.ndim == 3:  # tokens
+        if x.ndim == 3:  # sequences of tokens
             return Transformer2DModelOutput(sample=torch.zeros_like(x))
         channels = core.config.out_channels or x.shape[1]
         return Transformer2DModelOutput(sample=x.new_zeros(len(x), channels, *x.shape[2:]))
@@ -280,7 +281,7 @@ def _listening(teacher: PipelineTeacher) -> Iterator[list[_Call]]:
 
 @contextmanager
 def _watching(vae: Any) -> Iterator[list[Tensor]]:
-    """What an autoencoder is given to decode meanwhile."""
+    """Yield a list of the latents that an autoencoder is given to decode during the block."""
     seen: list[Tensor] = []
     if vae is None:
         yield seen
@@ -299,7 +300,7 @@ def _watching(vae: Any) -> Iterator[list[Tensor]]:
 
 
 def _inputs(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors and numbers of a call by name, those in dictionaries too."""
+    """Yield the tensors and numbers of a call by name, including those in dictionaries."""
     for name, value in items:
         if isinstance(value, Mapping):
             yield from _inputs((f"{name}.{key}", inner) for key, inner in value.items())
@@ -308,7 +309,7 @@ def _inputs(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _stacked(calls: Sequence[_Call]) -> dict[str, Tensor]:
-    """Inputs of calls by name, one row for each row of the network's batch."""
+    """Stack inputs of calls by name, one row for each row of the network's batch."""
     found = {}
     for name in {name for call in calls for name in call.inputs}:
         rows = [_rows(name, call.inputs[name], call.rows) for call in calls]
@@ -319,14 +320,14 @@ def _stacked(calls: Sequence[_Call]) -> dict[str, Tensor]:
 def _rows(name: str, value: Tensor, count: int) -> Tensor:
     value = value.float()
     if name.endswith("attention_mask") and value.ndim == 2:
-        value = (1 - value)[:, None] * -10000.0  # as diffusers' networks read one
-    if not value.ndim or len(value) != count:  # one for all, as positions of tokens
+        value = (1 - value)[:, None] * -10000.0  # the bias form of a mask in diffusers
+    if not value.ndim or len(value) != count:  # shared by all rows, such as token positions
         value = value.expand(count, *value.shape)
     return value
 
 
 def _apart(wanted: Tensor, found: Tensor) -> float:
-    """Largest difference relative to the largest value; infinite between unlike shapes."""
+    """Return the largest difference relative to the largest value; infinite for unequal shapes."""
     if wanted.shape != found.shape:
         return inf
     gap = (wanted - found.to(wanted.device)).abs().max()

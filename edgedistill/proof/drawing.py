@@ -1,9 +1,8 @@
-"""Proof that a teacher is drawn here as its own diffusers pipeline draws it.
+"""Proof that a teacher samples here as its own diffusers pipeline does.
 
-Two guided steps from the same noise go through the pipeline's class, with the deterministic
-sibling of its scheduler, and through our solver. What surrounds the network (decoding, encoding,
-prompts) is compared by `border_differences`. A teacher is compared once: the result is kept by
-the hash of its files.
+Two guided steps from the same noise run in the pipeline's class, with the deterministic sibling of
+its scheduler, and in our solver. Decoding, encoding and prompts are compared by
+`border_differences`. A teacher is compared once; the result is cached by the hash of its files.
 """
 
 from __future__ import annotations
@@ -39,21 +38,21 @@ SCALE = 3.0
 SEED = 0
 
 Draw = Callable[[PipelineTeacher, str, Tensor, float], Tensor]
-"""(teacher, prompt, noise (1, ...), guidance scale) -> what the pipeline draws."""
+"""Function (teacher, prompt, noise (1, ...), guidance scale) -> the pipeline's result."""
 
 
 def prove(teacher: Teacher, cache: Path | None = None) -> str:
     """Compare a teacher with its pipeline, unless these files were compared before.
 
     Args:
-        teacher: Freshly loaded, wherever its networks are.
+        teacher: A freshly loaded teacher, on any device.
         cache: Folder of earlier results; the user's cache folder by default.
 
     Returns:
-        One line that says how large the largest difference is; "" for a teacher of no pipeline.
+        One line with the largest difference; "" for a teacher without a pipeline.
 
     Raises:
-        ValueError: If the teacher is not drawn as its pipeline draws it; names what differs.
+        ValueError: If the teacher's samples differ from its pipeline's; names what differs.
     """
     if not isinstance(teacher, PipelineTeacher):
         return ""
@@ -74,10 +73,10 @@ def prove(teacher: Teacher, cache: Path | None = None) -> str:
 
 
 def differences(teacher: PipelineTeacher) -> dict[str, float]:
-    """Largest differences from the pipeline, each relative to its largest absolute value.
+    """Return the largest differences from the pipeline, relative to its largest absolute value.
 
     Returns:
-        {"sample"} and those of `border_differences`: "decode", "encode", "prompt".
+        The difference "sample", and those of `border_differences`: "decode", "encode", "prompt".
     """
     with _sibling(teacher), torch.no_grad(), torch.random.fork_rng(devices=[]):
         return {**border_differences(teacher), "sample": _sample_difference(teacher)}
@@ -98,7 +97,7 @@ def _sample_difference(teacher: PipelineTeacher) -> float:
 
 
 def _scale(teacher: PipelineTeacher) -> float:
-    """A guidance scale at which teacher and pipeline guide alike."""
+    """Return a guidance scale at which teacher and pipeline guide alike."""
     if teacher.family == "unet2d" or (teacher.family == "flux" and not _embeds(teacher)):
         return 1.0
     return SCALE
@@ -112,10 +111,10 @@ def _embeds(teacher: PipelineTeacher) -> bool:
 
 
 def _asked(teacher: PipelineTeacher, prompt: str, noise: Tensor, scale: float) -> Any:
-    """What the pipeline's call returns in `STEPS` steps from noise (1, ...)."""
+    """Return the result of the pipeline's call in `STEPS` steps from noise (1, ...)."""
     given = {**ASKED, **(teacher.asks(noise, prompt) or {})}
     given |= {"num_inference_steps": STEPS, "guidance_scale": scale, "output_type": "latent"}
-    # A pipeline that takes no latents draws them from this seed, as ours were.
+    # A pipeline that takes no latents draws them from this seed, as our noise was drawn.
     given["generator"] = torch.Generator().manual_seed(SEED)
     if teacher.family in PICTURES:
         given["output_type"] = "np"
@@ -134,26 +133,27 @@ def _asked(teacher: PipelineTeacher, prompt: str, noise: Tensor, scale: float) -
 
 
 def _by_latents(teacher: PipelineTeacher, prompt: str, noise: Tensor, scale: float) -> Tensor:
-    """Latents of a pipeline that takes and gives them."""
+    """Return latents of a pipeline that takes and returns them."""
     result: Tensor = _asked(teacher, prompt, noise, scale)
     return result
 
 
 def _by_tokens(teacher: PipelineTeacher, prompt: str, noise: Tensor, scale: float) -> Tensor:
-    """FLUX's latents, which it packs into tokens."""
+    """Return FLUX's latents, which its pipeline packs into tokens."""
     return unpack(_asked(teacher, prompt, noise, scale), *noise.shape[-2:])
 
 
 def _by_classes(teacher: PipelineTeacher, prompt: str, noise: Tensor, scale: float) -> Tensor:
-    """DiT's pictures in [-1, 1]."""
+    """Return DiT's pictures in [-1, 1]."""
     drawn = torch.from_numpy(_asked(teacher, prompt, noise, scale))
     return 2 * drawn.permute(0, 3, 1, 2) - 1
 
 
 def _by_pixels(teacher: PipelineTeacher, prompt: str, noise: Tensor, scale: float) -> Tensor:
-    """A pixel network's pictures in [-1, 1], by its scheduler.
+    """Return a pixel network's pictures in [-1, 1], sampled by its scheduler.
 
-    diffusers' pixel pipelines take no class, and do not scale the input as EDM's schedulers want.
+    The pipeline is not used, since diffusers' pixel pipelines take no class, and do not scale the
+    input as EDM's schedulers need.
     """
     unet, scheduler = teacher.pipeline.unet, teacher.pipeline.scheduler
     scheduler.set_timesteps(STEPS)
@@ -167,7 +167,7 @@ def _by_pixels(teacher: PipelineTeacher, prompt: str, noise: Tensor, scale: floa
 
 
 DRAWS: dict[str, Draw] = {"dit": _by_classes, "flux": _by_tokens, "unet2d": _by_pixels}
-"""By family, where the pipeline cannot be asked for latents."""
+"""Functions by family, where the pipeline cannot return latents."""
 
 PICTURES = {"dit", "unet2d"}
 """Families whose pictures are compared, since their pipelines give no latents."""
@@ -175,10 +175,10 @@ PICTURES = {"dit", "unet2d"}
 
 @contextmanager
 def _sibling(teacher: PipelineTeacher) -> Iterator[None]:
-    """The pipeline on the teacher's device, with its scheduler's sibling and without its bar."""
+    """Put the pipeline on the teacher's device, its scheduler's sibling in it and its bar off."""
     pipeline = teacher.pipeline
     own, before = pipeline.scheduler, pipeline.device
-    pipeline.to(teacher.device)  # some of it may be kept elsewhere between its uses
+    pipeline.to(teacher.device)  # offloaded parts may be elsewhere
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = sibling(own)
     try:
@@ -209,7 +209,7 @@ def _keep(file: Path, teacher: PipelineTeacher, found: dict[str, float]) -> None
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, {"teacher": teacher.path, "differences": found})
     except OSError:
-        return  # it is compared again the next time
+        return  # the teacher is compared again the next time
 
 
 def _cache_folder() -> Path:
@@ -218,7 +218,7 @@ def _cache_folder() -> Path:
 
 
 def _digest(teacher: PipelineTeacher) -> str:
-    """Hash of configurations, sizes and dates of files, and versions of the libraries."""
+    """Hash configurations, sizes and dates of files, and versions of the libraries."""
     digest = hashlib.sha256()
     facts: list[Any] = [teacher.family, *map(version, ("edgedistill", "diffusers", "torch"))]
     facts.append(dict(teacher.pipeline.scheduler.config))

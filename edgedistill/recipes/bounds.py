@@ -1,4 +1,4 @@
-"""Bounds on the numbers and names of a recipe, checked before anything of their size is made."""
+"""Bounds on a recipe's numbers and names, checked before anything of that size is made."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ MAX_INTEGER = 10**9
 MAX_FLOAT = 1e12
 MAX_SEED = 2**63 - 1
 MAX_TEXT = 10_000
-"""Characters of a text."""
+"""Largest number of characters of a text."""
 MAX_NAME = 200
-"""Bytes of a name, which folders and hidden folders beside them bear."""
+"""Largest number of bytes of a name, which folders and temporary folders use."""
 
 
 def check_numbers(data: Any, key: str = "") -> None:
@@ -37,7 +37,7 @@ def check_numbers(data: Any, key: str = "") -> None:
 
 
 def check_name(name: str) -> None:
-    """Raise a ValueError unless `name` can be that of one folder, on any system."""
+    """Raise a ValueError unless `name` is a valid folder name on any system."""
     if not name.strip() or name.strip(".") == "" or name == "latest":
         raise ValueError(f"{short(name)} is no name of a run")
     if not name.isprintable() or any(char in name for char in '/\\:*?"<>|'):

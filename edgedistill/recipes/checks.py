@@ -1,4 +1,4 @@
-"""What a recipe asks of its teacher, checked before anything is trained."""
+"""Checks of a recipe against its teacher, before anything is trained."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ __all__ = [
 
 
 def parameters(net: nn.Module) -> int:
-    """Number of parameters (or of a closed form's numbers)."""
+    """Count the parameters of a network (or the numbers of a closed form)."""
     return sum(p.numel() for p in net.parameters()) or sum(b.numel() for b in net.buffers())
 
 
 def unplayed(objective: Objective, recipe: Recipe) -> list[str]:
-    """A line for each player whose turns begin after the run; methods that only search have none.
+    """Return a line for each player whose turns begin after the run's end.
 
-    Short runs of long recipes end within what a method does before its own part.
+    Such players never train: short runs of long recipes end before the method's own part. Methods
+    that only search have no such lines.
     """
     if objective.searches:
         return []
@@ -58,10 +59,10 @@ def check_steps(recipe: Recipe, schedule: Schedule) -> None:
 
 
 def choose_prediction(recipe: Recipe, teacher: Denoiser, first: Tensor) -> Prediction:
-    """What the student predicts.
+    """Choose the student's prediction type.
 
     Args:
-        recipe: Its choices.
+        recipe: The recipe.
         teacher: The unguided teacher.
         first: The student's first time, a scalar.
 
@@ -91,12 +92,12 @@ def choose_prediction(recipe: Recipe, teacher: Denoiser, first: Tensor) -> Predi
 
 
 def has_weights(denoiser: Denoiser) -> bool:
-    """Whether it is a network, not a closed form."""
+    """Whether the denoiser is a network, not a closed form."""
     return any(True for _ in denoiser.parameters())
 
 
 def check_adapters(recipe: Recipe, teacher: Teacher) -> None:
-    """Raise a ValueError if this teacher's roles cannot be adapters as the recipe asks."""
+    """Raise a ValueError if the teacher's roles cannot be adapters although the recipe asks so."""
     if has_weights(teacher.denoiser):
         find_layers(teacher.denoiser.net, recipe.train.adapter.layers)
         return

@@ -19,25 +19,25 @@ from edgedistill.common.reading import MAX_YAML, check_yaml, is_file, read_bytes
 __all__ = ["find", "header", "layered", "method_of", "read", "shipped"]
 
 KEY = re.compile(r"\w[\w-]*(\.[\w-]+|\[\d{1,3}\]){0,15}")
-"""Of an override: words of one section in the other, and places in a list."""
+"""Pattern of an override's key: names of nested sections, and indices of lists."""
 
 BROKEN = (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError)
-"""What OmegaConf and PyYAML raise of what they cannot read."""
+"""Exceptions that OmegaConf and PyYAML raise on unreadable input."""
 
 
 def folder() -> Path:
-    """Where the shipped recipes are: beside this file in the wheel, or at a checkout's root."""
+    """Return the folder of shipped recipes: beside this file in the wheel, else at the root."""
     here = Path(__file__).parent
     return here if any(here.glob("*.yaml")) else here.parents[1] / "recipes"
 
 
 def shipped() -> dict[str, Path]:
-    """Shipped recipes by name."""
+    """Return the shipped recipes by name."""
     return {file.stem: file for file in sorted(folder().glob("*.yaml"))}
 
 
 def find(name: str) -> Path:
-    """The file of a recipe given by name or path; ValueError names the nearest."""
+    """Return the file of a recipe given by name or path; ValueError names the nearest."""
     if name.endswith((".yaml", ".yml")):
         if not is_file(Path(name)):
             raise ValueError(f"no recipe file at {short(name, 200)}")
@@ -49,7 +49,7 @@ def find(name: str) -> Path:
 
 
 def layered(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """A recipe file over its base, under overrides; hyperparameters of another method go.
+    """Merge a recipe file over its base, under overrides; drop keys of another method.
 
     Raises:
         ValueError: One line that names the file, key or value.
@@ -79,13 +79,13 @@ def _over(below: dict[str, Any], above: dict[str, Any], what: str) -> dict[str, 
 
 
 def method_of(data: Mapping[str, Any]) -> Any:
-    """Name of the method in a recipe's sections, None without one."""
+    """Return the name of the method in a recipe's sections, None without one."""
     objective = data.get("objective")
     return objective.get("name") if isinstance(objective, dict) else None
 
 
 def _overridden(overrides: Sequence[str]) -> dict[str, Any]:
-    """The sections that overrides set."""
+    """Return the sections that overrides set."""
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -105,7 +105,7 @@ def _overridden(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The sections in a YAML file, not yet checked; ValueError names the file."""
+    """Read the sections in a YAML file, unchecked; ValueError names the file."""
     try:
         text = read_bytes(path, MAX_YAML).decode("utf-8-sig")
         check_yaml(text)
@@ -120,13 +120,13 @@ def read(path: Path) -> dict[str, Any]:
 def _line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     mark = getattr(error, "problem_mark", None)
-    if mark is not None:  # of YAML, whose first line says only what was being read
+    if mark is not None:  # YAML's first line only says what was being read
         return f"line {mark.line + 1}: {getattr(error, 'problem', None) or lines[0]}"
     return lines[0] if len(lines[0]) <= 300 else f"{lines[0][:200]}...{lines[0][-100:]}"
 
 
 def _named(data: Mapping[Any, Any]) -> dict[str, Any]:
-    """The same with a text for every key: YAML has numbers and more there."""
+    """Convert every key to a string, since YAML keys may be numbers and more."""
     return {
         str(key): _named(value) if isinstance(value, Mapping) else value
         for key, value in data.items()
@@ -134,6 +134,6 @@ def _named(data: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def header(name: str) -> str:
-    """What a recipe's file says of itself: the comments that it begins with."""
+    """Return the comments that a recipe's file begins with."""
     lines = read_bytes(find(name), MAX_YAML).decode("utf-8-sig").splitlines(keepends=True)
     return "".join(itertools.takewhile(lambda line: line.startswith("#"), lines))

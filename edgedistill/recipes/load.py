@@ -1,4 +1,4 @@
-"""YAML and key=value overrides -> a checked Recipe, and back."""
+"""Load a checked Recipe from YAML and key=value overrides, and dump it again."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def asked(verb: str, words: Sequence[str]) -> tuple[Recipe, str | None, list[str]]:
-    """The recipe that a verb's words name and override, out=, and the keys they override.
+    """Return the recipe that a command's words name and override, its out=, and overridden keys.
 
     Raises:
-        ValueError: As `load` says, and if they name no recipe, or anything twice.
+        ValueError: As in `load`, or if the words name no recipe, or anything twice.
     """
     for key in PLACES:
         found = [word for word in words if word.startswith(key)]
@@ -57,7 +57,7 @@ def asked(verb: str, words: Sequence[str]) -> tuple[Recipe, str | None, list[str
 
 
 PLACES = ("recipe=", "out=")
-"""Words that are no keys of the recipe."""
+"""Prefixes of words that are no keys of the recipe."""
 
 
 def resolve(data: Mapping[str, Any]) -> Recipe:
@@ -83,7 +83,7 @@ def resolve(data: Mapping[str, Any]) -> Recipe:
 
 
 def judged(data: Mapping[str, Any]) -> Judged:
-    """What a student's own recipe says of its teacher and evaluation."""
+    """Read what a student's own recipe says about its teacher and evaluation."""
     try:
         return Judged.model_validate(data)
     except ValidationError as error:
@@ -91,7 +91,7 @@ def judged(data: Mapping[str, Any]) -> Judged:
 
 
 def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML."""
+    """Dump the resolved recipe as YAML."""
     text: str = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=88)
     return text
 
@@ -121,7 +121,7 @@ def _explain(error: ValidationError, model: type[BaseModel], prefix: str) -> Val
     key = _cut(key)
     given, reason = f"={short(first['input'])}: ", f"{reason[0].lower()}{reason[1:]}"
     if isinstance(first["input"], Mapping):
-        # What a section holds would bury the reason, which may name a key of it.
+        # The content of a section would hide the reason, which may name one of its keys.
         given = "." if re.split("[=:]", reason)[0] in first["input"] else ": "
     return ValueError(f"{key}{given}{reason}")
 
@@ -131,7 +131,7 @@ def _cut(key: str) -> str:
 
 
 def _fields(model: type[BaseModel], place: Sequence[str]) -> list[str]:
-    """Keys of the section at `place` in a model; none where it is no section of its own."""
+    """List the keys of the section at `place` in a model; none where it is not a section."""
     for part in place:
         field = model.model_fields.get(part)
         kinds = (field.annotation, *get_args(field.annotation)) if field else ()

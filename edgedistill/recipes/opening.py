@@ -1,4 +1,4 @@
-"""A recipe's teacher: loaded, moved to the device, and proven before anything trains."""
+"""Open a recipe's teacher: load it, move it to the device, and prove it before training."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["open_teacher"]
 
 
 def open_teacher(recipe: Recipe, device: torch.device) -> tuple[Teacher, str]:
-    """The recipe's teacher, on the device, and a line that says how it was proven.
+    """Open the recipe's teacher on the device; also return a line on how it was proven.
 
     Raises:
-        ValueError: If it cannot be loaded, or is not drawn as its own pipeline draws it.
+        ValueError: If the teacher cannot be loaded, or its samples differ from its own pipeline's.
     """
     section, train = recipe.teacher, recipe.train
     teacher = load_teacher(section.family, section.path, section.config, section.loras)

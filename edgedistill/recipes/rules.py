@@ -1,6 +1,6 @@
-"""What of a recipe does not go together, whatever the teacher: checked where it is read.
+"""Rules on combinations of a recipe's settings, independent of the teacher.
 
-`distill` and `plan` refuse alike, since neither can hold a recipe that breaks a rule.
+They are checked when a recipe is read, so `distill` and `plan` refuse the same recipes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def check_single_step(recipe: Recipe) -> None:
 
 
 def check_roles(recipe: Recipe) -> None:
-    """Raise a ValueError if roles are adapters of the teacher, and the student is another."""
+    """Raise a ValueError if roles are the teacher's adapters but the student differs from it."""
     if recipe.train.roles != "adapters":
         return
     if recipe.student.init is not None:
@@ -42,7 +42,7 @@ def check_roles(recipe: Recipe) -> None:
 
 
 def check_paths(recipe: Recipe) -> None:
-    """Raise a ValueError if paths are named that no one needs, or data in their place."""
+    """Raise a ValueError for paths that no method needs, or data where paths are needed."""
     needed, name = recipe.method().needs_paths, recipe.objective["name"]
     if needed and recipe.data.pictures is not None:
         raise ValueError(
@@ -57,7 +57,7 @@ def check_paths(recipe: Recipe) -> None:
 
 
 def check_parts(recipe: Recipe) -> None:
-    """Raise a ValueError if the recipe's students cannot be several."""
+    """Raise a ValueError if the recipe cannot train several students."""
     if recipe.parts.count == 1:
         return
     count = f"parts.count={recipe.parts.count}"
@@ -77,7 +77,7 @@ def check_parts(recipe: Recipe) -> None:
 
 
 def check_depths(recipe: Recipe) -> None:
-    """Raise a ValueError if the method has no place for several depths that take turns."""
+    """Raise a ValueError if the method cannot train several depths in turns."""
     if recipe.compress.elastic and recipe.method().restarts:
         raise ValueError(
             f"compress.elastic: {recipe.objective['name']} sets the weights of the whole student "
@@ -86,7 +86,7 @@ def check_depths(recipe: Recipe) -> None:
 
 
 def check_reward(recipe: Recipe) -> None:
-    """Raise a ValueError if the recipe's reward and its other choices do not go together."""
+    """Raise a ValueError if the recipe's reward does not fit its other settings."""
     reward, train = recipe.reward, recipe.train
     if reward is None:
         return
@@ -109,7 +109,7 @@ def check_reward(recipe: Recipe) -> None:
 
 
 def check_coefficients(recipe: Recipe) -> None:
-    """Raise a ValueError if the student's steps will be such that it could not be saved."""
+    """Raise a ValueError if a student with these steps could not be saved."""
     family = recipe.teacher.family
     if recipe.method().own_coefficients and not find_family(family).any_table:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a recipe may say: its sections, typed, frozen, and closed to unknown keys."""
+"""Schema of a recipe: its sections, typed, frozen, and closed to unknown keys."""
 
 from __future__ import annotations
 
@@ -39,42 +39,43 @@ __all__ = [
 
 
 class Lora(Settings):
-    """A LoRA in the teacher's weights."""
+    """A LoRA that is fused into the teacher's weights."""
 
     path: str
-    """A .safetensors file in kohya's, diffusers' or peft's names, or the folder of one."""
+    """A .safetensors file in kohya's, diffusers' or peft's naming, or the folder of one."""
     scale: float = Field(1.0, ge=-100, le=100)
-    """Factor on all of it."""
+    """Factor on the whole LoRA."""
 
 
 class TeacherSection(Settings):
-    """Whom to learn from."""
+    """The teacher to learn from."""
 
     family: str
-    """A key of `teachers.TEACHERS`."""
+    """The teacher's family, a key of `teachers.TEACHERS`."""
     path: str
     """A shipped asset's name, a folder, a Hub id, or a single .safetensors file in its authors'
     layout (stable_diffusion, sdxl, sd3, flux)."""
     config: str | None = None
     """For a single file: a folder or Hub id with the configurations and tokenizers, and the
-    weights that the file lacks; looked for on the Hub where None."""
+    weights that the file lacks; by default found on the Hub."""
     lora: tuple[Lora, ...] = Field((), max_length=16)
-    """LoRAs fused into it as it is loaded, in this order: a file, {path, scale}, or a list."""
+    """LoRAs fused into the teacher when it is loaded, in this order: a file, {path, scale}, or a
+    list."""
     guidance: float = Field(1.0, ge=0, le=1000)
-    """Guidance scale while teaching and as the reference; 1 is none."""
+    """Guidance scale while teaching and in the reference; 1 is none."""
     steps: int = Field(25, gt=0, le=10_000)
-    """Steps of the teacher as the reference in evaluation and report."""
+    """Solver steps of the teacher as the reference in evaluation and report."""
     solver: str = "ddim"
     verify: bool = True
-    """Compare it with its own diffusers pipeline before anything is trained, and refuse it if it
-    is not drawn here as there; a teacher is compared once."""
+    """Compare the teacher with its own diffusers pipeline before anything is trained, and refuse
+    it if the samples differ; a teacher is compared once."""
     tiny: bool = False
-    """Put a tiny random teacher of the family in the place of `path`, to try a recipe."""
+    """Use a tiny random teacher of the family instead of `path`, to try a recipe."""
 
     @field_validator("lora", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
-        """One alone, and a path alone, stand for a list of {path}."""
+        """Convert a single LoRA or path to a list of {path}."""
         each = [value] if isinstance(value, (str, Mapping)) else value
         if not isinstance(each, (list, tuple)):
             return each
@@ -82,48 +83,49 @@ class TeacherSection(Settings):
 
     @property
     def loras(self) -> list[tuple[str, float]]:
-        """A file and a factor for each LoRA; none in a tiny teacher, which they do not fit."""
+        """Return file and factor of each LoRA; none for a tiny teacher, which they do not fit."""
         return [] if self.tiny else [(each.path, each.scale) for each in self.lora]
 
 
 class StudentSection(Settings):
-    """How the student samples."""
+    """The student's sampling, initial weights and prediction."""
 
     steps: int = Field(4, gt=0, le=1000)
     sampler: str = "renoise"
-    """How a step lands on the next time: renoise (LCM, DMD2) or ddim."""
+    """The rule by which a step lands on the next time: renoise (LCM, DMD2) or ddim."""
     spacing: str = "trailing"
     init: str | None = None
-    """A student folder to start from, in place of the teacher's weights."""
+    """A student folder to start from, instead of the teacher's weights."""
     prediction: Literal["eps", "v", "x0"] | None = None
-    """What the student predicts. None: what its teacher does; but v where the teacher predicts
-    noise and the student's first step has next to no signal (alpha below 0.01), as noise says
-    nothing of x0 there. Adapters, smaller students and methods that train no weights keep the
-    teacher's."""
+    """Prediction type of the student. By default the teacher's; but v where the teacher predicts
+    noise and the student's first step has almost no signal (alpha below 0.01), since noise gives
+    no information on x0 there. Adapters, smaller students and methods that train no weights keep
+    the teacher's."""
     prediction_steps: int | None = Field(None, gt=0)
-    """Steps of `train.steps` in which a student that predicts something else than its teacher
-    learns to, before the method begins; a fifth of them where None."""
+    """Steps, out of `train.steps`, in which a student with another prediction than its teacher
+    learns it before the method begins; by default a fifth of them."""
     decoder: str | None = None
-    """A decoder folder, as method `decoder` makes them, in place of the teacher's."""
+    """A decoder folder, made by the method `decoder`, instead of the teacher's decoder."""
 
 
 class DataSection(Settings):
-    """Clean data and prompts; what comes with the teacher is the default."""
+    """Clean data and prompts; the teacher's own are the default."""
 
     prompts: str | None = None
-    """A UTF-8 text file, a prompt a line, a .parquet file or webdataset shards (a .tar or a folder
-    of them), for whose prompts the teacher makes the samples."""
+    """A UTF-8 text file with one prompt a line, a .parquet file or webdataset shards (a .tar or a
+    folder of them); the teacher makes the samples for these prompts."""
     caption: str = "caption"
-    """Column of parquet, and key of a .json in a tar, that holds the prompt."""
+    """Column of a table, and key of a .json in a tar, that holds the prompt."""
     pictures: str | None = None
-    """A folder of pictures with captions, or webdataset shards, in place of samples: see
+    """A folder of pictures with captions, or webdataset shards, instead of samples: see the module
     `data.pictures`."""
     cache: str | None = None
-    """A folder of their x0, to share between runs; in the run dir where None."""
+    """A folder for the pictures' x0, to share between runs; by default in the run dir."""
     samples: int = Field(256, gt=0, le=10**7)
-    """Samples the teacher makes where there is no other data."""
+    """Number of samples that the teacher makes where there is no other data."""
     paths: str | None = None
-    """A folder of `edgedistill synth`, for methods on the teacher's paths; made where None."""
+    """A folder of `edgedistill synth`, for methods on the teacher's paths; by default paths are
+    made in the run."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:
@@ -135,12 +137,12 @@ class DataSection(Settings):
 
 
 class Parts(Settings):
-    """Several students, each for its part of the conditions: see `parts.Group`."""
+    """Several students, each for a part of the conditions: see `runs.group.Group`."""
 
     count: int = Field(1, ge=1, le=1000)
-    """Students; from 2 on the conditions are divided among them."""
+    """Number of students; from 2 on the conditions are divided among them."""
     only: int | None = Field(None, ge=0)
-    """Train this one alone, from 0, so that several machines share the work."""
+    """Train only this student, counted from 0, so that several machines share the work."""
 
     @model_validator(mode="after")
     def _among(self) -> Parts:
@@ -152,23 +154,24 @@ class Parts(Settings):
 
     @property
     def trained(self) -> list[int]:
-        """The students that a run trains."""
+        """Indices of the students that a run trains."""
         return list(range(self.count)) if self.only is None else [self.only]
 
 
 class EvaluateSection(Settings):
-    """What `edgedistill evaluate` measures by default."""
+    """Defaults of `edgedistill evaluate`."""
 
     samples: int = Field(512, gt=0, le=10**6)
     seed: int = Field(1234, ge=0, lt=2**63)
     features: str | None = None
-    """What judges: a folder or Hub id of a vision model, `pixels` or `teacher`; by default the
-    CLIP model that the teacher ships, else a pixel teacher's own U-Net, else pixels."""
+    """Feature network of the figures: a folder or Hub id of a vision model, `pixels` or `teacher`;
+    by default the CLIP model that the teacher ships, else a pixel teacher's own U-Net, else
+    pixels."""
     batch_size: int = Field(64, gt=0, le=2**16)
 
 
 class Judged(BaseModel):
-    """What evaluation and report need of a recipe; of an adopted student there is no more."""
+    """The part of a recipe that evaluation and report need; an adopted student has only this."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -180,21 +183,23 @@ class Judged(BaseModel):
 
 
 class Recipe(Settings):
-    """The choices of a run."""
+    """All settings of a run."""
 
     name: str
     description: str = ""
     teacher: TeacherSection
     student: StudentSection = StudentSection()
     objective: dict[str, Any]
-    """{"name": a key of `objectives.OBJECTIVES`, **that method's Config}."""
+    """Method and its settings: {"name": a key of `objectives.OBJECTIVES`, **that method's
+    Config}."""
     data: DataSection = DataSection()
     compress: Compress = Compress()
     parts: Parts = Parts()
     embedding: Embedding | None = None
-    """A loss beside the method's own, on random networks' features of samples and data."""
+    """A loss added to the method's own, on random networks' features of samples and data."""
     reward: Reward | None = None
-    """What makes a sample good: a loss beside the method's own, or what the method learns from."""
+    """Reward of a sample: a loss added to the method's own, or the signal that the method learns
+    from."""
     train: Train
     evaluate: EvaluateSection = EvaluateSection()
 
@@ -219,15 +224,15 @@ class Recipe(Settings):
 
     @property
     def method_steps(self) -> int:
-        """Steps that the method has, after those of `compress.first`."""
+        """Number of steps of the method, after those of `compress.first`."""
         steps, first = self.train.steps, self.compress.first
         return steps - first if first < steps else steps
 
     def method(self) -> type[objectives.Objective]:
-        """The objective's class."""
+        """Class of the objective."""
         return objectives.find(str(self.objective.get("name", "")))
 
     def method_config(self) -> Settings:
-        """The objective's own configuration."""
+        """Configuration of the objective."""
         arguments = {k: v for k, v in self.objective.items() if k != "name"}
         return self.method().Config(**arguments)

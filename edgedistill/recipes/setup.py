@@ -1,4 +1,4 @@
-"""What a recipe's method is made of: the one place where a recipe becomes an objective."""
+"""The one place where a recipe becomes an objective."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ __all__ = ["build_setup", "compose"]
 
 
 def build_setup(recipe: Recipe, family: Teacher | type[Teacher], **networks: Any) -> Setup:
-    """What the recipe's method is given.
+    """Build the `Setup` of the recipe's method.
 
     Args:
-        recipe: Its choices.
-        family: Says where in its networks features and the time embedding are.
-        networks: The other fields of `Setup`, with weights or on the meta device.
+        recipe: The recipe.
+        family: The teacher, or its class, which names the layers of features and of the time
+            embedding.
+        networks: Other fields of `Setup`, with weights or on the meta device.
     """
     return Setup(
         sampler=recipe.student.sampler,
@@ -34,15 +35,15 @@ def build_setup(recipe: Recipe, family: Teacher | type[Teacher], **networks: Any
 
 
 def compose(recipe: Recipe, setup: Setup, depths: Mapping[str, Plan]) -> Objective:
-    """The recipe's method, with what its other sections train before it and beside it.
+    """Build the recipe's method, with the losses and steps that its other sections add.
 
     Args:
-        recipe: Its choices.
-        setup: Its networks.
-        depths: The smaller students inside the student, by name.
+        recipe: The recipe.
+        setup: Networks of the method.
+        depths: Plans of the smaller students inside the student, by name.
     """
     with torch.random.fork_rng(devices=[]):
-        # Networks of the method, such as heads, draw weights from the global generator.
+        # The method's own networks, such as heads, draw weights from the global generator.
         torch.manual_seed(recipe.train.seed)
         method = recipe.method()(recipe.method_config(), setup)
         sections = (recipe.embedding, recipe.reward)

@@ -1,1 +1,1 @@
-"""What people look at: picture grids, charts and the one-file report."""
+"""Picture grids, charts and the one-file report for people."""

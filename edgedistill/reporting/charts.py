@@ -19,7 +19,7 @@ __all__ = ["clouds", "curves", "tradeoff"]
 
 
 def clouds(names: Sequence[str], drawn: Sequence[NDArray[Any]]) -> list[dict[str, str]]:
-    """A scatter plot of each subject's points (N, D) over the first one's, on the same axes."""
+    """Plot each subject's points (N, D) over the first one's, on the same axes."""
     points = [each.astype(np.float32) for each in drawn]
     extent = 1.05 * max(float(np.abs(each).max()) for each in points)
     return [
@@ -29,7 +29,7 @@ def clouds(names: Sequence[str], drawn: Sequence[NDArray[Any]]) -> list[dict[str
 
 
 def curves(run: Path) -> str | None:
-    """Training figures over steps, a panel each."""
+    """Plot training figures over steps, each in a panel."""
     lines = read_metrics(run)
     if len(lines) < 2:
         return None
@@ -53,7 +53,7 @@ def curves(run: Path) -> str | None:
 
 
 def tradeoff(run: Path) -> str | None:
-    """FD against p50 of every subject that has both, where bundles are among them."""
+    """Plot FD against p50 of every subject that has both, if bundles are among them."""
     if not ((run / "bench.json").is_file() and (run / "eval.json").is_file()):
         return None
     times, figures = read_json(run / "bench.json"), read_json(run / "eval.json")
@@ -68,7 +68,7 @@ def tradeoff(run: Path) -> str | None:
         return None
     figure = Figure(figsize=(8.5, 3.6), layout="constrained")
     axes = figure.subplots()
-    # Subjects often lie close together, where names at the points would cover each other.
+    # Subjects often lie close together, where labels at the points would overlap.
     for name, (milliseconds, fd) in points.items():
         label = f"{name}: {milliseconds:,.{milliseconds < 100:d}f} ms, FD {fd:.3g}"
         axes.plot(milliseconds, fd, "o" if ":" in name else "s", label=label)

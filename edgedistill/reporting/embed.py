@@ -1,4 +1,4 @@
-"""Pictures inside a page: nothing is loaded from anywhere."""
+"""Pictures embedded in a page, so that nothing is loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from PIL import Image
 __all__ = ["array_uri", "figure_uri", "image_uri"]
 
 LARGEST = 256
-"""Pixels of the longer side of a sample in the page."""
+"""Longer side in pixels of a sample in the page."""
 
 
 def image_uri(image: Image.Image, largest: int | None = None) -> str:
-    """A picture as a PNG in a data: URI, made smaller if its longer side is above `largest`."""
+    """Encode a picture as a PNG data: URI, shrunk if its longer side is above `largest`."""
     if largest is not None and max(image.size) > largest:
         image = image.copy()
         image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
@@ -27,12 +27,12 @@ def image_uri(image: Image.Image, largest: int | None = None) -> str:
 
 
 def array_uri(pixels: NDArray[Any]) -> str:
-    """A sample (H, W, 3), bytes."""
+    """Encode a sample (H, W, 3), bytes, as a data: URI."""
     return image_uri(Image.fromarray(pixels), LARGEST)
 
 
 def figure_uri(figure: Figure) -> str:
-    """A chart."""
+    """Encode a chart as a data: URI."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=120)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

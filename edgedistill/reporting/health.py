@@ -1,7 +1,7 @@
-"""Is my loss normal? Logged figures against the ranges that they had in healthy runs.
+"""Health checks: logged figures against the ranges they had in healthy runs.
 
-Losses of score matching and of GANs do not fall while the student learns; these figures tell a
-sick run all the same. `CHECKS` is the table: a figure, its range, and where that was measured.
+Losses of score matching and of GANs do not fall while the student learns, but these figures still
+reveal an unhealthy run. `CHECKS` is the table: a figure, its range, and where that was measured.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from dataclasses import dataclass
 __all__ = ["CHECKS", "Check", "Finding", "findings", "sparkline"]
 
 Line = Mapping[str, float]
-"""One of metrics.jsonl."""
+"""One line of metrics.jsonl."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """A figure that players log, and its range in runs that went well.
+    """A figure that players log, and its range in healthy runs.
 
     Attributes:
-        title: What it is.
-        key: Its name in the logs, without the player's.
-        low: Least healthy value.
-        high: Largest.
-        outside: What is wrong outside the range, and what helps.
-        measured: Where the range is from.
-        over: A figure to divide it by.
-        renoised: Whether it says so only of students whose steps land by noising x0 again.
+        title: Readable name of the figure.
+        key: Name of the figure in the logs, without the player's.
+        low: Smallest healthy value.
+        high: Largest healthy value.
+        outside: Explanation of values outside the range, and a remedy.
+        measured: Runs in which the range was measured.
+        over: Another figure to divide it by.
+        renoised: Whether the check applies only to students whose steps renoise x0.
     """
 
     title: str
@@ -41,7 +41,7 @@ class Check:
     renoised: bool = False
 
     def series(self, lines: Sequence[Line], player: str) -> list[float]:
-        """Its course in a run, one value for each line that has it."""
+        """Return the figure's values in a run, one for each line that has it."""
         key, over = f"{player}/{self.key}", f"{player}/{self.over}"
         found = [line for line in lines if key in line and (not self.over or over in line)]
         if not self.over:
@@ -51,12 +51,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a run says of one check.
+    """Result of one check on a run.
 
     Attributes:
-        check: Which.
-        player: Who logged it.
-        course: One value an interval of the log.
+        check: The check.
+        player: Player that logged the figure.
+        course: Values of the figure, one for each interval of the log.
     """
 
     check: Check
@@ -65,13 +65,13 @@ class Finding:
 
     @property
     def now(self) -> float:
-        """The mean over the last tenth of the course."""
+        """Mean over the last tenth of the course."""
         last = self.course[-max(1, len(self.course) // 10) :]
         return sum(last) / len(last)
 
     @property
     def healthy(self) -> bool:
-        """Whether it ends in the range; a number that is none does not."""
+        """Whether the course ends in the range; NaN does not."""
         return self.check.low <= self.now <= self.check.high
 
 
@@ -127,11 +127,11 @@ CHECKS = (
 
 
 def findings(lines: Sequence[Line], sampler: str = "renoise") -> list[Finding]:
-    """What the logs of a run say, in the order of `CHECKS`; only of figures that are there.
+    """Check the logs of a run, in the order of `CHECKS`; only figures that were logged.
 
     Args:
-        lines: Of metrics.jsonl.
-        sampler: How the student's steps land.
+        lines: Lines of metrics.jsonl.
+        sampler: Sampler of the student.
     """
     players = sorted({name.split("/")[0] for line in lines for name in line if "/" in name})
     found = []
@@ -149,7 +149,7 @@ WIDTH, HEIGHT = 160, 32
 
 
 def sparkline(finding: Finding) -> str:
-    """The course as an SVG line over the healthy range, which is shaded."""
+    """Draw the course as an SVG line over the healthy range, which is shaded."""
     course, check = [v for v in finding.course if math.isfinite(v)], finding.check
     low, high = min(course, default=0.0), max(course, default=1.0)
     low, high = min(low, check.high), max(high, check.low)

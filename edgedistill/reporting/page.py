@@ -34,7 +34,7 @@ __all__ = ["write_report"]
 
 PICTURES, POINTS, SEED = 24, 4000, 7
 SHOWN = {"name", "path", "family", "guidance", "licences"}
-"""Of a student's words on its teacher: what is not among the notes on licences and safety."""
+"""Keys of a student's teacher entry that are not notes on licences and safety."""
 
 
 def write_report(run: Path, out: Path, say: Callable[[str], None]) -> Path:
@@ -96,7 +96,7 @@ def write_report(run: Path, out: Path, say: Callable[[str], None]) -> Path:
 
 
 def _student_of(run: Path) -> Path:
-    # Of several students none is the run's; what loads them says so.
+    # A group of several students is not loaded here; its loader explains this.
     whole = (run / "student.json").is_file() or (run / "students").is_dir()
     return run if whole else run / "student"
 
@@ -121,7 +121,7 @@ def _subjects(run: Path, recipe: Judged, student: Student, teacher: Teacher) -> 
 
 
 def _captions(recipe: Judged, teacher: Teacher) -> list[str]:
-    """What is drawn: captions, or "" as often as there are samples of what takes none."""
+    """Return the captions to draw: spread over those known, or "" for subjects without prompts."""
     if not teacher.prompts:
         return [""] * (POINTS if isinstance(teacher, Mixture) else PICTURES)
     known = shown_captions(recipe, teacher)
@@ -131,7 +131,7 @@ def _captions(recipe: Judged, teacher: Teacher) -> list[str]:
 
 
 def _rows(captions: Sequence[str], drawn: Sequence[NDArray[Any]]) -> list[dict[str, Any]]:
-    """A row a caption: its picture by each subject."""
+    """Make a row for each caption: its picture by each subject."""
     return [
         {"caption": caption, "pictures": [array_uri(images[i]) for images in drawn]}
         for i, caption in enumerate(captions)
@@ -139,7 +139,7 @@ def _rows(captions: Sequence[str], drawn: Sequence[NDArray[Any]]) -> list[dict[s
 
 
 def _shown_size(pictures: NDArray[Any]) -> int:
-    """Pixels of a side in the page."""
+    """Return the side in pixels of a picture in the page."""
     return 72 if max(pictures.shape[1:3]) <= 96 else 128
 
 
@@ -177,7 +177,7 @@ def _bytes(folder: Path) -> int:
 
 
 def _examples(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """What `evaluate` found worth a look, with its pictures."""
+    """Read the example pictures that `evaluate` wrote."""
     listed = _json(folder / "examples.json") or {}
     return {
         kind: [{**row, **_sides(folder, row)} for row in listed.get(kind, [])]
@@ -197,7 +197,7 @@ def _health(run: Path, recipe: Mapping[str, Any]) -> list[Finding]:
 
 
 def _roles(run: Path) -> str | None:
-    """The last picture of what each role made of one noised sample."""
+    """Return the last picture of what each role made of one noised sample."""
     drawn = sorted((run / "samples").glob("roles-*.png"))
     return image_uri(Image.open(drawn[-1])) if drawn else None
 
@@ -216,7 +216,7 @@ def _bench(run: Path) -> dict[str, Any] | None:
 
 
 def _tables(results: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Tables of eval.json: a title, columns, a row a subject, and what the columns mean."""
+    """Return the tables of eval.json: title, columns, one row a subject, and explanations."""
     found, told = [], set[str]()
     for title, rows in sections(results) if results else ():
         columns = columns_of(rows)
@@ -235,7 +235,7 @@ def _parity(run: Path) -> list[dict[str, Any]]:
 
 
 def _about_teacher(teacher: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Its licences, and whatever else a student says of its teacher's terms and safety."""
+    """Return licences and other notes on the teacher's terms and safety."""
     licences = teacher.get("licences") or []
     found = [("licences", ", ".join(map(str, licences)) or "none is named in the teacher's card")]
     for key, value in teacher.items():

@@ -1,4 +1,4 @@
-"""The first paragraph of the report: what a student is worth, in a few sentences."""
+"""The first paragraph of the report: the value of a student in a few sentences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from edgedistill.evaluation.memory import QUANTILE
 __all__ = ["EXPLANATIONS", "Facts", "explained", "verdict"]
 
 KEPT = 1.1
-"""A student whose distance is at most this many times its teacher's keeps its quality."""
+"""A student keeps its teacher's quality if its distance is at most this many times the
+teacher's."""
 
 Figures = Mapping[str, Any]
 
@@ -37,21 +38,21 @@ EXPLANATIONS = {
     "more means that training pictures are repeated.",
     "w2_ratio": "W2 ratio: distance to the true points over that of true points to each other.",
 }
-"""By figure, for people who never met it."""
+"""Explanations of figures for people who never met them."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a run.
+    """Known facts of a run.
 
     Attributes:
-        teacher: Its name.
+        teacher: Name of the teacher.
         steps: Network calls of the student.
         calls: Network calls of the teacher.
         evaluation: eval.json.
         bench: bench.json.
-        parity: By bundle, its manifest's.
-        sizes: Bytes on disk, of the student and by bundle.
+        parity: Parity results from each bundle's manifest.
+        sizes: Bytes on disk of the student and of each bundle.
     """
 
     teacher: str
@@ -64,7 +65,7 @@ class Facts:
 
 
 def verdict(facts: Facts) -> list[str]:
-    """Sentences on steps, speed, quality, memory, size and proof, unknown ones included."""
+    """Write sentences on steps, speed, quality, memory, size and proof, unknown ones included."""
     word = "call" if facts.steps == 1 else "calls"
     steps = (
         f"The student draws in {facts.steps} network {word} what {facts.teacher} draws in "
@@ -172,5 +173,5 @@ def _worst(parity: Figures) -> str:
 
 
 def explained(columns: Sequence[str]) -> list[str]:
-    """What the figures among `columns` mean."""
+    """Return the explanations of the figures among `columns`."""
     return [text for key, text in EXPLANATIONS.items() if key in columns]

@@ -1,4 +1,4 @@
-"""Reward models by name: what may judge a student's samples."""
+"""Reward models by name, which judge a student's samples."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ REWARDS = {
     "clip": "edgedistill.rewards.clip:ClipScore",
     "linear": "edgedistill.rewards.linear:LinearReward",
 }
-"""Imported when asked for. Others join by the entry-point group `edgedistill.rewards`."""
+"""Reward classes by name, imported on demand. Others join by the entry-point group
+`edgedistill.rewards`."""
 
 
 def find(name: str) -> type[RewardModel]:
-    """The reward called `name`; ValueError names the choices."""
+    """Return the reward called `name`; ValueError names the choices."""
     kind: type[RewardModel] = resolve("reward", REWARDS, name, "edgedistill.rewards")
     return kind
 
 
 def reward_of(section: Reward, teacher: Teacher) -> RewardOf:
-    """The reward of a teacher's x0, decoded first.
+    """Make the reward of a teacher's x0, which is decoded first.
 
     Raises:
         ValueError: If there is no such reward, or it cannot judge this teacher's samples.

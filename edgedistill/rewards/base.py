@@ -1,4 +1,4 @@
-"""What a reward model is: it says how good samples are."""
+"""Base class of reward models, which rate samples."""
 
 from __future__ import annotations
 
@@ -16,38 +16,41 @@ __all__ = ["RewardModel"]
 
 
 class RewardModel(ABC):
-    """Says how good samples are, the more the better."""
+    """A model that rates samples; higher is better."""
 
     Config: ClassVar[type[Settings]] = Settings
-    """What `reward.options` may hold."""
+    """Class of `reward.options`."""
 
     @abstractmethod
     def __init__(self, config: Any, teacher: Teacher) -> None:
-        """ValueError if this teacher's samples cannot be judged; `config` is a `Config`."""
+        """Raise a ValueError if this teacher's samples cannot be judged.
+
+        `config` is a `Config` of the subclass.
+        """
 
     @abstractmethod
     def __call__(self, samples: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Rewards (N,), with their gradient in the samples where there is one.
+        """Return rewards (N,), with their gradient in the samples where there is one.
 
         Args:
             samples: Pictures (N, 3, H, W) in [-1, 1], or points (N, D).
-            prompts: What each was made for; none where the teacher takes none.
+            prompts: Prompt of each sample; empty where the teacher takes none.
         """
 
     @classmethod
     def outline(cls, config: Any, folder: Path, *, prompted: bool) -> RewardModel | None:
-        """The same without weights, on the meta device, to plan with; None if it has no such form.
+        """Return the model without weights, on the meta device, for planning; None if unsupported.
 
         Args:
             config: A `Config` of the subclass.
-            folder: Of the teacher's configurations.
+            folder: Folder of the teacher's configurations.
             prompted: Whether the teacher takes prompts.
 
         Raises:
-            ValueError: As the constructor, or if its networks' configurations are not there.
+            ValueError: As in the constructor, or if its networks' configurations are missing.
         """
         return None
 
     def networks(self) -> dict[str, nn.Module]:
-        """Its networks by name."""
+        """Networks of the reward by name."""
         return {}

@@ -1,4 +1,4 @@
-"""How well a picture fits its prompt, by a CLIP model."""
+"""A reward for fitting the prompt, by a CLIP model."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ __all__ = ["ClipScore"]
 class ClipScore(RewardModel):
     """Cosine of picture and prompt in a CLIP model, in [-1, 1].
 
-    Where the same model judges in `evaluate`, its scores are what was trained for; look at FD too.
+    If the same model judges in `evaluate`, the student was trained for its scores, so look at FD
+    too.
     """
 
     class Config(Settings):
-        """Options."""
+        """Options of the reward."""
 
         features: str | None = None
-        """Folder or Hub id of the CLIPModel; by default the one the teacher ships."""
+        """Folder or Hub id of the CLIPModel; by default the one that the teacher ships."""
 
     def __init__(self, config: ClipScore.Config, teacher: Teacher) -> None:
         if not teacher.prompts:

@@ -1,4 +1,4 @@
-"""A reward of points that is linear in them, whose optimum is known in closed form."""
+"""A reward that is linear in points, whose optimum is known in closed form."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["LinearReward"]
 
 
 class LinearReward(RewardModel):
-    """The reward direction . x of points (N, D), which moves a Gaussian's mean."""
+    """Reward direction . x of points (N, D), which moves a Gaussian's mean."""
 
     class Config(Settings):
-        """Options."""
+        """Options of the reward."""
 
         direction: tuple[float, ...]
-        """One number a coordinate."""
+        """The direction, one number for each coordinate."""
 
     def __init__(self, config: LinearReward.Config, teacher: Teacher) -> None:
         shape = (len(config.direction),)

@@ -1,4 +1,4 @@
-"""A run dir belongs to one process at a time, and a refused run takes nothing of others away."""
+"""Claims: a run dir belongs to one process at a time; a refused run deletes nothing of others."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["RECIPE", "Claim", "claim_new", "claim_old"]
 RECIPE = "recipe.yaml"
 
 WORK = ("data", "parts", "students", "checkpoints")
-"""What of a run dir took time to make."""
+"""Entries of a run dir that took time to make."""
 
 TRIES = 100
-"""How often a place is tried that others make and take away."""
+"""Number of attempts at a folder that other processes create and remove."""
 
 
 class _Held:
-    """A locked folder; it is let go of with the last who holds it, or with the process."""
+    """A locked folder, released with its last holder or with the process."""
 
     def __init__(self, folder: Path) -> None:
         handle = lock(folder)
@@ -36,11 +36,11 @@ _held: weakref.WeakValueDictionary[Path, _Held] = weakref.WeakValueDictionary()
 
 
 def _hold(folder: Path) -> _Held:
-    """Lock a folder; a process that has it already has it once more.
+    """Lock a folder; a process that holds it already holds it once more.
 
     Raises:
-        ValueError: If another process has it.
-        FileNotFoundError: If it is gone.
+        ValueError: If another process holds it.
+        FileNotFoundError: If the folder is gone.
     """
     place = folder.resolve()
     found = _held.get(place)
@@ -55,14 +55,15 @@ def _hold(folder: Path) -> _Held:
 
 
 class Claim:
-    """A run dir that is ours.
+    """A run dir that belongs to this process.
 
     Args:
-        folder: It; it must exist.
-        made: Which of it and the folders around it were made for this run, innermost first.
+        folder: The run dir, which must exist.
+        made: The run dir and folders around it, as far as they were made for this run, innermost
+            first.
 
     Raises:
-        ValueError: If another process has it.
+        ValueError: If another process holds it.
     """
 
     def __init__(self, folder: Path, made: list[Path]) -> None:
@@ -70,20 +71,20 @@ class Claim:
         self._made, self._held = made, _hold(folder)
         self._before = {path.name for path in folder.iterdir()}
         self.taken = RECIPE in self._before
-        """Whether there was a run in it."""
+        """Whether the folder already held a run."""
         file = folder / RECIPE
         self._recipe = file.read_text(encoding="utf-8") if file.is_file() else None
 
     def keep(self, owner: object) -> None:
-        """Stay its owner as long as `owner` lives."""
+        """Hold the claim as long as `owner` lives."""
         weakref.finalize(owner, lambda held: None, self._held)
 
     def give_up(self, *, all_of_it: bool) -> None:
-        """Leave the folder as it was found; a new one goes, and folders around it if empty.
+        """Restore the folder as it was; a new one is removed, with empty folders around it.
 
         Args:
-            all_of_it: Whether data that a run has made goes too; otherwise a run that has any
-                stays, to be taken up again.
+            all_of_it: Whether data made by the run is removed too; otherwise a run that has any
+                stays, to be resumed.
         """
         new = [path for path in self.folder.iterdir() if path.name not in self._before]
         if not all_of_it and any(path.name in WORK for path in new):
@@ -96,7 +97,7 @@ class Claim:
             try:
                 path.rmdir()
             except OSError:
-                break  # others have put something there
+                break  # another process has put something there
 
 
 def claim_new(place: Path, *, numbered: bool) -> Claim:
@@ -104,11 +105,11 @@ def claim_new(place: Path, *, numbered: bool) -> Claim:
 
     Args:
         place: The folder.
-        numbered: Whether to take PLACE-2, PLACE-3, ... if it is there. Otherwise it may be there,
-            without a run in it.
+        numbered: Whether to take PLACE-2, PLACE-3, ... if the folder exists. Otherwise it may
+            exist, but without a run in it.
 
     Raises:
-        ValueError: If it cannot be written, holds a run, or is another process's.
+        ValueError: If the folder cannot be written, holds a run, or belongs to another process.
     """
     for left in reversed(range(TRIES)):
         folder = next(path for path in _names(place) if not numbered or not os.path.lexists(path))
@@ -116,7 +117,7 @@ def claim_new(place: Path, *, numbered: bool) -> Claim:
             with naming(folder, f"out={folder}"):
                 return _claimed(folder, numbered=numbered)
         except WriteError as error:
-            # Others came first, or were refused and took a folder away.
+            # Another process made it first, or was refused and removed a folder.
             passing = isinstance(error.__cause__, FileExistsError | FileNotFoundError)
             if not passing or not left:
                 raise
@@ -136,10 +137,10 @@ def _claimed(folder: Path, *, numbered: bool) -> Claim:
 
 
 def claim_old(folder: Path) -> Claim:
-    """Claim the run dir of a run that is taken up.
+    """Claim the run dir of a run to be resumed.
 
     Raises:
-        ValueError: If there is no run, it is another process's, or cannot be written.
+        ValueError: If there is no run, or it belongs to another process or cannot be written.
     """
     if not (folder / RECIPE).is_file():
         raise ValueError(f"{folder}: no run to resume there")
@@ -153,7 +154,7 @@ def _names(place: Path) -> Iterator[Path]:
 
 
 def _make(folder: Path, *, exist_ok: bool) -> list[Path]:
-    """Make a folder and those around it; returns those that were missing, innermost first."""
+    """Make a folder and those around it; return the ones that were missing, innermost first."""
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     for path in reversed(missing[1:]):
         path.mkdir(exist_ok=True)

@@ -20,16 +20,16 @@ __all__ = ["RunData"]
 
 
 class RunData:
-    """What a recipe says of its data, checked before anything is encoded or drawn.
+    """Data sources of a recipe, checked before anything is encoded or drawn.
 
     Args:
-        recipe: Its choices.
-        teacher: Whose data it is.
+        recipe: The recipe.
+        teacher: The teacher that will learn from or make the data.
         folder: The run dir.
-        part: The conditions that the student is for, if not for all.
+        part: The student's part of the conditions, if it is one of several.
 
     Raises:
-        ValueError: If the recipe's data is not there, or cannot serve; names the key.
+        ValueError: If the recipe's data is missing or unusable; names the key.
     """
 
     def __init__(self, recipe: Recipe, teacher: Teacher, folder: Path, part: Part | None) -> None:
@@ -41,9 +41,9 @@ class RunData:
         self._captions = self._own(captions)
 
     def paths(self, times: Tensor, say: Callable[[str], None]) -> Paths | None:
-        """The teacher's paths at the student's times, for methods that need them.
+        """Open the teacher's paths at the student's times, for methods that need them.
 
-        They are the recipe's, or made into the run dir.
+        They are those of the recipe, or are made in the run dir.
         """
         recipe, teacher = self.recipe, self.teacher
         if not recipe.method().needs_paths:
@@ -66,7 +66,7 @@ class RunData:
         return open_paths(folder, teacher, spec, times)
 
     def source(self, say: Callable[[str], None]) -> DataSource:
-        """Clean data of the conditions that the student is for."""
+        """Open the clean data of the student's conditions."""
         recipe, section = self.recipe, self.recipe.teacher
         if self._pictures is not None:
             return self._shared(self._pictures.open(say))
@@ -88,11 +88,11 @@ class RunData:
 
     @property
     def wants_originals(self) -> tuple[str, str] | None:
-        """The method's choice that needs the pictures themselves and one that does not."""
+        """Return the method's choice that needs the pictures themselves, and one that does not."""
         return self.recipe.method().wants_originals(self.recipe.method_config())
 
     def _find_pictures(self) -> Pictures | None:
-        """The recipe's own pictures, if it names any."""
+        """Find the recipe's own pictures, if it names any."""
         data, asked = self.recipe.data, self.wants_originals
         if data.pictures is None:
             if asked:
@@ -105,7 +105,7 @@ class RunData:
         )
 
     def _check_originals(self, choice: str, other: str) -> None:
-        """ValueError if the teacher's own data does not serve, or has no pictures."""
+        """Raise a ValueError if the teacher's own data is unsuitable, or has no pictures."""
         own = self.teacher.source() if self.recipe.data.prompts is None else None
         if own is None or own.originals(1, torch.Generator()) is None:
             raise ValueError(
@@ -115,11 +115,11 @@ class RunData:
 
     @property
     def _samples(self) -> int:
-        """Samples the teacher makes: of several students each has its share."""
+        """Return the number of samples the teacher makes; several students share it."""
         return -(-self.recipe.data.samples // self.recipe.parts.count)
 
     def _own(self, captions: list[str]) -> list[str]:
-        """Those that the student is for."""
+        """Return those captions that the student learns."""
         if self.part is None or not captions:
             return captions
         return [captions[row] for row in self.part.rows(self.teacher, captions)]

@@ -1,6 +1,6 @@
 """A run of several students, each trained on its part of the conditions by the same recipe.
 
-RUN/students/students.json   whose conditions are whose
+RUN/students/students.json   which student draws which conditions
 RUN/students/0, 1, ...       the students
 RUN/parts/0, 1, ...          metrics, samples and checkpoints of each
 """
@@ -31,10 +31,10 @@ Say = Callable[[str], None]
 
 
 class Group:
-    """The students of a recipe with parts.
+    """The students of a recipe with several parts.
 
     Args:
-        recipe: Its choices.
+        recipe: The recipe.
         folder: The run dir; must exist.
         say: Called with a line at each stage.
     """
@@ -43,18 +43,18 @@ class Group:
         self.recipe, self.folder, self.say = recipe, folder, say
         self.place = folder / "students"
         accelerator = engine(recipe.train.precision)
-        with accelerator.main_process_first():  # which writes what the others read
+        with accelerator.main_process_first():  # the main one writes first
             kept = (self.place / ROUTES).is_file()
             self.routes, shares = self._kept() if kept else self._divided()
         self.left = [i for i in recipe.parts.trained if not self._finished(i)]
-        # What can be wrong with the request shows now, while nothing is written.
+        # Opening the first run shows errors in the request while nothing is written.
         self._next = self._run(self.left[0]) if self.left else None
         if accelerator.is_main_process and not kept:
             write_json(self.place / ROUTES, self.routes.to_json())
         say(shares)
 
     def runs(self) -> Iterator[Run]:
-        """The runs that are left, opened one after the other, each trained by the caller."""
+        """Yield the remaining runs, opened one after the other, each trained by the caller."""
         for index in self.left:
             run, self._next = self._next or self._run(index), None
             yield run
@@ -79,7 +79,7 @@ class Group:
             raise
 
     def _finished(self, index: int) -> bool:
-        """Whether a student is there, trained as long as the recipe says now."""
+        """Whether a student exists that was trained for the recipe's current number of steps."""
         file = self.place / str(index) / "student.json"
         if not file.is_file():
             return False
@@ -87,7 +87,7 @@ class Group:
         return bool(steps == self.recipe.train.steps)
 
     def _kept(self) -> tuple[Routes, str]:
-        """The division that is there, and a line about it."""
+        """Return the stored division, and a line about it."""
         routes, count = Routes.read(self.place), self.recipe.parts.count
         if len(routes.parts) != count:
             there = len(routes.parts)
@@ -95,7 +95,7 @@ class Group:
         return routes, f"conditions divided as in {self.place}"
 
     def _divided(self) -> tuple[Routes, str]:
-        """A new division, and a line about it."""
+        """Make a new division, and a line about it."""
         section, count = self.recipe.teacher, self.recipe.parts.count
         teacher = load_teacher(section.family, section.path, section.config, section.loras)
         teacher.to(engine(self.recipe.train.precision).device)
@@ -108,10 +108,10 @@ class Group:
         return routes, f"captions of {count} students: {shares}"
 
     def _captions(self, teacher: Teacher) -> list[str]:
-        """Those of the run's data, as `Run` finds it."""
+        """Return the captions of the run's data, as `Run` finds it."""
         recipe, data = self.recipe, self.recipe.data
         if not teacher.prompts:
-            return []  # which `divide` refuses
+            return []  # `divide` refuses this
         if data.pictures is not None:
             cache = Path(data.cache or self.folder / "data" / "pictures")
             keep = bool(recipe.method().wants_originals(recipe.method_config()))
@@ -133,7 +133,7 @@ class Group:
         return captions
 
     def _preview(self, prompts: list[str]) -> None:
-        """Draw prompts, each by its student."""
+        """Draw prompts, each by its own student."""
         students = Students(self.place)
         noise = students.noise(len(prompts), 0)
         cond = students.teacher.encode(prompts)

@@ -22,11 +22,11 @@ from edgedistill.teachers.base import DataSource, Teacher
 __all__ = ["PrunedStudent", "first_of"]
 
 PLANS = "compress.json"
-"""In a run dir: how the student was made smaller."""
+"""Name of the file in a run dir that says how the student was pruned."""
 
 
 def first_of(recipe: Recipe, teacher: Teacher, device: torch.device) -> Denoiser:
-    """What every role starts as a copy of; the teacher's own weights are final then."""
+    """Return the denoiser that every role starts from; finalises the teacher's own weights."""
     train, own = recipe.train, teacher.denoiser
     shares, low = train.roles == "adapters", train.base == "bf16"
     if shares and has_weights(own):
@@ -40,15 +40,15 @@ def first_of(recipe: Recipe, teacher: Teacher, device: torch.device) -> Denoiser
 
 
 class PrunedStudent:
-    """Makes a student's network smaller as a recipe says; the same again when resumed.
+    """Prunes a student's network as a recipe says, and identically when resumed.
 
     Args:
-        recipe: Its choices.
-        teacher: Whose core is pruned.
-        source: Data on which blocks and channels are judged.
-        times: The student's, (steps + 1,).
+        recipe: The recipe.
+        teacher: Teacher whose core is pruned.
+        source: Data to rate blocks and channels with.
+        times: Times of the student, (steps + 1,).
         folder: The run dir, which keeps the plans.
-        say: Called with a line on what is left.
+        say: Called with a line on the remaining size.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class PrunedStudent:
         return smaller
 
     def depths(self, student: Denoiser) -> dict[str, Plan]:
-        """The smaller students inside this one, by name."""
+        """Plan the smaller students inside this one, by name."""
         section = self.recipe.compress
         if not section.elastic:
             return {}
@@ -96,7 +96,7 @@ class PrunedStudent:
         return plans
 
     def _core(self, student: Denoiser) -> nn.Module:
-        """What of the student can be made smaller."""
+        """Return the module of the student that can be pruned."""
         if not self.teacher.core:
             raise ValueError(f"compress: {self.teacher.family} teachers have no blocks to remove")
         return student.net.get_submodule(self.teacher.core)
@@ -112,7 +112,7 @@ class PrunedStudent:
         write_json(self.folder / PLANS, {"schema_version": 1, "plans": data})
 
     def _calls(self, student: Denoiser, core: nn.Module) -> list[dict[str, Tensor]]:
-        """What the network sees at the student's times."""
+        """Record the network's inputs at the student's times."""
         generator = torch.Generator().manual_seed(self.recipe.train.seed)
         x0, cond = self.source.draw(8, generator)
         noise, device = torch.randn(x0.shape, generator=generator), self.times.device

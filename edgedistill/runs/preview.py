@@ -1,4 +1,4 @@
-"""What a run draws while it trains: the student's samples, and what each role makes of one."""
+"""Previews during training: the student's samples, and each role's output on one sample."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["preview", "preview_roles"]
 
 @torch.no_grad()
 def preview(run: Run, denoiser: Denoiser, step: int) -> None:
-    """Draw the student's samples at `step` into the run dir: always the same noise."""
+    """Draw the student's samples at `step` into the run dir, always from the same noise."""
     teacher, table = run.teacher, run.table
     prompts = teacher.preview_prompts()
     if run.part:
@@ -38,11 +38,11 @@ def preview(run: Run, denoiser: Denoiser, step: int) -> None:
 
 @torch.no_grad()
 def preview_roles(run: Run, step: int) -> None:
-    """Draw what each role makes of one noised sample, a row each, always of the same noise.
+    """Draw what each role makes of one noised sample, a row each, always from the same noise.
 
-    Of pictures, where the method has such roles.
+    This is done for pictures only, if the method has such roles.
     """
-    # A network in shards can be called on all processes only.
+    # A sharded network can only be called on all processes.
     if len(run.teacher.sample_shape) == 1 or run.trainer.accelerator.num_processes > 1:
         return
     generator, shared = (torch.Generator().manual_seed(0) for _ in range(2))

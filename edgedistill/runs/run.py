@@ -1,4 +1,4 @@
-"""A run: recipe -> teacher, objective, trainer -> student dir."""
+"""A run: from a recipe by teacher, objective and trainer to a student dir."""
 
 from __future__ import annotations
 
@@ -45,39 +45,39 @@ Progress = Callable[[int, "dict[str, float] | None"], None]
 
 
 class Held:
-    """Lines that wait: for the first that announces a wait, or for the end of the checks.
+    """Lines held back until the first one announces a wait, or the checks end.
 
     Args:
-        lines: Those that wait from the start.
-        say: Where they go.
+        lines: Lines held back from the start.
+        say: Called with each line.
     """
 
     def __init__(self, lines: list[str], say: Say) -> None:
         self._lines, self._say = lines, say
 
     def add(self, line: str) -> None:
-        """Let a line wait."""
+        """Hold back a line."""
         self._lines.append(line)
 
     def tell(self, line: str) -> None:
-        """Say a line at once, after those that waited."""
+        """Say a line at once, after those held back."""
         self.flush()
         self._say(line)
 
     def flush(self) -> None:
-        """Say those that waited."""
+        """Say the lines held back."""
         while self._lines:
             self._say(self._lines.pop(0))
 
 
 class Run:
-    """One distillation.
+    """One distillation run.
 
     Args:
-        recipe: Its choices.
+        recipe: The recipe.
         folder: The run dir; must exist.
         say: Called with a line at each stage.
-        part: The conditions that the student is for, if not for all.
+        part: The student's part of the conditions, if it is one of several.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, say: Say, part: Part | None = None) -> None:
@@ -89,7 +89,7 @@ class Run:
         self.teacher, proof = open_teacher(recipe, device)
         denoiser, few = self.teacher.denoiser, recipe.student
 
-        # The recipe, checked with it: what is wrong shows before the first line of progress.
+        # Check the recipe with the teacher: errors show before the first line of progress.
         check_steps(recipe, denoiser.schedule)
         self.times = student_times(denoiser.schedule, few.steps, few.spacing, few.sampler)
         self.prediction = choose_prediction(recipe, denoiser, self.times[0])
@@ -100,9 +100,9 @@ class Run:
         self.reward = reward_of(recipe.reward, self.teacher) if recipe.reward else None
         self.init = load_student(few.init) if few.init else None
 
-        # The data and the objective, whose lines wait until the request is known to be right.
+        # Open data and objective; their lines are held back until the request is checked.
         lines = Held([*self._header(), *([proof] if proof else []), *self._conversion()], say)
-        with accelerator.main_process_first():  # which writes files that the others read
+        with accelerator.main_process_first():  # the main process writes files first
             self.paths = data.paths(self.times, lines.tell)
             self.source: DataSource = self.paths or data.source(lines.tell)
             self.objective = self._objective(device, lines.add)
@@ -132,7 +132,7 @@ class Run:
         return [f"run {self.folder}  method {method}  {about}", *teacher.notes]
 
     def _conversion(self) -> list[str]:
-        """A line on what the student learns to predict, where that is not its teacher's."""
+        """Return a line on the student's prediction, where it differs from its teacher's."""
         if not self.converts:
             return []
         own = self.teacher.denoiser
@@ -143,7 +143,7 @@ class Run:
         ]
 
     def _check_table(self, boundary: Boundary | None) -> None:
-        """ValueError if a student with such steps could not be saved."""
+        """Raise a ValueError if a student with these steps could not be saved."""
         schedule, few = self.teacher.denoiser.schedule, self.recipe.student.sampler
         self.teacher.check(few_step_table(schedule, self.prediction, self.times, few, boundary))
 
@@ -184,7 +184,7 @@ class Run:
         return Prelude(method, Conversion(Conversion.Config(), setup), self.converts)
 
     def _target(self, say: Say) -> Denoiser | Guided:
-        """The guided teacher as the method learns from it."""
+        """Return the guided teacher as the method learns from it."""
         teacher = self.teacher
         guided = teacher.guided(self.recipe.teacher.guidance)
         target = as_target(guided, teacher.denoiser.prediction, teacher.x0_limit)
@@ -197,7 +197,7 @@ class Run:
 
     @property
     def converts(self) -> int:
-        """Steps in which the student learns to predict something else than its teacher."""
+        """Number of steps in which the student learns another prediction than its teacher's."""
         if self.init or self.prediction is self.teacher.denoiser.prediction:
             return 0
         steps = self.recipe.train.steps
@@ -216,11 +216,11 @@ class Run:
         )
 
     def runs(self) -> Iterator[Run]:
-        """What is to be trained: itself, as a `parts.Group` gives several."""
+        """Yield the runs to train: only this one; a `runs.group.Group` has several."""
         yield self
 
     def restore(self) -> int:
-        """Take up the newest checkpoint; returns the step it stands at, 0 without one."""
+        """Load the newest checkpoint; return its step, 0 without one."""
         return self.trainer.resume()
 
     def train(self, progress: Progress) -> Path:

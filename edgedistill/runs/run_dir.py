@@ -1,4 +1,4 @@
-"""Where a run lives: a new run dir, or the one that is taken up again."""
+"""Run dirs: make a new one, or open one to resume its run."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ RESUMABLE = {
     "train.checkpoint_every",
     "parts.only",
 }
-"""Keys that may change when a run is taken up again."""
+"""Keys that may change when a run is resumed."""
 
 SHOWN = 4
-"""Differences that one line names."""
+"""Number of differences that one line names."""
 
 Say = Callable[[str], None]
 
@@ -44,29 +44,28 @@ def open_run(
     runs: Path = Path("runs"),
     typed: Collection[str] | None = None,
 ) -> Run | Group:
-    """A new or resumed run in its run dir, with its recipe.yaml; a group of a recipe with parts.
+    """Open a new or resumed run in its run dir, with recipe.yaml; a group for several parts.
 
-    runs/latest then points at it if it makes a student. A new run never writes into an older
-    one: runs/NAME, then runs/NAME-2, ... No other process can open the run while this one has it.
-    Of several processes of one run the main one chooses and writes; the others read what it has
-    made.
+    Afterwards runs/latest points at it if it makes a student. A new run never writes into an older
+    one: runs/NAME, then runs/NAME-2, ... No other process can open the run meanwhile. If a run has
+    several processes, the main one chooses and writes the folder, and the others read it.
 
-    A resumed run keeps the recipe in its run dir, whatever the recipe's file and defaults say by
-    now; one line names where they differ. What its user types is compared, or, of `RESUMABLE`
-    keys, obeyed.
+    A resumed run keeps the recipe in its run dir, whatever the recipe's file and defaults are now;
+    one line names the differences. Keys that the user types must be equal, except `RESUMABLE`
+    keys, which are changed.
 
     Args:
-        recipe: The choices as they resolve now.
+        recipe: The recipe as it resolves now.
         out: The run dir; None is the next or, resumed, the newest of the recipe's name.
-        resume: Whether to take up a run.
+        resume: Whether to resume a run.
         say: Called with a line at each stage.
-        runs: Where run dirs are.
+        runs: Folder of the run dirs.
         typed: Keys of `recipe` that the user set now; None is all.
 
     Raises:
-        ValueError: If there is nothing to resume, a typed key differs from the run's, `out` holds
-            a run already or another process's, or the recipe names what cannot be loaded. The
-            folder is then as it was.
+        ValueError: If there is nothing to resume, a typed key differs from the run's, `out`
+            already holds a run or belongs to another process, or the recipe names something that
+            cannot be loaded. The folder is then unchanged.
     """
     if not engine(recipe.train.precision).is_main_process:
         folder = Path(_from_main(""))
@@ -91,7 +90,7 @@ def open_run(
 
 
 def _point(runs: Path, folder: Path, say: Say) -> None:
-    """Let runs/latest point at a run dir; where it cannot, say so, as nothing depends on it."""
+    """Point runs/latest at a run dir; if that fails, only say so, as nothing depends on it."""
     try:
         atomic_link(runs / "latest", os.path.relpath(folder, runs))
     except ValueError as error:
@@ -103,7 +102,7 @@ def _opened(recipe: Recipe, folder: Path, say: Say) -> Run | Group:
 
 
 def _placed(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with a tiny teacher's place in the run dir."""
+    """Return the recipe with a tiny teacher placed in the run dir."""
     if not recipe.teacher.tiny:
         return recipe
     teacher = recipe.teacher.model_copy(update={"path": str(folder / "teacher"), "config": None})
@@ -111,7 +110,7 @@ def _placed(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _from_main(word: str) -> str:
-    """What the main process says, once it says it."""
+    """Return the main process's word on all processes."""
     words = [word]
     broadcast_object_list(words)
     return words[0]
@@ -137,7 +136,7 @@ def _numbered(runs: Path, name: str) -> list[Path]:
 
 
 def _stored(folder: Path) -> Recipe:
-    """The recipe of a run dir."""
+    """Load the recipe of a run dir."""
     file = folder / RECIPE
     try:
         return recipes.resolve(recipes.read(file))
@@ -146,12 +145,12 @@ def _stored(folder: Path) -> Recipe:
 
 
 def _taken_up(new: Recipe, folder: Path, typed: Collection[str] | None, say: Say) -> Recipe:
-    """The recipe of the run dir, with what may change as typed."""
+    """Return the recipe of the run dir, with the changes that may be typed."""
     old = _stored(folder)
     ours, theirs = _flat(new.model_dump(mode="json")), _flat(old.model_dump(mode="json"))
     placed = {"teacher.path", "teacher.config"} if new.teacher.tiny else set()
     differ = [key for key in sorted({*ours, *theirs} - placed) if ours.get(key) != theirs.get(key)]
-    # The recipe's name is typed too.
+    # The recipe's name is always typed.
     asked = differ if typed is None else [k for k in differ if k == "name" or _among(k, typed)]
     for key in asked:
         if key not in RESUMABLE:
@@ -172,7 +171,7 @@ def _taken_up(new: Recipe, folder: Path, typed: Collection[str] | None, say: Say
 
 
 def _among(key: str, typed: Collection[str]) -> bool:
-    """Whether `key` or a section around it is typed."""
+    """Whether the user typed `key` or a section around it."""
     return any(f"{key}.".startswith(f"{word}.") for word in typed)
 
 

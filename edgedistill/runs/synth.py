@@ -1,4 +1,4 @@
-"""Teacher paths before a run: recipe -> a folder of them, which `data.paths` may name."""
+"""Write teacher paths before a run, from a recipe to a folder that `data.paths` may name."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ __all__ = ["synth"]
 def synth(
     recipe: Recipe, out: str | None, say: Callable[[str], None], progress: Callable[[int], None]
 ) -> Path:
-    """Write `data.samples` paths at the student's times, or what is missing of them.
+    """Write `data.samples` paths at the student's times, or those that are missing.
 
     Args:
-        recipe: Its teacher, student, data and train.seed count.
+        recipe: Recipe, whose teacher, student, data and train.seed are used.
         out: The folder; paths/NAME of the recipe if None.
         say: Called with a line for each broken shard.
-        progress: Called with the paths there are so far.
+        progress: Called with the number of paths made so far.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: If the recipe's method has no use for paths, or they cannot be made.
+        ValueError: If the recipe's method does not use paths, or they cannot be made.
     """
     if not recipe.method().needs_paths:
         name = recipe.objective["name"]
@@ -52,7 +52,7 @@ def synth(
     teacher = load_teacher(section.family, place, config, section.loras)
     teacher.to(engine(recipe.train.precision).device)
     data = recipe.data
-    find_captions(teacher, data.prompts, data.samples, data.caption)  # for what it refuses
+    find_captions(teacher, data.prompts, data.samples, data.caption)  # refuses bad data
     captions = captions_of(teacher, data.prompts, data.caption)
     times = student_times(teacher.denoiser.schedule, few.steps, few.spacing, few.sampler)
     spec = spec_of(

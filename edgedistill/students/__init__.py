@@ -1,1 +1,1 @@
-"""Student folders, groups of students, and which student learns what."""
+"""Student folders, groups of students, and the routing of conditions to students."""

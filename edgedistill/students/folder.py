@@ -1,4 +1,4 @@
-"""The student dir: a diffusers pipeline folder with student.json, written and read."""
+"""Read and write the student dir: a diffusers pipeline folder with student.json."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ SCHEMA = 2
 INFO, CARD = "student.json", "README.md"
 
 MACHINE = ("_name_or_path", "name_or_path")
-"""Keys of a config in which libraries keep where they had loaded something from."""
+"""Config keys in which libraries store the path that something was loaded from."""
 
 
 class GuidanceInfo(BaseModel):
-    """Where guidance went: baked into the weights, an embedded input, or none."""
+    """Distillation of guidance: baked into the weights, an embedded input, or none."""
 
     model_config = ConfigDict(extra="forbid")
     mode: Literal["baked", "embedded", "none"]
@@ -46,25 +46,26 @@ class GuidanceInfo(BaseModel):
 
 
 class StudentInfo(BaseModel):
-    """student.json: everything needed to run the student rightly.
+    """Contents of student.json: everything needed to run the student correctly.
 
     Attributes:
         schema_version: 2; 1 had no hashes.
         method: Distillation method.
         family: Family that reads the folder; a key of `teachers.TEACHERS`.
         step_table: `TorchStepTable.to_json`.
-        prediction: What the network predicts.
+        prediction: Prediction type of the network.
         schedule: `Schedule.to_json`.
-        guidance: Where guidance went.
+        guidance: How guidance was distilled.
         lora_scale: Scale of a LoRA student's adapter, or None.
         latent: {"shape", "scaling_factor", "shift_factor"}.
         teacher: {"name", "path", "family", "guidance", "licences"}; `license_name` and
             `license_link` of a licence that the Hub has no name for, "notes" on what a student
-            lacks, "config" of a single file and "lora" in its weights where there are such.
+            lacks, "config" for a single file and "lora" for LoRAs in its weights, where there are
+            any.
         recipe: The resolved recipe.
         evaluation: Figures of eval.json, or None before evaluation.
-        sha256: Of every other file but the card, by name, and under "student.json" of all that is
-            said here, besides `evaluation`.
+        sha256: sha256 of every other file but the card, by name, and under "student.json" of all
+            fields here except `evaluation`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -86,11 +87,11 @@ class StudentInfo(BaseModel):
 
 
 class Student:
-    """A student folder, loaded.
+    """A loaded student folder.
 
     Attributes:
         path: The folder.
-        info: Its student.json.
+        info: Contents of its student.json.
         table: Its step table.
         teacher: The family's object for this folder: encode, decode, graphs.
         net: The few-step network.
@@ -104,9 +105,10 @@ class Student:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash over all that decides what the student draws: not its figures or its card."""
-        # The first schema's words, so that the hash of what was made in it stays the same; depths
-        # that are not there do not change that of what was made before there were any.
+        """Hash of everything that decides the student's samples, not its figures or its card."""
+        # The names of the first schema are used, so that hashes of its students stay the same;
+        # absent depths are left out, so that hashes of students made before depths existed stay
+        # the same.
         left_out = {"evaluation", "sha256"} | ({"depths"} if not self.info.depths else set())
         first = self.info.model_copy(update={"schema_version": 1})
         digest = hashlib.sha256(first.model_dump_json(exclude=left_out).encode())
@@ -118,11 +120,11 @@ class Student:
         return digest.hexdigest()
 
     def _hashes(self) -> dict[str, str]:
-        """Of the folder's files, by name."""
+        """Return sha256 of the folder's files, by name."""
         return self.info.sha256 or sha256_of_all(self.path, files_in(self.path))
 
     def use_depth(self, name: str) -> None:
-        """Become the smaller student called `name`; ValueError names those there are."""
+        """Switch to the smaller student called `name`; ValueError names the available ones."""
         if not self.info.depths:
             raise ValueError(f"--depth {name}: this student has one depth only")
         if name not in self.info.depths:
@@ -134,7 +136,7 @@ class Student:
 
     @torch.no_grad()
     def sample(self, cond: Condition, noise: Sequence[Tensor]) -> Tensor:
-        """x0 (N, ...) from noise tensors (N, ...) of `table.shapes`."""
+        """Sample x0 (N, ...) from noise tensors (N, ...) of `table.shapes`."""
         return self.table.sample(self.net, noise, cond)
 
 
@@ -142,8 +144,7 @@ def load_student(path: str | Path) -> Student:
     """Open a student folder, or the one in a run dir.
 
     Raises:
-        ValueError: If there is no student.json or something in the folder is wrong; names the
-            file and the key.
+        ValueError: If there is no student.json, or a file is wrong; names the file and the key.
     """
     folder = _student_folder(Path(path))
     info, table = _read_info(folder)
@@ -154,13 +155,13 @@ def load_student_info(path: str | Path) -> StudentInfo:
     """Read the student.json of a student folder or run dir, without its weights.
 
     Raises:
-        ValueError: As `load_student`.
+        ValueError: As in `load_student`.
     """
     return _read_info(_student_folder(Path(path)))[0]
 
 
 def _student_folder(folder: Path) -> Path:
-    """The folder of a student: `folder`, or the one in the run dir at `folder`."""
+    """Return the folder of a student: `folder`, or the one in the run dir at `folder`."""
     recover(folder)
     file = folder / INFO
     if not folder.is_dir():
@@ -174,7 +175,7 @@ def _student_folder(folder: Path) -> Path:
 
 
 def _read_info(folder: Path) -> tuple[StudentInfo, TorchStepTable]:
-    """What student.json holds; the hashes of the folder's files are checked."""
+    """Read the contents of student.json, and check the hashes of the folder's files."""
     file = folder / INFO
     data = read_json(file)
     if data.get("schema_version") not in (1, SCHEMA):
@@ -198,7 +199,7 @@ def _read_info(folder: Path) -> tuple[StudentInfo, TorchStepTable]:
 
 
 def _check_hashes(file: Path, data: dict[str, Any]) -> None:
-    """ValueError names the first file of a student that is not as it was written."""
+    """Raise a ValueError that names the first changed file of a student."""
     folder, listed = file.parent, dict(data.get("sha256") or {})
     if data["schema_version"] == 1 and not listed:
         remark(f"{file}: schema 1 has no hashes: damage to its files is not seen")
@@ -209,7 +210,7 @@ def _check_hashes(file: Path, data: dict[str, Any]) -> None:
 
 
 def _own_hash(data: dict[str, Any]) -> str:
-    """Of student.json: of all but the figures, which come later, and itself."""
+    """Hash student.json except the figures, which are added later, and the hash itself."""
     files = {name: found for name, found in data["sha256"].items() if name != INFO}
     kept = {key: value for key, value in data.items() if key != "evaluation"}
     return sha256_of({**kept, "sha256": files})
@@ -230,14 +231,14 @@ def _no_student(folder: Path) -> ValueError:
 def save_student(folder: Path, info: StudentInfo, teacher: Teacher, net: nn.Module) -> None:
     """Write a student dir whole or not at all.
 
-    A role's adapter is fused into the weights. Beside them, where the folder is a diffusers
-    pipeline that has `load_lora_weights`, lora/ holds the adapter alone for the teacher's.
+    A role's adapter is fused into the weights. If the folder's diffusers pipeline has
+    `load_lora_weights`, lora/ also holds the adapter alone, for the teacher's pipeline.
 
     Args:
-        folder: Its place; an older student there is replaced.
-        info: Goes to student.json.
-        teacher: Supplies what surrounds the network.
-        net: The student's network, or a role that is one.
+        folder: The folder; an older student there is replaced.
+        info: Contents of student.json.
+        teacher: Teacher that supplies the other components.
+        net: The student's network, or its role.
     """
     table = TorchStepTable.from_json(info.step_table)
     with atomic_folder(folder) as work:
@@ -268,7 +269,7 @@ def _write_info(work: Path, info: StudentInfo) -> None:
 
 
 def _forget_machine(folder: Path) -> None:
-    """Take the paths that libraries keep in configs away."""
+    """Remove the paths that libraries keep in configs."""
     for name in files_in(folder):
         if not name.endswith(("config.json", "model_index.json")):
             continue
@@ -280,7 +281,7 @@ def _forget_machine(folder: Path) -> None:
 
 
 def _without(data: Any, keys: Sequence[str]) -> Any:
-    """JSON without some keys, at any depth."""
+    """Return JSON without some keys, at any depth."""
     if isinstance(data, list):
         return [_without(value, keys) for value in data]
     if isinstance(data, dict):

@@ -1,4 +1,4 @@
-"""Several students behind one call: each draws the conditions it was trained on."""
+"""A group of students behind one call: each draws the conditions it was trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Students", "complete", "group_of", "open_student"]
 
 
 def group_of(path: str | Path) -> Path | None:
-    """The folder of a group of students: `path` itself, or in the run dir at `path`."""
+    """Return the folder of a group of students: `path`, or the group in the run dir `path`."""
     for folder in (Path(path), Path(path) / "students"):
         if (folder / ROUTES).is_file() and not (folder / "0" / "manifest.json").is_file():
             return folder
@@ -25,34 +25,34 @@ def group_of(path: str | Path) -> Path | None:
 
 
 def complete(folder: Path) -> bool:
-    """Whether all students of a group are there."""
+    """Whether all students of a group exist."""
     count = len(Routes.read(folder).parts)
     return all((folder / str(i) / "student.json").is_file() for i in range(count))
 
 
 def open_student(path: str | Path) -> Student | Students:
-    """A student, or a group of them, by its folder or run dir.
+    """Open a student, or a group of them, by its folder or run dir.
 
     Raises:
-        ValueError: As `load_student` and `Students` say.
+        ValueError: As in `load_student` and `Students`.
     """
     folder = group_of(path)
     return load_student(path) if folder is None else Students(folder)
 
 
 class Students:
-    """A group of students, loaded.
+    """A loaded group of students.
 
     Args:
         path: The folder with students.json.
 
     Attributes:
         path: The folder.
-        routes: Whose conditions are whose.
-        students: All of them.
-        info: Of the first one.
-        teacher: The first one's: all encode and decode alike.
-        table: The step table that draws most noise.
+        routes: The routing of conditions to students.
+        students: All students.
+        info: Info of the first student.
+        teacher: Teacher of the first student; all encode and decode alike.
+        table: The step table that needs most noise.
 
     Raises:
         ValueError: If students.json is wrong, or a student is not there yet; names it.
@@ -73,13 +73,13 @@ class Students:
         self.table = max(tables, key=lambda table: (table.draws, len(table.rows)))
 
     def noise(self, count: int, seed: int) -> list[Tensor]:
-        """Noise for `count` samples."""
+        """Draw noise for `count` samples."""
         generator = torch.Generator().manual_seed(seed)
         return list(self.table.draw((count, *self.teacher.sample_shape), generator))
 
     @torch.no_grad()
     def sample(self, cond: Condition, noise: Sequence[Tensor]) -> Tensor:
-        """x0 (N, ...) of `table.draws` noise tensors (N, ...), each row by its student."""
+        """Sample x0 (N, ...) from `table.draws` noise tensors (N, ...), rows by their student."""
         owner = torch.from_numpy(self.routes.of(first(cond)))
         x0 = noise[-1].new_empty(len(owner), *self.teacher.sample_shape)
         for index in sorted(set(owner.tolist())):

@@ -1,8 +1,8 @@
-"""Which student learns what: a teacher's conditions, divided once before training.
+"""Routing: a teacher's conditions are divided among students once, before training.
 
-Multi-student distillation, Song et al. 2024 (arXiv 2410.23274): each student sees its own part of
-the conditions alone. Classes are divided into consecutive ranges, prompts into clusters of their
-embeddings.
+Multi-student distillation, Song et al. 2024 (arXiv 2410.23274): each student is trained only on
+its own part of the conditions. Classes are divided into consecutive ranges, prompts into clusters
+of their embeddings.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from edgedistill_runtime.routes import Routes, pooled
 __all__ = ["Part", "divide", "kmeans", "ranges", "route"]
 
 RESTARTS, ROUNDS = 8, 100
-"""Of k-means: how often it starts anew, and how many times it moves its centroids at the most."""
+"""Numbers of k-means: restarts, and most rounds of moving the centroids."""
 
 PIECE = 64
-"""Captions encoded at once: their tokens' states are large."""
+"""Number of captions encoded at once; their tokens' states are large."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One student's share of the conditions.
+    """The part of the conditions of one student.
 
     Attributes:
-        index: Of the student.
-        routes: Whose conditions are whose.
-        home: The run dir of all of them.
+        index: Index of the student.
+        routes: The routing of conditions to students.
+        home: The run dir of all students.
     """
 
     index: int
@@ -47,17 +47,17 @@ class Part:
 
     @property
     def place(self) -> Path:
-        """Where the student goes."""
+        """Folder of the student."""
         return self.home / "students" / str(self.index)
 
     def rows(self, teacher: Teacher, captions: Sequence[str]) -> list[int]:
-        """Which of a run's captions are the student's; ValueError if none is."""
+        """Return indices of a run's captions that are the student's; ValueError if none is."""
         owners = route(self.routes, teacher, captions)
         self.check(owners)
         return [row for row, owner in enumerate(owners) if owner == self.index]
 
     def check(self, owners: Sequence[int]) -> None:
-        """ValueError if the student is none of the owners of a run's captions."""
+        """Raise a ValueError if no caption of a run belongs to the student."""
         if self.index not in owners:
             raise ValueError(
                 f"parts.count={len(self.routes.parts)}: none of the run's {len(owners)} captions "
@@ -65,19 +65,19 @@ class Part:
             )
 
     def own(self, teacher: Teacher, captions: Sequence[str]) -> list[str]:
-        """Those of any captions that are the student's, maybe none."""
+        """Return the captions that belong to the student, possibly none."""
         owners = route(self.routes, teacher, captions)
         return [c for c, owner in zip(captions, owners, strict=True) if owner == self.index]
 
 
 def first(cond: Condition) -> NDArray[Any]:
-    """What a text encoder returns first."""
+    """Return the first output of a text encoder as an array."""
     found: NDArray[Any] = next(iter(cond.values())).detach().cpu().numpy()
     return found
 
 
 def route(routes: Routes, teacher: Teacher, captions: Sequence[str]) -> list[int]:
-    """The student of each caption; each different one is encoded once."""
+    """Return the student of each caption; equal captions are encoded once."""
     different = list(dict.fromkeys(captions))
     owner: dict[str, int] = {}
     for start in range(0, len(different), PIECE):
@@ -90,13 +90,14 @@ def divide(teacher: Teacher, captions: Sequence[str], count: int, seed: int) -> 
     """Divide a teacher's conditions among `count` students.
 
     Args:
-        teacher: Its classes are divided into ranges, else its prompts into clusters.
-        captions: Those of the run's data.
-        count: Students.
-        seed: Of the clusters.
+        teacher: Teacher whose classes are divided into ranges, or else its prompts into clusters.
+        captions: Captions of the run's data.
+        count: Number of students.
+        seed: Seed of the clustering.
 
     Raises:
-        ValueError: If the teacher takes no conditions, or there are fewer than students.
+        ValueError: If the teacher takes no conditions, or there are fewer conditions than
+            students.
     """
     if not teacher.prompts:
         raise ValueError(
@@ -124,7 +125,10 @@ def divide(teacher: Teacher, captions: Sequence[str], count: int, seed: int) -> 
 
 
 def ranges(labels: Sequence[int], count: int) -> list[list[int]]:
-    """Labels in order, in `count` consecutive ranges whose sizes differ by one at the most."""
+    """Split labels, in order, into `count` consecutive ranges.
+
+    The sizes of the ranges differ by at most one.
+    """
     if count > len(labels):
         raise ValueError(f"parts.count={count}: only {len(labels)} classes to divide")
     ends = [i * len(labels) // count for i in range(count + 1)]
@@ -132,12 +136,13 @@ def ranges(labels: Sequence[int], count: int) -> list[list[int]]:
 
 
 def kmeans(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Centroids (count, D) of points (N, D), none of an empty cluster.
+    """Return centroids (count, D) of points (N, D), each with a non-empty cluster.
 
-    Lloyd's algorithm from k-means++ starts (Arthur & Vassilvitskii 2007), the best of several.
+    This is Lloyd's algorithm from k-means++ starts (Arthur & Vassilvitskii 2007); the best of
+    several runs is taken.
 
     Raises:
-        ValueError: If fewer points than clusters are different.
+        ValueError: If there are fewer different points than clusters.
     """
     points = points.double()
     different = len({tuple(row) for row in points.tolist()})
@@ -155,17 +160,17 @@ def kmeans(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
         total = float(_squares(points, centroids).amin(1).sum())
         if total < least:
             best, least = centroids, total
-    # In an order that does not depend on the start.
+    # Sort the centroids, so that their order does not depend on the start.
     return best[sorted(range(count), key=lambda i: best[i].tolist())]
 
 
 def _squares(points: Tensor, centroids: Tensor) -> Tensor:
-    """Squared distances (N, K)."""
+    """Return squared distances (N, K)."""
     return torch.stack([(points - centroid).square().sum(1) for centroid in centroids], 1)
 
 
 def _starts(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """The first at random, each further one in proportion to its squared distance."""
+    """Choose starts: the first at random, others in proportion to their squared distance."""
     chosen = [int(torch.randint(len(points), (1,), generator=generator))]
     while len(chosen) < count:
         gaps = _squares(points, points[chosen]).amin(1)
@@ -174,7 +179,7 @@ def _starts(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _means(points: Tensor, gaps: Tensor, centroids: Tensor) -> Tensor:
-    """Of each cluster; an empty one takes the point that is farthest from its own centroid."""
+    """Return each cluster's mean; an empty one takes the point farthest from its own centroid."""
     owner, means = gaps.argmin(1), centroids.clone()
     for index in range(len(centroids)):
         mine = owner == index

@@ -1,4 +1,4 @@
-"""The families of teachers: a name, and the class that loads it."""
+"""Families of teachers: their names, and the classes that load them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgedistill.teachers.base import ExportGraph, Teacher
 __all__ = ["ENTRY_POINTS", "TEACHERS", "ExportGraph", "Teacher", "find_family", "load_teacher"]
 
 ENTRY_POINTS = "edgedistill.teachers"
-"""Entry-point group by which families of other distributions join."""
+"""Entry-point group by which families of other distributions are added."""
 
 TEACHERS = {
     "dit": "edgedistill.teachers.families.dit:DiT",
@@ -25,11 +25,11 @@ TEACHERS = {
     "unet2d": "edgedistill.teachers.families.unet2d:UNet2D",
     "wan": "edgedistill.teachers.families.wan:Wan",
 }
-"""Imported when asked for. Others join by `ENTRY_POINTS`."""
+"""Family classes by name, imported on demand. Others are added by `ENTRY_POINTS`."""
 
 
 def find_family(name: str) -> type[Teacher]:
-    """The class of a family, a key of `TEACHERS`; ValueError names the choices."""
+    """Return the class of a family, a key of `TEACHERS`; ValueError names the choices."""
     kind: type[Teacher] = resolve("teacher family", TEACHERS, name, ENTRY_POINTS)
     return kind
 

@@ -1,4 +1,4 @@
-"""What an adapter file holds, key by key: each is read as part of a LoRA, or named and refused."""
+"""Keys of adapter files: each is read as part of a LoRA, or named and refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgedistill.common.finite import check_finite
 __all__ = ["CONFIG", "Layer", "check_keys", "energy", "magnify", "read_layers", "write_plain"]
 
 CONFIG = "lora_adapter_metadata"
-"""Of a file's metadata: peft's settings, which then hold the alphas."""
+"""Metadata key of peft's settings, which then hold the alphas."""
 
 _ROLES = {
     "down": (
@@ -34,10 +34,10 @@ _ROLES = {
         ".lora_magnitude_vector.default.weight",
     ),
 }
-"""By what it is to a layer: ends of keys, of kohya's, peft's and diffusers' names."""
+"""Ends of keys, in kohya's, peft's and diffusers' names, by their role in a layer."""
 
 _PEFT = {".lora.down.weight": ".lora_A.weight", ".lora.up.weight": ".lora_B.weight"}
-"""Ends of keys: diffusers' own names of attention, and peft's."""
+"""Ends of keys in diffusers' own names of attention, and in peft's."""
 
 _OTHERS = {
     "hada_": "LoHa",
@@ -55,7 +55,7 @@ _OTHERS = {
     "clip_l": "an embedding",
     "clip_g": "an embedding",
 }
-"""What else people publish, by part of a key."""
+"""Other published kinds of adapters, by a part of their keys."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class Layer:
     """One layer of a LoRA: W becomes W + scale up down, then m V / |V| where it has magnitudes.
 
     Attributes:
-        down: (rank, inputs, ...).
-        up: (outputs, rank, ...).
+        down: Factor (rank, inputs, ...).
+        up: Factor (outputs, rank, ...).
         scale: alpha / rank, 1 without an alpha.
-        magnitude: DoRA's, of rows or columns; None in a plain LoRA.
+        magnitude: DoRA's magnitudes of rows or columns; None in a plain LoRA.
     """
 
     down: Tensor
@@ -76,14 +76,14 @@ class Layer:
 
 
 def check_keys(file: Path, keys: Collection[str]) -> dict[str, dict[str, str]]:
-    """Sort the keys of an adapter file: by layer, then by role, the key.
+    """Sort the keys of an adapter file: layer -> role -> key.
 
     Args:
-        file: For messages.
-        keys: Of its tensors.
+        file: The file, for messages.
+        keys: Names of its tensors.
 
     Raises:
-        ValueError: If a key is none of a LoRA's; names it.
+        ValueError: If a key does not belong to a LoRA; names it.
     """
     layers: dict[str, dict[str, str]] = {}
     odd = []
@@ -92,7 +92,7 @@ def check_keys(file: Path, keys: Collection[str]) -> dict[str, dict[str, str]]:
         if not role:
             odd.append(key)
             continue
-        # The magnitudes of diffusers' own names stand beside "lora".
+        # In diffusers' own names, magnitude keys are siblings of "lora" keys.
         layers.setdefault(key.removesuffix(end), {})[role] = key
     if odd:
         kinds = ", ".join(dict.fromkeys(_kind(key) for key in odd))
@@ -133,11 +133,11 @@ def _kind(key: str) -> str:
 
 
 def read_layers(file: Path) -> dict[str, Layer]:
-    """The layers of an adapter file by the beginning of their keys.
+    """Read the layers of an adapter file, by the prefix of their keys.
 
     Raises:
-        ValueError: As `check_keys`, or if a number is not finite, a layer lacks one of its two
-            factors, they do not fit each other, or an alpha is no number.
+        ValueError: As in `check_keys`, or if a number is not finite, a layer lacks one of its two
+            factors, they do not match, or an alpha is not a number.
     """
     state = load_file(file)
     check_finite(str(file), state)
@@ -158,7 +158,7 @@ def read_layers(file: Path) -> dict[str, Layer]:
 
 
 def energy(down: Tensor, up: Tensor, scale: float) -> float:
-    """|scale up down|^2, the sum of squares of what a layer adds; splitting rows keeps the sum."""
+    """Return |scale up down|^2, the sum of squares of a layer's update; splits keep the sum."""
     a, b = down.detach().double().flatten(1), up.detach().double().flatten(1)
     return scale**2 * float(((b.T @ b) * (a @ a.T)).sum())
 
@@ -166,9 +166,9 @@ def energy(down: Tensor, up: Tensor, scale: float) -> float:
 def write_plain(file: Path, layers: Mapping[str, Layer], target: Path) -> None:
     """Write the layers of a file as a LoRA without alphas and magnitudes, in float32.
 
-    The scales are in the factors: diffusers mixes up alphas where layers have several. Where a
-    file calls some layers as peft does all are called so: diffusers writes attention under names
-    of its own beside them, and then reads one kind alone.
+    The scales are multiplied into the factors, since diffusers confuses alphas where layers have
+    several. If a file names some layers as peft does, all get peft's names: diffusers writes
+    attention under names of its own next to them, and then reads only one kind.
     """
     with safe_open(file, "pt") as opened:
         metadata, keys = opened.metadata() or {}, list(opened.keys())
@@ -200,7 +200,7 @@ def magnify(weight: Tensor, magnitude: Tensor) -> Tensor:
             (1, inputs, ...).
 
     Raises:
-        ValueError: If it has another shape.
+        ValueError: If `magnitude` has another shape.
     """
     shape, values = tuple(magnitude.shape), weight.double()
     rows = (len(weight), *(1 for _ in shape[1:]))

@@ -1,4 +1,4 @@
-"""Another's weights put into a pipeline: a whole network, or a LoRA fused into it."""
+"""Put foreign weights into a pipeline: a whole network, or a LoRA that is fused."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ __all__ = ["fold_guidance", "fuse_lora", "guidance_embedding", "plain_unet", "pu
 
 _ADAPTER = "adopted"
 _HARMLESS = "No LoRA keys associated to "
-"""How diffusers begins of networks that an adapter leaves as they are."""
+"""Start of diffusers' message about networks that an adapter does not change."""
 _LOST = re.compile(r"(missing|unexpected|unused)\b.*\bkeys?\b", re.I | re.S)
-"""Of peft's warnings: those of weights that went nowhere."""
+"""Pattern of peft's warnings about weights that were not used."""
 _PROJECTION = "time_embedding.cond_proj.weight"
 _WEIGHT, _BIAS = "time_embedding.linear_1.weight", "time_embedding.linear_1.bias"
 
 
 def guidance_embedding(scale: float, width: int) -> Tensor:
-    """What an LCM reads for guidance `scale`: sines and cosines of 1000 (scale - 1), (width,).
+    """Return an LCM's embedding of guidance `scale`: sines and cosines of 1000 (scale - 1).
 
-    In float32, as diffusers' pipelines compute timestep_cond from their guidance_scale: the phase
-    goes to thousands, so its rounding is seen in the picture.
+    The result is (width,), in float32, as diffusers' pipelines compute timestep_cond from their
+    guidance_scale: the phase reaches thousands, so its rounding shows in the picture.
     """
     half = width // 2
     rates = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10000.0) / (half - 1)))
@@ -51,10 +51,10 @@ def guidance_embedding(scale: float, width: int) -> Tensor:
 
 
 def fold_guidance(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Weights of a U-Net that reads its guidance scale -> of a plain one, at one scale.
+    """Turn weights of a U-Net that reads its guidance scale into a plain one's at one scale.
 
-    The embedding enters as linear_1(time + cond_proj(w)), so a constant w is exactly a change of
-    linear_1's bias.
+    The embedding enters as linear_1(time + cond_proj(w)), so a constant w amounts exactly to a
+    change of linear_1's bias.
     """
     folded = dict(state)
     projection = folded.pop(_PROJECTION).double()
@@ -65,7 +65,7 @@ def fold_guidance(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor
 
 
 def plain_unet(unet: Any, scale: float) -> Any:
-    """`unet` with its guidance scale folded in: the same class without time_cond_proj_dim."""
+    """Return `unet` with its guidance scale folded in, without time_cond_proj_dim."""
     config = {**unet.config, "time_cond_proj_dim": None}
     plain = type(unet).from_config(config).to(unet.dtype)
     plain.load_state_dict(fold_guidance(unet.state_dict(), scale))
@@ -73,12 +73,12 @@ def plain_unet(unet: Any, scale: float) -> Any:
 
 
 def put_weights(core: Any, file: Path, scale: float) -> None:
-    """Load a whole network into `core`, a guidance scale folded in where it reads one.
+    """Load a whole network into `core`, with a guidance scale folded in where it reads one.
 
     Raises:
         ValueError: If names or shapes differ; names the first.
     """
-    # In float32 before anything is added to it: most are published in fp16.
+    # Convert to float32 before anything is added: most are published in fp16.
     state = {name: tensor.float() for name, tensor in load_file(file).items()}
     check_finite(str(file), state)
     if _PROJECTION in state:
@@ -101,13 +101,13 @@ def fuse_lora(pipeline: Any, file: Path, scale: float) -> None:
     """Fuse a LoRA or DoRA (kohya's, diffusers' or peft's names) into the pipeline's networks.
 
     Args:
-        pipeline: The teacher's.
+        pipeline: The teacher's pipeline.
         file: The adapter.
-        scale: Factor on all of it.
+        scale: Factor on the whole adapter.
 
     Raises:
-        ValueError: If it does not fit, in part or at all, or what arrives in the networks is not
-            what the file says.
+        ValueError: If a part of it does not fit, or the networks do not receive what the file
+            holds.
     """
     layers = read_layers(file)
     dora = {name: layer for name, layer in layers.items() if layer.magnitude is not None}
@@ -135,7 +135,7 @@ def fuse_lora(pipeline: Any, file: Path, scale: float) -> None:
 
 
 def _load(pipeline: Any, file: Path, said: str) -> None:
-    """Let diffusers load an adapter; what it, or peft, only warns of is refused."""
+    """Let diffusers load an adapter; its warnings and peft's become errors."""
     try:
         with whole_weights(said) as heard, warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
@@ -155,7 +155,7 @@ Found = list[tuple[nn.Module, str, Any]]
 
 
 def _found(pipeline: Any) -> Found:
-    """Layers that have an adapter: the network, the layer's path in it, the layer."""
+    """Return layers that have an adapter: the network, the layer's path in it, the layer."""
     return [
         (network, path, module)
         for network in pipeline.components.values()
@@ -166,9 +166,9 @@ def _found(pipeline: Any) -> Found:
 
 
 def _check_arrived(file: Path, layers: Mapping[str, Layer], found: Found) -> None:
-    """ValueError if what the networks got is not what the file holds: layers, values and alphas.
+    """Raise a ValueError if the networks' adapters differ from the file's layers and values.
 
-    Each layer adds energy; one that is split among several gives them its own.
+    This compares energies: the energy of a layer that is split is the sum of its parts'.
     """
     with safe_open(file, "pt") as opened:
         told = CONFIG in (opened.metadata() or {})
@@ -200,7 +200,7 @@ def _check_arrived(file: Path, layers: Mapping[str, Layer], found: Found) -> Non
 
 
 def _place(file: Path, name: str, layer: Layer, found: Found) -> tuple[nn.Module, str]:
-    """Where a layer of the file has arrived: network and path."""
+    """Return the network and path that a layer of the file was loaded into."""
     up = (layer.scale * layer.up).float()
     places = [
         (network, path)

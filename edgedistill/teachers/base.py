@@ -1,4 +1,4 @@
-"""What a family of teachers provides to the distiller, the evaluator and the exporter."""
+"""Interface of a family of teachers for the distiller, the evaluator and the exporter."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ __all__ = ["DataSource", "ExportGraph", "PromptCache", "Teacher"]
 
 
 class DataSource(Protocol):
-    """Where a run's clean data comes from."""
+    """Interface of a run's clean data."""
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """x0 (count, ...) and its condition, on the CPU, decided by the generator alone."""
+        """Draw x0 (count, ...) and its condition, on the CPU, decided by the generator alone."""
 
     def prompts(self, count: int, generator: torch.Generator) -> list[str]:
-        """Captions of what `draw` gives of a generator in the same state; [] without any."""
+        """Return captions of what `draw` gives for a generator in the same state; or []."""
 
     def originals(self, count: int, generator: torch.Generator) -> Tensor | None:
-        """Pictures in [-1, 1] that were encoded to what `draw` gives of a generator in this state.
+        """Return pictures in [-1, 1] that were encoded to what `draw` gives for this generator.
 
-        (count, channels, height, width); None where they are not known.
+        The shape is (count, channels, height, width); None where the pictures are not known.
         """
 
 
 @dataclass(frozen=True)
 class ExportGraph:
-    """One network to compile.
+    """A network to compile.
 
     Attributes:
-        module: Called with the inputs in order.
+        module: Module that is called with the inputs in order.
         inputs: Example tensors by name, a batch of two.
-        outputs: Names of what it returns.
+        outputs: Names of its outputs.
         step: Heights and widths of the input x and of all outputs are free, as multiples of these
             numbers (height, width); None where they are fixed.
     """
@@ -56,27 +56,28 @@ class ExportGraph:
 
 
 class Teacher(ABC):
-    """A loaded teacher of one family. The same class reads students, which are saved alike.
+    """A loaded teacher of one family; the class also reads students, which have the same format.
 
     Attributes:
-        name: What people call it.
-        path: Where it was loaded from.
+        name: Readable name.
+        path: Place it was loaded from.
         denoiser: The frozen network with its schedule and prediction, unguided.
         net: The network a loaded folder holds; in a student dir the few-step one.
         sample_shape: Shape of one x0 (latent or plane point), without the batch.
         rights: Licences of the weights.
-        notes: What of the teacher's files is not read, and what of its pipeline its students
-            lack, a line each.
-        usage: How a student folder is used, for its card; {steps} is filled in.
+        notes: Lines on files of the teacher that are not read, and on parts of its pipeline that
+            students lack.
+        usage: Code to use a student folder, for its card; {steps} is filled in.
         tap: Module path inside the net whose output serves as features, "" if none.
-        time_layer: Module path inside it of the time embedding's last linear layer, "" if none.
+        time_layer: Module path inside the net of the time embedding's last linear layer, "" if
+            none.
         core: Module path inside the net of the diffusers model that can be made smaller.
-        autoencoder: Between pictures and x0; None where x0 is the data itself.
-        scaling: Between x0 and that autoencoder's latents, or the pictures.
-        tokenizers: Input of the text encoder by the tokenizer's folder, in its order.
-        prompts: Some that it knows, to show and to trace with; none if it takes none.
+        autoencoder: Autoencoder between pictures and x0; None where x0 is the data itself.
+        scaling: Scaling between x0 and that autoencoder's latents, or the pictures.
+        tokenizers: Text encoder inputs by the tokenizer's folder, in the encoder's order.
+        prompts: Known prompts, to show and to trace with; empty if it takes none.
         loads_lora: Whether its diffusers pipeline has `load_lora_weights`.
-        masks: Name of the mask that follows the ids of a tokenizer, for those that have one.
+        masks: Name of the mask that follows a tokenizer's ids, for tokenizers that have one.
     """
 
     family: ClassVar[str]
@@ -125,38 +126,38 @@ class Teacher(ABC):
         """Load a teacher with LoRAs in its weights.
 
         Args:
-            path: As `load`.
-            config: As `load`.
-            loras: A file and a factor on it, for each.
+            path: As in `load`.
+            config: As in `load`.
+            loras: File and factor of each LoRA.
 
         Raises:
-            ValueError: As `load`, and if one does not fit, or the family takes none.
+            ValueError: As in `load`, or if a LoRA does not fit, or the family takes none.
         """
         raise ValueError(f"teacher.lora={loras[0][0]}: {cls.family} teachers take no LoRA")
 
     @property
     def licences(self) -> list[str]:
-        """The Hub's names of the licences of its weights."""
+        """The Hub's names of the licences of the weights."""
         return list(self.rights.licences)
 
     def told(self) -> dict[str, Any]:
-        """What student.json says of a teacher's terms, and of what its students lack."""
+        """Return student.json's entries on a teacher's terms and on what its students lack."""
         lacks = {"notes": list(self.notes)} if self.notes else {}
         return {"licences": self.licences, **self.rights.details, **lacks}
 
     @abstractmethod
     def to(self, device: torch.device) -> Teacher:
-        """Move every network."""
+        """Move every network to a device."""
 
     def spare(self, *, checkpointing: bool, offload: bool) -> None:
-        """Spare memory while training; before `to` and `spawn`.
+        """Reduce memory during training; call this before `to` and `spawn`.
 
         Args:
-            checkpointing: Compute activations of the network's blocks again for their gradients.
-            offload: Keep what surrounds the network off the device between uses.
+            checkpointing: Recompute activations of the network's blocks for their gradients.
+            offload: Keep the components other than the network off the device between uses.
 
         Raises:
-            ValueError: If the family cannot.
+            ValueError: If the family does not support this.
         """
         for name, wanted in (("checkpointing", checkpointing), ("offload", offload)):
             if wanted:
@@ -164,15 +165,15 @@ class Teacher(ABC):
 
     @abstractmethod
     def spawn(self, generator: torch.Generator | None = None) -> Denoiser:
-        """A trainable denoiser that starts as the teacher, for the student and fake_score.
+        """Make a trainable denoiser that starts as the teacher, for the student and fake_score.
 
         Args:
-            generator: Randomness of a fit, for teachers that are no network; None leaves such a
-                network unfitted, for weights about to be loaded over it.
+            generator: Randomness of the fit, for teachers that are no network; None skips the fit,
+                for weights that will be overwritten.
         """
 
     def preview_prompts(self) -> list[str]:
-        """Prompts shown while training: the teacher's own grid, at most 64, or those it knows."""
+        """Return prompts shown during training: the teacher's grid, at most 64, or known ones."""
         file = Path(self.path) / "prompts.json"
         if file.is_file():
             return list(read_json(file).get("grid") or ())[:64]
@@ -180,13 +181,13 @@ class Teacher(ABC):
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Prompts -> condition of N rows; {} for unconditional teachers."""
+        """Encode prompts to a condition of N rows; {} for unconditional teachers."""
 
     @abstractmethod
     def decode(self, x0: Tensor) -> Tensor:
-        """x0 -> pictures (N, 3, H, W) in [-1, 1], or the points themselves in the plane.
+        """Decode x0 to pictures (N, 3, H, W) in [-1, 1], or to points in the plane.
 
-        With its gradient in x0.
+        The result has its gradient in x0.
         """
 
     def use_decoder(self, folder: str) -> None:
@@ -195,10 +196,10 @@ class Teacher(ABC):
 
     @abstractmethod
     def source(self) -> DataSource | None:
-        """Clean data that comes with the teacher; None where it brings none."""
+        """Return clean data that comes with the teacher; None if there is none."""
 
     def grid(self, steps: int) -> TimeGrid:
-        """Where the teacher's own sampler calls the network in so many steps, and lands.
+        """Return the times at which the teacher's own sampler calls the network, and lands.
 
         Raises:
             ValueError: If `steps` is below 1, or the sampler's steps are not understood.
@@ -210,42 +211,42 @@ class Teacher(ABC):
         """Raise a ValueError if a student with this table could not be saved."""
 
     def usage_with(self, table: TorchStepTable) -> str:
-        """`usage` of a student with this table."""
+        """Return `usage` for a student with this table."""
         return self.usage.format(steps=len(table.rows))
 
     @abstractmethod
     def save(self, folder: Path, net: nn.Module, table: TorchStepTable) -> None:
-        """Write a loadable folder with `net` in the place of the teacher's network."""
+        """Write a loadable folder with `net` in place of the teacher's network."""
 
     @abstractmethod
     def graphs(self) -> dict[str, ExportGraph]:
-        """The networks to compile: text_encoder, denoiser, decoder as far as there are such."""
+        """Return the networks to compile: text_encoder, denoiser, decoder, as far as there are."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """{"shape", "scaling_factor", "shift_factor"} of the latent, for student.json."""
+        """Return the latent's {"shape", "scaling_factor", "shift_factor"} for student.json."""
 
     def tokenize(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Inputs of the text encoder: ids (N, L), padded and cut to its length, and masks."""
+        """Return the text encoder's inputs: ids (N, L), padded and cut to its length; masks."""
         raise ValueError(f"{self.family} teachers take no prompts, got {list(prompts)!r}")
 
     def tokenizer(self, name: str) -> Any:
-        """The transformers tokenizer called `name`, a key of `tokenizers`."""
+        """Return the transformers tokenizer called `name`, a key of `tokenizers`."""
         raise ValueError(f"{self.family} teachers have no {name}")
 
     def length(self, tokenizer: str) -> int:
-        """Tokens that one of `tokenizers` makes of every prompt."""
+        """Return the number of tokens that one of `tokenizers` makes of every prompt."""
         raise ValueError(f"{self.family} teachers have no {tokenizer}")
 
     def null(self) -> dict[str, Tensor]:
-        """The null condition of guidance, one row."""
+        """Return the null condition of guidance, one row."""
         return self.encode([""])
 
     def guided(self, scale: float) -> Denoiser | Guided:
-        """The denoiser with guidance; 1 is none.
+        """Return the denoiser with guidance; a scale of 1 is none.
 
         Raises:
-            ValueError: For guidance of a teacher that takes no condition.
+            ValueError: If guidance is requested from a teacher without conditions.
         """
         if scale == 1:
             return self.denoiser
@@ -259,23 +260,23 @@ class Teacher(ABC):
 
 
 class PromptCache:
-    """Remembers encoded prompts, a CPU row each, up to a number of prompts."""
+    """A bounded cache of encoded prompts, one CPU row each."""
 
     def __init__(self, limit: int = 4096) -> None:
         self.limit = limit
         self._rows: dict[str, dict[str, Tensor]] = {}
 
     def missing(self, prompts: Sequence[str]) -> list[str]:
-        """Prompts not yet known, each once, in order."""
+        """Return prompts that are not cached, each once, in order."""
         return [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
 
     def put(self, prompts: Sequence[str], cond: Condition) -> None:
-        """Remember one row a prompt, dropping the oldest beyond the limit."""
+        """Cache one row a prompt, and drop the oldest beyond the limit."""
         for i, prompt in enumerate(prompts):
             self._rows[prompt] = {k: v[i : i + 1].cpu() for k, v in cond.items()}
 
     def get(self, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-        """The condition of `prompts`, all of which must be known."""
+        """Return the condition of `prompts`, all of which must be cached."""
         cond = cat(*(self._rows[prompt] for prompt in prompts))
         while len(self._rows) > self.limit:
             del self._rows[next(iter(self._rows))]

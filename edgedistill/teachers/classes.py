@@ -1,7 +1,6 @@
-"""Pipelines that read a class: a prompt is its name or its number as text.
+"""Pipelines conditioned on a class; a prompt is its name or its number as text.
 
-To a bundle the prompts are a tokenizer with one token a prompt, and the text encoder drops its
-axis.
+In a bundle, a tokenizer makes one token of each prompt, and the text encoder drops the token axis.
 """
 
 from __future__ import annotations
@@ -25,23 +24,23 @@ from edgedistill.teachers.pipeline import PipelineTeacher
 __all__ = ["NAMES", "NULL", "ClassTeacher", "Labels", "read_classes"]
 
 NAMES = "classes.txt"
-"""File in a teacher's folder: a name a line, in the order of the classes' numbers."""
+"""File in a teacher's folder with a name a line, in the order of the classes' numbers."""
 
 NULL = "<null>"
-"""Token of the null class: the empty prompt has no other, and is padded."""
+"""Token of the null class, since the empty prompt has no other token and is padded."""
 
 
 def read_classes(folder: Path, count: int) -> dict[str, int]:
-    """Classes by prompt: their names in the folder's classes.txt, and their numbers as text.
+    """Read classes by prompt: their names in the folder's classes.txt, and numbers as text.
 
     Args:
-        folder: The teacher's.
-        count: How many classes the network has. There may be fewer names: one of the last may be
-            a null class.
+        folder: The teacher's folder.
+        count: Number of classes of the network. There may be fewer names, since the last class may
+            be a null class.
 
     Raises:
-        ValueError: If the file names more classes than there are, or one twice, or calls a class
-            by another's number.
+        ValueError: If the file names more classes than there are, one name twice, or a class by
+            another's number.
     """
     numbers = {str(number): number for number in range(count)}
     file = folder / NAMES
@@ -64,7 +63,7 @@ def read_classes(folder: Path, count: int) -> dict[str, int]:
 
 
 class Labels(nn.Module):
-    """Tokens class_ids (N, 1) -> class_labels (N,).
+    """A text encoder of class tokens: class_ids (N, 1) -> class_labels (N,).
 
     Args:
         numbers: Class by token; a class has a token for each of its names.
@@ -93,7 +92,7 @@ class ClassTeacher(PipelineTeacher):
 
     @property
     def each(self) -> list[str]:
-        """One prompt for every class, in the order of numbers."""
+        """Return one prompt for every class, in the order of numbers."""
         first: dict[int, str] = {}
         for prompt, number in self.classes.items():
             if prompt != NULL:

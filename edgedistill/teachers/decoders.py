@@ -1,4 +1,4 @@
-"""From x0 to pictures, as each family's pipeline decodes; and decoders in the place of its own."""
+"""Decoders from x0 to pictures, as in each family's pipeline, and their replacements."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["DECODERS", "Decoder", "channels_of", "decoder_class", "open_decoder"
 DECODERS: dict[str, Any] = {
     kind.__name__: kind for kind in (AutoencoderTiny, DiffusionDecoder, PatchDecoder)
 }
-"""What may stand in the place of a teacher's autoencoder, by the class in its config.json."""
+"""Decoder classes that may replace a teacher's autoencoder, by the class in its config.json."""
 
 AUTOENCODERS = (
     AsymmetricAutoencoderKL,
@@ -38,15 +38,16 @@ AUTOENCODERS = (
     AutoencoderKLWan,
     *DECODERS.values(),
 )
-"""What a teacher's autoencoder may be: decoded by `vae.decode(z)` alone, with nothing random."""
+"""Allowed classes of a teacher's autoencoder: `vae.decode(z)` alone decodes, and is
+deterministic."""
 
 
 class Decoder(nn.Module):
-    """x0 (N, C, h, w) -> pictures (N, 3, H, W) in [-1, 1]; the latent scaling is inside.
+    """A decoder of x0 (N, C, h, w) to pictures (N, 3, H, W) in [-1, 1], with latent scaling.
 
     Args:
         vae: The autoencoder.
-        scaling: From x0 to what it decodes.
+        scaling: Scaling from x0 to the autoencoder's latents.
     """
 
     def __init__(self, vae: Any, scaling: Scaling) -> None:
@@ -59,20 +60,20 @@ class Decoder(nn.Module):
 
 
 def shifted(config: Any) -> Scaling:
-    """The scaling of a pipeline that reads `shift_factor`; many do not."""
-    # Decoders in the place of an autoencoder know none.
+    """Return the scaling of a pipeline that reads `shift_factor`; many do not."""
+    # Replacement decoders have no shift_factor.
     return Scaling(config.scaling_factor, getattr(config, "shift_factor", None) or 0.0)
 
 
 def channels_of(vae: Any, path: str) -> int:
-    """Channels of an autoencoder's latents.
+    """Return the number of channels of an autoencoder's latents.
 
     Args:
-        vae: The pipeline's.
-        path: For messages.
+        vae: The pipeline's autoencoder.
+        path: The teacher's path, for messages.
 
     Raises:
-        ValueError: If it is none of `AUTOENCODERS`.
+        ValueError: If its class is not in `AUTOENCODERS`.
     """
     if not isinstance(vae, AUTOENCODERS):
         kinds = [kind.__name__ for kind in AUTOENCODERS]
@@ -81,7 +82,7 @@ def channels_of(vae: Any, path: str) -> int:
 
 
 def decoder_class(folder: str) -> Any:
-    """The class of a decoder folder; ValueError for one that is not in `DECODERS`."""
+    """Return the class of a decoder folder; ValueError for one that is not in `DECODERS`."""
     file = Path(folder) / "config.json"
     name = read_json(file).get("_class_name", "") if file.is_file() else "AutoencoderTiny"
     if name not in DECODERS:
@@ -90,19 +91,19 @@ def decoder_class(folder: str) -> Any:
 
 
 def open_decoder(folder: str, channels: int, name: str) -> Any:
-    """The decoder in a folder, a Hub id or a run dir that made one.
+    """Open the decoder in a folder, a Hub id or a run dir that made one.
 
     Args:
-        folder: Its place.
-        channels: Of the latents that it must read.
-        name: Of the teacher, for messages.
+        folder: Place of the decoder.
+        channels: Channels of the latents that it must read.
+        name: Name of the teacher, for messages.
 
     Raises:
-        ValueError: If there is none, or it is for other latents.
+        ValueError: If there is no decoder, or it reads other latents.
     """
     if (Path(folder) / "decoder").is_dir():  # the run that made one
         folder = str(Path(folder) / "decoder")
-    # A Hub id has one slash, and no folder of ours before it.
+    # A Hub id has one slash, and its first part is not an existing folder.
     hub = folder.count("/") == 1 and folder[0] not in "./" and not Path(folder).parent.is_dir()
     if not (Path(folder).is_dir() or hub):
         raise ValueError(f"no decoder folder at {folder!r}")

@@ -1,6 +1,7 @@
-"""Flow pipelines at the border: diffusers' FlowMatchEulerDiscreteScheduler in our words and back.
+"""Conversion between diffusers' FlowMatchEulerDiscreteScheduler and our schedules and tables.
 
-A shift as a function of the picture's tokens is Esser et al. 2024 (arXiv 2403.03206), Sec. 5.3.2.
+A shift as a function of the picture's tokens is that of Esser et al. 2024 (arXiv 2403.03206), Sec.
+5.3.2.
 """
 
 from __future__ import annotations
@@ -29,15 +30,17 @@ from edgedistill.teachers.schedulers import (
 __all__ = ["euler", "flow_schedule", "flow_schedulers", "shift_asked"]
 
 SHIFTS: dict[str, Callable[[float], float]] = {"exponential": math.exp, "linear": float}
-"""From the number mu that a pipeline makes of the picture's size, by diffusers' names."""
+"""Functions from a pipeline's number mu of the picture's size to the shift, by diffusers'
+names."""
 
 
 def flow_schedule(scheduler: Any, tokens: int, path: str) -> Schedule:
-    """Schedule of a flow scheduler for pictures of `tokens` tokens; `path` is for messages.
+    """Return a flow scheduler's schedule for pictures of `tokens` tokens; `path` is for messages.
 
-    A student's folder says its schedule itself: its scheduler is made for its steps alone.
+    This is not used for students: their folders hold the schedule, and their scheduler is made for
+    their steps only.
 
-    DPM-Solver++ and UniPC with `use_flow_sigmas` walk a flow too, as SANA and Wan are released.
+    DPM-Solver++ and UniPC with `use_flow_sigmas` also walk a flow, as released with SANA and Wan.
 
     Raises:
         ValueError: If the scheduler walks no flow.
@@ -69,11 +72,11 @@ SHIFTED_BY = (
     ("base_image_seq_len", 256, "base_shift", 0.5),
     ("max_image_seq_len", 4096, "max_shift", 1.15),
 )
-"""Two numbers of tokens and the shifts there, with the pipelines' own defaults."""
+"""Config keys and the pipelines' defaults of two token counts and the shifts there."""
 
 
 def shift_asked(scheduler: Any, schedule: Schedule) -> dict[str, float]:
-    """{"mu": ...} as a pipeline tells a scheduler that shifts by the picture's size; else {}."""
+    """Return {"mu": ...} where pipelines shift a scheduler by the picture's size, else {}."""
     if not scheduler.config.get("use_dynamic_shifting"):
         return {}
     assert isinstance(schedule, Rectified)
@@ -82,18 +85,18 @@ def shift_asked(scheduler: Any, schedule: Schedule) -> dict[str, float]:
 
 
 def euler(num_timesteps: int, table: TorchStepTable, **choices: Any) -> Any:
-    """The scheduler that lands as the table does, deterministic or renoising."""
+    """Make the scheduler that lands as the table does, deterministic or renoising."""
     renoises = any(row.c for row in table.rows)
     return FlowMatchEulerDiscreteScheduler(num_timesteps, stochastic_sampling=renoises, **choices)
 
 
 def flow_schedulers(num_timesteps: int, table: TorchStepTable) -> Iterator[Any]:
-    """Schedulers that walk a table when asked for nothing but its number of steps.
+    """Yield schedulers that walk a table when given nothing but its number of steps.
 
-    Asked so, diffusers' last step stands at its least timestep, whose picture is nearly done. The
-    steps of a student are others. They come from `shift_terminal`, which scales 1 - sigma so that
-    the last sigma is that, and from the shift with which the second sigma falls into place. Any
-    shifted trailing steps are met exactly, as a shift and this scaling are both Moebius maps.
+    In this case diffusers' last step is at its least timestep, where the picture is nearly done. A
+    student has other steps. They result from `shift_terminal`, which scales 1 - sigma so that the
+    last sigma is right, and from the shift that makes the second sigma right. Any shifted trailing
+    steps are met exactly, as a shift and this scaling are both Moebius maps.
     """
     sigmas = [row.t / num_timesteps for row in table.rows]
     if len(sigmas) == 1:
@@ -105,7 +108,7 @@ def flow_schedulers(num_timesteps: int, table: TorchStepTable) -> Iterator[Any]:
 
 
 def _shift(sigmas: list[float], least: float) -> float | None:
-    """The shift p that puts the second sigma where it is; None if there is none.
+    """Return the shift p that puts the second sigma in its place; None if there is none.
 
     Equal steps from 1 to p least / (1 + (p - 1) least), which is diffusers' least sigma, are
     shifted by p and then scaled. With r = (1 - second) / (1 - last), p is a root of
@@ -114,5 +117,5 @@ def _shift(sigmas: list[float], least: float) -> float | None:
     n, r = len(sigmas), (1 - sigmas[1]) / (1 - sigmas[-1])
     a, b, c = least * (1 - r * (n - 1)), (1 - least) * r * (n - 2), (1 - least) * (1 - r)
     discriminant = b * b - 4 * a * c
-    # The root that stays where it is as `least` vanishes.
+    # The root that stays finite as `least` vanishes.
     return 2 * c / (b + math.sqrt(discriminant)) if discriminant >= 0 and c > 0 else None

@@ -15,11 +15,11 @@ __all__ = ["Captioned", "Latents", "to_float"]
 
 
 class Captioned:
-    """Rows with a caption each, drawn with replacement.
+    """Rows with one caption each, drawn with replacement.
 
     Args:
-        captions: Of all rows in order.
-        teacher: Encodes them.
+        captions: Captions of all rows, in order.
+        teacher: Encoder of the captions.
     """
 
     def __init__(self, captions: Sequence[str], teacher: Teacher) -> None:
@@ -27,11 +27,11 @@ class Captioned:
         self._rows: Tensor | None = None
 
     def only(self, rows: Sequence[int]) -> None:
-        """Draw from these rows alone from now on."""
+        """Draw only from these rows from now on."""
         self._rows = torch.tensor(list(rows))
 
     def prompts(self, count: int, generator: torch.Generator) -> list[str]:
-        """Captions of what `draw` gives of a generator in the same state."""
+        """Return captions of what `draw` gives for a generator in the same state."""
         return [self.captions[i] for i in self._index(count, generator).tolist()]
 
     def _encoded(self, index: Tensor) -> dict[str, Tensor]:
@@ -44,14 +44,14 @@ class Captioned:
 
 
 class Latents(Captioned):
-    """Clean latents with a caption each.
+    """Clean latents with one caption each.
 
     Args:
-        latents: (n, ...).
-        captions: n of them.
+        latents: Latents (n, ...).
+        captions: One caption for each latent.
         teacher: Encodes the captions.
         originals: A file with the `pictures` (n, channels, height, width), uint8, that the latents
-            were encoded from; None where there is none.
+            were encoded from; None if they are not known.
     """
 
     def __init__(
@@ -71,17 +71,17 @@ class Latents(Captioned):
                 self._pictures = file.get_tensor("pictures")  # a view of the mapped file
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """`count` latents with their captions encoded, drawn with replacement."""
+        """Draw `count` latents with replacement, with their encoded captions."""
         index = self._index(count, generator)
         return self.latents[index], self._encoded(index)
 
     def originals(self, count: int, generator: torch.Generator) -> Tensor | None:
-        """Pictures that were encoded to what `draw` gives of a generator in the same state."""
+        """Return pictures that were encoded to what `draw` gives for a generator in this state."""
         if self._pictures is None:
             return None
         return to_float(self._pictures[self._index(count, generator)])
 
 
 def to_float(pictures: Tensor) -> Tensor:
-    """uint8 -> [-1, 1]."""
+    """Convert uint8 to [-1, 1]."""
     return pictures.float() / 127.5 - 1

@@ -1,4 +1,4 @@
-"""What a teacher's owner asks of those who use it, and what of its pipeline a student lacks."""
+"""Terms of use of a teacher's weights, and parts of its pipeline that a student lacks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from huggingface_hub import try_to_load_from_cache
 __all__ = ["Rights", "copy_texts", "lacks_of", "merged", "rights_of"]
 
 TEXTS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "USE-POLICY*", "COPYING*")
-"""Names of files that hold terms; they are copied into students."""
+"""Patterns of files that hold terms; they are copied into students."""
 
 KNOWN = {
     "apache license": "apache-2.0",
@@ -27,18 +27,18 @@ KNOWN = {
     "bsd 3-clause": "bsd-3-clause",
     "creative commons attribution-noncommercial": "cc-by-nc-4.0",
 }
-"""The Hub's name of a licence by words near the head of its text."""
+"""The Hub's name of a licence by words near the start of its text."""
 
 _HEAD = 400
-"""Characters of a text in which its name stands."""
+"""Number of characters at the start of a text in which its name is searched."""
 
 
 @dataclass(frozen=True)
 class Rights:
-    """Under which terms weights are published.
+    """Terms under which weights are published.
 
     Attributes:
-        licences: The Hub's names; none where nothing was found.
+        licences: The Hub's names of the licences; empty if none was found.
         details: `license_name` and `license_link` of a licence that the Hub has no name for.
     """
 
@@ -47,14 +47,14 @@ class Rights:
 
 
 def rights_of(path: str, told: str = "") -> Rights:
-    """The terms that a folder, a file or a downloaded Hub id states.
+    """Return the terms that a folder, a file or a downloaded Hub id states.
 
-    The front matter of README.md comes first, then what a file's header says, then a licence's
-    text beside it.
+    The front matter of README.md takes precedence, then a file's header, then a licence text
+    beside it.
 
     Args:
-        path: Of the weights. A file's are those of the folder that it is in.
-        told: What the header of a file says; "" for nothing.
+        path: Path of the weights. For a file, its folder is searched.
+        told: Licence in the header of a file; "" if it names none.
     """
     place = Path(path)
     folder = place.parent if place.is_file() else place
@@ -76,7 +76,7 @@ def rights_of(path: str, told: str = "") -> Rights:
 
 
 def merged(rights: Iterable[Rights]) -> Rights:
-    """The terms of weights that were made of several, each once."""
+    """Merge the terms of several weights, each once."""
     every = list(rights)
     licences = dict.fromkeys(name for each in every for name in each.licences)
     details = {key: value for each in reversed(every) for key, value in each.details.items()}
@@ -84,7 +84,7 @@ def merged(rights: Iterable[Rights]) -> Rights:
 
 
 def texts_in(folder: Path) -> list[Path]:
-    """Files with terms in a folder, by name."""
+    """List the files with terms in a folder, by name."""
     if not folder.is_dir():
         return []
     found = {file for pattern in TEXTS for file in folder.glob(pattern) if file.is_file()}
@@ -92,17 +92,17 @@ def texts_in(folder: Path) -> list[Path]:
 
 
 def copy_texts(source: str, folder: Path) -> None:
-    """Copy the files with terms of a teacher's folder, or of the folder of its file."""
+    """Copy the files with terms from a teacher's folder, or the folder of its file."""
     place = Path(source)
     for file in texts_in(place.parent if place.is_file() else place):
         shutil.copyfile(file, folder / file.name)
 
 
 def lacks_of(index: Mapping[str, Any]) -> list[str]:
-    """What a pipeline does to pictures beside drawing them, and no student does; a line each.
+    """List what a pipeline does to pictures besides drawing them, which students do not.
 
     Args:
-        index: Its model_index.json.
+        index: The pipeline's model_index.json.
     """
     lines = []
     library, kind = _component(index, "safety_checker")
@@ -127,7 +127,7 @@ def _component(index: Mapping[str, Any], name: str) -> tuple[Any, Any]:
 
 
 def _front_matter(card: Path) -> dict[str, Any]:
-    """The YAML at the head of a model card; {} where there is none that can be read."""
+    """Read the YAML at the start of a model card; {} where there is none that can be read."""
     try:
         text = card.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
@@ -136,14 +136,14 @@ def _front_matter(card: Path) -> dict[str, Any]:
         return {}
     head = text[3:].partition("\n---")[0]
     try:
-        data = yaml.safe_load(head) if "&" not in head else None  # no aliases, which may unfold
+        data = yaml.safe_load(head) if "&" not in head else None  # aliases may unfold
     except yaml.YAMLError:
         return {}
     return data if isinstance(data, dict) else {}
 
 
 def _named(file: Path) -> str:
-    """The Hub's name of the licence in a file, or "other"."""
+    """Return the Hub's name of the licence in a file, or "other"."""
     head = file.read_text(encoding="utf-8", errors="replace")[:_HEAD].lower()
     words = " ".join(head.replace("_", " ").split())
     return next((name for part, name in KNOWN.items() if part in words), "other")

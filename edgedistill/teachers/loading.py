@@ -1,4 +1,4 @@
-"""Weights that a library would lose or make up with no more than a warning: an error here."""
+"""Loading checks: weights that libraries would skip or make up with a mere warning are errors."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ FAMILIES = {
     "DDIMPipeline": "unet2d",
     "WanPipeline": "wan",
 }
-"""Family by the class that a folder's model_index.json names."""
+"""Family by the pipeline class that a folder's model_index.json names."""
 
 
 _WORDED = (OSError, ValueError, RuntimeError, SafetensorError)
-"""Errors of libraries that say what is wrong."""
+"""Errors of libraries whose message says what is wrong."""
 
 BROKEN = (*_WORDED, TypeError, AttributeError, LookupError, ArithmeticError)
-"""What libraries raise of a folder whose configurations are wrong, or do not fit its weights."""
+"""Errors of libraries on a folder whose configurations are wrong, or do not fit its weights."""
 
 _LIBRARIES = ("diffusers", "transformers")
 
@@ -52,18 +52,18 @@ _OTHER = re.compile(r"(?P<model>\w+) LOAD REPORT.*?\n(?P<names>\S+)\s*\| MISMATC
 _UNUSED = re.compile(
     r"Some weights of the model checkpoint.*initializing (?P<model>\w+).*?\[(?P<names>.*?)\]", re.S
 )
-"""Of diffusers alone: a text encoder's file may hold more layers, or another tower, by design."""
+"""Pattern of diffusers' warning only: a text encoder's file may hold further weights by design."""
 
 
 def reason(error: Exception) -> str:
-    """What a library says of a folder that it cannot load, in one line."""
+    """Return in one line a library's message on a folder that it cannot load."""
     name = type(error).__name__
     first = (str(error).strip().splitlines() or [name])[0]
     return first if isinstance(error, _WORDED) else f"its configs do not fit ({name}: {first})"
 
 
 def check_configs(folder: Path) -> None:
-    """Raise a ValueError if a text encoder lacks its config.json: transformers makes one up."""
+    """Raise a ValueError if a text encoder lacks its config.json, as transformers makes one up."""
     for part in sorted(folder.glob("text_encoder*/")):
         if part.is_dir() and not (part / "config.json").is_file():
             raise ValueError(f"{part / 'config.json'}: no such file; copy the folder whole")
@@ -80,10 +80,10 @@ class _Ear(logging.Handler):
 
 @contextmanager
 def whole_weights(place: str) -> Iterator[list[str]]:
-    """Load networks in this block, and raise a ValueError if a weight was made up or left over.
+    """Load networks in this block; raise a ValueError if a weight is made up or left over.
 
-    diffusers and transformers fill weights that a file lacks with random numbers, and skip those
-    they have no place for. They say so in their logs, which are read here and not shown.
+    diffusers and transformers fill weights that a file lacks with random numbers, and skip weights
+    that they have no place for. They report this in their logs, which are read here and not shown.
 
     Args:
         place: File or folder, for the message.
@@ -132,7 +132,7 @@ def _told(found: re.Match[str]) -> str:
 
 
 def check_place(folder: Path, path: str) -> None:
-    """ValueError if `path` is neither a Hub id nor a folder of a pipeline."""
+    """Raise a ValueError if `path` is neither a Hub id nor the folder of a pipeline."""
     if (folder / "model_index.json").is_file():
         return
     if folder.is_dir():

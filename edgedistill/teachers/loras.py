@@ -1,4 +1,4 @@
-"""LoRAs fused into a teacher as it is loaded: the teacher is then base and LoRA in one."""
+"""Fuse LoRAs into a teacher when it is loaded; the result is the teacher."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def fuse(pipeline: Any, file: str, scale: float) -> None:
 
     Args:
         pipeline: Diffusers' pipeline, on the CPU in float32.
-        file: A .safetensors file in kohya's, diffusers' or peft's names, or the folder of one.
-        scale: Factor on all of it.
+        file: A .safetensors file in kohya's, diffusers' or peft's naming, or the folder of one.
+        scale: Factor on the whole LoRA.
 
     Raises:
-        ValueError: If it does not fit, in part or at all, or is not finite; names the file.
+        ValueError: If a part of it does not fit or is not finite; names the file.
     """
     from edgedistill.teachers.adapter_weights import fuse_lora
 
@@ -31,10 +31,10 @@ def fuse(pipeline: Any, file: str, scale: float) -> None:
 
 
 def place_of(file: str) -> Path:
-    """The file of a LoRA that is named by it or by its folder.
+    """Return the file of a LoRA that is named by it or by its folder.
 
     Raises:
-        ValueError: If there is none, or there are several.
+        ValueError: If there is no file, or there are several.
     """
     place = Path(file)
     if place.is_dir():
@@ -52,7 +52,7 @@ def place_of(file: str) -> Path:
 
 
 def rights_of_lora(file: str) -> Rights:
-    """The terms that a LoRA's folder, or the header of its file, states."""
+    """Return the terms that a LoRA's folder, or the header of its file, states."""
     place = place_of(file)
     told = read_header(str(place)).told
     return rights_of(str(place), told.get("modelspec.license", "").strip())

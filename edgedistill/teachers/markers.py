@@ -1,8 +1,8 @@
-"""What a single file says of itself besides its weights: keys without a use, and its header.
+"""Marks of a single file about its use, besides its weights: extra keys, and its header.
 
-Keys that web interfaces read (`v_pred`, `ztsnr`, ComfyUI and forks), the header of kohya's tools
-and of the Stability ModelSpec (github.com/Stability-AI/ModelSpec). They decide how the weights
-are to be used; each is followed here or refused by name.
+These are keys that web interfaces read (`v_pred`, `ztsnr`, ComfyUI and forks), and the headers of
+kohya's tools and of the Stability ModelSpec (github.com/Stability-AI/ModelSpec). They decide how
+the weights are used; each is followed here or refused by name.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _KNOWN = (
     *("betas", "alphas_cumprod", "sqrt_", "log_one_minus", "posterior_", "logvar", "lvlb_weights"),
     *("embedding_manager", "scale_factor", "model.diffusion_model"),
 )
-"""How keys begin that are weights, or tables of the schedule that the configuration gives."""
+"""Prefixes of keys that are weights, or tables of the schedule that the configuration gives."""
 
 _MARKER = 16
-"""Numbers in a tensor that could say something of the others, at most."""
+"""Largest number of values in a tensor that may be a mark about the others."""
 
 _WHOLE = ("F16", "BF16", "F32", "F64", "I64", "I32", "BOOL")
-"""Types of tensors that hold weights, or tables, as they are."""
+"""Types of tensors that hold weights or tables unquantized."""
 
 _ROUNDED = ("F8_E4M3", "F8_E5M2")
-"""Types whose numbers are read as they stand, unless scales stand beside them."""
+"""Types whose values are read directly, unless there are scales for them."""
 
 _OTHER = ("inpaint", "refiner", "edit", "depth", "lora", "textual", "controlnet", "upscal")
-"""Words in a header's architecture of what is no text-to-image model by itself."""
+"""Words in a header's architecture for files that are no text-to-image model by themselves."""
 
 _QUANTIZED = ("scaled_fp8", "weight_scale", "scale_weight", "absmax", "quant_map", "quant_state")
 _QUANTIZED_TOO = ("qweight", "qzeros", "comfy_quant", "bitsandbytes__")
@@ -45,11 +45,11 @@ _QUANTIZED_TOO = ("qweight", "qzeros", "comfy_quant", "bitsandbytes__")
 
 @dataclass(frozen=True)
 class Header:
-    """A safetensors file without its weights.
+    """The header of a safetensors file, without its weights.
 
     Attributes:
-        shapes: Of its tensors, by name.
-        dtypes: Their types by safetensors' names.
+        shapes: Shapes of its tensors, by name.
+        dtypes: Types of its tensors, in safetensors' names.
         told: Its metadata.
     """
 
@@ -60,14 +60,14 @@ class Header:
 
 @dataclass(frozen=True)
 class Marks:
-    """What a file says of its use.
+    """Marks of a file about its use.
 
     Attributes:
-        prediction: diffusers' prediction_type; None where it says nothing.
+        prediction: diffusers' prediction_type; None if the file does not say.
         zero_snr: Whether its noise levels are rescaled to end at pure noise.
-        resolution: Width and height in pixels; None where it says nothing.
-        licence: What it says; "" where it says nothing.
-        notes: What it holds besides, and is not read.
+        resolution: Width and height in pixels; None if the file does not say.
+        licence: Licence in the file; "" if it does not say.
+        notes: Lines on other contents that are not read.
     """
 
     prediction: str | None = None
@@ -92,14 +92,14 @@ def read_header(path: str) -> Header:
 
 
 def marks_of(header: Header, path: str) -> Marks:
-    """What a single file says of how it is used.
+    """Read the marks of a single file.
 
     Args:
-        header: The file's.
-        path: For messages.
+        header: The file's header.
+        path: The file's path, for messages.
 
     Raises:
-        ValueError: If it is quantized, or says what cannot be followed; names the key.
+        ValueError: If it is quantized, or has a mark that is not supported; names the key.
     """
     _check_types(header, path)
     _check_architecture(header, path)
@@ -145,7 +145,7 @@ def _check_architecture(header: Header, path: str) -> None:
 
 
 def _check_unknown(header: Header, path: str) -> None:
-    """ValueError for a small tensor that says something not known here."""
+    """Raise a ValueError for a small tensor that is an unknown mark."""
     for name, shape in header.shapes.items():
         if name.startswith(_EDM_KEYS):
             raise ValueError(
@@ -154,7 +154,7 @@ def _check_unknown(header: Header, path: str) -> None:
             )
         if name in (*_V_KEYS, *_ZERO_SNR_KEYS) or name.startswith(_KNOWN):
             continue
-        # A bare transformer's weights have names of any kind, but more numbers, or dots.
+        # A bare transformer's weights have any names, but more values, or dots in their names.
         if "." not in name and math.prod(shape) <= _MARKER:
             raise ValueError(
                 f"{path}: holds {name!r} of {math.prod(shape)} numbers, which may say how its "
@@ -163,7 +163,7 @@ def _check_unknown(header: Header, path: str) -> None:
 
 
 def _prediction(header: Header, path: str) -> tuple[str | None, str]:
-    """Diffusers' name of what its header says is predicted, and the key that says so."""
+    """Return diffusers' name of the prediction in the header, and the key that gives it."""
     names = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "": None}
     names |= {"v_prediction": "v_prediction", "v-prediction": "v_prediction"}
     found: dict[str, str | None] = {}
@@ -172,7 +172,7 @@ def _prediction(header: Header, path: str) -> tuple[str | None, str]:
     if value not in names:
         raise ValueError(f"{path}: its header's {key} is {value!r}; epsilon or v expected")
     found[key] = names[value]
-    if header.told.get("modelspec.architecture", "").lower().endswith("-v"):  # as SD 2's
+    if header.told.get("modelspec.architecture", "").lower().endswith("-v"):  # SD 2's architecture
         found["modelspec.architecture"] = "v_prediction"
     if header.told.get("ss_v_parameterization", "").lower() == "true":
         found["ss_v_parameterization"] = "v_prediction"

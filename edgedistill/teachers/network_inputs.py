@@ -1,8 +1,8 @@
-"""Inputs of a network that its family does not feed, told from its configuration.
+"""Known inputs of a network that its family does not feed, by its configuration.
 
-A network that was trained with an input, and is called without it, draws something else and says
-nothing. `border_proof` finds such inputs by asking the pipeline; this table says at once what to
-do about those that are known.
+A network that was trained with an input, and is called without it, silently draws something else.
+`proof.border` finds such inputs by running the pipeline; this table says at once what to do about
+known ones.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ CLASSES = "a network that reads classes or noise levels beside its text; name on
 
 @dataclass(frozen=True)
 class Further:
-    """A key of a network's configuration that adds an input.
+    """A configuration key that adds an input to a network.
 
     Attributes:
-        plain: Its values that add none.
-        what: What the input is, and what to do.
+        plain: Values of the key that add no input.
+        what: The input, and what to do about it.
     """
 
     plain: tuple[Any, ...]
@@ -90,10 +90,10 @@ NETWORKS: dict[str, tuple[Any, Mapping[str, Further]]] = {
     ),
     "unet2d": (UNet2DModel, {}),
 }
-"""By family, its network's class and what may add inputs to it."""
+"""Network class and keys that may add inputs, by family."""
 
 VARIANCES = ("dit", "pixart", "unet2d")
-"""Families that leave out a learned variance."""
+"""Families whose learned variance is left out."""
 
 EXTRA = {
     ("stable_diffusion", 9): "an inpainting network reads a mask and a picture",
@@ -108,21 +108,21 @@ EXTRA = {
     ("wan", 36): "Wan's image to video reads a picture",
     ("wan", 32): "Wan's image to video reads a picture",
 }
-"""By family and channels of a latent as the network reads it: what is behind x."""
+"""Further inputs after x, by family and number of the network's input channels."""
 
 
 def check_network(family: str, core: Any, channels: int, own: int | None, path: str) -> None:
-    """Refuse a network that reads what its family does not feed.
+    """Refuse a network that reads inputs that its family does not feed.
 
     Args:
         family: A key of `NETWORKS`; others are not checked.
         core: The network.
-        channels: Of x, as the network reads it.
-        own: Of the autoencoder's latents; None where x is the data itself.
-        path: For messages.
+        channels: Number of channels of x, as the network reads it.
+        own: Number of channels of the autoencoder's latents; None where x is the data itself.
+        path: The teacher's path, for messages.
 
     Raises:
-        ValueError: Names the class or the key of its configuration, and what to do.
+        ValueError: If it does; names the class or the key of its configuration, and what to do.
     """
     if family not in NETWORKS:
         return
@@ -137,7 +137,7 @@ def check_network(family: str, core: Any, channels: int, own: int | None, path: 
                 f"do not feed: {further.what.format(path=path)}"
             )
     into, out = core.config.in_channels, core.config.get("out_channels")
-    # Learned variances stand behind what is predicted.
+    # Channels of a learned variance follow the prediction.
     if out not in (None, into, 2 * into if family in VARIANCES else into):
         raise ValueError(
             f"{path}: its {kind.__name__} reads {into} channels and returns {out}; as many "

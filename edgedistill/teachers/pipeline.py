@@ -1,7 +1,7 @@
-"""What the families of diffusers pipelines share: loading, prompts, decoding, saving.
+"""Base class of diffusers pipeline families: loading, prompts, decoding, saving.
 
-A family is a subclass that says which pipeline it is, how its network is called, what its text
-encoders return, and which schedule and prediction its scheduler stands for.
+A family is a subclass that names its pipeline, and defines how its network is called, what its
+text encoders return, and the schedule and prediction of its scheduler.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ from edgedistill.teachers.tokenizers import UNBOUNDED, complete
 __all__ = ["PipelineTeacher"]
 
 _BATCH = 64
-"""Prompts a call of the text encoders."""
+"""Number of prompts in a call of the text encoders."""
 
 
 class PipelineTeacher(Teacher):
-    """A folder or Hub id in the layout of a diffusers pipeline.
+    """A teacher from a folder or Hub id in the layout of a diffusers pipeline.
 
     Attributes:
         pipelines: Names of the diffusers classes it reads, the plainest first.
-        conditions: Names of what the text encoder returns, as the network takes them.
+        conditions: Names of the text encoder's outputs, as the network takes them.
         unused: Components that are not loaded.
-        options: What the pipeline's class takes besides its components.
-        fused: Files of LoRAs that are in its weights, and a factor on each.
+        options: Arguments of the pipeline's class besides its components.
+        fused: Files and factors of LoRAs that are fused into its weights.
         pipeline: The pipeline itself.
     """
 
@@ -114,40 +114,40 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
 
     @abstractmethod
     def border(self) -> tuple[Schedule, Prediction]:
-        """What the pipeline's scheduler says in our words; ValueError names what is unknown."""
+        """Return schedule and prediction of the pipeline's scheduler; ValueError if unknown."""
 
     @abstractmethod
     def wrap(self, core: nn.Module) -> nn.Module:
-        """The network around `core` (an attribute named `self.core`): net(x, t, **conditions)."""
+        """Wrap `core` (an attribute named `self.core`) as net(x, t, **conditions)."""
 
     @classmethod
     def scaling_of(cls, config: Any) -> Scaling:
-        """Between x0 and what an autoencoder of this config decodes, as the pipeline has it."""
+        """Return the pipeline's scaling between x0 and an autoencoder's latents by its config."""
         return Scaling(config.scaling_factor)
 
     def decoder_of(self, autoencoder: Any) -> Any:
-        """x0 -> pictures, with its `scaling`.
+        """Return the decoder from x0 to pictures, with its `scaling`.
 
         Args:
-            autoencoder: The pipeline's or another; None where it has none.
+            autoencoder: The pipeline's autoencoder or another; None where it has none.
         """
         return Decoder(autoencoder, self.scaling_of(autoencoder.config))
 
     @abstractmethod
     def encoder(self) -> nn.Module | None:
-        """Token tensors, in the order of `tokenize`, -> the tensors of `conditions`.
+        """Return the text encoder from token tensors, as `tokenize` orders them, to `conditions`.
 
-        None for a network without conditions.
+        The result is None for a network without conditions.
         """
 
     @abstractmethod
     def schedulers(self, table: TorchStepTable) -> Iterator[Any]:
-        """Diffusers schedulers that may walk a table, the plainest first."""
+        """Yield diffusers schedulers that may walk a table, the plainest first."""
 
     def asks(self, x0: Tensor, prompt: str) -> dict[str, Any] | None:
-        """What its own pipeline's call is given to draw x0 (1, ...) for a prompt, guided.
+        """Return arguments of its own pipeline's call to draw x0 (1, ...) for a prompt, guided.
 
-        None where the family's pipelines are not made for such a network.
+        The result is None where the family's pipelines do not support such a network.
         """
         height, width = (side * self.pipeline.vae_scale_factor for side in x0.shape[-2:])
         return {
@@ -160,7 +160,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         }
 
     def set_steps(self, scheduler: Any, steps: int) -> None:
-        """Ask a scheduler for a number of steps as the pipeline does."""
+        """Set a scheduler's number of steps as the pipeline does."""
         scheduler.set_timesteps(steps)
 
     @property
@@ -169,7 +169,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         return (Path(self.path) / "student.json").is_file()
 
     def set_own_steps(self, scheduler: Any, steps: int) -> None:
-        """Ask a teacher's scheduler, or its sibling, for steps as the pipeline does."""
+        """Set the steps of a teacher's scheduler, or of its sibling, as the pipeline does."""
         scheduler.set_timesteps(steps, **shift_asked(scheduler, self.denoiser.schedule))
 
     def grid(self, steps: int) -> TimeGrid:
@@ -183,7 +183,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         return grid
 
     def shape(self) -> tuple[int, ...]:
-        """Shape of one latent."""
+        """Return the shape of one latent."""
         config = getattr(self.pipeline, self.core).config
         size = config.sample_size
         if size is None:
@@ -214,8 +214,9 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
 
     @classmethod
     def open(cls, name: str, index: dict[str, Any], where: str) -> Any:
-        """Diffusers' pipeline of class `name` at `where`, a folder or a Hub id, in float32."""
-        # Diffusers must be told what is left out, unless every pipeline may leave it out.
+        """Open diffusers' pipeline of class `name` at `where`, a folder or Hub id, in float32."""
+        # Diffusers must be told which components are left out, unless they are optional in its
+        # class.
         absent = [part for part, found in index.items() if found == [None, None]]
         unused = dict.fromkeys((*cls.unused, *absent))
         with whole_weights(where):
@@ -225,7 +226,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """Device of the networks."""
         return next(self.net.parameters()).device
 
     def to(self, device: torch.device) -> PipelineTeacher:
@@ -242,7 +243,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
 
     @contextmanager
     def _present(self, module: nn.Module) -> Iterator[None]:
-        """A module that is on the device while it is used."""
+        """Move a module to the device while it is used."""
         module.to(self.device)
         try:
             yield
@@ -258,7 +259,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         return getattr(self.pipeline, name)
 
     def longest(self, tokenizer: str) -> int | None:
-        """Tokens that the pipeline takes unless told otherwise; None where that is its length."""
+        """Return the pipeline's default length of a prompt; None for the tokenizer's own."""
         return None
 
     def length(self, tokenizer: str) -> int:
@@ -364,10 +365,10 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         self.scheduler(table)
 
     def scheduler(self, table: TorchStepTable) -> Any:
-        """The diffusers scheduler that walks the table, at one size if its steps grow.
+        """Return the diffusers scheduler that walks the table, at one size if its steps grow.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If no scheduler does.
         """
         return self._walker(table)[0]
 
@@ -382,7 +383,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         return text.format(steps=len(table.rows))
 
     def _walker(self, table: TorchStepTable) -> tuple[Any, list[int] | None]:
-        """The scheduler, and the timesteps it must be given where their number is not enough."""
+        """Return the scheduler, and the timesteps it must be given if a number is not enough."""
         own, table = self.pipeline.scheduler, table.at_one_size()
         candidates = [*self.schedulers(table), type(own).from_config(own.config)]
         by_timesteps = takes_timesteps(type(self.pipeline).__call__)

@@ -1,4 +1,4 @@
-"""A pipeline of diffusers from a folder, a Hub id or a single file, and what is known of it."""
+"""A diffusers pipeline from a folder, a Hub id or a single file, and facts about its files."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ __all__ = ["PipelineFiles", "read_pipeline"]
 
 @dataclass(frozen=True)
 class PipelineFiles:
-    """A pipeline and what is known of its files.
+    """A pipeline and facts about its files.
 
     Attributes:
-        name: Of the teacher.
-        path: Where it came from.
+        name: Name of the teacher.
+        path: Place it was loaded from.
         pipeline: Diffusers' pipeline.
-        index: Its model_index.json.
-        rights: Its licence.
+        index: Contents of its model_index.json.
+        rights: Licences of its weights.
         notes: Lines for its user.
     """
 
@@ -53,7 +53,7 @@ class PipelineFiles:
     notes: Sequence[str]
 
     def teacher(self, kind: type[PipelineTeacher]) -> PipelineTeacher:
-        """The teacher of a family that this pipeline is."""
+        """Make this pipeline's teacher of a family."""
         made = kind(self.name, self.path, self.pipeline)
         lacks = [] if made.is_student else lacks_of(self.index)
         made.rights, made.notes = self.rights, [*self.notes, *lacks]
@@ -69,9 +69,9 @@ def read_pipeline(kind: type[PipelineTeacher], path: str, config: str | None) ->
         config: Folder or Hub id of a single file's configurations.
 
     Raises:
-        ValueError: If there is none, it is of another family, or broken; names the place.
+        ValueError: If there is no pipeline, or it is of another family or broken; names the place.
     """
-    # A download shows its own bars; loading takes a second and needs none.
+    # A download shows its own bars; loading takes a second and needs no bar.
     diffusers_logging.disable_progress_bar()
     diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)  # errors come as exceptions
     transformers_logging.disable_progress_bar()
@@ -90,7 +90,7 @@ def read_pipeline(kind: type[PipelineTeacher], path: str, config: str | None) ->
     where = str(folder) if folder.is_dir() else path
     try:
         index = DiffusionPipeline.load_config(where)
-        # A folder that names no class is read as the plainest.
+        # A folder that names no class is read as the plainest one.
         name = str(index.get("_class_name") or kind.pipelines[0])
         _check_class(kind, name, where)
         pipeline = kind.open(name, index, where)
@@ -108,7 +108,7 @@ def read_pipeline(kind: type[PipelineTeacher], path: str, config: str | None) ->
 
 
 def _read_file(kind: type[PipelineTeacher], path: str, config: str | None) -> PipelineFiles:
-    """The pipeline around a single file."""
+    """Read the pipeline around a single file."""
     where, index = read_index(kind.family, path, config)
     _check_class(kind, str(index.get("_class_name")), where)
     try:
@@ -122,7 +122,7 @@ def _read_file(kind: type[PipelineTeacher], path: str, config: str | None) -> Pi
 
 
 def _check_class(kind: type[PipelineTeacher], name: str, where: str) -> None:
-    """ValueError if a pipeline of class `name` is of another family."""
+    """Raise a ValueError if a pipeline of class `name` is of another family."""
     if name in kind.pipelines:
         return
     other = FAMILIES.get(name)

@@ -1,8 +1,8 @@
-"""What a teacher's diffusers scheduler says, in our words: noise levels, prediction, bound, steps.
+"""Read a teacher's diffusers scheduler: noise levels, prediction, bound, steps.
 
 A scheduler is read through its deterministic first-order sibling: DDIM, Euler or first-order
-DPM-Solver++, which share its timesteps, its noise levels and its estimate of x0. Whatever is not
-drawn as the sibling draws it is refused.
+DPM-Solver++, which share its timesteps, its noise levels and its estimate of x0. A scheduler whose
+samples differ from its sibling's is refused.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PREDICTIONS = {
     "v_prediction": Prediction.V,
     "flow_prediction": Prediction.FLOW,
 }
-"""Predictions by diffusers' names."""
+"""Predictions by their names in diffusers."""
 
 TOLERANCE = 1e-3
 """Largest difference between our samples of a probe and diffusers', relative to the largest."""
@@ -61,7 +61,7 @@ class Sibling:
 
     Attributes:
         kind: Name of its class in diffusers.
-        choices: Settings it has whatever the other says.
+        choices: Settings that override the other's.
     """
 
     kind: str
@@ -76,7 +76,7 @@ _DPM = Sibling(
 )
 _EDM = Sibling("EDMEulerScheduler")
 FLOW = Sibling("FlowMatchEulerDiscreteScheduler", (("stochastic_sampling", False),))
-"""What stands for the flow schedulers."""
+"""Sibling of the flow schedulers."""
 
 SIBLINGS = {
     **dict.fromkeys(
@@ -110,7 +110,7 @@ SIBLINGS = {
         FLOW,
     ),
 }
-"""The schedulers of diffusers that a teacher may come with, by name."""
+"""Supported diffusers schedulers of a teacher, and their siblings, by name."""
 
 _ABSENT = {
     "clip_sample": False,
@@ -118,22 +118,22 @@ _ABSENT = {
     "set_alpha_to_one": True,
     "final_sigmas_type": "zero",
 }
-"""What a sibling is told of settings that the class of the teacher's scheduler does not know."""
+"""Settings of a sibling where the class of the teacher's scheduler does not have them."""
 
 _REFUSED = {
     "timestep_type": ("continuous", "the network reads a logarithm of the noise level"),
     "invert_sigmas": (True, "time runs the other way"),
 }
-"""Settings that no teacher may have: the value, and what it would mean."""
+"""Settings that no teacher may have: the value, and its meaning."""
 
 
 def takes(scheduler: Any, key: str) -> bool:
-    """Whether the scheduler's class knows a setting; a config may hold others' besides."""
+    """Whether the scheduler's class has a setting; a config may also hold other classes'."""
     return key in inspect.signature(type(scheduler).__init__).parameters
 
 
 def setting(scheduler: Any, key: str, default: Any = None) -> Any:
-    """A setting that the scheduler's class knows; the default where it knows none."""
+    """Return a setting that the scheduler's class has, else the default."""
     return scheduler.config.get(key, default) if takes(scheduler, key) else default
 
 
@@ -163,7 +163,7 @@ def check_unscaled(scheduler: Any, path: str) -> None:
 
 
 def check_flow_prediction(scheduler: Any, path: str) -> None:
-    """Raise a ValueError if a solver on a flow's noise levels is told another prediction."""
+    """Raise a ValueError if a solver on a flow's noise levels has another prediction."""
     found = scheduler.config.prediction_type
     if found != "flow_prediction":
         raise ValueError(
@@ -172,10 +172,11 @@ def check_flow_prediction(scheduler: Any, path: str) -> None:
 
 
 def discrete_border(scheduler: Any, path: str) -> tuple[Schedule, Prediction]:
-    """Schedule and prediction of a scheduler over trained timesteps; `path` is for messages.
+    """Return schedule and prediction of a scheduler over trained timesteps.
 
     Raises:
-        ValueError: If the scheduler is of another kind, or its prediction is unknown.
+        ValueError: If the scheduler is of another kind, or its prediction is unknown; names
+            `path`.
     """
     check_known(scheduler, path)
     name = type(scheduler).__name__
@@ -191,12 +192,12 @@ def discrete_border(scheduler: Any, path: str) -> tuple[Schedule, Prediction]:
         raise ValueError(f"{path}: {unknown('prediction_type', prediction, known)}")
     levels = scheduler.alphas_cumprod.double()
     if setting(scheduler, "rescale_betas_zero_snr"):
-        levels = torch.cat([levels[:-1], torch.zeros(1, dtype=levels.dtype)])  # some put 2^-24
+        levels = torch.cat([levels[:-1], torch.zeros(1, dtype=levels.dtype)])  # some have 2^-24
     return Discrete(levels), known[prediction]
 
 
 def bound_of(scheduler: Any) -> Bound | None:
-    """What the scheduler does to its estimate of x0; None for nothing.
+    """Return the scheduler's bound on its estimate of x0; None if there is none.
 
     diffusers' DDPM, DDIM, LCM and TCD classes clip by default.
     """
@@ -210,9 +211,9 @@ def bound_of(scheduler: Any) -> Bound | None:
 
 
 def sibling(scheduler: Any) -> Any:
-    """A new scheduler of the sibling's class with the scheduler's own settings.
+    """Make a new scheduler of the sibling's class with the scheduler's own settings.
 
-    A setting that the scheduler's class does not know is off, and steps end in clean data.
+    A setting that the scheduler's class does not have is off, and steps end in clean data.
     """
     found = SIBLINGS[type(scheduler).__name__]
     kind = getattr(diffusers, found.kind)
@@ -225,11 +226,11 @@ def sibling(scheduler: Any) -> Any:
 
 
 def grid_of(scheduler: Any, schedule: Schedule) -> TimeGrid:
-    """Where a sibling whose steps are set calls the network, and where it lands.
+    """Return the call and landing times of a sibling whose steps are set.
 
     Args:
         scheduler: A sibling.
-        schedule: The teacher's.
+        schedule: The teacher's schedule.
     """
     read = _GRIDS[type(scheduler).__name__]
     return read(scheduler, schedule)
@@ -263,7 +264,7 @@ def _edm_grid(scheduler: Any, schedule: Schedule) -> TimeGrid:
     assert isinstance(schedule, Karras)
     sigmas, data = scheduler.sigmas.double(), schedule.sigma_data
     times = schedule.time_of_angle((sigmas / data).atan())
-    # The least level is at t = 0, where a grid would land on clean data.
+    # The smallest level is at t = 0, where a grid would land on clean data.
     starts, ends = _split(scheduler, times.clamp(min=1e-9))
     scale = float(scheduler.init_noise_sigma) / math.hypot(data, float(sigmas[0]))
     return TimeGrid(starts, ends, scale, scheduler.timesteps.double())
@@ -277,7 +278,7 @@ def _flow_grid(scheduler: Any, schedule: Schedule) -> TimeGrid:
 
 
 def _split(scheduler: Any, times: Tensor) -> tuple[Tensor, Tensor]:
-    """Starts and ends of the steps between `times`; no noise is t = 0 in every schedule."""
+    """Return starts and ends of the steps between `times`; no noise is t = 0 in every schedule."""
     steps = len(scheduler.timesteps)
     times = torch.where(scheduler.sigmas > 0, times, torch.zeros_like(times))
     return times[:steps], times[1 : steps + 1]
@@ -296,7 +297,7 @@ _GRIDS: dict[str, Callable[[Any, Schedule], TimeGrid]] = {
 
 
 class Probe(nn.Module):
-    """A stand-in for a network, nonlinear in x and dependent on t.
+    """A simple network that is nonlinear in x and depends on t.
 
     Args:
         sign: Factor on the output.
@@ -307,13 +308,13 @@ class Probe(nn.Module):
         self.sign = sign
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """f(x, t), shaped as x (N, ...); t is (N,) or a scalar."""
+        """Return f(x, t), shaped as x (N, ...); t is (N,) or a scalar."""
         time = expand_like(torch.as_tensor(t).double(), x).to(x) / 1000
         return self.sign * ((x * (1 + time)).tanh() + 0.3 * time)
 
 
 def check_start(grid: TimeGrid, denoiser: Denoiser, path: str) -> None:
-    """Raise a ValueError if noise is predicted from no signal at all, where x0 is not finite."""
+    """Raise a ValueError if eps is predicted from pure noise, where x0 is not finite."""
     alpha = float(denoiser.schedule.alpha(grid.starts[0]))
     if denoiser.prediction is Prediction.EPS and alpha < 1e-9:
         raise ValueError(
@@ -324,20 +325,21 @@ def check_start(grid: TimeGrid, denoiser: Denoiser, path: str) -> None:
 
 
 def check_grid(scheduler: Any, grid: TimeGrid, denoiser: Denoiser, path: str) -> None:
-    """Raise a ValueError if a probe is not drawn as diffusers' sibling scheduler draws it.
+    """Raise a ValueError if a probe's samples differ from diffusers' sibling scheduler's.
 
     Args:
-        scheduler: The sibling, its steps set.
-        grid: Ours.
-        denoiser: The teacher's, for its schedule, prediction and bound.
-        path: The teacher's, for the message.
+        scheduler: The sibling, with its steps set.
+        grid: Our grid of its steps.
+        denoiser: The teacher's denoiser, for its schedule, prediction and bound.
+        path: The teacher's path, for the message.
     """
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(4, 1, 4, 4, generator=generator, dtype=torch.float64)
-    # An EDM scheduler's eps is minus the v of its preconditioning, which is a teacher's wrapper's.
+    # An EDM scheduler's eps is minus the v of its preconditioning, which the teacher's wrapper
+    # applies.
     minus = isinstance(denoiser.schedule, Karras) and scheduler.config.prediction_type == "epsilon"
     net = Probe(-1.0 if minus else 1.0)
-    # Euler's class knows no bound: it shows where the steps are.
+    # Euler's class has no bound; it only shows the steps.
     bound = denoiser.bound if takes(scheduler, "thresholding") else None
     probe = Denoiser(net, denoiser.schedule, denoiser.prediction, bound)
     ours = solve(probe, noise, grid, {})

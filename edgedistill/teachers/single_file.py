@@ -1,8 +1,8 @@
-"""Single-file checkpoints in the layouts their authors publish, read by diffusers' own converters.
+"""Single-file checkpoints in their authors' layouts, read by diffusers' own converters.
 
-Such a file holds weights alone, and not always all of them: FLUX's and many of SD3's are the
-transformer by itself. Configurations, tokenizers and networks that the file lacks come from a
-folder or Hub id in the layout of a diffusers pipeline.
+Such a file holds only weights, and not always all of them: FLUX's and many of SD3's hold only the
+transformer. Configurations, tokenizers and networks that the file lacks come from a folder or Hub
+id in the layout of a diffusers pipeline.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ CORES = {
     "sdxl": "label_emb.0.",
     "stable_diffusion": "input_blocks.0.",
 }
-"""By family, the first one that fits: how names of its network's weights begin, behind
-`model.diffusion_model.` or bare."""
+"""Prefix of the network's weight names by family, after `model.diffusion_model.` or bare; the
+first match counts."""
 
 _PREFIX = "model.diffusion_model."
 
@@ -57,17 +57,17 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "stable_diffusion": {"vae": _VAE, "text_encoder": ("cond_stage_model.",)},
 }
-"""By family and component besides its network: how names of its weights begin."""
+"""Prefixes of weight names by family and component, besides its network."""
 
 OPTIONAL = {"text_encoder_3": "tokenizer_3"}
-"""Components a model may do without, and what goes with them."""
+"""Components that a model may lack, and the tokenizer that is left out with them."""
 
 
 def check_file(path: str) -> bool:
     """Whether `path` is a single file.
 
     Raises:
-        ValueError: If it is a pickle, or its name is a file's and there is none.
+        ValueError: If it is a pickle or GGUF, or names a .safetensors file that does not exist.
     """
     if path.endswith(PICKLES):
         raise ValueError(
@@ -87,7 +87,7 @@ def check_file(path: str) -> bool:
 
 
 def family_of(names: Collection[str]) -> str | None:
-    """The family whose network is among weights of these names, if it is a known one."""
+    """Return the family whose network is among weights of these names, if it is a known one."""
     for family, begin in CORES.items():
         if any(name.removeprefix(_PREFIX).startswith(begin) for name in names):
             return family
@@ -95,15 +95,15 @@ def family_of(names: Collection[str]) -> str | None:
 
 
 def read_index(family: str, path: str, config: str | None) -> tuple[str, dict[str, Any]]:
-    """Where the configurations for a file are, and what their model_index.json says.
+    """Return the place of a file's configurations, and their model_index.json.
 
     Args:
-        family: The teacher's.
+        family: The teacher's family.
         path: The file.
-        config: Folder or Hub id; None is diffusers' guess from the weights' names and shapes.
+        config: Folder or Hub id; None takes diffusers' guess from the weights' names and shapes.
 
     Raises:
-        ValueError: If the file is of another family, or its configurations are not to be had.
+        ValueError: If the file is of another family, or its configurations cannot be found.
     """
     _check_family(family, _names(path), path)
     where = config or str(fetch_diffusers_config(load_file(path))["pretrained_model_name_or_path"])
@@ -122,14 +122,14 @@ def read_index(family: str, path: str, config: str | None) -> tuple[str, dict[st
 
 
 def open_file(family: str, path: str, where: str, index: dict[str, Any], **options: Any) -> Any:
-    """Diffusers' pipeline around the weights in a file, in float32.
+    """Open diffusers' pipeline around the weights in a file, in float32.
 
     Args:
-        family: The teacher's.
+        family: The teacher's family.
         path: The file.
         where: Folder or Hub id of its configurations.
-        index: Their model_index.json.
-        options: What the pipeline's class takes besides its components.
+        index: The configurations' model_index.json.
+        options: Arguments of the pipeline's class besides its components.
 
     Raises:
         ValueError: If weights are neither in the file nor with the configurations; names them.
@@ -169,12 +169,12 @@ def open_file(family: str, path: str, where: str, index: dict[str, Any], **optio
 
 
 def _scheduler(index: dict[str, Any], where: str, marks: Marks, path: str) -> Any:
-    """The configurations' scheduler as the file says that it is; None where it says nothing."""
+    """Make the configurations' scheduler with the file's marks; None if the file has none."""
     if marks.prediction is None and not marks.zero_snr:
         return None
     kind = getattr(diffusers, index["scheduler"][1])
     config = dict(kind.load_config(where, subfolder="scheduler"))
-    if "prediction_type" not in config:  # a flow's
+    if "prediction_type" not in config:  # a flow's scheduler has none
         raise ValueError(
             f"{path}: says how its network predicts, and {where}'s {kind.__name__} is of a flow"
         )
@@ -192,7 +192,7 @@ def _scheduler(index: dict[str, Any], where: str, marks: Marks, path: str) -> An
 
 
 def _resize(pipeline: Any, size: tuple[int, int], where: str, path: str) -> None:
-    """Let a U-Net draw pictures as large as its file says; ValueError for other networks."""
+    """Set a U-Net's picture size to that of its file; ValueError for other networks."""
     unet: Any = getattr(pipeline, "unet", None)
     network = unet if unet is not None else pipeline.transformer
     factor, width = pipeline.vae_scale_factor, size[0]
@@ -210,7 +210,7 @@ def _resize(pipeline: Any, size: tuple[int, int], where: str, path: str) -> None
 
 
 def _check_channels(family: str, header: Header, path: str) -> None:
-    """ValueError if a U-Net reads more than latents."""
+    """Raise a ValueError if a U-Net reads more than latents."""
     for prefix in (_PREFIX, ""):
         shape = header.shapes.get(f"{prefix}input_blocks.0.0.weight")
         if shape and (family, shape[1]) in EXTRA:
@@ -249,7 +249,7 @@ def _check_family(family: str, names: Collection[str], path: str) -> None:
 
 
 def _from_folder(library: str, kind: str, where: str, part: str) -> Any:
-    """A network with the weights beside the configurations; None if there are none."""
+    """Load a network with the weights beside the configurations; None if there are none."""
     found = getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
     try:
         return found.from_pretrained(

@@ -1,4 +1,4 @@
-"""The diffusers scheduler that is saved with a student: the first that walks its step table."""
+"""Find the diffusers scheduler to save with a student: the first that walks its step table."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["discrete_schedulers", "find_scheduler", "takes_timesteps", "walk"]
 
 
 def discrete_schedulers(scheduler: Any, table: TorchStepTable) -> Iterator[Any]:
-    """Schedulers over trained timesteps that may walk a table, the plainest first.
+    """Yield schedulers over trained timesteps that may walk a table, the plainest first.
 
-    A student may predict something else than its teacher.
+    The student's prediction may differ from its teacher's.
     """
     config = scheduler.config
     own = config.prediction_type
@@ -40,7 +40,7 @@ def _kinds(table: TorchStepTable, n: int) -> Iterator[tuple[Any, dict[str, Any]]
     yield DDIMScheduler, {"set_alpha_to_one": True, **trailing}
     leading = {"timestep_spacing": "leading", "steps_offset": 0}
     yield DDIMScheduler, {"set_alpha_to_one": True, **leading}
-    # DDIM's class steps by 1000 // steps whatever the next timestep is; this one goes there.
+    # DDIM's class steps by 1000 // steps whatever the next timestep is; this class steps to it.
     order_one = {"solver_order": 1, "algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}
     yield DPMSolverMultistepScheduler, {**order_one, **trailing}
 
@@ -51,16 +51,16 @@ def find_scheduler(
     set_steps: Callable[[Any, int], None],
     by_timesteps: bool,
 ) -> tuple[Any, list[int] | None]:
-    """The scheduler that walks a table, and the timesteps it must be given, if any.
+    """Return the scheduler that walks a table, and the timesteps it must be given, if any.
 
     Args:
         candidates: Schedulers, the plainest first.
-        table: The student's, at one size.
-        set_steps: Asks a scheduler for a number of steps as the pipeline does.
+        table: The student's table, at one size.
+        set_steps: Sets a scheduler's number of steps as the pipeline does.
         by_timesteps: Whether the pipeline can be given the timesteps one by one.
 
     Raises:
-        ValueError: If none walks it.
+        ValueError: If no scheduler walks it.
     """
     for scheduler in candidates:
         if _walks(scheduler, table, partial(set_steps, scheduler, len(table.rows))):
@@ -77,19 +77,19 @@ def find_scheduler(
 
 
 def takes_timesteps(function: Any) -> bool:
-    """Whether a pipeline's call, or a scheduler, can be given its timesteps one by one."""
+    """Whether a pipeline's call, or a scheduler, accepts a list of timesteps."""
     return "timesteps" in inspect.signature(function).parameters
 
 
 def _choices(scheduler: Any) -> tuple[dict[str, float], ...]:
-    """What a step of a scheduler may be told besides: TCD's share of fresh noise."""
+    """Return optional arguments of a scheduler's step to try: TCD's share of fresh noise."""
     if isinstance(scheduler, TCDScheduler):
         return {"eta": 0.0}, {"eta": 0.3}, {"eta": 1.0}
     return ({},)
 
 
 def _walks(scheduler: Any, table: TorchStepTable, set_steps: Callable[[], None]) -> bool:
-    """Whether scheduler, its steps set, and table take the same noise to the same place."""
+    """Whether scheduler, with its steps set, and table give the same result for the same noise."""
     for choices in _choices(scheduler):
         set_steps()
         if _agree(scheduler, table, choices):
@@ -100,16 +100,16 @@ def _walks(scheduler: Any, table: TorchStepTable, set_steps: Callable[[], None])
 def walk(
     scheduler: Any, net: nn.Module, shape: tuple[int, ...], choices: Mapping[str, Any]
 ) -> Tensor:
-    """Where a scheduler, its steps set, takes noise of seed 0 with a network net(x, t).
+    """Sample by a scheduler, with its steps set, from noise of seed 0 with a network net(x, t).
 
     Args:
-        scheduler: Of diffusers.
-        net: Called with x of `shape` and one timestep a sample, (N,).
-        shape: Of the noise (N, ...).
-        choices: What each step is told besides.
+        scheduler: A scheduler of diffusers.
+        net: Network called with x of `shape` and one timestep a sample, (N,).
+        shape: Shape of the noise (N, ...).
+        choices: Further arguments of each step.
     """
     generator = torch.Generator().manual_seed(0)
-    # Flow schedulers know neither a first scale nor one a step.
+    # Flow schedulers have neither an initial scale nor one for each step.
     x = torch.randn(*shape, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
     for t in scheduler.timesteps:
         seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
@@ -119,7 +119,7 @@ def walk(
 
 
 class _Probe(nn.Module):
-    """A network that reads no time, since diffusers' timesteps may be rounded."""
+    """A network that does not read time, since diffusers' timesteps may be rounded."""
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return x.tanh()

@@ -1,4 +1,4 @@
-"""Tokenizers of a pipeline made whole: what a configuration leaves out, its text encoder says."""
+"""Complete a pipeline's tokenizers from its text encoders where their files lack settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgedistill.common.files import read_json
 __all__ = ["UNBOUNDED", "complete", "nulls", "several_vectors"]
 
 UNBOUNDED = 10**9
-"""A length from which on transformers means that none is given."""
+"""Length from which on transformers means that none is given."""
 
 _VOCABULARIES = (
     ("tokenizer.json",),
@@ -20,24 +20,24 @@ _VOCABULARIES = (
     ("tokenizer.model",),
     ("vocab.txt",),
 )
-"""Files of which one set holds all that a tokenizer knows."""
+"""Sets of vocabulary files; a tokenizer needs one complete set."""
 
 
 def complete(pipeline: Any, names: Iterable[str], path: str) -> None:
     """Give a pipeline's tokenizers the lengths that their files lack.
 
-    A tokenizer without `model_max_length` takes `max_position_embeddings` of its text encoder,
-    and is saved with it. One whose encoder has none either keeps what it has: the family knows a
-    length of its own, or says what is missing when it needs one.
+    A tokenizer without `model_max_length` takes `max_position_embeddings` of its text encoder, and
+    is saved with it. If its encoder has none either, the tokenizer is not changed: the family
+    knows a length of its own, or says what is missing when it needs one.
 
     Args:
         pipeline: A pipeline of diffusers.
-        names: Its tokenizers; those that the pipeline does not have are skipped.
+        names: Names of tokenizers; those that the pipeline does not have are skipped.
         path: Folder or Hub id, for messages.
 
     Raises:
-        ValueError: If a tokenizer has no vocabulary, cannot pad, is longer than its text encoder
-            takes, or knows more tokens than that; names the file and the key.
+        ValueError: If a tokenizer has no vocabulary, cannot pad, or is longer or has more tokens
+            than its text encoder supports; names the file and the key.
     """
     for name in names:
         tokenizer = getattr(pipeline, name, None)
@@ -74,20 +74,20 @@ def complete(pipeline: Any, names: Iterable[str], path: str) -> None:
                 "diffusers puts in while it reads a prompt and a bundle's tokenizer cannot; "
                 "leave them out, or load them with one vector each"
             )
-    if hasattr(pipeline, "tokenizer_max_length"):  # taken before there was one
+    if hasattr(pipeline, "tokenizer_max_length"):  # set before the tokenizer had a length
         pipeline.tokenizer_max_length = pipeline.tokenizer.model_max_length
 
 
 def several_vectors(tokenizer: Any) -> list[str]:
-    """Added words for which a pipeline reads several: `cat` where there is `cat_1` too."""
+    """Return added words for which a pipeline reads several vectors: `cat` if `cat_1` exists."""
     added = tokenizer.added_tokens_encoder
     return sorted(word for word in added if f"{word}_1" in added)
 
 
 def nulls(folder: Path) -> str:
-    """Names a special token that a tokenizer of a pipeline folder sets to null; "" if none does.
+    """Return a special token that a tokenizer of a pipeline folder sets to null; "" if none.
 
-    CLIP's tokenizer fails on one without a word of which.
+    CLIP's tokenizer fails on one without saying which.
     """
     for file in sorted(folder.glob("tokenizer*/tokenizer_config.json")):
         config = read_json(file)
@@ -98,7 +98,7 @@ def nulls(folder: Path) -> str:
 
 
 def _check_vocabulary(folder: Path) -> None:
-    """ValueError if a folder on disk has no vocabulary: transformers would make one up."""
+    """Raise a ValueError if a local folder has no vocabulary; transformers would make one up."""
     there = {file.name for file in folder.glob("*") if file.is_file()}
     if folder.is_dir() and not any(there.issuperset(files) for files in _VOCABULARIES):
         raise ValueError(

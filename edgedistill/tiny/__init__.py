@@ -1,7 +1,7 @@
-"""A tiny teacher of every family, random weights in real classes: `teacher.tiny=true`.
+"""Tiny teachers of every family with random weights in real classes: `teacher.tiny=true`.
 
-It draws noise. It is for trying a recipe, an export or a change of the code in seconds, without a
-download; a test runs every recipe with it.
+A tiny teacher draws noise. It is for trying a recipe, an export or a change of the code in
+seconds, without a download; a test runs every recipe with one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgedistill.teachers import load_teacher
 __all__ = ["ENTRY_POINTS", "TINY", "make_tiny"]
 
 ENTRY_POINTS = "edgedistill.tiny"
-"""Entry-point group by which families of other distributions join."""
+"""Entry-point group by which families of other distributions are added."""
 
 TINY = {
     "dit": "edgedistill.tiny.dit:pipeline",
@@ -34,20 +34,20 @@ TINY = {
     "unet2d": "edgedistill.tiny.unet2d:pipeline",
     "wan": "edgedistill.tiny.wan:pipeline",
 }
-"""By family, a function without arguments that returns a diffusers pipeline."""
+"""Functions by family that take no arguments and return a diffusers pipeline."""
 
 
 CAPTIONS = ("red", "a red one", "red red", "blue", "a blue one", "blue blue", "red blue", "")
-"""Of the data."""
+"""Captions of a tiny teacher's data."""
 
 
 def make_tiny(family: str, folder: Path, seed: int = 0) -> Path:
-    """Write a tiny teacher to `folder`, as `teachers.load_teacher` reads it, with data to learn.
+    """Write a tiny teacher to `folder`, with data, for `teachers.load_teacher` to read.
 
     Args:
         family: A key of `TINY`.
-        folder: Its place.
-        seed: Decides the weights.
+        folder: The folder to write.
+        seed: Seed of the weights.
 
     Raises:
         ValueError: If the family has no tiny teacher.
@@ -63,7 +63,8 @@ def make_tiny(family: str, folder: Path, seed: int = 0) -> Path:
         latents = torch.randn(len(CAPTIONS), *teacher.sample_shape)
         save_file({"latents": latents}, work / "data.safetensors")
         if teacher.autoencoder is not None and len(teacher.sample_shape) == 3:
-            # No picture was encoded to random latents; what they are decoded to stands for it.
+            # No picture was encoded to these random latents; their decoded pictures are used
+            # instead.
             pictures = ((teacher.decode(latents).clamp(-1, 1) + 1) * 127.5).round().byte()
             save_file({"pictures": pictures.contiguous()}, work / "originals.safetensors")
     return folder

@@ -9,11 +9,11 @@ from edgedistill.tiny.stable_diffusion import autoencoder
 __all__ = ["LABELS", "pipeline"]
 
 LABELS = {"0": "red, a red one, red red", "1": "blue, a blue one, blue blue", "2": "red blue"}
-"""Names by number, as in a published model_index.json."""
+"""Names of classes by number, as in a published model_index.json."""
 
 
 def pipeline() -> DiTPipeline:
-    """Random weights."""
+    """Make the pipeline with random weights."""
     transformer = DiTTransformer2DModel(
         sample_size=4,
         in_channels=4,

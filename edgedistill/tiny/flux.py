@@ -13,7 +13,7 @@ __all__ = ["pipeline"]
 
 
 def pipeline(*, dev: bool = True) -> FluxPipeline:
-    """Random weights: dev, which reads a guidance scale and shifts by size, or schnell."""
+    """Make the pipeline with random weights: dev (guidance input, shift by size), or schnell."""
     first, second = tokenizers.clip(), tokenizers.t5()
     transformer = FluxTransformer2DModel(
         in_channels=4 * 4,

@@ -14,7 +14,7 @@ __all__ = ["pipeline", "t5_config"]
 
 
 def t5_config(tokenizer: Any, **choices: Any) -> T5Config:
-    """A T5 encoder of two layers and 16 channels for a tokenizer."""
+    """Configure a T5 encoder of two layers and 16 channels for a tokenizer."""
     return T5Config(
         vocab_size=len(tokenizer),
         d_model=16,
@@ -30,7 +30,7 @@ def t5_config(tokenizer: Any, **choices: Any) -> T5Config:
 
 
 def pipeline(**transformer: Any) -> PixArtSigmaPipeline:
-    """Random weights; arguments go to the transformer."""
+    """Make the pipeline with random weights; arguments go to the transformer."""
     tokenizer = tokenizers.t5()
     network = PixArtTransformer2DModel(
         num_attention_heads=2,

@@ -1,4 +1,4 @@
-"""A tiny SanaPipeline: 8x4x4 latents, 32x32 pictures, which is the least its pipeline draws."""
+"""A tiny SanaPipeline: 8x4x4 latents, 32x32 pictures, the smallest its pipeline draws."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["pipeline"]
 
 
 def pipeline(*, scheduler: Any = None) -> SanaPipeline:
-    """Random weights; the scheduler's shift is 3 unless one is given."""
+    """Make the pipeline with random weights; the default scheduler's shift is 3."""
     tokenizer = tokenizers.gemma()
     text = Gemma2Config(
         vocab_size=len(tokenizer),

@@ -19,7 +19,7 @@ __all__ = ["pipeline"]
 
 
 def pipeline(*, t5: bool = True, **scheduler: Any) -> StableDiffusion3Pipeline:
-    """Random weights; without T5 if asked; other arguments go to the scheduler."""
+    """Make the pipeline with random weights, with T5 or without; others go to the scheduler."""
     first, second, third = tokenizers.clip(), tokenizers.clip(), tokenizers.t5()
     second.pad_token = "!"  # as SD3 pads its second encoder
     transformer = SD3Transformer2DModel(
@@ -33,7 +33,7 @@ def pipeline(*, t5: bool = True, **scheduler: Any) -> StableDiffusion3Pipeline:
         caption_projection_dim=16,
         pooled_projection_dim=4 + 8,
         pos_embed_max_size=4,
-        # Both as in 3.5 medium.
+        # Both settings are as in 3.5 medium.
         dual_attention_layers=(0,),
         qk_norm="rms_norm",
     )

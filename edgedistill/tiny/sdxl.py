@@ -14,7 +14,7 @@ __all__ = ["pipeline"]
 
 
 def pipeline(**scheduler: Any) -> StableDiffusionXLPipeline:
-    """Random weights; arguments go to the scheduler."""
+    """Make the pipeline with random weights; arguments go to the scheduler."""
     first, second = tokenizers.clip(), tokenizers.clip()
     second.pad_token = "!"  # as SDXL pads its second encoder
     unet = UNet2DConditionModel(

@@ -13,7 +13,7 @@ __all__ = ["autoencoder", "pipeline", "text_config"]
 
 
 def text_config(tokenizer: Any, **choices: Any) -> CLIPTextConfig:
-    """A CLIP text encoder of one layer and 16 channels for a tokenizer."""
+    """Configure a CLIP text encoder of one layer and 16 channels for a tokenizer."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         intermediate_size=32,
@@ -27,7 +27,7 @@ def text_config(tokenizer: Any, **choices: Any) -> CLIPTextConfig:
 
 
 def autoencoder(**choices: Any) -> AutoencoderKL:
-    """An autoencoder that halves 8x8 pictures."""
+    """Make an autoencoder that halves 8x8 pictures."""
     defaults = {"latent_channels": 4, "scaling_factor": 0.5, "sample_size": 8}
     return AutoencoderKL(
         block_out_channels=(8, 16),
@@ -39,7 +39,7 @@ def autoencoder(**choices: Any) -> AutoencoderKL:
 
 
 def pipeline(**scheduler: Any) -> StableDiffusionPipeline:
-    """Random weights; arguments go to the scheduler."""
+    """Make the pipeline with random weights; arguments go to the scheduler."""
     tokenizer = tokenizers.clip()
     unet = UNet2DConditionModel(
         sample_size=4,

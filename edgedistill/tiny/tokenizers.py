@@ -10,11 +10,11 @@ from transformers import CLIPTokenizer, GemmaTokenizer, T5Tokenizer
 __all__ = ["LENGTH", "clip", "gemma", "t5"]
 
 LENGTH = 8
-"""Tokens of a prompt."""
+"""Number of tokens of a prompt."""
 
 
 def clip() -> CLIPTokenizer:
-    """CLIP's byte pairs."""
+    """Make a CLIP tokenizer of byte pairs."""
     symbols = sorted(ByteLevel.alphabet())
     merges = [("r", "e"), ("re", "d</w>")]
     vocab = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *("".join(m) for m in merges)]
@@ -24,7 +24,7 @@ def clip() -> CLIPTokenizer:
 
 
 def gemma() -> GemmaTokenizer:
-    """Gemma's byte pairs, behind its start token."""
+    """Make a Gemma tokenizer of byte pairs, with a start token."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     merges = [("r", "e"), ("re", "d")]
     vocab = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "r", "e", "d"]
@@ -39,7 +39,7 @@ def gemma() -> GemmaTokenizer:
 
 
 def t5() -> T5Tokenizer:
-    """T5's pieces, a character each."""
+    """Make a T5 tokenizer with one piece for each character."""
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), ("\u2581red", -2.0)]
     vocab += [(symbol, -3.0) for symbol in printable if not symbol.isspace()]
     return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=LENGTH)

@@ -10,9 +10,9 @@ __all__ = ["pipeline"]
 
 
 def pipeline(*, classes: int | None = None, scheduler: Any = None) -> DDPMPipeline:
-    """Random weights; unconditional unless given a number of classes; DDPM's scheduler or another.
+    """Make the pipeline with random weights; the defaults are unconditional, DDPM's scheduler.
 
-    An EDMEulerScheduler makes it a network preconditioned as EDM's.
+    With an EDMEulerScheduler, the network is preconditioned as EDM's.
     """
     unet = UNet2DModel(
         sample_size=8,

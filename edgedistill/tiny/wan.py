@@ -18,7 +18,7 @@ __all__ = ["pipeline"]
 
 
 def pipeline(*, scheduler: Any = None) -> WanPipeline:
-    """Random weights; the scheduler is the released one unless one is given."""
+    """Make the pipeline with random weights; the default scheduler is the released one."""
     tokenizer = tokenizers.t5()
     text = UMT5Config(
         vocab_size=len(tokenizer),

@@ -1,1 +1,1 @@
-"""The training loop, optimizers, checkpoints, metrics."""
+"""The training loop, optimizers, checkpoints and metrics."""

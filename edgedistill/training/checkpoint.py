@@ -1,4 +1,4 @@
-"""Resumable state of a run, in safetensors and JSON: nothing is ever unpickled."""
+"""Checkpoints: the resumable state of a run, in safetensors and JSON, without pickles."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def save(
     """Write `folder`/step-NNNNNNNN with the sha256 of its files, then drop all but `keep`.
 
     Args:
-        folder: The run's checkpoints.
+        folder: Folder of the run's checkpoints.
         nets: Networks by role.
         optimizers: Optimizers by player.
-        state: JSON-ready; must hold "step".
-        keep: Checkpoints to leave, the newest.
+        state: JSON-ready state, which must hold "step".
+        keep: Number of newest checkpoints to keep.
     """
     target = folder / f"step-{state['step']:08d}"
     with atomic_folder(target) as work:
@@ -52,9 +52,9 @@ def save(
         data["sha256"] = sha256_of_all(work, files_in(work))
         data["sha256"][STATE] = _own_hash(data)
         write_json(work / STATE, data)
-    # Later ones than this are of a future that the run, taken up at an earlier one, has left.
+    # Later checkpoints belong to a future that the run left when it resumed from an earlier one.
     kept = [path for path in all_of(folder) if path.name <= target.name][:keep]
-    # The first versions left hidden folders of another name, too.
+    # The first versions also left hidden folders under another name.
     torn = [path for path in folder.glob(".step-*") if path.suffix != ".part"]
     for path in (*all_of(folder), *torn):
         if path not in kept:
@@ -78,12 +78,12 @@ def check(
 
 
 def all_of(folder: Path) -> list[Path]:
-    """The checkpoints of a run, newest first."""
+    """List the checkpoints of a run, newest first."""
     return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint, if there is one."""
+    """Return the newest complete checkpoint, if there is one."""
     return next((path for path in all_of(folder) if (path / STATE).is_file()), None)
 
 
@@ -95,8 +95,8 @@ def load(
     """Read a checkpoint into networks and optimizers and return its state.
 
     Raises:
-        ValueError: If it was written by another schema, is damaged or does not fit; names the
-            file. Networks and optimizers may then hold anything.
+        ValueError: If the checkpoint has another schema, is damaged or does not fit; names the
+            file. Networks and optimizers are then undefined.
     """
     state = _read_state(checkpoint)
     for name, net in nets.items():
@@ -109,7 +109,7 @@ def load(
 
 
 def _read_state(checkpoint: Path) -> dict[str, Any]:
-    """The state of a checkpoint whose files are as they were written."""
+    """Read the state of a checkpoint whose files match their hashes."""
     file = checkpoint / STATE
     state = read_json(file)
     version, listed = state.get("schema_version"), state.get("sha256")
@@ -126,7 +126,7 @@ def _read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def _check_state(file: Path, state: Mapping[str, Any]) -> None:
-    """ValueError names a key of a state without hashes that is missing or of another kind."""
+    """Raise a ValueError for a missing or mistyped key of a state without hashes; names it."""
     kinds: dict[str, Any] = {"step": int, "ema_updates": int, "bad": list}
     for key, kind in kinds.items():
         if not isinstance(state.get(key), kind):
@@ -136,14 +136,14 @@ def _check_state(file: Path, state: Mapping[str, Any]) -> None:
 
 
 def _own_hash(state: Mapping[str, Any]) -> str:
-    """Of state.json: of all but itself."""
+    """Hash state.json except the hash itself."""
     files = {name: found for name, found in state["sha256"].items() if name != STATE}
     return sha256_of({**state, "sha256": files})
 
 
 @contextmanager
 def _naming(file: Path) -> Iterator[Path]:
-    """Turns what goes wrong with a file into one line that names it."""
+    """Turn errors with a file into one line that names it."""
     try:
         yield file
     except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
@@ -156,7 +156,7 @@ def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """All numbers of an optimizer's state, by parameter and name."""
+    """Yield all tensors of an optimizer's state, by parameter and name."""
     for index, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
             for part, tensor in optimizers.split(torch.as_tensor(value)).items():

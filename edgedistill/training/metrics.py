@@ -1,4 +1,4 @@
-"""Training figures: metrics.jsonl (one line an interval) and TensorBoard beside it."""
+"""Training figures: metrics.jsonl (one line an interval) and TensorBoard."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ FILE = "metrics.jsonl"
 
 
 class Metrics:
-    """Collects scalars and writes their means over an interval.
+    """Collector of scalars, which writes their means over an interval.
 
     Args:
         folder: The run dir.
-        step: Where the run (re)starts; later lines of an interrupted run are dropped.
+        step: Step at which the run (re)starts; later lines of an interrupted run are dropped.
 
     Attributes:
-        path: metrics.jsonl.
-        damaged: Lines of it that could not be read, and are left out.
+        path: Path of metrics.jsonl.
+        damaged: Number of its lines that could not be read and are left out.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -42,13 +42,14 @@ class Metrics:
         self._values: dict[str, list[Tensor | float]] = defaultdict(list)
 
     def add(self, name: str, value: Tensor | float) -> None:
-        """Remember a scalar; tensors are read only at `flush`, so as not to wait for a device."""
+        """Record a scalar; tensors are only read at `flush`, so as not to wait for a device."""
         self._values[name].append(value)
 
     def flush(self, step: int, **facts: float) -> dict[str, float]:
         """Write the interval that ends after `step` steps and return it.
 
-        What is not finite counts for no mean; a name without a finite value is left out.
+        Values that are not finite are excluded from the means; a name without a finite value is
+        left out.
         """
         means = {}
         for name, values in self._values.items():
@@ -69,12 +70,12 @@ class Metrics:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl; what is damaged or torn is left out."""
+    """Read the lines of a run's metrics.jsonl; damaged or incomplete ones are left out."""
     return _read(folder / FILE)[0]
 
 
 def _read(path: Path) -> tuple[list[dict[str, float]], int]:
-    """The lines that are whole, and how many besides the last one are not."""
+    """Return the complete lines, and the number of damaged ones besides the last."""
     texts = path.read_bytes().split(b"\n") if path.is_file() else [b""]
     lines = [(text, _parse(text)) for text in texts]
     damaged = sum(1 for text, line in lines[:-1] if line is None and text.strip())
@@ -82,7 +83,7 @@ def _read(path: Path) -> tuple[list[dict[str, float]], int]:
 
 
 def _parse(text: bytes) -> dict[str, float] | None:
-    """A line of figures; None if it is none."""
+    """Parse a line of figures; None if it is malformed."""
     try:
         line = json.loads(text.decode())
     except (ValueError, RecursionError):

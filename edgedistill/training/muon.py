@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are made orthogonal before they are applied.
+"""Muon: an optimizer that orthogonalises the momentum of matrices before applying it.
 
 Jordan et al. 2024 (kellerjordan.github.io/posts/muon), at AdamW's scale as in Liu et al. 2025
 (arXiv 2502.16982, Eq. 4), so that one learning rate serves both.
@@ -17,28 +17,28 @@ from torch.optim.adamw import adamw
 __all__ = ["Muon", "is_matrix", "orthogonalize"]
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Quintic that drives singular values from (0, 1] to about 1 in five rounds."""
+"""Coefficients of a quintic that drives singular values from (0, 1] to about 1 in five rounds."""
 _RMS = 0.2
-"""Root mean square of an update at learning rate 1: about AdamW's."""
+"""Root mean square of an update at learning rate 1, about AdamW's."""
 
 
 def is_matrix(parameter: Tensor) -> bool:
-    """Whether it is a matrix: weights of layers, a convolution's kernel as output x the rest."""
+    """Whether a parameter is a matrix; a convolution's kernel counts as output x the rest."""
     return parameter.ndim > 1 and 1 < len(parameter) < parameter.numel()
 
 
 class Muon(torch.optim.Optimizer):
-    """Matrices by Muon, all else (biases, norms, embeddings) by AdamW.
+    """Optimizer of matrices by Muon, and of all else (biases, norms, embeddings) by AdamW.
 
     Args:
         matrices: Parameters of two or more dimensions.
         others: Parameters of any shape.
-        lr: Root mean square of an update over 0.2, of matrices; AdamW's learning rate.
-        momentum: Of matrices, Nesterov's.
-        betas: AdamW's.
-        eps: AdamW's.
-        weight_decay: Of both, decoupled.
-        rounds: Of the iteration that makes a matrix orthogonal.
+        lr: AdamW's learning rate; for matrices, root mean square of an update divided by 0.2.
+        momentum: Nesterov momentum of the matrix updates.
+        betas: Decay rates of AdamW's moments.
+        eps: Epsilon of AdamW.
+        weight_decay: Decoupled weight decay of all parameters.
+        rounds: Number of rounds of the iteration that makes a matrix orthogonal.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient; there is no closure."""
+        """Update every parameter that has a gradient; there is no closure."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
@@ -117,7 +117,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Tensor, rounds: int = 5) -> Tensor:
-    """The nearest matrices whose singular values are about 1, for a (count, rows, columns) stack.
+    """Make singular values of matrices, (count, rows, columns), about 1, as near as possible.
 
     Every round multiplies from the left by a polynomial of the Gram matrix, so the rounds run on
     the small square Gram matrices and the large ones are touched twice: a third of the usual work

@@ -1,4 +1,4 @@
-"""The optimizer of a player: AdamW, its moments in float32 or in 8 bits, or Muon."""
+"""The optimizer of a player: AdamW with moments in float32 or 8 bits, or Muon."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 __all__ = ["BLOCK", "join", "make", "matrices", "moment_bytes", "set_lr", "split"]
 
 BLOCK = 256
-"""Values that share a scale in 8 bits."""
+"""Number of values that share a scale in 8 bits."""
 
 LEAST = 4096
-"""Tensors of fewer values, or that do not fill their blocks, keep float32 moments."""
+"""Number of values below which a tensor keeps float32 moments, as do those that do not fill their
+blocks."""
 
 SIGNED = "exp_avg"
-"""The moment that may be negative."""
+"""Name of the moment that may be negative."""
 
 
 def make(net: nn.Module, optim: Optim, moments: str) -> torch.optim.Optimizer:
-    """What moves the trainable parameters of `net`, all on one device.
+    """Make the optimizer of the trainable parameters of `net`, all on one device.
 
     Args:
-        net: Whose.
-        optim: Its settings.
-        moments: How AdamW keeps its moments, fp32 or 8bit.
+        net: Network whose parameters are trained.
+        optim: Settings of the optimizer.
+        moments: Format of AdamW's moments, fp32 or 8bit.
 
     Raises:
-        ValueError: If 8 bits are asked for and torchao or the compiler it needs is missing, or
-            of Muon.
+        ValueError: If 8 bits are requested and torchao or its compiler is missing, or with Muon.
     """
     params = [p for p in net.parameters() if p.requires_grad]
     choices: dict[str, Any] = {
@@ -61,7 +61,7 @@ def make(net: nn.Module, optim: Optim, moments: str) -> torch.optim.Optimizer:
 
 
 def matrices(net: nn.Module) -> set[int]:
-    """Ids of the parameters that are Muon's: matrices, but no tables of embeddings."""
+    """Return ids of the parameters that Muon trains: matrices, except embedding tables."""
     tables = (module for module in net.modules() if isinstance(module, nn.Embedding))
     embedded = {id(table.weight) for table in tables}
     return {id(p) for p in net.parameters() if is_matrix(p)} - embedded
@@ -77,7 +77,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def split(value: Tensor) -> dict[str, Tensor]:
-    """The plain tensors of a state by the end of their name: one, or those of 8 bits."""
+    """Return the plain tensors of a state by suffix: one, or the several of an 8-bit state."""
     if not hasattr(value, "__tensor_flatten__"):
         return {"": value}
     names, _ = value.__tensor_flatten__()
@@ -85,7 +85,7 @@ def split(value: Tensor) -> dict[str, Tensor]:
 
 
 def join(name: str, parts: Mapping[str, Tensor]) -> Tensor:
-    """The state called `name` from what `split` made of it."""
+    """Rebuild the state called `name` from the result of `split`."""
     if "" in parts:
         return parts[""]
     from torchao.optim.subclass_8bit import OptimState8bit
@@ -96,18 +96,18 @@ def join(name: str, parts: Mapping[str, Tensor]) -> Tensor:
 
 
 def moment_bytes(param: Tensor, moments: str, *, muon: bool = False) -> int:
-    """Bytes of both moments of `param`, kept as `moments` says, or of Muon's one."""
+    """Count bytes of both moments of `param`, kept as `moments` says, or of Muon's one."""
     count = param.numel()
     if muon:
         return 4 * count
     if moments == "fp32" or count < LEAST or count % BLOCK:
         return 2 * 4 * count
-    # A byte each, a float32 scale a block, and the table of the 256 values.
+    # One byte for each value, a float32 scale for each block, and the table of the 256 values.
     return 2 * (count + 4 * count // BLOCK + 4 * 256)
 
 
 def _check(device: torch.device) -> None:
-    """ValueError if 8 bits cannot be had here."""
+    """Raise a ValueError if 8-bit moments are not available here."""
     try:
         import torchao.optim  # noqa: F401
     except ImportError as error:

@@ -11,7 +11,7 @@ from edgedistill.training import optimizers
 __all__ = ["Seat", "Turn"]
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
-"""How accelerate may run a network in pieces."""
+"""Ways in which accelerate may shard a network."""
 
 
 class Turn(nn.Module):
@@ -28,7 +28,7 @@ class Turn(nn.Module):
 
 
 class Seat:
-    """A player at the table: its turn, optimizer and place."""
+    """A player in the loop: its loss module, optimizer and counters."""
 
     def __init__(
         self,
@@ -48,10 +48,10 @@ class Seat:
         self.raw = optimizers.make(player.net, player.optim, moments)
         self.turn, self.optimizer = accelerator.prepare(Turn(player, objective), self.raw)
         self.bad = 0
-        """Updates skipped in a row, up to now."""
+        """Number of updates skipped in a row, up to now."""
         self.turns = self.skipped = 0
 
     def count(self, finite: bool) -> None:
-        """Note whether an update was finite, or was skipped because it was not."""
+        """Record whether an update was finite; one that is not finite is skipped."""
         self.turns, self.skipped = self.turns + 1, self.skipped + (not finite)
         self.bad = 0 if finite else self.bad + 1

@@ -1,4 +1,4 @@
-"""One training loop for every method; no method's name is in it."""
+"""One training loop for every method, independent of their names."""
 
 from __future__ import annotations
 
@@ -38,10 +38,11 @@ LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1.0 - done,
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
 }
-"""Fraction of the run done -> factor on the learning rate."""
+"""Learning rate schedules: fraction of the run done -> factor on the learning rate."""
 
 MAX_BAD_STEPS = 10
-"""Updates in a row that may be skipped for a loss or gradient that is not finite."""
+"""Largest number of updates in a row that may be skipped because a loss or gradient is not
+finite."""
 
 
 class Train(Settings):
@@ -50,28 +51,28 @@ class Train(Settings):
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=0, le=2**16)
     optim: Optim = Optim()
-    """Of the student; other players bring theirs in the objective's section."""
+    """Optimizer of the student; other players have theirs in the objective's section."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     lr_warmup: int = Field(0, ge=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulate: int = Field(1, gt=0, le=2**16)
-    """Batches whose gradients add up to one update."""
+    """Number of batches whose gradients are summed for one update."""
     clip: float = Field(1.0, gt=0)
     """Gradient norm above which gradients are scaled down."""
     ema: float = Field(0.999, ge=0, lt=1)
     moments: Literal["fp32", "8bit"] = "fp32"
-    """How every player's AdamW keeps its two moments. 8bit: in blocks of 256 values with a scale
-    each (Dettmers et al. 2021, arXiv 2110.02861), by torchao."""
+    """Format of the two moments of every player's AdamW. 8bit: in blocks of 256 values with a
+    scale each (Dettmers et al. 2021, arXiv 2110.02861), by torchao."""
     roles: Literal["copies", "adapters"] = "copies"
-    """A network for each role, or one frozen base with a LoRA for each."""
+    """Networks of the roles: a copy for each, or one frozen base with a LoRA for each."""
     adapter: Adapter = Adapter()
     base: Literal["fp32", "bf16"] = "fp32"
-    """Precision in which the teacher's frozen weights are kept, and with them those that adapters
-    share. bf16 takes half the memory and, with precision=bf16, changes no number of a step."""
+    """Precision of the teacher's frozen weights, including those that adapters share. bf16 takes
+    half the memory and, with precision=bf16, changes no number of a step."""
     checkpointing: bool = False
-    """Gradient checkpointing: a block's activations are computed again when its gradient is."""
+    """Gradient checkpointing: a block's activations are recomputed for its gradient."""
     offload: bool = False
-    """What surrounds the network waits in main memory between uses."""
+    """Whether components other than the network wait in main memory between uses."""
     seed: int = Field(0, ge=0, lt=2**63)
     log_every: int = Field(50, gt=0)
     sample_every: int = Field(0, ge=0)
@@ -89,17 +90,17 @@ class Train(Settings):
 
 
 class Interrupted(Exception):  # noqa: N818  the user stopped it: no error
-    """The user stopped the run; a checkpoint has been written."""
+    """Raised when the user stopped the run; a checkpoint has been written."""
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls out to.
+    """Callbacks of the training loop.
 
     Attributes:
-        progress: (steps done, figures of the last interval or None).
-        sample: (student's averaged network, steps done) draws a sample grid.
-        say: Called with a line about what went wrong and did not stop the run.
+        progress: Called with (steps done, figures of the last interval or None).
+        sample: Called with (student's averaged network, steps done) to draw a sample grid.
+        say: Called with a line about a fault that did not stop the run.
     """
 
     progress: Callable[[int, dict[str, float] | None], None]
@@ -108,7 +109,7 @@ class Hooks:
 
 
 class Trainer:
-    """Runs an objective's players in turn.
+    """Training loop that runs an objective's players in turn.
 
     Args:
         objective: The method.
@@ -116,9 +117,10 @@ class Trainer:
         config: The `train` section.
         folder: The run dir.
         hooks: Progress and sample grids.
-        paths: The teacher's, in place of the clean data.
-        prompted: Whether batches bring their prompts.
-        pictured: Whether batches bring the pictures they were encoded from, where those are known.
+        paths: Paths of the teacher, in place of clean data.
+        prompted: Whether batches include their prompts.
+        pictured: Whether batches include the pictures they were encoded from, where these are
+            known.
     """
 
     def __init__(
@@ -177,10 +179,10 @@ class Trainer:
         return checkpoint.save(folder, self._nets(), self._optimizers(), state)
 
     def resume(self) -> int:
-        """Take up the newest whole checkpoint, if there is one; returns the step it stands at.
+        """Load the newest complete checkpoint, if there is one; return its step.
 
         Raises:
-            ValueError: If there are checkpoints, and none can be taken up; of the newest.
+            ValueError: If there are checkpoints but none can be loaded; describes the newest.
         """
         problems = []
         for place in checkpoint.all_of(self.folder / "checkpoints"):
@@ -217,7 +219,7 @@ class Trainer:
         Raises:
             Interrupted: On Ctrl-C or SIGTERM, after a checkpoint.
             FloatingPointError: After too many updates in a row that were not finite, if a player
-                has not had one that was, or for weights or data that are not finite.
+                had no finite update at all, or for weights or data that are not finite.
         """
         config, main = self.config, self.accelerator.is_main_process
         metrics = Metrics(self.folder, self.step) if main else None
@@ -254,7 +256,7 @@ class Trainer:
         return self.ema.net
 
     def _tell_skipped(self) -> None:
-        """Say which updates were skipped; FloatingPointError if a player had no other."""
+        """Report skipped updates; FloatingPointError if a player had no other."""
         for seat in self.seats:
             if not seat.skipped or (self.accelerator.scaler and not seat.bad):
                 continue  # fp16's scaler finds its scale by overflows
@@ -280,7 +282,7 @@ class Trainer:
                     metrics.add(f"{name}/{key}", value)
 
     def _play(self, seat: Seat) -> tuple[Losses, Tensor]:
-        """One update of one player."""
+        """Run one update of one player."""
         config, player = self.config, seat.player
         for other in self.seats:
             for param in other.params:
@@ -293,7 +295,7 @@ class Trainer:
                 losses: Losses = seat.turn(batch)
                 self.accelerator.backward(losses.total / config.accumulate)
         norm = self.accelerator.clip_grad_norm_(seat.params, config.clip)
-        # fp16's scaler expects overflows and handles them by itself.
+        # fp16's scaler expects overflows and handles them itself.
         finite = bool(norm.isfinite()) and bool(losses.total.isfinite())
         if finite or self.accelerator.scaler:
             optimizers.set_lr(seat.raw, self._lr(player.optim.lr))
@@ -311,7 +313,7 @@ class Trainer:
         return losses, norm
 
     def _batch(self, step: int, seat: int, micro: int) -> Batch:
-        """Data and randomness, decided by (seed, step, seat, micro, rank) alone.
+        """Make data and randomness, decided by (seed, step, seat, micro, rank) alone.
 
         Nothing random outlives a turn, so a resumed run repeats an uninterrupted one bit by bit.
         """
@@ -319,7 +321,7 @@ class Trainer:
         shared = _generator(key)
         key_of_rank = [*key, 1 + self.accelerator.process_index]
         own = _generator(key_of_rank)
-        # For dropout inside networks. torch.manual_seed formats a stack trace for CUDA each time.
+        # Seed dropout inside networks. torch.manual_seed formats a stack trace for CUDA each time.
         torch.default_generator.manual_seed(own.initial_seed())
         if torch.cuda.is_available():
             torch.cuda.manual_seed_all(own.initial_seed())
@@ -349,14 +351,14 @@ class Trainer:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM ask for a stop at the end of the step."""
+        """Handle Ctrl-C and SIGTERM by a stop at the end of the step."""
 
         def ask(number: int, frame: FrameType | None) -> None:
             self._stop = True
 
         try:
             old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: the caller owns the signals
+        except ValueError:  # not in the main thread, where the caller owns the signals
             old = {}
         try:
             yield
@@ -366,14 +368,14 @@ class Trainer:
 
 
 def engine(precision: str) -> Accelerator:
-    """The engine at this precision; ValueError where the device cannot do it."""
+    """Make the accelerate engine at this precision; ValueError if the device lacks it."""
     name = {"fp32": "no"}.get(precision, precision)
     try:
         made = Accelerator(mixed_precision=name)
     except ValueError as error:
         raise ValueError(f"train.precision={precision}: {error}") from None
     if precision == "fp16" and made.device.type == "cpu":
-        # Accelerate would compute in float32 and say nothing.
+        # Accelerate would silently compute in float32.
         raise ValueError("train.precision=fp16: a CPU has none; choose bf16 or fp32")
     return made
 

@@ -1,1 +1,1 @@
-"""What `import edgedistill` gives, and what the command line calls: one function a verb."""
+"""Functions of `import edgedistill`, which the command line calls too: one for each command."""

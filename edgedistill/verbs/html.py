@@ -14,7 +14,7 @@ __all__ = ["figures_html", "picture_html", "table_html"]
 
 
 def picture_html(file: Path) -> str:
-    """An image element that holds a PNG file; empty where there is none."""
+    """Return an image element that holds a PNG file; empty where there is none."""
     if not file.is_file():
         return ""
     data = base64.b64encode(file.read_bytes()).decode()
@@ -22,7 +22,7 @@ def picture_html(file: Path) -> str:
 
 
 def table_html(table: Table) -> str:
-    """An HTML table of a rich one."""
+    """Convert a rich table to an HTML table."""
     heads = "".join(f"<th>{escape(str(column.header))}</th>" for column in table.columns)
     cells = zip(*(column.cells for column in table.columns), strict=True)
     rows = "".join(
@@ -34,7 +34,7 @@ def table_html(table: Table) -> str:
 
 
 def figures_html(title: str, figures: Mapping[str, Any], parts: Iterable[str] = ()) -> str:
-    """A heading, a table of names and values, and further elements below it."""
+    """Return a heading, a table of names and values, and further elements below it."""
     rows = "".join(
         f"<tr><th>{escape(str(name))}</th><td>{escape(str(value))}</td></tr>"
         for name, value in figures.items()

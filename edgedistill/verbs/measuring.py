@@ -1,4 +1,4 @@
-"""Figures: quality, latency, and one page with all of it."""
+"""Measure quality and latency, and write one page with all figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["LATEST", "Figures", "bench", "evaluate", "report"]
 log = logging.getLogger("edgedistill")
 
 LATEST = Path("runs/latest")
-"""The newest run."""
+"""Link to the newest run."""
 
 Place = str | os.PathLike[str]
 
@@ -33,9 +33,9 @@ class Figures(dict[str, Any]):
     """Results by name, with tables for people.
 
     Args:
-        results: What the JSON file holds.
+        results: Contents of the JSON file.
         file: The JSON file.
-        tables: For a terminal or a notebook.
+        tables: Tables for a terminal or a notebook.
         notes: Lines below the tables.
     """
 
@@ -74,13 +74,13 @@ def evaluate(
 
     Args:
         subjects: A student and its bundles; the newest run's student if None.
-        samples: Pictures that each draws, at least 2; the recipe's number if None.
+        samples: Number of pictures that each draws, at least 2; the recipe's number if None.
         prompts: A file of captions, a line each.
         features: Folder or Hub id of a vision model that judges, "pixels" or "teacher".
-        json: Where the figures go; eval.json beside the student if None.
+        json: File of the figures; eval.json beside the student if None.
 
     Raises:
-        ValueError: If a path is neither student nor bundle, or they are of different students.
+        ValueError: If a path is neither student nor bundle, or they belong to different students.
         FloatingPointError: If a picture or a figure is not finite.
     """
     given = _listed(subjects) or [str(newest())]
@@ -100,8 +100,8 @@ def bench(
 
     Args:
         subjects: Students and bundles; those of the newest run, and its teacher, if None.
-        runs: Timed calls of each, at least 1.
-        json: Where the figures go; bench.json in the run of what is measured if None.
+        runs: Number of timed calls of each, at least 1.
+        json: File of the figures; bench.json in the run of the subjects if None.
 
     Raises:
         ValueError: If a path is neither student nor bundle.

@@ -25,7 +25,7 @@ __all__ = ["Bundle", "StudentDir", "adopt", "export_all", "load_bundle", "load_s
 
 
 class Drawing:
-    """What students and bundles share: a folder that draws.
+    """Base class of students and bundles: a folder that draws.
 
     Args:
         path: The folder.
@@ -38,7 +38,7 @@ class Drawing:
         return str(self.path)
 
     def samples(self, prompt: str | None = None, *, seed: int = 0, count: int = 1) -> NDArray[Any]:
-        """Draw: uint8 pictures (N, H, W, 3), or points (N, D). Sample i is of seed and i alone."""
+        """Draw uint8 pictures (N, H, W, 3), or points (N, D); sample i depends on (seed, i)."""
         return draw_samples(str(self.path), prompt, seed=seed, count=count)
 
     def draw(self, prompt: str | None = None, *, seed: int = 0, count: int = 1) -> Image.Image:
@@ -57,18 +57,18 @@ class StudentDir(Drawing):
     """A student folder.
 
     Attributes:
-        path: The folder, with student.json; of several students the folder of students.json.
+        path: The folder with student.json; for several students the folder with students.json.
     """
 
     @cached_property
     def info(self) -> StudentInfo:
-        """Its student.json, the first student's of several."""
+        """Contents of student.json, of the first student if there are several."""
         group = group_of(self.path)
         return load_student_info(group / "0" if group else self.path)
 
     @property
     def steps(self) -> int:
-        """How often its network is called for a picture."""
+        """Number of network calls for a picture."""
         return len(self.info.step_table["rows"])
 
     def export(
@@ -85,14 +85,14 @@ class StudentDir(Drawing):
 
         Args:
             target: ort, openvino, trt, coreml, executorch, web or one that a plug-in brings.
-            precision: As the target offers; its first if None.
+            precision: One of the target's precisions; its first if None.
             out: The bundle's folder; by default beside the student.
-            rebuild: Build also what is up to date.
+            rebuild: Whether to build a bundle that is up to date again.
             progress: Called as progress(done, total, what) as each part begins.
             settings: Fields of `edgedistill_export.settings.ExportSettings`, such as `min_psnr`.
 
         Raises:
-            ValueError: If the request is wrong, or the bundle is not equal to its student.
+            ValueError: If the request is wrong, or the bundle differs from its student.
         """
         wanted = pairs([target], [precision] if precision else [])
         place = None if out is None else Path(out)
@@ -120,12 +120,12 @@ class Bundle(Drawing):
 
     @cached_property
     def manifest(self) -> Manifest:
-        """Its manifest, read and checked."""
+        """The bundle's manifest, read and checked."""
         return Manifest.read(self.path)
 
     @property
     def size_mb(self) -> float:
-        """Size of all its files in MiB."""
+        """Size of all files in MiB."""
         return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file()) / 2**20
 
     def __repr__(self) -> str:
@@ -139,7 +139,7 @@ def load_student(path: str | Path) -> StudentDir:
     """Open a student folder, the student of a run dir, or a folder of several students.
 
     Raises:
-        ValueError: If there is none; names the file and the key.
+        ValueError: If there is no student; names the file and the key.
     """
     folder = Path(path)
     group = group_of(folder)
@@ -153,7 +153,7 @@ def load_bundle(path: str | Path) -> Bundle:
     """Open a bundle.
 
     Raises:
-        BundleError: If there is none, or its manifest is wrong; names the file and the key.
+        BundleError: If there is no bundle, or its manifest is wrong; names the file and the key.
     """
     bundle = Bundle(path)
     _ = bundle.manifest  # for what it refuses
@@ -173,14 +173,14 @@ def adopt(
 
     Args:
         checkpoint: A pipeline folder, a U-Net's or transformer's .safetensors, or a LoRA.
-        kind: How it was made: lcm, turbo, lightning, dmd2, ...; a wrong one lists all.
+        kind: Kind of the student: lcm, turbo, lightning, dmd2, ...; a wrong one lists all.
         base: Pipeline folder or Hub id that weights or a LoRA are for.
         steps: Network calls; as published if None.
         guidance: Guidance scale that an LCM is fixed at.
         out: The student dir; runs/CHECKPOINT/student if None.
 
     Raises:
-        ValueError: If it is none of this kind, or does not fit its base; names the key.
+        ValueError: If the checkpoint is not of this kind, or does not fit its base; names the key.
     """
     place = None if out is None else Path(out)
     return StudentDir(
@@ -197,10 +197,10 @@ def export_all(
     rebuild: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[ExportRow]:
-    """Export a student, or several, for each (target, precision); one that fails stops no other.
+    """Export a student, or several, for each (target, precision); failures do not stop others.
 
     Raises:
-        ValueError: If all are refused as requests.
+        ValueError: If the request is wrong for every target.
     """
     group = group_of(student)
     build = export_group if group else export_many

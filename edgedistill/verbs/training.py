@@ -1,4 +1,4 @@
-"""Recipes, their costs and their runs."""
+"""Load recipes, plan their costs and run them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["Plan", "TrainedRun", "distill", "load_recipe", "plan"]
 log = logging.getLogger("edgedistill")
 
 Progress = Callable[[int, "dict[str, float] | None"], None]
-"""(steps done, figures of the last interval or None)."""
+"""Progress callback (steps done, figures of the last interval or None)."""
 
 
 def load_recipe(name: str, overrides: Sequence[str] = (), **keys: Any) -> Recipe:
@@ -48,7 +48,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), **keys: Any) -> Recipe
 
 
 def _yaml(value: Any) -> str:
-    """A value as YAML in one line."""
+    """Format a value as YAML in one line."""
     plain = str(value) if isinstance(value, Path) else value
     text: str = yaml.safe_dump(plain, default_flow_style=True, width=10**9)
     return text.removesuffix("\n...\n").strip()
@@ -60,7 +60,7 @@ class TrainedRun:
 
     Attributes:
         folder: The run dir.
-        product: What it made: the student's folder, a decoder's, or that of several students.
+        product: Folder that the run made: of the student, a decoder, or several students.
     """
 
     folder: Path
@@ -73,12 +73,12 @@ class TrainedRun:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """Training figures, one mapping an interval, as metrics.jsonl holds them."""
+        """Training figures of metrics.jsonl, one mapping for each interval."""
         return read_metrics(self.folder)
 
     @property
     def samples(self) -> list[Path]:
-        """Pictures of the student while it was trained, the oldest first."""
+        """Pictures that the student drew during training, the oldest first."""
         return sorted((self.folder / "samples").glob("step-*.png"))
 
     def __repr__(self) -> str:
@@ -101,22 +101,22 @@ def distill(
     typed: Sequence[str] | None = None,
     opened: Callable[[Run], None] = lambda run: None,
 ) -> TrainedRun:
-    """Train what a recipe describes.
+    """Train a recipe's student or decoder.
 
     Args:
         recipe: A recipe, or a shipped one's name.
         out: The run dir; runs/NAME, or the next free runs/NAME-2, ... if None.
-        resume: Take up the run that is there, from its newest checkpoint.
+        resume: Whether to resume the existing run from its newest checkpoint.
         progress: Called after each step; a progress bar on stderr if None.
         say: Called with a line at each stage.
-        typed: Keys that a user typed, which a resumed run is compared with.
+        typed: Keys that the user typed, which are compared with those of a resumed run.
         opened: Called with each run before it is trained.
 
     Returns:
         The finished run, whose `student` can be drawn with, exported and measured.
 
     Raises:
-        ValueError: If the recipe asks for what cannot be, or `out` holds a run already.
+        ValueError: If the recipe cannot be run, or `out` already holds a run.
         FloatingPointError: If training diverges; the last checkpoint stays.
         Interrupted: On Ctrl-C, after a checkpoint was written.
     """
@@ -147,7 +147,7 @@ def _meter(steps: int, begin: int, progress: Progress | None) -> Iterator[Progre
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe costs, and whether it fits a device.
+    """Costs of a recipe, and whether it fits a device.
 
     Attributes:
         costs: Parameters, memory by role, disk, compute.
@@ -158,7 +158,7 @@ class Plan:
     verdict: Verdict | None
 
     def to_json(self) -> dict[str, Any]:
-        """All figures, as `edgedistill plan --json` prints them."""
+        """Return all figures, as `edgedistill plan --json` prints them."""
         return as_json(self.costs, self.verdict)
 
     def __repr__(self) -> str:
@@ -178,14 +178,14 @@ def plan(
     processes: int = 1,
     shard: bool = False,
 ) -> Plan:
-    """Say what a recipe costs. Nothing is downloaded, and no weight is read.
+    """Plan the costs of a recipe. Nothing is downloaded, and no weight is read.
 
     Args:
         recipe: A shipped recipe's name, or a path ending in .yaml.
         overrides: "key.sub=value" each.
         memory: Memory of a device, such as "24GB".
-        processes: Processes, one on each device.
-        shard: Whether trained networks are cut over them, by FSDP or ZeRO.
+        processes: Number of processes, one on each device.
+        shard: Whether trained networks are sharded over the processes, by FSDP or ZeRO.
 
     Raises:
         ValueError: If the request is wrong or cannot be planned; one line.

@@ -1,4 +1,4 @@
-"""Teacher, student and bundles against each other, each in a process of its own."""
+"""Benchmark of teacher, student and bundles, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ _STAGES = {
     "pipeline": ("fused", "#72b7b2"),
     "other": ("other", "#9d9da1"),
 }
-"""By key, what a stage is called and its colour."""
+"""Names and colours of the stages, by key."""
 
 _TOTAL = "#4b4453"
-"""Colour of what is the time of no stage."""
+"""Colour of the time that belongs to no stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchSubject:
-    """What one process measures.
+    """One subject of a benchmark, measured by one process.
 
     Attributes:
-        name: Its key in the results: teacher, student or bundle:NAME.
+        name: Key in the results: teacher, student or bundle:NAME.
         path: A bundle dir, or a pipeline folder or Hub id.
         bundle: Whether the runtime runs it; else torch does.
         steps: Scheduler steps of a pipeline; a student's own if None.
@@ -67,7 +67,7 @@ class BenchSubject:
     guidance: float = 1.0
 
     def command(self, runs: int, threads: int, file: Path) -> list[str]:
-        """The command line of its process."""
+        """Return the command line of the subject's process."""
         module = "edgedistill_runtime.bench" if self.bundle else "edgedistill.draw.bench"
         command = [sys.executable, "-m", module, self.path, "--runs", str(runs)]
         command += ["--threads", str(threads), "--json", str(file)]
@@ -78,7 +78,7 @@ class BenchSubject:
 
 
 def find_subjects(paths: Sequence[str | Path]) -> list[BenchSubject]:
-    """Subjects of bundles, students and run dirs; the first student brings its teacher along.
+    """Find subjects of bundles, students and run dirs; the first student's teacher is added.
 
     A run dir stands for its student and all its bundles.
 
@@ -98,7 +98,7 @@ def find_subjects(paths: Sequence[str | Path]) -> list[BenchSubject]:
 
 
 def home_of(paths: Sequence[str | Path]) -> Path | None:
-    """The run dir that all are of (RUN, RUN/student, RUN/bundles/NAME), if there is one."""
+    """Return the run dir of all paths (RUN, RUN/student, RUN/bundles/NAME), if they share one."""
     homes = set()
     for path in map(Path, paths):
         whole = path.absolute()
@@ -126,7 +126,7 @@ def _subjects(path: Path) -> list[BenchSubject]:
         raise ValueError(f"{path}: neither a bundle ({FILE_NAME}) nor a student (student.json)")
     info = read_json(path / "student.json")
     student = BenchSubject(name=STUDENT, path=str(path))
-    # A closed-form teacher is no pipeline, and its time says nothing.
+    # A closed-form teacher is no pipeline, and its time is meaningless.
     if not (path / "model_index.json").is_file():
         return [student]
     teacher, recipe = info.get("teacher") or {}, info.get("recipe") or {}
@@ -158,9 +158,9 @@ def run_bench(
     """Measure subjects one after another, one picture a call, all with the same threads.
 
     Args:
-        subjects: What to measure.
-        runs: Calls of each, after the first and a few to warm up.
-        threads: Of torch and of the runtime; by default the cores this process may use.
+        subjects: Subjects to measure.
+        runs: Number of timed calls of each, after the first and a few to warm up.
+        threads: Threads of torch and of the runtime; by default the cores this process may use.
         progress: Called as progress(done, total, name) when a subject begins, and at the end.
 
     Returns:
@@ -168,8 +168,8 @@ def run_bench(
         `peak_rss_mb`; and `schema_version`, `speedup_over_teacher` (by p50) and `machine`.
 
     Raises:
-        ValueError: For a subject that cannot be loaded, in the words of its process.
-        RuntimeError: When a process fails otherwise.
+        ValueError: If a subject cannot be loaded; contains the message of its process.
+        RuntimeError: If a process fails otherwise.
     """
     threads = threads or _cores()
     machine = _machine(threads, runs)
@@ -189,7 +189,7 @@ def run_bench(
 
 
 def subjects_of(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of `run_bench` by subject, without what stands beside them."""
+    """Return the figures of `run_bench` by subject, without its other entries."""
     return {name: r for name, r in results.items() if isinstance(r, dict) and "p50_s" in r}
 
 
@@ -233,7 +233,7 @@ def _machine(threads: int, runs: int) -> dict[str, Any]:
         "cores": _cores(),
         "threads": threads,
         "runs": runs,
-        # Above about 0.5 before the first subject, something else was running.
+        # A value above about 0.5 before the first subject means that something else was running.
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "torch": version("torch"),
@@ -242,7 +242,7 @@ def _machine(threads: int, runs: int) -> dict[str, Any]:
 
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
-    """The results for a terminal of 80 columns, times in milliseconds: totals, then stages."""
+    """Format results for a terminal of 80 columns, times in milliseconds: totals, then stages."""
     from rich.table import Table
 
     subjects = subjects_of(results)
@@ -283,7 +283,7 @@ def _milliseconds(seconds: float) -> str:
 
 
 def chart(results: Mapping[str, Any], path: Path) -> None:
-    """Write a PNG: p50 of each subject on a log axis, and what each stage takes of it."""
+    """Write a PNG: p50 of each subject on a log axis, divided into stages."""
     from matplotlib.figure import Figure
 
     names = list(subjects_of(results))

@@ -1,4 +1,4 @@
-"""A student dir -> a bundle dir, whole and proven, or not at all."""
+"""Export a student dir to a bundle dir, whole and proven, or not at all."""
 
 from __future__ import annotations
 
@@ -49,18 +49,19 @@ from edgedistill_runtime.tokenizer import open_tokenizer
 __all__ = ["ExportSettings", "Peaks", "check_gate", "default_place", "export_student"]
 
 Progress = Callable[[int, int, str], None]
-"""Called as progress(done, total, what) when `what` begins, and at the end with done == total."""
+"""Callback progress(done, total, what), called when `what` begins, and at the end with done ==
+total."""
 
 Peaks: TypeAlias = dict[str, tuple[float | None, float]]
-"""By network: (peak resident memory, its weights in float32), MiB."""
+"""Memory by network: (peak resident memory, its weights in float32), MiB."""
 
 _CALIBRATION_SEED = 1
 
 
 def default_place(student: str | Path, target: str, precision: str, suffix: str = "") -> Path:
-    """Where a bundle goes unless told otherwise: bundles/TARGET-PRECISION beside the student.
+    """Return a bundle's default path: bundles/TARGET-PRECISION beside the student.
 
-    That of one of several students goes to its number in there, beside those of the others.
+    For one of several students, it is the folder of its number in there.
     """
     folder, name = Path(student), f"{target}-{precision}{suffix}"
     if (folder.parent / ROUTES).is_file():
@@ -81,25 +82,25 @@ def export_student(
 ) -> Path:
     """Compile a student and compare the result with it.
 
-    A bundle at `out` that was made from the same student with the same choices is left as it is.
+    A bundle at `out` that was made from the same student with the same settings is not changed.
 
     Args:
         student_dir: A folder with student.json.
-        target: A name in `targets.TARGETS`, or one that is installed.
-        precision: One of the target's, by default its first.
+        target: Name of a target in `targets.TARGETS`, or of an installed one.
+        precision: One of the target's precisions, by default its first.
         out: The bundle dir; an older bundle there is replaced. By default `default_place`.
-        settings: Further choices.
-        rebuild: Build also what is up to date.
+        settings: Further settings.
+        rebuild: Whether to build a bundle that is up to date again.
         progress: Called as each part begins.
-        peaks: Filled with the memory that compiling each network took.
+        peaks: Filled with the memory used to compile each network.
 
     Returns:
         The bundle dir.
 
     Raises:
-        ValueError: For an unknown target, precision or option, a missing SDK, a folder that is no
-            student, or an `out` that holds something else.
-        ParityError: If the bundle is not equal to its student; nothing is left behind.
+        ValueError: If the target, precision or option is unknown, an SDK is missing, the folder is
+            no student, or `out` holds something else.
+        ParityError: If the bundle differs from its student; nothing is left behind.
     """
     settings = settings or ExportSettings()
     goal = find_target(target)
@@ -133,7 +134,7 @@ def export_student(
     with atomic_folder(place) as work:
         for keep in budget.proposals(settings.keep):
             _empty(work)
-            # The gate judges when the budget has no more to propose.
+            # The gate is applied once the budget has no further proposal.
             chosen = replace(settings, keep=keep, strict=False)
             export = _Export(student, goal, precision, options, chosen, work)
             manifest = export.build(progress)
@@ -147,7 +148,7 @@ def export_student(
 
 
 def _check_sizes(student: Student, target: Target, settings: ExportSettings) -> None:
-    """ValueError if the student's steps grow and the bundle's could not."""
+    """Raise a ValueError for a multi-resolution student whose target supports one size only."""
     if not student.table.grows:
         return
     if not target.grows:
@@ -161,13 +162,13 @@ def _check_sizes(student: Student, target: Target, settings: ExportSettings) -> 
 
 
 def _check_owner(place: Path, student: Student) -> None:
-    """ValueError if a bundle of another student lies there."""
+    """Raise a ValueError if a bundle of another student is at `place`."""
     if not (place / schema.FILE_NAME).is_file():
         return
     try:
         found = schema.Manifest.read(place).student
     except schema.BundleError:
-        return  # broken: nobody's loss
+        return  # a broken bundle may be replaced
     if found.sha256 != student.sha256:
         raise ValueError(
             f"--out {place}: holds a bundle of another student ({found.method} of "
@@ -181,7 +182,7 @@ def _empty(folder: Path) -> None:
 
 
 def check_gate(manifest: schema.Manifest, settings: ExportSettings) -> None:
-    """Raise a ParityError for what is under a floor, or under what was asked for."""
+    """Raise a ParityError for figures below a floor, or below the requested minimum."""
     if not settings.strict:
         return
     parity = manifest.parity
@@ -207,7 +208,7 @@ def _up_to_date(place: Path, made_from: str, strict: bool) -> bool:
 
 
 class _Export:
-    """One bundle in the making."""
+    """One bundle while it is being made."""
 
     def __init__(
         self,
@@ -223,7 +224,7 @@ class _Export:
         self.peaks: Peaks = {}
 
     def build(self, progress: Progress | None) -> schema.Manifest:
-        """Compile every network, one after the other, and prove the whole."""
+        """Compile every network, one after the other, and prove the whole bundle."""
         graphs = networks(self.student)
         keep = self.settings.keep
         if self.settings.fused:
@@ -261,7 +262,7 @@ class _Export:
         return replace(manifest, parity=parity)
 
     def _store(self, graphs: Mapping[str, ExportGraph]) -> dict[str, WeightsOnDisk]:
-        """Move all weights out of memory, so that no network's export holds another's."""
+        """Move all weights out of memory, so that one network's export does not hold another's."""
         folder = self.work / ".weights"
         folder.mkdir()
         stored = {
@@ -293,7 +294,7 @@ class _Export:
         )
 
     def _prove(self, manifest: schema.Manifest, proofs: Mapping[str, str]) -> schema.Parity:
-        """Compare what lies in `work` with the student."""
+        """Compare the bundle in `work` with the student."""
         tier, settings = self.target.precisions[self.precision], self.settings
         pipe = _proof(manifest, self.work, self.target.proof or self.target.backend, proofs)
         prompts = settings.prompts
@@ -304,7 +305,7 @@ class _Export:
         return replace(comparison.parity, backend=self.target.proof or self.target.backend)
 
     def _tokenizers(self) -> list[schema.TokenizerFile]:
-        """Write a tokenizer.json from whatever form the student has each in."""
+        """Write a tokenizer.json for each of the student's tokenizers, whatever their form."""
         teacher, files = self.student.teacher, []
         for component, name in teacher.tokenizers.items():
             tokenizer = teacher.tokenizer(component)
@@ -325,14 +326,14 @@ class _Export:
 def _proof(
     manifest: schema.Manifest, work: Path, backend: str, proofs: Mapping[str, str]
 ) -> Pipeline:
-    """The bundle as `backend` runs it."""
+    """Open the bundle as `backend` runs it."""
     graphs = {
         name: open_graph(
             backend, work, replace(graph, file=proofs.get(name, graph.file), sha256={})
         )
         for name, graph in manifest.graphs.items()
     }
-    # Parity tells what is not finite, with the graph that it comes from.
+    # Values that are not finite are reported by parity, with the graph they come from.
     return Pipeline(manifest, graphs, open_tokenizer(manifest, work), finite=False)
 
 
@@ -341,7 +342,7 @@ def _kept(job: Job) -> dict[str, str]:
 
 
 class _Report:
-    """Counts the parts for a progress callback."""
+    """Counter of the parts for a progress callback."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self.progress, self.total, self.done = progress, total, 0

@@ -1,4 +1,4 @@
-"""A whole student as one network: prompt and noise in, picture out, its steps unrolled."""
+"""Fuse a whole student into one network: prompt and noise in, picture out, steps unrolled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["fuse", "inside"]
 
 
 def fuse(student: Student) -> ExportGraph:
-    """The one network, with inputs noise (N, draws, *sample shape) and the text encoder's."""
+    """Make the fused network, with inputs noise (N, draws, *sample shape) and the encoder's."""
     graphs = student.teacher.graphs()
     inputs = {"noise": torch.randn(2, student.table.draws, *student.teacher.sample_shape)}
     outputs = ["x0"]
@@ -27,12 +27,12 @@ def fuse(student: Student) -> ExportGraph:
 
 
 def inside(layers: Mapping[str, frozenset[str]]) -> frozenset[str]:
-    """Paths of layers, given by network, inside the one network."""
+    """Return paths inside the fused network of layers that are given by network."""
     return frozenset(f"{name}.{path}" for name, paths in layers.items() for path in paths)
 
 
 class _Fused(nn.Module):
-    """The networks under their names, joined by the step table."""
+    """The networks under their names, connected by the step table."""
 
     def __init__(self, graphs: Mapping[str, ExportGraph], table: TorchStepTable) -> None:
         super().__init__()

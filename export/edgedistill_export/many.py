@@ -1,4 +1,4 @@
-"""Several exports of one student in one call, and a table of what came out."""
+"""Several exports of one student in one call, and a table of the results."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from edgedistill_runtime.routes import ROUTES, Routes
 __all__ = ["ExportRow", "export_group", "export_many", "memory_lines", "pairs", "table"]
 
 ALL = "all"
-"""As a target: all that build here. As a precision: all that the target has."""
+"""Name of all targets that build here, or of all precisions of a target."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRow:
-    """One export.
+    """Result of one export.
 
     Attributes:
-        name: TARGET-PRECISION, and what tells it from the plain one.
+        name: TARGET-PRECISION, with a suffix for other settings.
         place: The bundle dir, None if there is none.
-        seconds: The whole export, proof included.
-        size_mb: All files, MiB.
-        parity: The figures, of a bundle that failed its floor too.
-        error: Why there is no bundle, "" if there is.
-        problem: The exception that it is of.
-        peaks: Memory that compiling each network took; empty if nothing had to be built.
+        seconds: Duration of the whole export, including the proof.
+        size_mb: Size of all files, MiB.
+        parity: Parity figures, also of a bundle below its floor.
+        error: Reason why there is no bundle, "" if there is one.
+        problem: Exception behind `error`.
+        peaks: Memory used to compile each network; empty if nothing was built.
     """
 
     name: str
@@ -49,14 +49,14 @@ class ExportRow:
 
 
 def pairs(targets: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
-    """(target, precision) of every export asked for.
+    """Return (target, precision) of every requested export.
 
     Args:
-        targets: Names, or "all" for those that build here.
-        precisions: Each for every target; "all" for all that it has; none for its first.
+        targets: Names of targets, or "all" for those that build here.
+        precisions: Precisions for every target; "all" for all that it has; empty for its first.
 
     Raises:
-        ValueError: For a name that is unknown, or a target that cannot build here.
+        ValueError: If a name is unknown, or a target cannot build here.
     """
     names = list(targets)
     if ALL in names:
@@ -83,19 +83,19 @@ def export_many(
     keep_going: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[ExportRow]:
-    """Export to each (target, precision) in turn; one that fails or is refused stops no other.
+    """Export to each (target, precision) in turn; a failure does not stop the others.
 
     Args:
         student: A student dir.
-        wanted: As from `pairs`.
+        wanted: Exports as from `pairs`.
         out: The bundle dir of a single export.
-        settings: Choices for all.
-        rebuild: Build also what is up to date.
-        keep_going: Of a single export, too, note a failure instead of raising it.
+        settings: Settings of all exports.
+        rebuild: Whether to build bundles that are up to date again.
+        keep_going: Record a failure instead of raising it, even for a single export.
         progress: Called as each part begins.
 
     Raises:
-        ValueError: For a request that is wrong for every target.
+        ValueError: If the request is wrong for every target.
     """
     rows = _rows(student, wanted, out, settings, rebuild=rebuild, progress=progress)
     if len(rows) == 1 and not keep_going:
@@ -107,7 +107,7 @@ def export_many(
 
 
 def _check_request(rows: Sequence[ExportRow]) -> None:
-    """Raise a ValueError that all exports ended in: it is the request that is wrong."""
+    """Raise the ValueError that all exports ended in, since the request itself is wrong."""
     problems = [row.problem for row in rows]
     refused = [problem for problem in problems if isinstance(problem, ValueError)]
     if refused and len(refused) == len(rows) and len({row.error for row in rows}) == 1:
@@ -123,7 +123,7 @@ def _rows(
     rebuild: bool,
     progress: Callable[[int, int, str], None] | None,
 ) -> list[ExportRow]:
-    """`export_many`, with every failure in its row."""
+    """Run `export_many`, with every failure in its row."""
     rows = []
     for index, (target, precision) in enumerate(wanted):
         name = f"{target}-{precision}{settings.suffix}"
@@ -147,7 +147,7 @@ def _rows(
                 peaks=peaks,
             )
             parity = Manifest.read(place).parity
-        except Exception as problem:  # an SDK's own may be of any kind
+        except Exception as problem:  # an SDK's errors may be of any type
             failure, error = problem, _told(problem)
             parity = problem.parity if isinstance(problem, ParityError) else None
         seconds = time.perf_counter() - start
@@ -167,7 +167,7 @@ def _rows(
 
 
 def _told(problem: Exception) -> str:
-    """One line; what has words of ours needs no name."""
+    """Describe an exception in one line; the type is left out of our own errors."""
     words = (str(problem).strip() or "no message").splitlines()[0]
     ours = isinstance(problem, ParityError | ValueError)
     return words if ours else f"{type(problem).__name__}: {words}"
@@ -182,13 +182,13 @@ def export_group(
     rebuild: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[ExportRow]:
-    """Export each of several students, for each (target, precision) to one folder of bundles.
+    """Export each of several students; each (target, precision) gets one folder of bundles.
 
-    There students.json lies beside them once all are built, as `edgedistill_runtime.Router` reads
-    it. The arguments are those of `export_many`, but for the folder of the group.
+    The folder gets a students.json once all are built, as `edgedistill_runtime.Router` reads it.
+    The arguments are those of `export_many`, with the group's folder for the student's.
 
     Raises:
-        ValueError: For a request that is wrong.
+        ValueError: If the request is wrong.
     """
     if settings.fused:
         raise ValueError(
@@ -220,7 +220,7 @@ def export_group(
 
 
 def table(rows: Sequence[ExportRow]) -> Table:
-    """For the terminal."""
+    """Make the table of results for a terminal."""
     made = Table(box=None)
     made.add_column("bundle", no_wrap=True)
     for heading in ("MiB", "s", "graphs dB", "picture dB", "worst", "LPIPS-like", "text-image"):
@@ -236,7 +236,7 @@ def table(rows: Sequence[ExportRow]) -> Table:
 
 
 def memory_lines(row: ExportRow) -> list[str]:
-    """What compiling each network took, a line each."""
+    """Return lines on the memory used to compile each network."""
     return [
         f"{row.name} {name}: peak memory {peak:.0f} MiB, float32 weights {weights:.0f} MiB"
         for name, (peak, weights) in row.peaks.items()

@@ -1,4 +1,4 @@
-"""How much memory a piece of work takes at its highest, and weights that need none."""
+"""Peak memory of a piece of work, and weights that stay on disk."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["Peak", "WeightsOnDisk", "reading_frugally", "watch_peak", "weights_m
 
 @dataclass
 class Peak:
-    """Peak resident memory in MiB, once the work is done; None where the system does not tell."""
+    """Peak resident memory in MiB, set once the work is done; None if the system has no figure."""
 
     mb: float | None = None
 
 
 @contextmanager
 def watch_peak() -> Iterator[Peak]:
-    """Peak resident memory of this process from here on.
+    """Watch the peak resident memory of this process from here on.
 
-    On Linux the mark is set back first; elsewhere it is the highest since the process began.
+    On Linux the peak is reset first; elsewhere it is the highest since the process began.
     """
     peak = Peak()
     with suppress(OSError):
@@ -39,10 +39,10 @@ def watch_peak() -> Iterator[Peak]:
 
 
 class WeightsOnDisk:
-    """A module's weights, moved to a file and mapped from there: read when they are needed.
+    """A module's weights, moved to a file and mapped from there, so they are read when needed.
 
     Args:
-        module: Its parameters change place, not value; nobody may write to them from now on.
+        module: Module whose parameters keep their values, but must not be written to from now on.
         path: The file to write. Where the system allows, it may be deleted while it is mapped.
     """
 
@@ -63,21 +63,21 @@ class WeightsOnDisk:
             parameter.data = flat.view(parameter.shape)
 
     def forget(self) -> None:
-        """Give back the memory of what was read so far; it will be read again when asked for."""
+        """Free the memory of what was read so far; it is read again when needed."""
         if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
 @contextmanager
 def reading_frugally(folder: Path, pause: float = 0.1) -> Iterator[None]:
-    """Meanwhile give back, again and again, the memory of what is read of files mapped from here.
+    """Free again and again, during the block, the memory of files mapped from a folder.
 
-    What a library reads of a mapped file stays in the process's resident memory for as long as
-    there is room. On Linux only; elsewhere nothing is done.
+    Pages that a library reads of a mapped file stay in the process's resident memory as long as
+    there is room. This works on Linux only; elsewhere nothing is done.
 
     Args:
-        folder: Holds the files, which are mapped already. They stay so to the end of the context:
-            the caller keeps hold of what maps them.
+        folder: Folder of the files, which are already mapped. The caller must keep them mapped
+            until the end of the block.
         pause: Seconds between two rounds.
     """
     places = _mapped(folder)
@@ -102,13 +102,13 @@ def reading_frugally(folder: Path, pause: float = 0.1) -> Iterator[None]:
 
 
 def _mapped(folder: Path) -> list[tuple[int, int]]:
-    """Addresses at which this process maps files of a folder to be read, start and end."""
+    """Return start and end addresses of this process's read-only maps of files in a folder."""
     places = []
     with suppress(OSError):
         for line in Path("/proc/self/maps").read_text().splitlines():
-            # address, permissions, offset, device, inode, path
+            # fields: address, permissions, offset, device, inode, path
             addresses, permissions, *_, path = line.split(maxsplit=5)
-            # Pages that could have been written to would be lost.
+            # Changes in writable pages would be lost.
             if "w" not in permissions and Path(path).parent == folder.resolve():
                 start, end = addresses.split("-")
                 places.append((int(start, 16), int(end, 16)))
@@ -116,5 +116,5 @@ def _mapped(folder: Path) -> list[tuple[int, int]]:
 
 
 def weights_mb(module: nn.Module) -> float:
-    """What a module's parameters take in float32, MiB."""
+    """Return the size of a module's parameters in float32, MiB."""
     return sum(p.numel() for p in {id(p): p for p in module.parameters()}.values()) * 4 / 2**20

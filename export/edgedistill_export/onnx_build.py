@@ -1,4 +1,4 @@
-"""One network -> one ONNX file of standard operators, where ONNX-reading targets start."""
+"""Build an ONNX file of standard operators from a network, for targets that read ONNX."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["build_onnx"]
 
 
 def build_onnx(graph: ExportGraph, path: Path, *, half: bool = False) -> None:
-    """Trace a network and simplify it.
+    """Trace a network to ONNX and simplify it.
 
     Args:
         graph: The network.

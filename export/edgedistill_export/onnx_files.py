@@ -1,4 +1,4 @@
-"""ONNX models of any size: files, and what is known about their tensors."""
+"""Files of ONNX models of any size, and the shapes of their tensors."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import onnx
 __all__ = ["INLINE_LIMIT", "data_file", "edit", "files_of", "infer_values", "read", "write"]
 
 INLINE_LIMIT = 2**28
-"""Bytes of weights above which they go to a file beside the graph. A protobuf ends at 2 GiB, and
-is held in memory twice while it is written."""
+"""Bytes of weights above which they go to a file beside the graph. A protobuf is limited to 2 GiB,
+and is held in memory twice while it is written."""
 
 
 def data_file(path: Path) -> Path:
-    """Where the weights of `path` lie when they are not inside."""
+    """Return the file of a model's weights, where they are not inside `path`."""
     return path.with_name(path.name + ".data")
 
 
 def files_of(path: Path) -> list[Path]:
-    """A model's files, the graph first."""
+    """Return a model's files, the graph first."""
     return [file for file in (path, data_file(path)) if file.exists()]
 
 
@@ -30,7 +30,7 @@ def read(path: Path) -> onnx.ModelProto:
 
 
 def edit(path: Path, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
-    """Rewrite a graph without reading the weights beside it, which `change` must leave alone."""
+    """Rewrite a graph without reading the weights beside it, which `change` must not touch."""
     onnx.save(change(onnx.load(str(path), load_external_data=False)), str(path))
 
 
@@ -47,12 +47,13 @@ def write(model: onnx.ModelProto, path: Path) -> None:
 
 
 _SMALL = 1024
-"""Bytes; every constant that decides a shape is smaller."""
+"""Size in bytes above which a constant counts as large; shapes are smaller."""
 
 
 def infer_values(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """Name, type and shape of every tensor that is no weight."""
-    # On a copy without the large weights: the inference serialises, which ends at 2 GiB.
+    """Infer name, type and shape of every tensor except weights."""
+    # Work on a copy without the large weights: the inference serialises, which is limited to 2
+    # GiB.
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     light.graph.node.extend(model.graph.node)
     light.graph.input.extend(model.graph.input)

@@ -1,4 +1,4 @@
-"""Is the bundle still the student? Compared on the student's own way from noise to picture."""
+"""Parity: compare a bundle with its student along the student's way from noise to picture."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ _SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Tier:
-    """What a precision must keep.
+    """Floors of a precision.
 
     Attributes:
-        graph_db: The least PSNR of any graph on any sample.
-        final_db: The least PSNR of the sample at the end. Rounding grows from step to step, so
-            less than one graph's, but a wrong step table or tokenizer lands far below.
-        text_image: The least ratio of text-image scores.
-        samples: Samples compared.
+        graph_db: Lowest PSNR of any graph on any sample.
+        final_db: Lowest PSNR of the final sample. Rounding grows from step to step, so it is below
+            one graph's, but a wrong step table or tokenizer is far below it.
+        text_image: Lowest ratio of text-image scores.
+        samples: Number of samples compared.
     """
 
     graph_db: float = 0.0
@@ -65,15 +65,15 @@ TIERS = {
     "int8": Tier(final_db=25.0, text_image=0.98, samples=32),
     "int4": Tier(final_db=15.0, text_image=0.95, samples=32),
 }
-"""fp32 and fp16 lose nothing visible, so each graph is held to its tensors; bf16 has three digits;
-below, what counts is the picture."""
+"""Floors by tier. fp32 and fp16 lose nothing visible, so each graph is compared by its tensors;
+bf16 has three digits; below, only the picture counts."""
 
 
 class ParityError(RuntimeError):
-    """An export that is not its student; one line with the figures and the floor.
+    """Raised for an export that differs from its student; one line with figures and floor.
 
     Attributes:
-        parity: The figures, as far as there are any.
+        parity: The parity figures, as far as there are any.
     """
 
     def __init__(self, message: str, parity: Parity | None = None) -> None:
@@ -83,10 +83,10 @@ class ParityError(RuntimeError):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Figures, and the two samples that are farthest apart.
+    """Parity figures, and the two samples that differ most.
 
     Attributes:
-        parity: The figures.
+        parity: The parity figures.
         worst: (student's, bundle's) picture (H, W, 3) bytes, or None without pictures.
     """
 
@@ -95,12 +95,12 @@ class Comparison:
 
 
 def psnr(reference: Array, found: Array, peak: float | None = None) -> list[float]:
-    """PSNR of each row in dB (see `decibels.psnr`).
+    """Return the PSNR of each row in dB (see `decibels.psnr`).
 
     Args:
-        reference: (N, ...).
-        found: As reference.
-        peak: What the error is held against; by default the largest magnitude in reference.
+        reference: Reference rows (N, ...).
+        found: Rows to compare, shaped as `reference`.
+        peak: Peak value of the PSNR; by default the largest magnitude in `reference`.
     """
     peak = peak or float(np.abs(reference).max()) or 1.0
     with np.errstate(invalid="ignore"):
@@ -109,7 +109,7 @@ def psnr(reference: Array, found: Array, peak: float | None = None) -> list[floa
 
 
 def find_features(student: Student) -> Features | None:
-    """The CLIP model of the recipe's evaluation, or the one that ships with the teacher."""
+    """Find the CLIP model of the recipe's evaluation, or the one shipped with the teacher."""
     from edgedistill.networks.clip import Features
 
     named = (student.info.recipe.get("evaluate") or {}).get("features")
@@ -130,19 +130,19 @@ def compare(
 ) -> Comparison:
     """Compare a loaded bundle with its student.
 
-    Each graph runs on exactly the tensors the student's module saw; `final` compares the runtime's
-    own way from prompts and noise to the picture (uint8) or the sample.
+    Each graph runs on exactly the inputs of the student's module; `final` compares the result of
+    the whole runtime, from prompts and noise to the picture (uint8) or the sample.
 
     Args:
         student: The student.
-        pipe: The bundle, or what proves it.
-        prompts: What to draw; for a student without text only their number counts.
+        pipe: The bundle, or its proof.
+        prompts: Prompts to draw; for a student without text only their number counts.
         tier: A key of `TIERS`.
-        features: Judges the pictures; None leaves those figures out.
+        features: CLIP model that judges the pictures; None leaves these figures out.
 
     Raises:
-        ParityError: If the bundle's tokenizer gives other ids.
-        ValueError: Without prompts.
+        ParityError: If the bundle's tokenizer gives different ids.
+        ValueError: If there are no prompts.
     """
     if not prompts:
         raise ValueError("parity needs at least one prompt")
@@ -182,7 +182,7 @@ def compare(
 
 
 def shortfall(parity: Parity) -> str:
-    """One line on what is under its floor."""
+    """Describe in one line the figures below their floor."""
     return f"not equal to its student: {', '.join(_low(parity))}"
 
 
@@ -223,12 +223,12 @@ def _graph_figures(pipe: Pipeline, name: str, calls: Sequence[Recorded]) -> Figu
 def _finals(
     pipe: Pipeline, prompts: Sequence[str], noise: list[NDArray[np.float32]], way: Walk
 ) -> tuple[Array, Array, float | None, Array]:
-    """(student's, bundle's) samples, 255 if they are pictures, and which are finite (N,)."""
+    """Return (student's, bundle's) samples, 255 for pictures, and which are finite (N,)."""
     if pipe.tokenizer is None:
         result = pipe.samples(len(prompts), noise=noise)
     else:
         result = pipe(prompts, noise=noise)
-    # A picture of bytes hides what its sample says.
+    # Values that are not finite do not show in a picture of bytes, so check its sample.
     finite = np.asarray(np.isfinite(result.samples).reshape(len(prompts), -1).all(axis=1))
     if way.images is None or result.images is None:
         return way.samples.numpy(), result.samples, None, finite
@@ -243,7 +243,7 @@ def _text_ratio(features: Features, prompts: Sequence[str], ours: Array, theirs:
 
 def _figures(values: Sequence[float]) -> Figures:
     worst = min(values)
-    lost = worst == decibels.NOT_FINITE_DB  # of which no mean says anything
+    lost = worst == decibels.NOT_FINITE_DB  # their mean is meaningless
     return Figures(mean=worst if lost else float(np.mean(values)), worst=worst)
 
 

@@ -1,4 +1,4 @@
-"""What to draw when a bundle is compared with its student, or quantization is calibrated."""
+"""Prompts for comparing a bundle with its student, and for calibrating quantization."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ["calibration_prompts", "home_of_teacher", "parity_prompts"]
 
 
 def home_of_teacher(student: Student) -> Path | None:
-    """Folder of the teacher a student came from, if it is on this machine."""
+    """Return the folder of a student's teacher, if it is on this machine."""
     named = str(student.info.teacher.get("path") or "")
     found = [path for path in (assets.ROOT / named, Path(named)) if named and path.is_dir()]
     return found[0] if found else None
 
 
 def parity_prompts(student: Student, count: int) -> list[str]:
-    """The recipe's first prompts, the teacher's preview prompts, or some it knows, cycled."""
+    """Return the recipe's first prompts, the teacher's preview prompts, or known ones, cycled."""
     return _cycled(_recipe(student) or _shipped(student, "grid") or _known(student), count)
 
 
 def calibration_prompts(student: Student, count: int) -> list[str]:
-    """Prompts from all over the recipe's, the teacher's training captions, or some it knows.
+    """Return prompts spread over the recipe's, the teacher's training captions, or known ones.
 
     Raises:
         ValueError: If `count` is below 1.
@@ -40,7 +40,7 @@ def calibration_prompts(student: Student, count: int) -> list[str]:
 
 
 def _known(student: Student) -> Sequence[str]:
-    # A student without text draws one sample a prompt all the same.
+    # A student without text still draws one sample for each prompt.
     return student.teacher.prompts or ("",)
 
 

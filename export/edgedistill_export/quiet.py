@@ -1,4 +1,4 @@
-"""Other people's remarks, left unsaid."""
+"""Silence messages of other libraries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["no_stderr", "quiet"]
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings, log records below an error, and log handlers added meanwhile."""
+    """Silence warnings, log records below an error, and log handlers added during the block."""
     root = logging.getLogger()
     level, handlers = root.manager.disable, list(root.handlers)
     logging.disable(logging.WARNING)
@@ -28,7 +28,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def no_stderr() -> Iterator[None]:
-    """Without what the process writes to its standard error, libraries in C++ included."""
+    """Silence the process's standard error, including that of libraries in C++."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)

@@ -1,4 +1,4 @@
-"""What can be chosen of an export."""
+"""Settings of an export."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ __all__ = ["ExportSettings"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """Choices of an export besides target and precision.
+    """Settings of an export besides target and precision.
 
     Attributes:
         options: The target's own options, as text.
-        prompts: What to compare on; by default the recipe's, the teacher's or those built in.
-        calibration: What quantization is calibrated on, likewise.
-        calibration_count: How many prompts that is.
-        keep: By network, paths of the layers that quantization leaves in floating point.
-        min_psnr: Leave further ones there, the costliest first by a sensitivity scan, until the
-            PSNR of every sample is at least this, in dB, and the floor of the precision.
-        max_size: Leave as many there as fit into so many MiB of weights.
+        prompts: Prompts to compare on; by default the recipe's, the teacher's or built-in ones.
+        calibration: Prompts to calibrate quantization on, with the same default.
+        calibration_count: Number of prompts to calibrate on.
+        keep: Paths of layers that stay in floating point, by network.
+        min_psnr: Keep further layers, the costliest first by a sensitivity scan, until the PSNR of
+            every sample is at least this, in dB, and at least the floor of the precision.
+        max_size: Keep as many layers as fit into this size of all weights, in MiB.
         fused: Compile the whole student, its steps unrolled, as one graph.
-        depth: Which of an elastic student's depths; "" is the whole.
-        decoder: A decoder folder, as method `decoder` makes them, or the run dir of one, in place
-            of the student's own.
-        strict: Fail under the parity floor; else write the bundle with `passed` false.
+        depth: Depth of an elastic student; "" is the whole student.
+        decoder: A decoder folder of method `decoder`, or its run dir, in place of the student's
+            own decoder.
+        strict: Fail below the parity floor; otherwise write the bundle with `passed` false.
     """
 
     options: Mapping[str, str] = field(default_factory=dict)
@@ -49,13 +49,13 @@ class ExportSettings:
 
     @property
     def suffix(self) -> str:
-        """What tells such a bundle from the plain one by name."""
+        """Suffix of the bundle's name for other settings than the plain ones."""
         parts = [self.depth, "fused" if self.fused else "", self._decoder]
         return "".join(f"-{part}" for part in parts if part)
 
     @property
     def _decoder(self) -> str:
-        """Name of the decoder: its run's, or its folder's."""
+        """Name of the decoder: that of its run or of its folder."""
         if self.decoder is None:
             return ""
         folder = self.decoder.absolute()
@@ -64,11 +64,11 @@ class ExportSettings:
 
     def _decoder_files(self) -> list[Path]:
         assert self.decoder is not None
-        made = self.decoder / "decoder"  # where a run has it
+        made = self.decoder / "decoder"  # the folder in a run dir
         return sorted((made if made.is_dir() else self.decoder).iterdir())
 
     def sha256(self, student: Student, target: Target, precision: str, options: Options) -> str:
-        """Hash over everything a bundle is made from, but for the versions of the SDKs."""
+        """Hash everything a bundle is made from, except the versions of SDKs."""
         named = {
             "student": student.sha256,
             "target": [target.name, precision, options.model_dump(mode="json")],

@@ -1,4 +1,4 @@
-"""The teacher's terms beside a bundle: licences, their texts, what its pipeline did besides."""
+"""The teacher's terms in a bundle: licences, their texts, and what its pipeline did besides."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ NAMES = ("license_name", "license_link")
 
 
 def write_terms(student: Path, teacher: dict[str, Any], folder: Path) -> None:
-    """Copy texts of licences into a bundle, and write its card where there is something to say.
+    """Copy texts of licences into a bundle, and write its card if there is anything to state.
 
     Args:
         student: The student dir.
-        teacher: What its student.json says of the teacher.
+        teacher: The teacher's entry in its student.json.
         folder: The bundle dir.
     """
     copy_texts(str(student), folder)
@@ -35,7 +35,7 @@ def write_terms(student: Path, teacher: dict[str, Any], folder: Path) -> None:
 
 
 def notes_of(student: Path) -> list[str]:
-    """What a student lacks of its teacher's pipeline; of several students, what the first does."""
+    """Return what a student, or the first of several, lacks of its teacher's pipeline."""
     places = (student, student / "student", student / "0", student / "students" / "0")
     file = next((p / "student.json" for p in places if (p / "student.json").is_file()), None)
     return [] if file is None else [str(n) for n in read_json(file)["teacher"].get("notes") or ()]

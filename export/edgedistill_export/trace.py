@@ -1,4 +1,4 @@
-"""A torch network of a student -> ONNX."""
+"""Trace a torch network of a student to ONNX."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ SIDES = ("height", "width")
 """Names of the free last axes of an x that may have several sizes."""
 
 OPSET = 20
-"""The first with Gelu. From 21 on, group norms become GroupNormalization, which ONNX Runtime's CPU
-kernels run 5 % (U-Net) to 12 % (decoder) slower than what 20 makes of them."""
+"""Operator set: the first with Gelu. From 21 on, group norms become GroupNormalization, which ONNX
+Runtime's CPU kernels run 5 % (U-Net) to 12 % (decoder) slower than the form in 20."""
 
 
 def trace(graph: ExportGraph, path: Path) -> None:
-    """Export a network to an ONNX file with a free batch axis, and a free size where asked for.
+    """Export a network to an ONNX file with a free batch axis, and a free size if requested.
 
     Two traces of the same network give the same names. Weights over 2 GiB go to `path`.data.
 
@@ -41,8 +41,8 @@ def trace(graph: ExportGraph, path: Path) -> None:
         ValueError: If the network works only for the batch it was traced with, or not for all
             sizes.
     """
-    # diffusers' upsampling branches at 64, around a bug of torch's; without the bound, torch finds
-    # that out by tracing everything twice. The ONNX axis is free all the same.
+    # diffusers' upsampling branches at a batch of 64, around a bug of torch's; without the bound,
+    # torch traces everything twice to find out. The ONNX axis is free all the same.
     batch = torch.export.Dim(BATCH, max=63)
     inputs = tuple(graph.inputs.values())
     bound = inspect.signature(graph.module.forward).bind(*inputs)
@@ -85,7 +85,7 @@ def trace(graph: ExportGraph, path: Path) -> None:
 
 
 def _name_sides(model: onnx_ir.Model, step: tuple[int, int], stem: str) -> None:
-    """Give the free sides of x and of the outputs their names; ValueError if they differ."""
+    """Name the free sides of x and of the outputs; ValueError if they differ."""
     borders = [model.graph.inputs[0], *model.graph.outputs]
     shapes = [value.shape for value in borders if value.shape is not None]
     if len({str(shape[-2:]) for shape in shapes}) > 1:
@@ -100,7 +100,7 @@ def _name_sides(model: onnx_ir.Model, step: tuple[int, int], stem: str) -> None:
 
 
 def _multiple(name: str, step: int) -> Any:
-    """An axis that is a multiple of `step`."""
+    """Return an axis that is a multiple of `step`."""
     return torch.export.Dim(name) if step == 1 else step * torch.export.Dim(f"_{name}")
 
 
@@ -111,7 +111,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 def ports(
     graph: ExportGraph, batch: int | None = None
 ) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    """Inputs and outputs as the manifest describes them, of any batch or a fixed one."""
+    """Return inputs and outputs as the manifest describes them, of any batch or a fixed one."""
     result = graph.module(*graph.inputs.values())
     results = result if isinstance(result, tuple) else (result,)
     outputs = dict(zip(graph.outputs, results, strict=True))
@@ -135,16 +135,17 @@ def ports(
 
 
 def layer_of(node: str) -> str:
-    """Path of the module that a node of a traced graph came from, by the node's name."""
+    """Return the path of the module that a traced node came from, by the node's name."""
     return node.rpartition("/")[0]
 
 
 @contextmanager
 def _kept_epsilons(model: onnx_ir.Model) -> Iterator[None]:
-    """The optimizer takes constants below 1e-8 for 0, and drops additions of 0.
+    """Keep small constants, which the optimizer would take for 0 below 1e-8 and drop from sums.
 
-    What keeps a division by 0 away, such as the 1e-15 of SANA's attention, would be gone. It has
-    no rule for Sum, which is the same of two.
+    Otherwise guards against a division by 0, such as the 1e-15 of SANA's attention, would be lost.
+    During the block such additions are Sum nodes of two inputs, for which the optimizer has no
+    rule.
     """
     for node in model.graph:
         constants = [onnx_ir.convenience.get_const_tensor(value) for value in node.inputs if value]
@@ -161,7 +162,7 @@ def _is_epsilon(constant: onnx_ir.TensorProtocol) -> bool:
 
 
 def _drop_idle_squeezes(model: onnx_ir.Model) -> None:
-    """Torch leaves an axis longer than 1 alone when told to squeeze it; ONNX refuses to."""
+    """Drop squeezes of axes longer than 1, which torch ignores and ONNX refuses."""
     for node in list(model.graph):
         if node.op_type != "Squeeze" or len(node.inputs) < 2:
             continue
@@ -176,7 +177,7 @@ def _drop_idle_squeezes(model: onnx_ir.Model) -> None:
 
 
 def _name_layers(model: onnx_ir.Model) -> None:
-    """Nodes are called MODULE.PATH/OPERATOR_N, the weights of layers MODULE.PATH.weight.
+    """Name nodes MODULE.PATH/OPERATOR_N, and the weights of layers MODULE.PATH.weight.
 
     The tracer folds the transposition of a linear layer's weight into a nameless constant.
     """
@@ -210,7 +211,7 @@ def _strip(model: onnx_ir.Model) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks about torchvision and its own deprecated calls."""
+    """Silence the exporter's messages about torchvision and its own deprecated calls."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The student's own way from noise to picture, with every call of every network on it."""
+"""The student's way from noise to picture, with every call of every network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Recorded:
 
 @dataclass
 class Walk:
-    """What the student did: every call by network, and the sample it arrived at."""
+    """A recorded run of the student: every call by network, and the final sample."""
 
     calls: dict[str, list[Recorded]] = field(default_factory=dict)
     samples: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -37,7 +37,7 @@ class Walk:
 
 
 class _Recorder(nn.Module):
-    """A network that remembers its calls."""
+    """A network that records its calls."""
 
     def __init__(self, net: nn.Module, calls: list[Recorded]) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class _Recorder(nn.Module):
 
 
 def networks(student: Student) -> dict[str, ExportGraph]:
-    """The networks to compile, the denoiser for every size that the student's steps have."""
+    """Return the networks to compile, the denoiser for every size of the student's steps."""
     graphs, shape = student.teacher.graphs(), student.teacher.sample_shape
     if not student.table.grows:
         return graphs
@@ -63,10 +63,11 @@ def networks(student: Student) -> dict[str, ExportGraph]:
 
 
 def _example(step: int, full: int) -> int:
-    """A side to trace multiples of `step` with: an odd multiple, which halves least often.
+    """Return a side to trace multiples of `step` with: an odd multiple, which halves least often.
 
-    A U-Net that is traced where it must round takes what it need not round as well, not the other
-    way about. Five at least, so that no side inside is 1, which is another case to the tracer.
+    A U-Net traced at a size where it must round also takes sizes where it need not, but not vice
+    versa. The multiple is at least five, so that no inner side is 1, which the tracer treats as a
+    special case.
     """
     times = full // step
     return step * max(5, times - 1 + times % 2)
@@ -84,9 +85,9 @@ def walk(
 
     Args:
         student: The student.
-        tokens: What `Teacher.tokenize` makes, or None for a student without text.
+        tokens: Result of `Teacher.tokenize`, or None for a student without text.
         noise: Tensors (N, ...) of `student.table.shapes`.
-        fused: Record the one call of the whole instead (see `fuse`).
+        fused: Record the single call of the fused network instead (see `fuse`).
     """
     way = Walk()
     graphs = student.teacher.graphs()
@@ -116,14 +117,14 @@ def _whole(tokens: dict[str, Tensor], noise: Sequence[Tensor], way: Walk) -> Rec
 def calls_of(
     student: Student, prompts: Sequence[str], seed: int, *, fused: bool = False, batch: int = 8
 ) -> dict[str, list[Call]]:
-    """Every call of every network while the student draws these prompts, one sample a call.
+    """Record every call of every network while the student draws prompts, one sample a call.
 
     Args:
         student: The student.
-        prompts: One a sample; for a student without text only their number counts.
-        seed: Of the noise.
-        fused: The calls of the one network that `fuse` makes.
-        batch: Samples drawn at a time.
+        prompts: One prompt for each sample; for a student without text only their number counts.
+        seed: Seed of the noise.
+        fused: Record the calls of the fused network of `fuse`.
+        batch: Number of samples drawn at a time.
     """
     teacher = student.teacher
     shapes = student.table.shapes(teacher.sample_shape)

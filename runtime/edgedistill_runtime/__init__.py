@@ -1,4 +1,4 @@
-"""Draws with an edgedistill bundle on the device: numpy, ONNX Runtime, tokenizers, never torch."""
+"""Draw with an edgedistill bundle on the device: numpy, ONNX Runtime, tokenizers, never torch."""
 
 from edgedistill_runtime.manifest import BundleError, Manifest
 from edgedistill_runtime.pipeline import Pipeline, Result

@@ -21,11 +21,11 @@ _WARM_UP = 3
 
 
 def summary(draw: Callable[[int], Mapping[str, float]], runs: int) -> dict[str, Any]:
-    """Latencies of one picture a call.
+    """Measure latencies of drawing one picture a call.
 
     Args:
-        draw: Draws picture i and returns its seconds by stage, "total" among them.
-        runs: Calls measured, after the first and a few to warm up.
+        draw: Function that draws picture i and returns its seconds by stage, including "total".
+        runs: Number of timed calls, after the first and a few to warm up.
 
     Returns:
         `first_s`, `p50_s`, `p90_s`, `p99_s`, and `stages`: the same percentiles by stage.
@@ -44,10 +44,10 @@ def _percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 def peak_rss_mb() -> float | None:
-    """Peak resident memory of this process in MiB; None where the system does not tell."""
+    """Return the peak resident memory of this process in MiB; None if the system has no figure."""
     status = Path("/proc/self/status")
     if status.is_file():
-        # Not getrusage: there a child's maximum begins at its parent's.
+        # getrusage is not used, since a child's maximum there starts at its parent's.
         lines = status.read_text().splitlines()
         return next(int(s.split()[1]) / 1024 for s in lines if s.startswith("VmHWM:"))
     if sys.platform == "win32":
@@ -66,13 +66,13 @@ def measure(
     providers: Sequence[str] | None = None,
     prompts: Sequence[str] = PROMPTS,
 ) -> dict[str, Any]:
-    """Load a bundle and draw one sample a call.
+    """Load a bundle and time drawing one sample a call.
 
     Returns:
         `load_s`, what `summary` returns, `peak_rss_mb`, `target` and `precision`.
 
     Raises:
-        BundleError: for a bundle that cannot be trusted.
+        BundleError: If the bundle is invalid or damaged.
     """
     start = time.perf_counter()
     pipe = Pipeline.load(bundle, threads=threads, providers=providers)
@@ -95,7 +95,7 @@ def measure(
 
 
 def _readable(pipe: Pipeline, prompts: Sequence[str]) -> Sequence[str]:
-    """`prompts`, or the one the bundle was compared at, where it reads only classes."""
+    """Return `prompts`, or the prompt of the parity check if the bundle reads only classes."""
     try:
         if pipe.tokenizer is not None:
             pipe.tokenizer(prompts)
@@ -105,7 +105,7 @@ def _readable(pipe: Pipeline, prompts: Sequence[str]) -> Sequence[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure a bundle from the command line; exit status 2 for a bundle that is wrong."""
+    """Measure a bundle from the command line; the exit code is 2 if the bundle is wrong."""
     parser = argparse.ArgumentParser(prog="edgedistill-bench", description=__doc__)
     parser.add_argument("bundle")
     parser.add_argument("--runs", type=int, default=50, help="pictures drawn one a call")

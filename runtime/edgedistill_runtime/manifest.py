@@ -1,4 +1,4 @@
-"""manifest.json of a bundle: the schema, strict reading, and checks against the files beside it.
+"""manifest.json of a bundle: its schema, strict reading, and checks against the files.
 
 A bundle directory holds the manifest, the graphs and, for text-conditioned samples, a tokenizer:
 
@@ -51,18 +51,18 @@ __all__ = [
 
 FILE_NAME = "manifest.json"
 HASH_NAME = "manifest.sha256"
-"""Beside it, as the program sha256sum writes and checks it: all of manifest.json is hashed."""
+"""Name of the hash file of manifest.json, in the format of the program sha256sum."""
 
 SCHEMA_VERSION = 3
 HASHED_SINCE = 3
-"""Version from which on there is a `HASH_NAME`."""
+"""Version of the schema since which there is a `HASH_NAME`."""
 READABLE = (2, 3)
 
 _log = logging.getLogger(__name__)
 
 
 class BundleError(ValueError):
-    """A bundle that cannot be trusted; one line naming the file and the key."""
+    """Raised for a bundle that cannot be trusted; one line naming the file and the key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class Port:
 class Graph:
     """One compiled graph: the file or folder a backend opens, and the sha256 of all its files.
 
-    `notes` holds what else its backend needs to know (compute units, capabilities).
+    `notes` holds further facts for its backend (compute units, capabilities).
     """
 
     file: str
@@ -90,16 +90,17 @@ class Graph:
 
     @property
     def batch(self) -> int | None:
-        """The batch it is fixed to; None if it takes any."""
+        """The batch that the graph is fixed to; None if it takes any."""
         size = self.inputs[0].shape[0]
         return size if isinstance(size, int) else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFile:
-    """A file of the `tokenizers` library, and what surrounds it.
+    """A file of the `tokenizers` library, with its inputs of the text encoder.
 
-    `input` is where its ids go, and `mask`, unless "", where 1 for each of them and 0 for padding.
+    `input` is the input for its ids; `mask`, unless "", is the input that is 1 for each id and 0
+    for padding.
     """
 
     file: str
@@ -112,7 +113,7 @@ class TokenizerFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Latent:
-    """What the denoiser works on; the scaling is in the decoder and here for the record."""
+    """Latent of the denoiser; the scaling is built into the decoder and only recorded here."""
 
     shape: tuple[int, ...]
     scaling_factor: float
@@ -137,12 +138,12 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """How the bundle was compared with its student, and what came out.
+    """Settings and results of comparing the bundle with its student.
 
-    `graphs` holds each graph against the same module on the same inputs, `final` the whole way
-    from prompt and noise to the sample, and `worst_prompt` the prompt it is farthest at. `passed`
-    means that no graph's worst is under `floor_db`, that of `final` not under `final_floor_db`,
-    and `text_image` not under `text_image_floor`.
+    `graphs` compares each graph with the student's module on the same inputs, `final` the whole
+    way from prompt and noise to the sample, and `worst_prompt` is the prompt with the largest
+    difference. `passed` means that no graph's worst figure is below `floor_db`, that of `final`
+    not below `final_floor_db`, and `text_image` not below `text_image_floor`.
 
     `backend` ran the graphs. `perceptual` is the mean distance of the pictures in the features of
     the evaluation's CLIP model (0 when equal), `text_image` the ratio of the bundle's text-image
@@ -195,7 +196,7 @@ class Manifest:
 
     @property
     def tokenizers(self) -> tuple[TokenizerFile, ...]:
-        """All of them, in the text encoder's order."""
+        """All tokenizers, in the text encoder's order."""
         return (self.tokenizer, *self.more_tokenizers) if self.tokenizer else ()
 
     @classmethod
@@ -203,7 +204,7 @@ class Manifest:
         """Read and check a bundle's manifest, not its files (see `verify`).
 
         Raises:
-            BundleError: naming the file and the key that is wrong.
+            BundleError: If it is wrong; names the file and the key.
         """
         path = Path(directory) / FILE_NAME
         try:
@@ -224,7 +225,7 @@ class Manifest:
         return manifest
 
     def write(self, directory: Path) -> None:
-        """Write into a directory, with its hash beside it.
+        """Write the manifest and its hash into a directory.
 
         Raises:
             ValueError: If a number is not finite; nothing is written.
@@ -245,8 +246,8 @@ class Manifest:
         """Compare every file with its sha256.
 
         Raises:
-            BundleError: naming the first file that is missing, differs, is a link to a place
-                outside, or lies in a graph's folder without a hash.
+            BundleError: If a file is missing, differs, is a link to a place outside, or lies in a
+                graph's folder without a hash; names the first.
         """
         parts: dict[str, Graph | TokenizerFile] = dict(self.graphs)
         parts |= {f"tokenizer ({entry.input})": entry for entry in self.tokenizers}
@@ -274,7 +275,7 @@ def _verify(directory: Path, name: str, expected: str, key: str) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Return the hex digest of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -284,7 +285,7 @@ def sha256(path: Path) -> str:
 
 @functools.cache
 def _tell_old(path: Path, version: int) -> None:
-    """Say once in one line what an older bundle lacks."""
+    """Report once in one line what an older bundle lacks."""
     _log.warning(
         "%s: schema_version %d of an older edgedistill, whose step table is under no hash; "
         "export again to have one",
@@ -316,7 +317,7 @@ def _check(data: Any) -> Manifest:
 
 
 def _read(kind: Any, value: Any, key: str) -> Any:
-    """`value` as `kind`: a dataclass, tuple[T, ...], dict[str, T], a union or a scalar."""
+    """Read `value` as `kind`: a dataclass, tuple[T, ...], dict[str, T], a union or a scalar."""
     origin, args = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
         return _read_fields(kind, value, key)

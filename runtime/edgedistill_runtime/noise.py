@@ -9,8 +9,8 @@ random numbers: as easy as 1, 2, 3") with key (s, i). Blocks are drawn at counte
     z_2j+1 = sqrt(-2 ln u_2j) * sin(2 pi u_2j+1)              then rounded to float32
 
 z_0, z_1, ... fill the tensors x_T, noise_1, ... one after another in row-major order, each of the
-size at which the steps take it. A picture's noise depends on (s, i) only: not on the batch, nor on
-how many steps follow.
+size that its step uses. A picture's noise depends on (s, i) only: not on the batch, nor on how
+many steps follow.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ __all__ = ["noise", "normals"]
 
 
 def normals(seed: int, index: int, count: int) -> NDArray[np.float32]:
-    """The first `count` normals z_k of picture `index` of `seed`, (count,) float32.
+    """Return the first `count` normals z_k of picture `index` of `seed`, (count,) float32.
 
     Raises:
-        ValueError: if seed or index is outside [0, 2^64).
+        ValueError: If seed or index is outside [0, 2^64).
     """
     if not (0 <= seed < 2**64 and 0 <= index < 2**64):
         raise ValueError(f"seed and index must lie in [0, 2**64), not {seed} and {index}")
@@ -47,7 +47,7 @@ def normals(seed: int, index: int, count: int) -> NDArray[np.float32]:
 def noise(
     seed: int, first: int, count: int, shapes: Sequence[tuple[int, ...]]
 ) -> list[NDArray[np.float32]]:
-    """Noise of pictures first .. first + count - 1, a tensor (count, *shape) for each shape."""
+    """Return noise of pictures first .. first + count - 1, (count, *shape) for each shape."""
     sizes = [math.prod(shape) for shape in shapes]
     out = [np.empty((count, size), np.float32) for size in sizes]
     for row in range(count):

@@ -1,4 +1,4 @@
-"""Prompts in, pictures out: what a bundle does on a device."""
+"""Draw pictures for prompts with a bundle on a device."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ __all__ = ["Pipeline", "Result", "to_uint8"]
 
 Array: TypeAlias = NDArray[np.float32]
 
-# Latent values in one call: larger batches fall out of the cache and are no faster a picture.
+# Latent values in one call: larger batches do not fit the cache and are no faster a picture.
 _BATCH_VALUES = 8192
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a call drew.
+    """Result of a call.
 
     Attributes:
-        samples: x0, (N, *latent shape) float32.
-        images: (N, H, W, 3) uint8, or None for a bundle without a decoder.
+        samples: Samples x0, (N, *latent shape) float32.
+        images: Pictures (N, H, W, 3) uint8, or None for a bundle without a decoder.
         timings: Seconds by stage, which is a graph's name or "other", and "total".
     """
 
@@ -42,21 +42,21 @@ class Result:
 
 
 class _Clock:
-    """Seconds by stage."""
+    """A clock that sums seconds by stage."""
 
     def __init__(self, graphs: Iterable[str]) -> None:
         self.start = time.perf_counter()
         self.seconds = dict.fromkeys(graphs, 0.0)
 
     def run(self, stage: str, session: Session, **inputs: NDArray[Any]) -> dict[str, Array]:
-        """Run a graph on the stage's account."""
+        """Run a graph and add its time to the stage."""
         start = time.perf_counter()
         outputs = session(**inputs)
         self.seconds[stage] += time.perf_counter() - start
         return outputs
 
     def read(self) -> dict[str, float]:
-        """Seconds by stage; what no graph used is "other"."""
+        """Return seconds by stage; time outside graphs is "other"."""
         total = time.perf_counter() - self.start
         return self.seconds | {"other": total - sum(self.seconds.values()), "total": total}
 
@@ -67,8 +67,9 @@ class Pipeline:
     Args:
         manifest: Its manifest.
         graphs: Its loaded graphs by name.
-        tokenizer: Texts to the text encoder's inputs; present when there is a text encoder.
-        finite: Whether a draw that is not finite is an error.
+        tokenizer: Function from texts to the text encoder's inputs; present if there is a text
+            encoder.
+        finite: Whether a result that is not finite is an error.
     """
 
     def __init__(
@@ -95,13 +96,13 @@ class Pipeline:
         """Load a bundle directory after checking its manifest and the hash of every file.
 
         Args:
-            directory: Where manifest.json lies.
+            directory: Directory of manifest.json.
             threads: Threads inside an operator; by default all cores this process may use.
             providers: Execution providers of the backend, by preference.
 
         Raises:
-            BundleError: if the bundle is not what its manifest says, naming file and key.
-            ValueError: for an unknown provider.
+            BundleError: If the bundle does not match its manifest; names file and key.
+            ValueError: If a provider is unknown.
         """
         directory = Path(directory)
         manifest = Manifest.read(directory)
@@ -117,16 +118,16 @@ class Pipeline:
     def __call__(
         self, prompts: str | Sequence[str], seed: int = 0, *, noise: Sequence[Array] | None = None
     ) -> Result:
-        """Draw one picture a prompt.
+        """Draw one picture for each prompt.
 
         Args:
             prompts: One or more texts.
             seed: Picture i depends on (seed, i) only, whatever else is drawn with it.
-            noise: Instead of the seed's: tensors (N, ...) of `manifest.steps.shapes`.
+            noise: Noise instead of the seed's: tensors (N, ...) of `manifest.steps.shapes`.
 
         Raises:
-            ValueError: Without prompts, or for a bundle that takes none.
-            BundleError: If a graph cannot run, or what it draws is not finite.
+            ValueError: If there are no prompts, or the bundle takes none.
+            BundleError: If a graph cannot run, or the result is not finite.
         """
         if self.tokenizer is None:
             raise ValueError("this bundle takes no prompts; call samples(count)")
@@ -140,7 +141,7 @@ class Pipeline:
 
         Raises:
             ValueError: If count is below 1, or the bundle takes prompts.
-            BundleError: If a graph cannot run, or what it draws is not finite.
+            BundleError: If a graph cannot run, or the result is not finite.
         """
         if self.tokenizer is not None:
             raise ValueError("this bundle needs prompts; call it with them")
@@ -174,7 +175,7 @@ class Pipeline:
     def _fused(
         self, noise: Sequence[Array], texts: list[str] | None, clock: _Clock
     ) -> tuple[Array, Array | None]:
-        """x0 and image by the one graph."""
+        """Compute x0 and image by the one fused graph."""
         inputs: dict[str, NDArray[Any]] = {"noise": np.stack(noise, 1)}
         if texts:
             inputs |= self._tokens(texts)
@@ -184,7 +185,7 @@ class Pipeline:
     def _stepwise(
         self, noise: Sequence[Array], texts: list[str] | None, clock: _Clock
     ) -> tuple[Array, Array | None]:
-        """x0 and image by one graph after the other."""
+        """Compute x0 and image by one graph after the other."""
         cond: dict[str, Array] = {}
         if texts:
             encoder = self.graphs["text_encoder"]
@@ -216,7 +217,7 @@ def _check_finite(*drawn: Array | None) -> None:
 
 
 def to_uint8(image: Array) -> NDArray[np.uint8]:
-    """(N, 3, H, W) in [-1, 1] -> (N, H, W, 3) in 0 .. 255; overwrites `image`."""
+    """Convert (N, 3, H, W) in [-1, 1] to (N, H, W, 3) in 0 .. 255; overwrites `image`."""
     image *= 127.5
     image += 127.5
     np.rint(image, out=image)

@@ -1,4 +1,4 @@
-"""Several bundles behind one call: each draws the conditions that its student was trained on."""
+"""Several bundles behind one call: each draws the conditions its student was trained on."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ __all__ = ["Router"]
 
 _ENCODER = "text_encoder"
 _PIECE = 64
-"""Prompts encoded at once to find their bundles."""
+"""Number of prompts encoded at once to find their bundles."""
 
 
 class Router:
-    """A folder of bundles 0, 1, ... with students.json, which says whose a prompt is.
+    """A folder of bundles 0, 1, ... with students.json, which routes prompts to bundles.
 
     Args:
         directory: The folder.
-        keep_all: Whether bundles stay open once they are; else only the last one used.
-        threads: As of `Pipeline.load`.
-        providers: Likewise.
+        keep_all: Whether opened bundles stay open; otherwise only the last one used does.
+        threads: As in `Pipeline.load`.
+        providers: As in `Pipeline.load`.
 
     Raises:
-        BundleError: If students.json or a bundle is not what it must be, naming file and key.
+        BundleError: If students.json or a bundle is invalid; names file and key.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class Router:
         self.tokenizer: Tokenizers = tokenizer
 
     def place(self, part: int) -> Path:
-        """The folder of a bundle."""
+        """Return the folder of a bundle."""
         return self.directory / str(part)
 
     def of(self, prompts: Sequence[str]) -> list[int]:
-        """Which bundle draws each prompt; ValueError for a class that is none's."""
+        """Return the bundle of each prompt; ValueError for a class that no student has."""
         found: list[int] = []
         for start in range(0, len(prompts), _PIECE):
             tokens = self.tokenizer(prompts[start : start + _PIECE])
@@ -82,7 +82,7 @@ class Router:
         return found
 
     def pipeline(self, part: int) -> Pipeline:
-        """A bundle, opened now unless it is open; of several threads one opens it."""
+        """Return a bundle, opened if it is not yet; among several threads only one opens it."""
         with self._opening:
             if part not in self._open:
                 if not self.keep_all:
@@ -95,15 +95,15 @@ class Router:
     def __call__(
         self, prompts: str | Sequence[str], seed: int = 0, *, noise: Sequence[Array] | None = None
     ) -> Result:
-        """Draw one picture a prompt, each with the bundle that is responsible.
+        """Draw one picture for each prompt, with the bundle responsible for it.
 
         Args:
             prompts: One or more texts.
             seed: Picture i depends on (seed, i) only, as with one bundle.
-            noise: Instead of the seed's: tensors (N, ...) of `steps.shapes`.
+            noise: Noise instead of the seed's: tensors (N, ...) of `steps.shapes`.
 
         Raises:
-            ValueError: without prompts, or for one that is no student's.
+            ValueError: If there are no prompts, or one belongs to no student.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not texts:

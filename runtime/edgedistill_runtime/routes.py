@@ -1,12 +1,11 @@
-"""students.json: which of several students draws a condition.
+"""students.json: the routing of conditions to several students.
 
     {"schema_version": 2, "kind": "label", "labels": [[0, 1], [2, 3]], "sha256": "..."}
     {"schema_version": 2, "kind": "prompt", "centroids": [[0.1, ...], ...], "sha256": "..."}
 
 beside the folders 0, 1, ... of the students, or of their bundles. The hash is that of the other
-keys as JSON with sorted keys and no spaces; schema 1 has none. A condition is read from what
-the text encoder returns first: the number of a class, or the states of a prompt's tokens, of which
-the mean is taken.
+keys as JSON with sorted keys and no spaces; schema 1 has none. A condition is read from the text
+encoder's first output: the number of a class, or the mean state of a prompt's tokens.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ ROUTES = "students.json"
 SCHEMA_VERSION = 2
 READABLE = (1, 2)
 HASHED_SINCE = 2
-"""Version from which on the file holds its own hash."""
+"""Version since which the file holds its own hash."""
 
 KEYS = {"label": "labels", "prompt": "centroids"}
-"""By kind, the key of what belongs to each student."""
+"""Key of each student's part, by kind of condition."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,28 +44,28 @@ Kind: TypeAlias = Literal["label", "prompt"]
 
 
 def pooled(states: NDArray[Any]) -> NDArray[np.float64]:
-    """States of tokens (N, L, D) -> their means (N, D)."""
+    """Average states of tokens (N, L, D) to (N, D)."""
     means: NDArray[np.float64] = states.mean(1, dtype=np.float64)
     return means
 
 
 @dataclass(frozen=True)
 class Routes:
-    """Which student draws a condition.
+    """Routing from conditions to students.
 
     Attributes:
         kind: Whether conditions are classes or prompts.
-        parts: Of each student its classes, or the centroid of its prompts.
+        parts: The classes of each student, or the centroid of its prompts.
     """
 
     kind: Kind
     parts: tuple[tuple[float, ...], ...]
 
     def of(self, encoded: NDArray[Any]) -> NDArray[np.int64]:
-        """Students of conditions: of classes (N,), or of tokens' states (N, L, D) -> (N,).
+        """Return the students (N,) of conditions: of classes (N,), or of tokens' states (N, L, D).
 
         Raises:
-            ValueError: If a class is no student's.
+            ValueError: If a class belongs to no student.
         """
         if self.kind == "prompt":
             return self.nearest(pooled(encoded))
@@ -79,7 +78,7 @@ class Routes:
         return np.array(found, np.int64)
 
     def nearest(self, points: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Indices of the centroids nearest to points (N, D), the first of equals."""
+        """Return indices of the centroids nearest to points (N, D), the first of equals."""
         gaps = points[:, None, :] - np.array(self.parts)[None]
         nearest: NDArray[np.int64] = np.square(gaps).sum(-1).argmin(-1)
         return nearest
@@ -89,7 +88,7 @@ class Routes:
         """Read the file in `folder`.
 
         Raises:
-            BundleError: naming the file and the key that is wrong.
+            BundleError: If it is wrong; names the file and the key.
         """
         path = Path(folder) / ROUTES
         try:
@@ -109,7 +108,7 @@ class Routes:
         return routes
 
     def to_json(self) -> dict[str, Any]:
-        """What the file holds."""
+        """Return the contents of the file."""
         whole = self.kind == "label"
         parts = [[int(x) for x in own] if whole else list(own) for own in self.parts]
         data = {"schema_version": SCHEMA_VERSION, "kind": self.kind, KEYS[self.kind]: parts}
@@ -117,7 +116,7 @@ class Routes:
 
 
 def _sha256(data: Mapping[str, Any]) -> str:
-    """Of all keys but the hash itself."""
+    """Hash all keys but the hash itself."""
     rest = {key: value for key, value in data.items() if key != "sha256"}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -125,7 +124,7 @@ def _sha256(data: Mapping[str, Any]) -> str:
 
 @functools.cache
 def _tell_old(path: Path, version: int) -> None:
-    """Say once in one line what an older file lacks."""
+    """Report once in one line what an older file lacks."""
     _log.warning("%s: schema_version %d of an older edgedistill, under no hash", path, version)
 
 
@@ -143,7 +142,7 @@ def _check_version(data: Any) -> None:
 
 
 def _check(data: Any) -> tuple[Kind, tuple[tuple[float, ...], ...]]:
-    """Kind and parts of the file's content; Problem says what is wrong with it."""
+    """Return kind and parts of the file's content; Problem says what is wrong with it."""
     _check_version(data)
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in KEYS:

@@ -1,4 +1,4 @@
-"""What a manifest may say beyond its types: bounds, and the agreement of its parts.
+"""Checks of a manifest beyond its types: bounds, and the agreement of its parts.
 
 Numbers are bounded before anything is allocated. Shapes of the latent, the ports of all graphs,
 the tokenizers and the picture must fit each other, and files must lie inside the bundle.
@@ -24,32 +24,32 @@ FUSED = "pipeline"
 FLOAT = "float32"
 TOKENS = "int64"
 DTYPES = (FLOAT, TOKENS, "int32", "bool")
-"""Types of numbers at a graph's border."""
+"""Types of a graph's inputs and outputs."""
 
 MAX_SIDE = 2**16
-"""Of latents, pictures and ports."""
+"""Largest side of latents, pictures and ports."""
 MAX_VALUES = 2**28
-"""Of a latent or a picture."""
+"""Largest number of values in a latent or a picture."""
 MAX_AXES = 8
 MAX_BATCH = 4096
 MAX_ROWS = 1000
 MAX_TOKENS = 2**16
 MAX_ID = 2**31
 MAX_NAME = 255
-"""Bytes of a file's name."""
+"""Largest number of bytes of a file's name."""
 
 LARGEST = 3.4028234663852886e38
-"""Of float32, in which a step table runs."""
+"""Largest float32, the type in which a step table runs."""
 
 Ports = Mapping[str, "Port"]
 
 
 class Problem(Exception):  # noqa: N818  it is told as a BundleError, with the file
-    """What is wrong with a key, in one line that begins with the key."""
+    """Raised for a wrong key; the message is one line that begins with the key."""
 
 
 def check(manifest: Manifest) -> None:
-    """Raise a `Problem` if a manifest makes no sense."""
+    """Raise a `Problem` if a manifest is inconsistent."""
     _check_latent(manifest)
     _check_steps(manifest)
     _check_parts(manifest)
@@ -106,7 +106,7 @@ def _check_steps(manifest: Manifest) -> None:
 
 
 def _check_parts(manifest: Manifest) -> None:
-    """The networks that a picture needs are there, or the one that is all of them."""
+    """Check that the networks that a picture needs exist, or the one that fuses them."""
     graphs = manifest.graphs
     if unknown := graphs.keys() - {*GRAPHS, FUSED}:
         choices = ", ".join((*GRAPHS, FUSED))
@@ -139,7 +139,7 @@ def _check_files(part: Graph | TokenizerFile, key: str) -> None:
 
 
 def _stays_inside(name: str) -> bool:
-    """Whether a file's name is one on all systems, and not of a place elsewhere on any."""
+    """Whether a file's name is valid on all systems and inside the bundle on each."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.name:
         return False
@@ -184,7 +184,7 @@ def _check_names(found: Iterable[str], wanted: Iterable[str], key: str) -> None:
 
 
 def _check_fit(port: Port, shape: Sequence[int | str], dtype: str, key: str) -> None:
-    """A port takes rows of `shape`, in which a word is an axis of any size."""
+    """Check that a port takes rows of `shape`, in which a word is an axis of any size."""
     place = f"{key}.{port.name}"
     _need(port.dtype == dtype, f"{place}.dtype: {dtype} expected, found {port.dtype}")
     own = port.shape[1:]

@@ -1,4 +1,4 @@
-"""The step table and its sampler: all a device needs to know about a diffusion schedule."""
+"""The step table and its sampler, all that a device needs of a diffusion schedule."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Array: TypeAlias = NDArray[np.float32]
 class Row:
     """One step: f = net(scale * x, t); x <- a x + b f + c noise.
 
-    `size` is the fraction of the full height and width that x has there. Before the noise x grows
-    to the next row's.
+    `size` is the fraction of the full height and width that x has there. Before the noise is
+    added, x is enlarged to the next row's size.
     """
 
     t: float
@@ -41,21 +41,21 @@ class StepTable:
 
     @property
     def landings(self) -> list[tuple[Row, float]]:
-        """Each row, and the size at which it lands: the next one's."""
+        """Return each row with the size it lands at, which is the next row's."""
         return list(zip(self.rows, [*(row.size for row in self.rows[1:]), 1.0], strict=True))
 
     @property
     def draws(self) -> int:
-        """Noise tensors one sample consumes: x_T, then one for each step with c != 0."""
+        """Number of noise tensors for one sample: x_T, then one for each step with c != 0."""
         return 1 + sum(row.c != 0 for row in self.rows)
 
     def shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Shape of each of those tensors for samples of `shape` (..., height, width)."""
+        """Return the shapes of those tensors for samples of `shape` (..., height, width)."""
         sizes = [self.rows[0].size, *(size for row, size in self.landings if row.c != 0)]
         return [_at(shape, size) for size in sizes]
 
     def problem(self, shape: tuple[int, ...]) -> str | None:
-        """What is wrong with the rows' sizes for samples of `shape`, in words; None if nothing."""
+        """Describe the fault of the rows' sizes for samples of `shape`; None if there is none."""
         sizes = [row.size for row in self.rows]
         if all(size == 1 for size in sizes):
             return None
@@ -76,14 +76,15 @@ def sample(
 
     Args:
         net: Called as net(x, t) with x (N, ...) and t (N,), both float32; returns f like x.
-        table: The steps.
-        noise: float32 tensors (N, ...) of `table.shapes`: x_T, then the steps' own, in order.
+        table: The table of steps.
+        noise: Noise tensors, float32 (N, ...), of `table.shapes`: x_T, then the steps' own, in
+            order.
 
     Returns:
         x after the last step, (N, ...) float32.
 
     Raises:
-        ValueError: if the number of noise tensors is not `table.draws`.
+        ValueError: If the number of noise tensors is not `table.draws`.
     """
     if len(noise) != table.draws:
         raise ValueError(f"this step table consumes {table.draws} noise tensors, not {len(noise)}")
@@ -104,9 +105,9 @@ def sample(
 
 
 def resized(x: Array, height: int, width: int) -> Array:
-    """Make x (..., h, w) larger, bicubic as torch's: (..., height, width).
+    """Enlarge x (..., h, w) to (..., height, width), bicubic as torch's.
 
-    Computed in float64 and rounded once, so that every language arrives at the same numbers.
+    It is computed in float64 and rounded once, so that every language arrives at the same numbers.
     """
     down, across = _cubic(x.shape[-2], height), _cubic(x.shape[-1], width)
     return (down @ x.astype(np.float64) @ across.T).astype(np.float32)
@@ -114,7 +115,7 @@ def resized(x: Array, height: int, width: int) -> Array:
 
 @cache
 def _cubic(size: int, larger: int) -> NDArray[np.float64]:
-    """The matrix (larger, size) of Keys' cubic convolution with A = -0.75, its ends held."""
+    """Return the matrix (larger, size) of Keys' cubic convolution, A = -0.75, ends repeated."""
     matrix = np.zeros((larger, size))
     for row in range(larger):
         place = (row + 0.5) * (size / larger) - 0.5
@@ -128,5 +129,5 @@ def _cubic(size: int, larger: int) -> NDArray[np.float64]:
 
 
 def _at(shape: tuple[int, ...], size: float) -> tuple[int, ...]:
-    """`shape` with height and width at the fraction `size`."""
+    """Return `shape` with height and width scaled by the fraction `size`."""
     return shape if size == 1 else (*shape[:-2], *(round(side * size) for side in shape[-2:]))

@@ -1,4 +1,4 @@
-"""JSON from anywhere, read within bounds: not too large or too deep, finite, each key once."""
+"""Read JSON from anywhere within bounds: not too large or deep, finite, each key once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 __all__ = ["MAX_BYTES", "MAX_DEPTH", "check_depth", "parse", "read_bytes", "short"]
 
 MAX_BYTES = 16 * 2**20
-"""Size of the largest file that is read unless told otherwise, in bytes."""
+"""Default of the largest size of a file that is read, in bytes."""
 
 MAX_DEPTH = 64
-"""Levels that objects and arrays may be nested in each other."""
+"""Largest depth to which objects and arrays may be nested."""
 
 _MAX_INTEGER = 2**64
-"""Seeds are the largest integers of any format."""
+"""Bound of integers; seeds are the largest integers of any format."""
 
 
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
@@ -43,12 +43,12 @@ def parse(data: bytes | str, *, strict: bool = True) -> Any:
 
     Args:
         data: The text.
-        strict: Refuse also what Python's parser takes and other languages do not, or read
-            otherwise: a key twice, NaN, infinities, numbers beyond float64 and integers of 2^64
-            and above. Without it the last of equal keys counts, as in most parsers.
+        strict: Also refuse what Python's parser accepts but other languages do not, or read
+            differently: duplicate keys, NaN, infinities, numbers beyond float64 and integers of
+            2^64 and above. Otherwise the last of equal keys counts, as in most parsers.
 
     Raises:
-        ValueError: In one line, if it is none, or nested deeper than `MAX_DEPTH`.
+        ValueError: In one line, if the text is not JSON, or nested deeper than `MAX_DEPTH`.
     """
     rules: dict[str, Any] = {}
     if strict:
@@ -88,7 +88,7 @@ def _items(node: Any) -> Iterable[Any]:
 
 
 def short(value: Any, limit: int = 60) -> str:
-    """`repr` of a value for a message, its middle left out where it is long."""
+    """Return the `repr` of a value for a message, its middle left out where it is long."""
     try:
         text = repr(value)
     except ValueError:  # an integer of thousands of digits

@@ -1,4 +1,4 @@
-"""Prompts to token ids with the bundle's own tokenizer files."""
+"""Convert prompts to token ids with the bundle's own tokenizer files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Tokenizer:
 
     Args:
         path: A file of the `tokenizers` library.
-        length: Tokens a prompt becomes.
-        pad_id: What fills the rest.
+        length: Number of tokens of a prompt.
+        pad_id: Id of the padding token.
 
     Raises:
-        BundleError: If the file is none of the library's, or has no such token.
+        BundleError: If the file is not in the library's format, or has no such token.
     """
 
     def __init__(self, path: Path, length: int, pad_id: int) -> None:
@@ -39,12 +39,13 @@ class Tokenizer:
             raise BundleError(f"{path}: {_said(error)}") from None
 
     def __call__(self, prompts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Token ids and 1 where they are no padding, both (N, length).
+        """Return token ids, and a mask that is 0 for padding, both (N, length).
 
         Raises:
-            ValueError: If a prompt cannot be read, as a class that a model does not know.
+            ValueError: If a prompt cannot be read, such as a class that the model does not know.
         """
-        # One by one: encode_batch wakes a thread pool, which costs more than a short prompt.
+        # Encode one by one: encode_batch wakes a thread pool, which costs more than a short
+        # prompt.
         rows = [self._encode(prompt) for prompt in prompts]
         ids = np.array([row.ids for row in rows], np.int64)
         return ids, np.array([row.attention_mask for row in rows], np.int64)
@@ -71,8 +72,8 @@ class Tokenizers:
     """All tokenizers of a text encoder.
 
     Args:
-        entries: What the manifest says of each.
-        directory: Where their files lie.
+        entries: Manifest entries of the tokenizers.
+        directory: Directory of their files.
     """
 
     def __init__(self, entries: Sequence[TokenizerFile], directory: Path) -> None:
@@ -82,7 +83,7 @@ class Tokenizers:
         ]
 
     def __call__(self, prompts: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-        """The text encoder's inputs by name, (N, length) each."""
+        """Return the text encoder's inputs by name, (N, length) each."""
         inputs = {}
         for entry, tokenizer in self._all:
             inputs[entry.input], mask = tokenizer(prompts)
@@ -92,5 +93,5 @@ class Tokenizers:
 
 
 def open_tokenizer(manifest: Manifest, directory: Path) -> Tokenizers | None:
-    """The tokenizers of a bundle in `directory`; None if it takes no prompts."""
+    """Open the tokenizers of a bundle in `directory`; None if it takes no prompts."""
     return Tokenizers(manifest.tokenizers, directory) if manifest.tokenizers else None

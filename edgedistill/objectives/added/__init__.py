@@ -1,1 +1,1 @@
-"""Losses beside any method."""
+"""Losses that can be added to any method."""

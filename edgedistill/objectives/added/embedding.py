@@ -1,10 +1,10 @@
-"""Embedding loss, beside any method: mean features of samples and data in random networks.
+"""Embedding loss, added to any method: mean features of samples and data in random networks.
 
 Ying et al. 2026, "Efficient Diffusion Distillation via Embedding Loss" (arXiv 2604.22379): the
 maximum mean discrepancy between the student's samples and data in the features of networks with
-random weights, new ones in each turn. No discriminator trains, and no pairs are needed. The
-kernel is linear in the features, and the estimate without bias, so that it vanishes on average
-where the distributions are one.
+random weights, new ones in each turn. No discriminator trains, and no pairs are needed. The kernel
+is linear in the features, and the estimate is unbiased, so that it vanishes on average where the
+two distributions are equal.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ class Embedding(Settings):
     """The `embedding` section of a recipe."""
 
     weight: float = Field(1.0, gt=0)
-    """Beside the method's own loss."""
+    """Weight of this loss, added to the method's own."""
     networks: int = Field(4, ge=1, le=64)
-    """Drawn in each turn."""
+    """Number of random networks drawn in each turn."""
     width: int = Field(128, ge=1, le=8_192)
-    """Features of a layer."""
+    """Number of features of a layer."""
 
 
 def mmd(a: Tensor, b: Tensor) -> Tensor:
-    """Squared maximum mean discrepancy of features (N, F) and (M, F), a scalar.
+    """Return the squared maximum mean discrepancy of features (N, F) and (M, F), a scalar.
 
-    The unbiased estimate (Gretton et al. 2012, "A Kernel Two-Sample Test", Eq. 3) with a linear
-    kernel; below 0 by chance. N and M are 2 or more.
+    This is the unbiased estimate (Gretton et al. 2012, "A Kernel Two-Sample Test", Eq. 3) with a
+    linear kernel, which may be below 0 by chance. N and M are 2 or more.
     """
     within = [
         (f.sum(0).square().sum() - f.square().sum()) / (len(f) * (len(f) - 1)) for f in (a, b)
@@ -47,7 +47,7 @@ def mmd(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _weight(shape: tuple[int, ...], x: Tensor, generator: torch.Generator) -> Tensor:
-    """Normal, of the size that keeps that of what passes through a ReLU (He et al. 2015)."""
+    """Draw normal weights that keep the scale of values through a ReLU (He et al. 2015)."""
     fan = math.prod(shape[1:])
     return (torch.randn(shape, generator=generator) * math.sqrt(2 / fan)).to(x)
 
@@ -74,11 +74,11 @@ NETWORKS: dict[int, Callable[[Tensor, int, torch.Generator], Tensor]] = {
     2: _of_points,
     4: _of_maps,
 }
-"""By the number of dimensions of x0."""
+"""Random networks by the number of dimensions of x0."""
 
 
 def features(x: Tensor, width: int, generator: torch.Generator) -> Tensor:
-    """Of x (N, ...) in a network whose weights `generator` draws, (N, F), each of size 1 / F.
+    """Return features (N, F) of x (N, ...) in a network of random weights, each scaled by F^-1/2.
 
     Raises:
         ValueError: Unless x is (N, D) or (N, C, H, W).
@@ -93,9 +93,9 @@ def features(x: Tensor, width: int, generator: torch.Generator) -> Tensor:
 
 
 class Embedded(Beside):
-    """A method whose student's samples also have the mean features of data.
+    """A method whose student's samples are also trained to have the mean features of data.
 
-    The samples are those of the student's own steps, with the gradient of one of them.
+    The samples come from the student's own steps, with the gradient of one of them.
     """
 
     name = "embedded"
@@ -114,7 +114,7 @@ class Embedded(Beside):
         return Losses(losses.total + self.config.weight * apart, logs)
 
     def apart(self, batch: Batch) -> Tensor:
-        """The mean of `mmd` over fresh networks, the same on all ranks."""
+        """Return the mean of `mmd` over fresh networks, the same on all ranks."""
         both, config = torch.cat([self.sample(batch), batch.x0]), self.config
         drawn = [features(both, config.width, batch.shared) for _ in range(config.networks)]
         return torch.stack([mmd(*found.chunk(2)) for found in drawn]).mean()

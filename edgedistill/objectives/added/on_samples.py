@@ -1,4 +1,4 @@
-"""What is added to any method: a loss on samples that its student makes."""
+"""Base class of losses on samples of the student, which can be added to any method."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["Beside"]
 
 
 class Beside(Wrapper):
-    """A method with something else to say of its student's samples.
+    """A method with another loss on its student's samples.
 
     Args:
-        section: Of the recipe, for messages.
+        section: Section of the recipe, for messages.
         method: The method.
-        setup: What it was made from.
+        setup: Setup that the method was made from.
 
     Raises:
         ValueError: If the method trains no student that takes the sampler's steps.
@@ -39,7 +39,7 @@ class Beside(Wrapper):
         self.rollout = Rollout(setup.student, setup.times, setup.sampler)
 
     def sample(self, batch: Batch) -> Tensor:
-        """x0 (N, ...) at one of the student's own steps, with the gradient of that step."""
+        """Return x0 (N, ...) at one of the student's own steps, with the gradient of that step."""
         sample, boundary = self.rollout(batch), self.method.boundary()
         if boundary is None:
             return sample.x0

@@ -1,12 +1,12 @@
-"""A reward, beside any method: samples become better while the method keeps them true.
+"""Reward loss, added to any method: samples get better while the method keeps them true.
 
     loss + weight L_reward
 
-The method's own loss is the regulariser. Where it is a reverse KL (vsd, dmd2, tdm), the optimum
-is the teacher's distribution tilted by the reward, p(x) exp(b r(x)), b growing with the weight
-(Jiang et al. 2025, "Distribution Matching Distillation Meets Reinforcement Learning" (DMDR),
-arXiv 2511.13649; Huang et al. 2026, "Reinforcing Few-step Generators via Reward-Tilted
-Distribution Matching" (RTDMD), arXiv 2605.26108).
+The method's own loss is the regulariser. Where it is a reverse KL (vsd, dmd2, tdm), the optimum is
+the teacher's distribution tilted by the reward, p(x) exp(b r(x)), where b grows with the weight
+(Jiang et al. 2025, "Distribution Matching Distillation Meets Reinforcement Learning" (DMDR), arXiv
+2511.13649; Huang et al. 2026, "Reinforcing Few-step Generators via Reward-Tilted Distribution
+Matching" (RTDMD), arXiv 2605.26108).
 
 - differentiable: L = -E[r(x0)], x0 the student's at one of its steps, with that step's gradient:
   ReFL (Xu et al. 2023, arXiv 2304.05977) as DMDR's code adds it to DMD, and Hyper-SD (Ren et al.
@@ -46,21 +46,22 @@ class Reward(Settings):
     name: str
     """A key of `rewards.REWARDS`."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Of that reward: its `Config`."""
+    """Options of the reward, of its class `Config`."""
     weight: float = Field(0.3, gt=0)
-    """Beside the method's own loss (DMDR's code, for the cosine of CLIP)."""
+    """Weight of the reward's loss, added to the method's own (DMDR's code, for the cosine of
+    CLIP)."""
     kind: Literal["differentiable", "black-box"] = "differentiable"
-    """Whether the reward's gradient is followed, or its values alone."""
+    """Whether the loss follows the reward's gradient, or uses its values alone."""
     group: int = Field(8, ge=2, le=1_024)
-    """Samples of one prompt among which a black-box reward is normalised (RTDMD: 24)."""
+    """Number of samples of one prompt over which a black-box reward is normalised (RTDMD: 24)."""
     start: int = Field(0, ge=0)
-    """First steps without it (DMDR's code: half of the run)."""
+    """Number of first steps without the reward (DMDR's code: half of the run)."""
 
 
 def advantages(rewards: Tensor, group: int) -> Tensor:
-    """(r - mean) / (std + 1e-4) within each `group` of neighbours, at most 5 in size; (N,).
+    """Return (r - mean) / (std + 1e-4) within each `group` of neighbours, clipped to 5, (N,).
 
-    Equal rewards have none.
+    Equal rewards have advantage 0.
     """
     groups = rewards.reshape(-1, group)
     std, mean = torch.std_mean(groups, 1, correction=0, keepdim=True)
@@ -68,7 +69,7 @@ def advantages(rewards: Tensor, group: int) -> Tensor:
 
 
 class Rewarded(Beside):
-    """A method whose student's samples also earn a reward.
+    """A method whose student's samples are also trained by a reward.
 
     Raises:
         ValueError: If the method has no samples of the student's own steps, or the reward is
@@ -94,7 +95,7 @@ class Rewarded(Beside):
         return Losses(losses.total + self.config.weight * loss, {**losses.logs, "reward": reward})
 
     def by_gradient(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(the loss, the mean reward), with the gradient of the reward."""
+        """Return (the loss, the mean reward), with the gradient of the reward."""
         rewards = self.reward(self.sample(batch), batch.prompts)
         if not rewards.requires_grad:
             raise ValueError(
@@ -105,21 +106,21 @@ class Rewarded(Beside):
         return -reward, reward.detach()
 
     def by_advantage(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(the loss, the mean reward), from the values of the reward alone.
+        """Return (the loss, the mean reward), from the reward's values alone.
 
-        The batch's first prompts are drawn for, `group` samples each.
+        The batch's first prompts get `group` samples each.
         """
         net, table, batch = self.student.net, self._table(), self.grouped(batch)
         places = walk(net, table, batch.cond, batch)
         with torch.no_grad():
             rewards = self.reward(places[-1], batch.prompts)
         weights = advantages(rewards, self.config.group)
-        # Minus the log-density of a step is its squared error.
+        # The negative log-density of a step is its squared error.
         errors = [-log_prob(net, table, i, places, batch.cond) for i in actions(table)]
         return (weights * torch.stack(errors)).mean(), rewards.mean()
 
     def grouped(self, batch: Batch) -> Batch:
-        """As many rows, each of the first prompts `group` times in a row."""
+        """Return a batch of equal size with each of the first prompts `group` times in a row."""
         group = self.config.group
         rows = torch.arange(len(batch.x0) // group).repeat_interleave(group)
         prompts = [batch.prompts[i] for i in rows.tolist()] if batch.prompts else ()

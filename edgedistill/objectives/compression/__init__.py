@@ -1,1 +1,1 @@
-"""Smaller networks, other decoders, training for int8."""
+"""Methods for smaller networks, other decoders, and int8."""

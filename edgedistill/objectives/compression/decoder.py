@@ -1,10 +1,11 @@
-"""A small decoder in place of the teacher's: below four steps the decoder is the latency.
+"""A small decoder in place of the teacher's, which dominates the latency below four steps.
 
-After TAESD (Boer Bohan 2023, github.com/madebyollin/taesd), whose architecture diffusers has as
-AutoencoderTiny: convolutions of one width without attention or norms. Or a `PatchDecoder`, which
-for the same time has more weights, and no encoder. Reconstruction, perceptual
-and adversarial terms as the autoencoders of latent diffusion are trained (Esser et al. 2021,
-arXiv 2012.09841, Eq. 5-7); the perceptual distance is taken in the teacher's own encoder.
+The decoder is that of TAESD (Boer Bohan 2023, github.com/madebyollin/taesd), whose architecture
+diffusers has as AutoencoderTiny: convolutions of one width without attention or norms. Or it is a
+`PatchDecoder`, which has more weights for the same time, and no encoder. It is trained by
+reconstruction, perceptual and adversarial terms, as the autoencoders of latent diffusion (Esser et
+al. 2021, arXiv 2012.09841, Eq. 5-7); the perceptual distance is taken in the teacher's own
+encoder.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from edgedistill.objectives.compression.shrink import feature_loss
 __all__ = ["Decoding", "Depth", "TinyDecoder", "Width", "psnr"]
 
 REMEMBERED = 2**29
-"""Bytes of the teacher's pictures that are kept, at most."""
+"""Largest size in bytes of the teacher's pictures that are kept."""
 
 
 Width: TypeAlias = Annotated[int, Field(ge=0, le=4096)]
-"""Channels at a resolution."""
+"""Number of channels at a resolution."""
 
 Depth: TypeAlias = Annotated[int, Field(ge=0, le=64)]
-"""Blocks at a resolution."""
+"""Number of blocks at a resolution."""
 
 
 def _varied(picture: Tensor, dims: tuple[int, ...], order: tuple[int, ...]) -> Tensor:
@@ -49,30 +50,30 @@ VARIANTS: tuple[Callable[[Tensor], Tensor], ...] = tuple(
     partial(_varied, dims=dims, order=order)
     for dims, order in product(((), (3,), (2,), (2, 3)), permutations(range(3)))
 )[1:]
-"""What a picture may become, (N, 3, H, W) both: turned over, its colours exchanged, or both."""
+"""Augmentations of a picture, (N, 3, H, W) both: flipped, with exchanged colours, or both."""
 
 
 class Decoding(Objective):
-    """A network in the place of the teacher's decoder: what methods that train one share."""
+    """Base class of methods that train a network in place of the teacher's decoder."""
 
     class Config(Settings):
-        """Architecture, and what its inputs and outputs are held against."""
+        """Architecture, training data and losses."""
 
         channels: Width | tuple[Width, ...] = 64
-        """One width: an AutoencoderTiny. A width for each resolution, the last ones 0 where pixels
-        are unfolded at once: a PatchDecoder."""
+        """Channels. One number makes an AutoencoderTiny; a number for each resolution, the last
+        ones 0 where pixels are unfolded at once, makes a PatchDecoder."""
         blocks: tuple[Depth, ...] = (3, 3, 3, 1)
-        """Residual blocks at each resolution of the decoder; each doubles the size of the one
+        """Residual blocks at each resolution of the decoder; each resolution is twice the one
         before, and the last is the picture's. A PatchDecoder may begin below the latent's."""
         target: Literal["teacher", "originals"] = "teacher"
-        """What pictures are held against: what the teacher's decoder makes of the latent, or what
-        was encoded to it (`data.pictures`, or the teacher's own data)."""
+        """Target pictures: those of the teacher's decoder, or the originals that were encoded
+        (`data.pictures`, or the teacher's own data)."""
         augment: float = Field(0.0, ge=0, le=1)
-        """Share of a batch whose pictures are turned over, have their colours exchanged, or both,
-        and are encoded again: latents that the data has not."""
+        """Share of a batch whose pictures are flipped, get exchanged colours, or both, and are
+        encoded again, which gives new latents."""
         jitter: float = Field(0.0, ge=0)
-        """Standard deviation of noise added to the latents, whose pictures stay the same: for
-        students that land near them."""
+        """Standard deviation of noise added to the latents, whose target pictures stay the same,
+        for students that only come near clean latents."""
         perceptual: float = Field(0.1, ge=0)
         """Weight of the distance of features in the first blocks of the teacher's encoder."""
 
@@ -97,13 +98,13 @@ class Decoding(Objective):
         return ("target=originals", "target=teacher") if config.target == "originals" else None
 
     def __init__(self, config: Decoding.Config, setup: Setup, *, below: bool = False) -> None:
-        """Check `config`; `below` is whether levels below the latent's resolution can be."""
+        """Check `config`; `below` says whether levels below the latent's resolution are valid."""
         if setup.autoencoder is None:
             raise ValueError(f"method {self.name!r} needs a teacher with an autoencoder")
         self.augment, self.target = config.augment, config.target
         self.optim = setup.optim
         example = setup.example[0]
-        self.vae = setup.autoencoder.to(example.device)  # where offloading left it elsewhere
+        self.vae = setup.autoencoder.to(example.device)  # offloading may have left it elsewhere
         self.scaling = copy.deepcopy(setup.scaling).to(example.device)
         self.shape = self._picture(example).shape[1:]
         factor = self.shape[-1] // example.shape[-1]
@@ -133,18 +134,18 @@ class Decoding(Objective):
         return self.taps.take()
 
     def _perceptual(self, found: Tensor, truth: Tensor) -> Tensor:
-        """Distance of features of two pictures."""
+        """Return the distance of features of two pictures."""
         return feature_loss(self._features(found), self._features(truth, frozen=True))
 
     @torch.no_grad()
     def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Latents (N, ...) and what they are held against.
+        """Return latents (N, ...) and their target pictures.
 
-        Each is made once while there is room: it costs more than a step.
+        Each pair is made once and kept while there is room, since it costs more than a step.
         """
         x0, count = batch.x0, round(self.augment * len(batch.x0))
         drawn = torch.randint(len(VARIANTS), (count,), generator=batch.generator)
-        if x0.is_meta:  # planned, not run
+        if x0.is_meta:  # when planning a run
             originals = x0.new_empty(len(x0), *self.shape)
             pictures = originals if self.target == "originals" else self._picture(x0)
             if count:
@@ -161,7 +162,7 @@ class Decoding(Objective):
         return torch.stack([z for z, _ in pairs]), torch.stack([picture for _, picture in pairs])
 
     def _truth(self, x0: Tensor, originals: Tensor | None, rows: list[int]) -> Tensor:
-        """What latents of those rows of a batch are held against."""
+        """Return the target pictures for latents of these rows of a batch."""
         if self.target == "teacher":
             return self._picture(x0)
         assert originals is not None
@@ -173,7 +174,7 @@ class Decoding(Objective):
         keys: list[tuple[int, bytes]],
         pairs: Callable[[list[int]], tuple[Tensor, Tensor]],
     ) -> None:
-        """Find every key, those not yet made by one call of `pairs` on where they stand."""
+        """Look up every key, and make missing ones by one call of `pairs` on their indices."""
         found.update((key, self.made[key]) for key in keys if key in self.made)
         new = {key: i for i, key in enumerate(keys) if key not in found}
         if not new:
@@ -185,7 +186,7 @@ class Decoding(Objective):
                 self.made[key] = latent.clone(), picture.clone()
 
     def _encoded(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """What the teacher's encoder makes of pictures, and what that is held against."""
+        """Encode pictures by the teacher's encoder, and return the latents with their targets."""
         pictures = pictures.clamp(-1, 1)
         z = latents_of(self.vae, self.scaling, pictures)
         return z, pictures if self.target == "originals" else self._picture(z)
@@ -195,24 +196,26 @@ class Decoding(Objective):
 
 
 class TinyDecoder(Decoding):
-    """Pictures (and latents) of a small network are those of the teacher's autoencoder."""
+    """A small network whose pictures (and latents) are trained to be the teacher autoencoder's."""
 
     class Config(Decoding.Config):
-        """Weights (TAESD's architecture: 64 channels, blocks 3, 3, 3, 1)."""
+        """Architecture and weights (TAESD's architecture: 64 channels, blocks 3, 3, 3, 1)."""
 
         expansion: int = Field(0, ge=0, le=64)
-        """Of a PatchDecoder: 0 for blocks of two 3 x 3 convolutions; otherwise 3 x 3 to this many
-        times the channels, and 1 x 1 back."""
+        """Kind of a PatchDecoder's blocks: 0 for two 3 x 3 convolutions; otherwise 3 x 3 to this
+        many times the channels, and 1 x 1 back."""
         last_channels: int = Field(0, ge=0, le=8_192)
-        """Of a PatchDecoder: of a layer before the one that unfolds the pixels; 0 for none."""
+        """Channels of an additional layer of a PatchDecoder, before the one that unfolds the
+        pixels; 0 for none."""
         l1: float = Field(1.0, ge=0)
-        """Weight of the mean absolute error, beside 1 for the squared."""
+        """Weight of the mean absolute error; that of the squared error is 1."""
         encode: float = Field(0.1, ge=0)
-        """Weight of the encoder's loss, where there is one; it shares nothing with the decoder."""
+        """Weight of the encoder's loss, if there is an encoder; it shares nothing with the
+        decoder."""
         adversarial: float = Field(0.0, ge=0)
-        """Weight of the discriminator's opinion; 0 builds none."""
+        """Weight of the adversarial loss; 0 builds no discriminator."""
         adversarial_start: int = Field(0, ge=0)
-        """Step from which on it counts."""
+        """Step from which on the adversarial loss is used."""
         discriminator: Optim = Optim(betas=(0.5, 0.9))
 
     name = "decoder"
@@ -270,7 +273,7 @@ class TinyDecoder(Decoding):
 
 
 def psnr(square: Tensor) -> Tensor:
-    """In dB: of a mean squared error of pictures in [-1, 1], whose peak is 2."""
+    """Return the PSNR in dB of a mean squared error of pictures in [-1, 1], whose peak is 2."""
     return 10 * (4 / square.detach()).log10()
 
 
@@ -297,7 +300,10 @@ def _network(
 
 
 def _judge(channels: int) -> nn.Module:
-    """Logits on overlapping patches (Isola et al. 2017, arXiv 1611.07004, Sec. 3.2.2)."""
+    """Make a discriminator with logits on overlapping patches.
+
+    Isola et al. 2017 (arXiv 1611.07004), Sec. 3.2.2.
+    """
     layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
     for k in range(2):
         wide = channels * 2**k

@@ -1,8 +1,8 @@
-"""A decoder trained as a flow from noise to pictures, then to take all of it in one step.
+"""A decoder trained as a flow from noise to pictures, then distilled to one step.
 
-Vallaeys et al. 2025, "SSDD: Single-Step Diffusion Decoder for Efficient Image Tokenization"
-(arXiv 2510.04961): flow matching of pictures, latents as the condition, beside a perceptual
-distance of the x0 it implies; then one step of the student is several of what it was.
+Vallaeys et al. 2025, "SSDD: Single-Step Diffusion Decoder for Efficient Image Tokenization" (arXiv
+2510.04961): flow matching of pictures, conditioned on latents, with a perceptual distance of the
+implied x0; then one step of the student is trained to equal several steps of the flow.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ __all__ = ["OneStepDecoder"]
 
 
 class OneStepDecoder(Decoding):
-    """Half of the run learns the flow of the teacher's pictures, half takes it in one step."""
+    """A decoder that learns the flow of pictures in half of the run, and one step in the other."""
 
     class Config(Decoding.Config):
-        """Hyperparameters."""
+        """Hyperparameters of the one-step decoder."""
 
         channels: tuple[Width, ...] = (128, 64, 0, 0)
-        """A width for each resolution, the last ones 0 where pixels are unfolded at once."""
+        """Channels at each resolution, the last ones 0 where pixels are unfolded at once."""
         blocks: tuple[Depth, ...] = (2, 1, 0, 0)
         solver_steps: int = Field(8, ge=1, le=10_000)
-        """Steps of the flow that one step of the student is to equal."""
+        """Steps of the flow that one step of the student is trained to equal."""
         times: TimeSampling = TimeSampling(kind="logit-normal")
         """Noise levels of flow matching."""
 

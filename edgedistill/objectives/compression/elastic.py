@@ -1,9 +1,9 @@
-"""One student of several depths: one set of weights, trained as each, chosen at export.
+"""One student of several depths: one set of weights, trained at each depth, chosen at export.
 
 Yu et al. 2019, "Slimmable Neural Networks" (arXiv 1812.08928), in depth instead of width: networks
-that are parts of one another share their weights and take turns. The target of methods that have
-one stays the whole network, which so teaches its parts (Yu & Huang 2019, "Universally Slimmable
-Networks", arXiv 1903.05134, Sec. 3.3).
+that are parts of one another share their weights and are trained in turns. If the method has a
+target network, it stays the whole network, which thus teaches its parts (Yu & Huang 2019,
+"Universally Slimmable Networks", arXiv 1903.05134, Sec. 3.3).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ __all__ = ["Elastic"]
 
 
 class Elastic(Wrapper):
-    """A method whose student is another of its depths in each turn, the same on all ranks.
+    """A method whose student has another depth in each turn, the same on all ranks.
 
     Args:
         method: The method, on the whole student.
-        setup: What it was made from.
-        plans: The further depths by name.
-        make: Makes the method of a depth from its setup, where each needs its own; by default
-            `method` is that of all.
+        setup: Setup that the method was made from.
+        plans: Plans of the additional depths by name.
+        make: Makes the method of a depth from its setup, where each needs its own; by default all
+            depths share `method`.
     """
 
     name = "elastic"
@@ -61,7 +61,7 @@ class Elastic(Wrapper):
 
     @contextmanager
     def _at(self, depth: str) -> Iterator[None]:
-        """The student is this deep."""
+        """Give the student this depth during the block."""
         self.net.set_submodule(self.core, self.depths[depth])
         try:
             yield
@@ -69,7 +69,7 @@ class Elastic(Wrapper):
             self.net.set_submodule(self.core, self.depths[""])
 
     def loss(self, player: str, batch: Batch) -> Losses:
-        # A follower, too: it is to know the samples of every depth.
+        # Followers also change depth, as they need samples of every depth.
         index = int(torch.randint(len(self.depths), (), generator=batch.shared))
         name = list(self.depths)[index]
         with self._at(name):

@@ -31,13 +31,13 @@ __all__ = ["QAT"]
 
 
 class QAT(Objective):
-    """Each step of the quantized student, on its own way, lands where the float one's does."""
+    """Trains each step of the quantized student to land where the float student's does."""
 
     class Config(Settings):
-        """Hyperparameters."""
+        """Hyperparameters of quantization-aware training."""
 
         scheme: Literal["int8", "int8-weights", "int4-weights"] = "int8"
-        """What the export will do; a key of `fake_quant.SCHEMES`."""
+        """Quantization of the export; a key of `fake_quant.SCHEMES`."""
 
     name = "qat"
 
@@ -54,12 +54,13 @@ class QAT(Objective):
         return self._table
 
     def loss(self, player: str, batch: Batch) -> Losses:
-        """Distance of the two students after each step, both from the same noise.
+        """Return the distance of the two students after each step, both from the same noise.
 
-        The float one's way shows the ranges of the activations over all steps, which the quantized
-        one is held to, as on the device. It arrives at each step by its own earlier steps, errors
-        included; gradients flow through one step at a time. Divided by b, so that every step
-        weighs as the error of the network's output there.
+        The float student's run gives the ranges of the activations over all steps, which the
+        quantized student uses, as on the device. The quantized student arrives at each step by its
+        own earlier steps, including their errors; gradients flow through one step at a time. The
+        distance is divided by b, so that every step is weighted as the error of the network's
+        output.
         """
         net, table = self.student.net, self._table
         noise = [batch.noise() for _ in range(table.draws)]
@@ -77,7 +78,7 @@ class QAT(Objective):
 def _steps(
     net: nn.Module, table: TorchStepTable, noise: list[Tensor], cond: Condition
 ) -> Iterator[Tensor]:
-    """Yield x after each row of the table, cut off from the rows before it."""
+    """Yield x after each row of the table, detached from the rows before it."""
     fresh = iter(noise)
     x = table.init_scale * next(fresh)
     for row in table.rows:

@@ -1,9 +1,10 @@
-"""A smaller network learns a larger one's outputs and features.
+"""Train a smaller network by a larger one's outputs and features.
 
-Kim et al. 2023, "BK-SDM: A Lightweight, Fast, and Cheap Version of Stable Diffusion"
-(arXiv 2305.15798), Eq. 1-4: task, output and feature terms. Features of self-attention in place
-of blocks: Lee et al. 2023, "KOALA" (arXiv 2312.04005), Sec. 3.3. Each feature is held against its
-own size, so that no term dominates: Zhang et al. 2024, "LAPTOP-Diff" (arXiv 2404.11098), Sec. 3.3.
+Kim et al. 2023, "BK-SDM: A Lightweight, Fast, and Cheap Version of Stable Diffusion" (arXiv
+2305.15798), Eq. 1-4: task, output and feature terms. Features of self-attention in place of blocks
+follow Lee et al. 2023, "KOALA" (arXiv 2312.04005), Sec. 3.3. Each feature's error is divided by
+its own size, so that no term dominates, as in Zhang et al. 2024, "LAPTOP-Diff" (arXiv 2404.11098),
+Sec. 3.3.
 """
 
 from __future__ import annotations
@@ -39,14 +40,15 @@ TAPS = {
     ),
     "attention": re.compile(r".*\.attn1"),
 }
-"""Module paths whose outputs are features: of whole blocks (BK-SDM), of self-attention (KOALA)."""
+"""Patterns of module paths whose outputs are features: whole blocks (BK-SDM), self-attention
+(KOALA)."""
 
 
 def tap_paths(net: nn.Module, taps: str | Sequence[str]) -> list[str]:
-    """Module paths in `net`; a kind in `TAPS`, or paths as they are.
+    """Return module paths in `net`, by a kind in `TAPS` or as they are given.
 
     Raises:
-        ValueError: For an unknown kind, or a kind of which `net` has no module.
+        ValueError: If the kind is unknown, or `net` has no module of it.
     """
     if not isinstance(taps, str):
         return list(taps)
@@ -59,10 +61,10 @@ def tap_paths(net: nn.Module, taps: str | Sequence[str]) -> list[str]:
 
 
 def facing(ours: nn.Module, theirs: nn.Module, path: str, origin: str) -> tuple[str, str]:
-    """Where two networks are compared: (path in `ours`, path in `theirs`).
+    """Return where two networks are compared: (path in `ours`, path in `theirs`).
 
-    The modules themselves; or, of blocks of which only one changes the resolution at its end (the
-    innermost that BK-SDM tiny leaves), their last layers before that, as BK-SDM does.
+    These are the modules themselves. If only one of two blocks changes the resolution at its end
+    (the innermost that BK-SDM tiny leaves), they are their last layers before that, as in BK-SDM.
     """
     pair = (ours.get_submodule(path), theirs.get_submodule(origin))
     one, other = (any(getattr(block, name, None) for name in SAMPLERS) for block in pair)
@@ -80,11 +82,11 @@ SAMPLERS = ("downsamplers", "upsamplers")
 
 
 def feature_loss(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
-    """Mean over features of |ours - theirs|^2 / |theirs|^2 (LAPTOP-Diff, Eq. 9).
+    """Return the mean over features of |ours - theirs|^2 / |theirs|^2 (LAPTOP-Diff, Eq. 9).
 
     Args:
         ours: The student's features, any shapes.
-        theirs: The teacher's, in the same order.
+        theirs: The teacher's features, in the same order.
     """
     terms = [
         F.mse_loss(a.float(), b.float()) / b.float().square().mean().clamp(min=1e-12)
@@ -94,21 +96,21 @@ def feature_loss(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
 
 
 class Shrink(Objective):
-    """eps, the teacher's output and its features, all on the same noisy data."""
+    """Trains a smaller student by eps, the teacher's output and its features, on noisy data."""
 
     class Config(Settings):
-        """Weights (BK-SDM: all 1, features not normalised)."""
+        """Weights of the terms (BK-SDM: all 1, features not normalised)."""
 
         task: float = Field(1.0, ge=0)
-        """Of the distance to what the network should output."""
+        """Weight of the distance to the training target of the network's output."""
         output: float = Field(1.0, ge=0)
-        """Of the distance to what the teacher outputs."""
+        """Weight of the distance to the teacher's output."""
         features: float = Field(1.0, ge=0)
-        """Of the distance of the features."""
+        """Weight of the distance of the features."""
         taps: str | tuple[str, ...] = "blocks"
-        """A key of `TAPS`, or module paths in the student."""
+        """Modules whose features are compared: a key of `TAPS`, or module paths in the student."""
         drop: float = Field(0.1, ge=0, le=1)
-        """Share of conditions replaced by the null one, where the teacher is guided."""
+        """Share of conditions replaced by the null condition, if the teacher is guided."""
 
     name = "shrink"
 
@@ -171,7 +173,7 @@ class Shrink(Objective):
     def _call(
         self, denoiser: Denoiser, side: str, x_t: Tensor, t: Tensor, cond: Condition
     ) -> tuple[Tensor, list[Tensor]]:
-        """Raw output, and features where there are any."""
+        """Return the raw output, and features where there are any."""
         if self.ours is None:
             return denoiser.output(x_t, t, cond), []
         taps = self.ours if side == "ours" else self.theirs
@@ -180,7 +182,7 @@ class Shrink(Objective):
         return output, taps.take()
 
     def _cut(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Those channels of the teacher's features that the student has."""
+        """Select the channels of the teacher's features that the student has."""
         return [
             feature
             if index is None
@@ -190,13 +192,14 @@ class Shrink(Objective):
 
 
 class SizeFirst(Prelude):
-    """A method, after steps in which the smaller student learns the teacher's outputs.
+    """A method, preceded by steps in which the smaller student learns the teacher's outputs.
 
     Args:
-        method: What follows.
-        shrink: What comes first, on the same student.
-        first: How many steps.
-        beside: Added to the method's loss of the student afterwards; None adds nothing.
+        method: The method that follows.
+        shrink: The loss of the first steps, on the same student.
+        first: Number of first steps.
+        beside: Loss that is added to the method's loss of the student afterwards; None adds
+            nothing.
     """
 
     name = "size_first"

@@ -1,1 +1,1 @@
-"""Methods that learn a consistency function."""
+"""Methods that train a consistency function."""

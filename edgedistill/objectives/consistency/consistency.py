@@ -54,7 +54,7 @@ def _same_noise(
 def _random_step(
     method: CD, batch: Batch, eps: Tensor, x_t: Tensor, t: Tensor, s: Tensor
 ) -> Tensor:
-    """The share `fresh` of the noise variance at s is drawn anew, the rest is the teacher's."""
+    """Take a random step: the share `fresh` of the noise variance at s is drawn anew."""
     schedule, fresh = method.student.schedule, method.config.fresh
     x0 = method.teacher(x_t, t, batch.cond)
     alpha_t, sigma_t = schedule.at(t, like=x_t)
@@ -67,11 +67,12 @@ PATHS: dict[str, Callable[[CD, Batch, Tensor, Tensor, Tensor, Tensor], Tensor]] 
     "data": _same_noise,
     "random": _random_step,
 }
-"""(method, batch, eps of x_t, x_t, t, s) -> x_s, the point that shares the student's answer."""
+"""Steps to the neighbour, (method, batch, eps of x_t, x_t, t, s) -> x_s; the student's answer is
+the same at both points."""
 
 
 def _inverse_gap(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
-    """1 / (t - s), times as angles of noise: sigma / alpha where small, finite without signal."""
+    """Return 1 / (t - s), times being angles of noise: sigma / alpha if small, else finite."""
 
     def angle(time: Tensor) -> Tensor:
         return torch.atan2(schedule.sigma(time), schedule.alpha(time))
@@ -86,30 +87,30 @@ WEIGHTS: dict[str, Callable[[Schedule, Tensor, Tensor], Tensor]] = {
 
 
 class CD(Objective):
-    """f(x_t, t) = sg f_ema(x_s, s), with x_s one step down the teacher's path from x_t."""
+    """Trains f(x_t, t) = sg f_ema(x_s, s), with x_s one step down the teacher's path from x_t."""
 
     class Config(Settings):
         """Hyperparameters (the paper's for ImageNet, but DDIM for Heun's steps, l2 for LPIPS)."""
 
         path: Literal["teacher", "data", "random"] = "teacher"
-        """How x_s comes from x_t: a DDIM step of the teacher; the data with the same noise, which
+        """Path from x_t to x_s: a DDIM step of the teacher; the data with the same noise, which
         needs no teacher; or a random step of the teacher."""
         fresh: float = Field(0.0, ge=0, le=1)
         """Share of the noise variance that a random step draws anew; 0 is the DDIM step."""
         solver_steps: int = Field(1, ge=1, le=10_000)
-        """DDIM steps of the teacher that an interval is cut into."""
+        """Number of the teacher's DDIM steps that an interval is divided into."""
         first_intervals: int = Field(40, ge=2, le=100_000)
-        """Intervals the time axis is cut into at the start, in equal steps of the schedule."""
+        """Number of intervals of the time axis at the start, in equal steps of the schedule."""
         last_intervals: int = Field(40, ge=2, le=100_000)
-        """At the end, doubled on the way."""
+        """Number of intervals at the end, reached by doubling."""
         ema: float = Field(0.95, ge=0, lt=1)
-        """Decay of the target network; 0 is the student itself."""
+        """Decay of the target network; 0 makes the student itself the target."""
         distance: Distance = Distance()
         times: TimeSampling = TimeSampling()
-        """Which intervals are drawn how often."""
+        """Distribution of the times, which decides how often each interval is drawn."""
         weighting: Literal["uniform", "inverse-gap"] = "uniform"
         sigma_data: float = Field(0.5, gt=0)
-        """Standard deviation of the data, for the boundary of a network that gives x0 itself."""
+        """Standard deviation of the data, for the boundary of a network that predicts x0."""
 
         @model_validator(mode="after")
         def _consistent(self) -> CD.Config:
@@ -150,20 +151,20 @@ class CD(Objective):
             follow(self.target, self.student, self.config.ema)
 
     def grid(self, step: int) -> Tensor:
-        """The interval edges at a step of the run; the student's own times are among them."""
+        """Return the interval edges at a step of the run, including the student's own times."""
         config, schedule = self.config, self.student.schedule
         count = doubling(step, self.steps, config.first_intervals, config.last_intervals)
         return with_edges(time_grid(schedule, count), self.times)
 
     def consistency(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """f(x_t, t), x_0 itself at t = 0 (Song et al. 2023, Eq. 5)."""
+        """Return f(x_t, t), which is x_0 itself at t = 0 (Song et al. 2023, Eq. 5)."""
         x0: Tensor = denoiser(x_t, t, cond)
         return bounded(self.boundary(), x_t, x0, t)
 
     def start(
         self, batch: Batch, x_t: Tensor, t: Tensor, x_s: Tensor, s: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Where on the interval from (x_t, t) to (x_s, s) the student sets out."""
+        """Return the student's start on the interval from (x_t, t) to (x_s, s): point and time."""
         return x_t, t
 
     def loss(self, player: str, batch: Batch) -> Losses:
@@ -184,7 +185,7 @@ class CD(Objective):
 
 
 class CT(CD):
-    """The same with x_s from the data itself: no teacher but for the student's first weights."""
+    """Consistency training: x_s comes from the data; the teacher only gives the first weights."""
 
     class Config(CD.Config):
         """Hyperparameters (iCT, Table 1)."""
@@ -201,10 +202,10 @@ class CT(CD):
 
 
 class SCott(CD):
-    """The same with x_s a random step of the teacher away, so that the student averages paths."""
+    """Consistency with a random step of the teacher to x_s, so that the student averages paths."""
 
     class Config(CD.Config):
-        """Hyperparameters; the paper's discriminator is left to other methods."""
+        """Hyperparameters (the paper's, without its discriminator)."""
 
         path: Literal["teacher", "data", "random"] = "random"
         fresh: float = Field(0.1, ge=0, le=1)

@@ -1,9 +1,10 @@
-"""Consistency trajectory models: from any time to any earlier one, consistent where it counts.
+"""Consistency trajectory models: maps from any time to any earlier one.
 
 Kim et al. 2023, "Consistency Trajectory Models" (arXiv 2310.02279).
 
-The student G(x_t, t, s) is the DDIM step from t to s with the x0 of a network g that is told s
-(its Eq. 5, for any schedule): x_t itself at s = t, where g is trained to be the denoiser.
+The student G(x_t, t, s) is the DDIM step from t to s with the x0 of a network g conditioned on s
+(its Eq. 5, for any schedule). At s = t it is x_t itself, and g is trained to be the denoiser
+there.
 """
 
 from __future__ import annotations
@@ -29,32 +30,37 @@ from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player,
 __all__ = ["CTM", "balance"]
 
 JUDGED = 0.02
-"""Time at which the discriminator's features are taken: nearly clean, as its network has seen."""
+"""Time at which the discriminator's features are taken: nearly clean, as in its network's
+training."""
 
 
 class CTM(Objective):
-    """G_ema(G(x_t, t, s), s, 0) = G_ema(G_ema(x_u, u, s), s, 0), x_u on the teacher's path."""
+    """Trains G_ema(G(x_t, t, s), s, 0) = G_ema(G_ema(x_u, u, s), s, 0).
+
+    The teacher's path leads from x_t to x_u.
+    """
 
     class Config(Settings):
         """Hyperparameters (the paper's for CIFAR-10, but DDIM for Heun's steps, l2 for LPIPS)."""
 
         intervals: int = Field(18, ge=2, le=10_000)
-        """Teacher steps the time axis is cut into; t, u and s are edges."""
+        """Number of teacher steps that the time axis is divided into; t, u and s are edges."""
         solver_steps: int = Field(17, ge=1, le=10_000)
-        """Most of them between t and u; how many is drawn for each batch."""
+        """Largest number of them between t and u; the number is drawn for each batch."""
         ema: float = Field(0.999, ge=0, lt=1)
         """Decay of the target network."""
         distance: Distance = Distance()
         denoising: float = Field(1.0, ge=0)
-        """Weight of denoising score matching, once its gradient is as long as consistency's."""
+        """Weight of denoising score matching, after scaling its gradient to the length of
+        consistency's."""
         denoising_times: TimeSampling = TimeSampling(kind="log-normal", mean=-1.2, std=1.2)
-        """EDM's."""
+        """Times of denoising score matching, by default EDM's."""
         sigma_data: float = Field(0.5, gt=0)
         """Standard deviation of the data, for EDM's weight."""
         adversarial: float = Field(0.0, ge=0)
-        """Weight of the GAN term, balanced likewise; 1 is the paper's, 0 builds no head."""
+        """Weight of the GAN term, balanced in the same way; 1 is the paper's, 0 builds no head."""
         adversarial_start: int = Field(50_000, ge=0)
-        """First step with it."""
+        """First step with the GAN term."""
         discriminator: Optim = Optim(lr=2e-3)
 
     name = "ctm"
@@ -94,14 +100,15 @@ class CTM(Objective):
     def jump(
         self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition
     ) -> Tensor:
-        """G(x_t, t, s), (N, ...)."""
-        # Nothing moves from time 0, where some predictions are infinite: asked a step above it.
+        """Return G(x_t, t, s), (N, ...)."""
+        # At time 0 nothing moves and some predictions are infinite, so the network is called one
+        # edge above.
         asked = t.clamp(min=float(self.grid[-2]))
         x0: Tensor = denoiser(x_t, asked, {**cond, "s": s})
         return landed(self.student.schedule, x_t, x0, t, s)
 
     def places(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices into the grid of t, u and s, (N,) each: t's noise, then less, then the least."""
+        """Return grid indices of t, u and s, (N,) each, from the most noise to the least."""
         count, last = len(batch.x0), len(self.grid) - 1
         most = min(self.config.solver_steps, last)
         steps = int(torch.randint(1, most + 1, (), generator=batch.shared))
@@ -114,7 +121,7 @@ class CTM(Objective):
         return {"student": self._student, "discriminator": self._discriminator}[player](batch)
 
     def _ends(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Both sides of the consistency loss, at time 0."""
+        """Return both sides of the consistency loss, at time 0."""
         cond, grid, schedule = batch.cond, self.grid.to(batch.x0.device), self.student.schedule
         first, middle, last = (place.to(grid.device) for place in self.places(batch))
         t, u, s = grid[first], grid[middle], grid[last]
@@ -147,7 +154,7 @@ class CTM(Objective):
         return Losses(total, logs)
 
     def _denoising(self, batch: Batch) -> Tensor:
-        """EDM's loss of g(x_t, t, t) (Eq. 10, weights of Karras et al. 2022, Table 1)."""
+        """Return EDM's loss of g(x_t, t, t) (Eq. 10, weights of Karras et al. 2022, Table 1)."""
         config, schedule, count = self.config, self.student.schedule, len(batch.x0)
         t = schedule.snap(sample_times(config.denoising_times, schedule, count, batch.generator))
         t = t.clamp(1e-4, 1 - 1e-4).to(batch.x0.device)
@@ -166,10 +173,10 @@ class CTM(Objective):
 
 
 class CtmDiscriminator:
-    """Trainable heads on features of a frozen copy of the teacher's network.
+    """A discriminator of trainable heads on features of a frozen copy of the teacher's network.
 
     Args:
-        setup: Has the network and where its features are.
+        setup: Setup with the network and the path of its features.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -179,29 +186,29 @@ class CtmDiscriminator:
         self.head = head_for(self.features(x0, cond)).to(x0.device)
 
     def features(self, x0: Tensor, cond: Condition) -> Tensor:
-        """Of clean data (N, ...)."""
+        """Return features of clean data (N, ...)."""
         t = torch.full((len(x0),), JUDGED, device=x0.device, dtype=torch.float64)
         t = self.net.schedule.snap(t)
         self.net.output(self.net.schedule.at(t, like=x0)[0] * x0, t, cond)
         return self.tap.take()
 
     def __call__(self, x0: Tensor, cond: Condition) -> Tensor:
-        """Logits, (N, 1)."""
+        """Return logits, (N, 1)."""
         logits: Tensor = self.head(self.features(x0, cond))
         return logits
 
 
 def edm_weight(schedule: Schedule, t: Tensor, sigma_data: float) -> Tensor:
-    """(r^2 + s^2) / (r s)^2 at the ratio r = sigma / alpha, (N,) (Karras et al. 2022, Table 1)."""
+    """Return (r^2 + s^2) / (r s)^2 for r = sigma / alpha, (N,) (Karras et al. 2022, Table 1)."""
     ratio = schedule.sigma(t) / schedule.alpha(t)
     return (ratio.square() + sigma_data**2) / (ratio * sigma_data).square()
 
 
 def balance(leading: Tensor, other: Tensor, net: nn.Module) -> Tensor:
-    """The factor that makes `other`'s gradient as long as `leading`'s, a scalar.
+    """Return the factor that makes `other`'s gradient as long as `leading`'s, a scalar.
 
-    In the last weight matrix of `net` alone (Esser et al. 2021, arXiv 2012.09841, Eq. 7, as in
-    CTM's Eq. 12); at most 1e4.
+    Gradients are compared in the last weight matrix of `net` only (Esser et al. 2021, arXiv
+    2012.09841, Eq. 7, as in CTM's Eq. 12). The factor is at most 1e4.
     """
     last = [p for p in net.parameters() if p.requires_grad and p.ndim > 1][-1]
     lengths = [

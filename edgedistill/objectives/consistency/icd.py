@@ -1,8 +1,8 @@
-"""Invertible consistency distillation: an encoder from data to noise beside the student.
+"""Invertible consistency distillation: an encoder from data to noise, trained with the student.
 
 Starodubcev et al. 2024, "Invertible Consistency Distillation for Text-Guided Image Editing in
-Around 7 Steps" (arXiv 2406.14539). The student is consistent inside segments of time, as PCM's;
-the encoder is the same the other way, from each segment's data end to its noise end; and the
+Around 7 Steps" (arXiv 2406.14539). The student is consistent inside segments of time, as in PCM;
+the encoder works in the other direction, from each segment's data end to its noise end. The
 preservation losses make each undo the other.
 """
 
@@ -27,14 +27,14 @@ __all__ = ["ICD"]
 
 
 class ICD(PCM):
-    """Consistency of both directions, and preservation: back where a round trip set out.
+    """Trains consistency in both directions, and preservation in round trips.
 
-    The encoder cannot begin at time 0, where no noise tells it where to go: data counts as being
-    at the solver's first time above.
+    The encoder cannot start at time 0, where the direction is undefined, so data is taken to be at
+    the solver's first time above 0.
     """
 
     class Config(PCM.Config):
-        """Hyperparameters (of the official code, but for the segments)."""
+        """Hyperparameters (those of the official code, except the segments)."""
 
         ema: float = Field(0.0, ge=0, lt=1)
         preserve: float = Field(1.5, ge=0)
@@ -75,12 +75,12 @@ class ICD(PCM):
 
     @property
     def stops(self) -> Tensor:
-        """Where the encoder's steps begin and end, increasing, (segments + 1,)."""
+        """Return the edges of the encoder's steps, increasing, (segments + 1,)."""
         first = self.path(0)[1][-2:-1]
         return torch.cat([self.edges[0][:-1], first]).flip(0)
 
     def encode(self, x0: Tensor, cond: Condition) -> Tensor:
-        """The noise (N, ...) that the student turns into x0 (N, ...)."""
+        """Return the noise (N, ...) that the student turns into x0 (N, ...)."""
         x = x0
         for t, s in pairwise(self.stops.to(x.device)):
             t, s = t.expand(len(x)), s.expand(len(x))
@@ -108,10 +108,10 @@ class ICD(PCM):
         return agreement(metric, self.encoder, target, teacher, batch, legs)
 
     def _preservation(self, player: str, batch: Batch) -> Tensor:
-        """Distance from where a round trip over a segment sets out to where it ends.
+        """Return the distance between start and end of a round trip over a segment.
 
-        The encoder's trips begin at the noise end, the student's at the data end; each has the
-        other's step first, without gradient.
+        The encoder's trips start at the noise end, the student's at the data end; each begins with
+        the other's step, without gradient.
         """
         stops = self.stops
         index = torch.randint(len(stops) - 1, (len(batch.x0),), generator=batch.generator)

@@ -1,8 +1,8 @@
 """Latent consistency distillation with a guided solver.
 
 Luo et al. 2023, "Latent Consistency Models" (arXiv 2310.04378); guidance is baked in at one scale
-as in LCM-LoRA (arXiv 2311.05556), or the student is told the scale while it trains (its Alg. 1).
-Consistency distillation: Song et al. 2023 (arXiv 2303.01469).
+as in LCM-LoRA (arXiv 2311.05556), or the student is conditioned on the scale during training (its
+Alg. 1). Consistency distillation: Song et al. 2023 (arXiv 2303.01469).
 """
 
 from __future__ import annotations
@@ -26,23 +26,26 @@ __all__ = ["LCM"]
 
 
 class LCM(Objective):
-    """f(x_t, t) = sg f_ema(x_s, s), with x_s one guided DDIM step of the teacher away."""
+    """Trains f(x_t, t) = sg f_ema(x_s, s), with x_s one guided DDIM step of the teacher away."""
 
     class Config(Settings):
         """Hyperparameters (of LCM's published training script)."""
 
         solver_steps: int = Field(50, ge=2, le=10_000)
-        """Teacher steps the time axis is cut into; one consistency step skips 1000 / this."""
+        """Number of teacher steps that the time axis is divided into; a consistency step skips
+        1000 / this."""
         huber_c: float = Field(1e-3, gt=0)
-        """Above 0: at 0 the loss has no gradient where student and target agree."""
+        """Constant of the loss, above 0: at 0 there is no gradient where student and target
+        agree."""
         distance: Distance | None = None
-        """In place of pseudo-Huber's with `huber_c`."""
+        """Distance that replaces pseudo-Huber with `huber_c`."""
         ema: float = Field(0.95, ge=0, lt=1)
         """Decay of the target network."""
         timestep_scaling: float = Field(10.0, gt=0)
         guidance: tuple[float, float] | None = None
-        """Least and largest scale that the student is told (the paper's are 3 and 15, in the
-        convention in which 1 is no guidance); it keeps the teacher's. None trains that alone."""
+        """Smallest and largest scale that the student is conditioned on (the paper's are 3 and 15,
+        in the convention in which 1 is no guidance); it keeps the teacher's. None trains only that
+        one."""
 
         @model_validator(mode="after")
         def _ordered(self) -> LCM.Config:
@@ -84,7 +87,7 @@ class LCM(Objective):
             )
 
     def consistency(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """f(x_t, t) = c_skip x_t + c_out x0 (LCM, Eq. 9)."""
+        """Return f(x_t, t) = c_skip x_t + c_out x0 (LCM, Eq. 9)."""
         x0: Tensor = denoiser(x_t, t, cond)
         return bounded(self.boundary(), x_t, x0, t)
 

@@ -1,7 +1,7 @@
 """Consistency inside segments of time: `pcm` (phased), its stages (TSCD), and `tdd`.
 
 Wang et al. 2024, "Phased Consistency Models" (arXiv 2405.18407); Ren et al. 2024, "Hyper-SD"
-(arXiv 2404.13686), whose trajectory-segmented consistency distillation is the same with fewer
+(arXiv 2404.13686), whose trajectory-segmented consistency distillation reduces the number of
 segments from stage to stage; Wang et al. 2024, "Target-Driven Distillation" (arXiv 2409.01347),
 which draws the segments at random. Their adversarial terms are left to other methods, and so are
 the random shortening of Target-Driven Distillation's targets and its decoupled guidance.
@@ -41,19 +41,19 @@ CHOICES: dict[str, Callable[[tuple[int, ...], Batch, int], int]] = {
     "stages": _by_stage,
     "random": _at_random,
 }
-"""(counts, batch, steps of the run) -> which of the counts this batch has."""
+"""Function (counts, batch, steps of the run) -> index of the batch's count."""
 
 
 @dataclass(frozen=True)
 class Phases:
-    """Times of a consistency step: of x_t, of its neighbour x_s, and of where both lead; (N,)."""
+    """Times of a consistency step: of x_t, of its neighbour x_s, and of the edge; (N,) each."""
 
     t: Tensor
     s: Tensor
     edge: Tensor
 
     def to(self, device: torch.device) -> Phases:
-        """The same on a device."""
+        """Return the times on a device."""
         return Phases(self.t.to(device), self.s.to(device), self.edge.to(device))
 
 
@@ -61,7 +61,7 @@ class Phases:
 def wanted(
     target: Denoiser, guide: Denoiser | Guided, batch: Batch, legs: Phases
 ) -> tuple[Tensor, Tensor]:
-    """x_t, noised data, and where the target lands at the edge from x_s, a step of `guide` on."""
+    """Return noised data x_t, and the target at the edge from x_s, one step of `guide` on."""
     schedule, t, s = target.schedule, legs.t, legs.s
     x_t = target.noised(batch.x0, t, batch.noise())
     x_s = ddim_step(schedule, x_t, guide(x_t, t, batch.cond), t, s)
@@ -76,26 +76,30 @@ def agreement(
     batch: Batch,
     legs: Phases,
 ) -> Tensor:
-    """Mean distance at the edges between where the student lands from x_t and what is `wanted`."""
+    """Return the mean distance at the edges between the student's result and the target's.
+
+    The student lands from x_t; the target is that of `wanted`.
+    """
     x_t, edge = wanted(target, guide, batch, legs)
     ours = landed(student.schedule, x_t, student(x_t, legs.t, batch.cond), legs.t, legs.edge)
     return distance(metric, ours, edge).mean()
 
 
 class PCM(Objective):
-    """f(x_t, t) = sg f_ema(x_s, s), where f is the DDIM step to the edge of t's segment."""
+    """Trains f(x_t, t) = sg f_ema(x_s, s), where f is the DDIM step to the edge of t's segment."""
 
     class Config(Settings):
         """Hyperparameters (PCM's and LCM's)."""
 
         segments: tuple[Annotated[int, Field(ge=1)], ...] = ()
-        """Counts of equal segments of time; empty is one for each of the student's steps."""
+        """Numbers of equal segments of time; empty is one for each of the student's steps."""
         choice: Literal["stages", "random"] = "stages"
-        """One count after the other, in equal parts of the run, or one at random each turn."""
+        """Order of the numbers: one after the other, in equal parts of the run, or one at random
+        each turn."""
         solver_steps: int = Field(50, ge=2, le=10_000)
-        """Teacher steps the time axis is cut into, besides the edges."""
+        """Number of teacher steps that the time axis is divided into, besides the edges."""
         ema: float = Field(0.95, ge=0, lt=1)
-        """Decay of the target network; 0 is the student itself."""
+        """Decay of the target network; 0 makes the student itself the target."""
         distance: Distance = Distance(kind="pseudo-huber")
 
     name = "pcm"
@@ -113,7 +117,7 @@ class PCM(Objective):
         self.solver = time_grid(self.student.schedule, config.solver_steps)
 
     def _check(self, sampler: str) -> None:
-        """Steps that land on the next time need a segment each; those that renoise, only one."""
+        """Check the segments: as many as steps, or one for samplers that renoise."""
         needed = {"ddim": len(self.times) - 1, "renoise": 1}[sampler]
         trained = self.counts[-1:] if self.config.choice == "stages" else self.counts
         if needed not in trained:
@@ -138,11 +142,11 @@ class PCM(Objective):
             follow(self.target, self.student, self.config.ema)
 
     def stage(self, batch: Batch) -> int:
-        """Which of the counts this batch has."""
+        """Return the index of the batch's number of segments."""
         return CHOICES[self.config.choice](self.counts, batch, self.steps)
 
     def path(self, stage: int) -> tuple[Denoiser | Guided, Tensor]:
-        """Whose DDIM steps lead from x_t to x_s, and between which times."""
+        """Return the teacher of the DDIM steps from x_t to x_s, and the times of these steps."""
         return self.teacher, with_edges(with_edges(self.solver, self.times), self.edges[stage])
 
     def loss(self, player: str, batch: Batch) -> Losses:
@@ -154,12 +158,12 @@ class PCM(Objective):
         return Losses(loss, {"consistency": loss.detach()})
 
     def apart(self, guide: Denoiser | Guided, batch: Batch, legs: Phases) -> Tensor:
-        """How far the student is from its target."""
+        """Return the distance of the student from its target."""
         return agreement(self.config.distance, self.student, self.target, guide, batch, legs)
 
 
 class TDD(PCM):
-    """The same with segments drawn at random: one student for any of these numbers of steps."""
+    """PCM with segments drawn at random: one student for any of these numbers of steps."""
 
     class Config(PCM.Config):
         """Hyperparameters (the paper's 4 to 8 steps of 250)."""

@@ -27,19 +27,19 @@ from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settin
 __all__ = ["SCM", "Points"]
 
 DECAY = 0.99
-"""Of the running loss by time."""
+"""Decay of the running loss by time."""
 
 
 @dataclass(frozen=True)
 class Points:
-    """Places on paths from noise to data, and how the paths go on there.
+    """Points on paths from noise to data, with the directions of the paths.
 
     Attributes:
-        x_t: (N, ...).
-        t: (N,), float64.
-        cond: N rows.
+        x_t: Points (N, ...).
+        t: Times (N,), float64.
+        cond: Condition of N rows.
         x0: Data end of the path's direction, (N, ...).
-        eps: Its noise end.
+        eps: Noise end of the path's direction, (N, ...).
     """
 
     x_t: Tensor
@@ -52,8 +52,8 @@ class Points:
 class RunningLoss(nn.Module):
     """Mean loss at each time, kept in bins.
 
-    The paper's adaptive weight w(t) minimises e^w loss - w: e^w is 1 / E[loss | t]. In bins of t
-    that mean needs no network and no optimizer.
+    The paper's adaptive weight w(t) minimises e^w loss - w: e^w is 1 / E[loss | t]. With bins of
+    t, this mean needs no network and no optimizer.
     """
 
     mean: Tensor
@@ -64,7 +64,7 @@ class RunningLoss(nn.Module):
 
     @torch.no_grad()
     def weigh(self, loss: Tensor, t: Tensor) -> Tensor:
-        """Take up losses (N,) at t (N,) and return e^w of each."""
+        """Record losses (N,) at t (N,) and return e^w of each."""
         bins = len(self.mean)
         index = (t * bins).long().clamp(0, bins - 1)
         count = torch.bincount(index, minlength=bins)
@@ -75,26 +75,27 @@ class RunningLoss(nn.Module):
 
 
 class SCM(Objective):
-    """d f(x_t, t) / dt = 0 along the teacher's path: the limit of consistency's small steps."""
+    """Trains d f(x_t, t) / dt = 0 along the teacher's path, the limit of consistency steps."""
 
     class Config(Settings):
         """Hyperparameters (the paper's for ImageNet)."""
 
         path: Literal["teacher", "data"] = "teacher"
-        """Whose paths: the teacher's (sCD), or straight from noise to data (sCT)."""
+        """Paths: the teacher's (sCD), or straight lines from noise to data (sCT)."""
         tangent: Literal["jvp", "difference"] = "jvp"
-        """Its derivative by forward differentiation, or by a central difference of two calls."""
+        """Derivative of the network: by forward differentiation, or by a central difference of two
+        calls."""
         difference: float = Field(1e-2, gt=0, lt=1)
         """Step of the difference, as a share of the distance to the ends of the path."""
         warmup: int = Field(10_000, ge=0)
-        """Steps over which the derivative of the network enters."""
+        """Number of steps over which the derivative of the network is phased in."""
         constant: float = Field(0.1, gt=0)
-        """c of the normalised tangent g / (|g| + c)."""
+        """Constant c of the normalised tangent g / (|g| + c)."""
         sigma_data: float = Field(0.5, gt=0)
         """Standard deviation of the data."""
         times: TimeSampling = TimeSampling(kind="log-normal", mean=-1.0, std=1.4)
         bins: int = Field(64, ge=1, le=100_000)
-        """Bins of time of the adaptive weight; 1 weights all times alike."""
+        """Number of time bins of the adaptive weight; 1 weights all times alike."""
 
     name = "scm"
 
@@ -113,7 +114,7 @@ class SCM(Objective):
         return boundary_of(self.student, self.config.sigma_data)
 
     def points(self, batch: Batch) -> Points:
-        """Noised data at random times."""
+        """Draw noised data at random times."""
         count, schedule = len(batch.x0), self.student.schedule
         t = sample_times(self.config.times, schedule, count, batch.generator)
         # At the very ends there is no path to follow.
@@ -128,21 +129,21 @@ class SCM(Objective):
         return Points(x_t, t, batch.cond, x0, eps)
 
     def trig(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(cos, sin, size) at t (N,), to multiply `like`: x_t / size is TrigFlow's."""
+        """Return (cos, sin, size) at t (N,), to multiply `like`; x_t / size is TrigFlow's x."""
         alpha, sigma = self.student.schedule.at(t, like=like)
         scaled = self.config.sigma_data * alpha
         size = torch.hypot(scaled, sigma)
         return scaled / size, sigma / size, size
 
     def flow(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """F, the student's network in TrigFlow."""
+        """Return F, the student's network in TrigFlow."""
         cos, sin, size = self.trig(t, x_t)
         clean = bounded(self.boundary(), x_t, self.student(x_t, t, cond), t)
         return (cos * x_t / size - clean / self.config.sigma_data) / sin
 
     @torch.no_grad()
     def tangent(self, at: Points, flow: Tensor, warm: float) -> Tensor:
-        """G = -cos^2 (F - dx/da) - warm cos sin (x + dF/da), which is cos df/da at warm = 1."""
+        """Return G = -cos^2 (F - dx/da) - warm cos sin (x + dF/da); cos df/da at warm = 1."""
         schedule, scale = self.student.schedule, self.config.sigma_data
         cos, sin, size = self.trig(at.t, at.x_t)
         direction = cos * at.eps - sin * at.x0 / scale

@@ -1,4 +1,4 @@
-"""Consistency from anywhere on a sub-path, which is taken as straight.
+"""Consistency from any point of a sub-path, which is approximated by a line.
 
 Xu et al. 2024, "Accelerating Image Generation with Sub-path Linear Approximation Model"
 (arXiv 2404.13903).
@@ -19,10 +19,10 @@ __all__ = ["SLAM", "between"]
 
 
 class SLAM(CD):
-    """f(x_gamma) = sg f_ema(x_s, s), with x_gamma at a random place on the chord to x_t.
+    """Trains f(x_gamma) = sg f_ema(x_s, s), with x_gamma at a random point of the chord to x_t.
 
-    Near x_s the student has little to make up for, so that what it learns at x_t is led up to in
-    steps of any size, and intervals can be long.
+    Near x_s the task is easy, so the task at x_t is approached in steps of any size, and intervals
+    can be long.
     """
 
     class Config(CD.Config):
@@ -44,20 +44,20 @@ class SLAM(CD):
 def between(
     schedule: Schedule, x_t: Tensor, t: Tensor, x_s: Tensor, s: Tensor, gamma: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A point of the chord from x_s to x_t, and the time whose share of noise it has.
+    """Return a point of the chord from x_s to x_t, and the time with its share of noise.
 
-    x_gamma = (1 - gamma) (alpha_t / alpha_s) x_s + gamma x_t has signal alpha_t and noise
-    (1 - gamma) (alpha_t / alpha_s) sigma_s + gamma sigma_t (the paper's sub-path linear ODE). The
-    paper tells the network t and gamma; here x_gamma is scaled to the schedule at the time u with
-    that ratio of noise to signal, and the network is told u, which says as much.
+    x_gamma = (1 - gamma) (alpha_t / alpha_s) x_s + gamma x_t has signal alpha_t and noise (1 -
+    gamma) (alpha_t / alpha_s) sigma_s + gamma sigma_t (the paper's sub-path linear ODE). The
+    paper's network reads t and gamma; here x_gamma is scaled to the schedule at the time u with
+    that ratio of noise to signal, and the network reads u, which is as informative.
 
     Args:
-        schedule: Of the data.
-        x_t: (N, ...).
-        t: Its times (N,).
-        x_s: Less noisy, on the same path, (N, ...).
-        s: Its times (N,), below t, with signal.
-        gamma: In [0, 1], (N,): 0 is x_s.
+        schedule: Schedule of the data.
+        x_t: Noisy data (N, ...).
+        t: Times (N,) of x_t.
+        x_s: Less noisy data on the same path, (N, ...).
+        s: Times (N,) of x_s, below t, with signal.
+        gamma: Position in [0, 1], (N,); 0 is x_s.
 
     Returns:
         (x_u, u): (N, ...) and (N,).

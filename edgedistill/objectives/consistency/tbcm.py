@@ -1,6 +1,6 @@
-"""Continuous-time consistency on the teacher's own trajectories: no data.
+"""Continuous-time consistency on the teacher's own trajectories, without data.
 
-Trajectory-backward consistency models (arXiv 2511.20410).
+The method is that of trajectory-backward consistency models (arXiv 2511.20410).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ __all__ = ["TBCM"]
 
 
 class TBCM(SCM):
-    """sCD where x_t is met on the teacher's way from noise, and not made of data."""
+    """sCD in which x_t comes from the teacher's path from noise, not from data."""
 
     class Config(SCM.Config):
-        """Hyperparameters."""
+        """Hyperparameters of the teacher's trajectories."""
 
         solver_steps: int = Field(32, ge=2, le=10_000)
-        """Random times at which a trajectory stops; each stop is a training point, and the
-        trajectories are as many as give about the batch size."""
+        """Number of random times at which a trajectory stops; each stop is a training point, and
+        there are as many trajectories as give about the batch size."""
 
     name = "tbcm"
 

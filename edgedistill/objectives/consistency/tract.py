@@ -25,11 +25,11 @@ from edgedistill.objectives.trajectory.progressive import WEIGHTS
 __all__ = ["TRACT"]
 
 LEFT = 1e-3
-"""Share of where a stage began in its average at its end."""
+"""Share of a stage's start that is left in its average at its end."""
 
 
 class StageTeacher(nn.Module):
-    """The student of the last stage, and which stage it teaches."""
+    """The student of the last stage, and the index of the stage it teaches."""
 
     stage: Tensor
 
@@ -40,21 +40,21 @@ class StageTeacher(nn.Module):
 
 
 class TRACT(PCM):
-    """Consistency inside groups of the teacher's steps, where each stage's teacher is the last's.
+    """Trains consistency inside groups of the teacher's steps; each stage teaches the next.
 
-    A stage's teacher takes one step where its own stage had a segment, so that errors add up over
-    the few stages and not over the many steps. It is the student's long average over that stage,
-    of whose beginning 1/1000 is left at its end.
+    A stage's teacher takes one step for each segment of its own stage, so errors add up over the
+    few stages and not over the many steps. The teacher is the student's long average over that
+    stage, in which the start has weight 1/1000 at the end.
     """
 
     class Config(PCM.Config):
-        """Hyperparameters; two stages, and the self-teacher's short average, are the paper's."""
+        """Hyperparameters (the paper's two stages, and its short average of the self-teacher)."""
 
         segments: tuple[Annotated[int, Field(ge=1)], ...] = (32, 4)
         solver_steps: int = Field(1024, ge=2, le=10_000)
         ema: float = Field(0.5, ge=0, lt=1)
         distance: Distance = Distance()
-        """Of two x0, to be weighted by max(SNR, 1)."""
+        """Distance of two x0, which is weighted by max(SNR, 1)."""
 
     name = "tract"
 
@@ -90,7 +90,7 @@ class TRACT(PCM):
         return super().loss(player, batch)
 
     def apart(self, guide: Denoiser | Guided, batch: Batch, legs: Phases) -> Tensor:
-        """Of the x0 with which one step leads to the edge, as in progressive distillation."""
+        """Return the distance of the x0 with which one step leads to the edge (`progressive`)."""
         schedule, t = self.student.schedule, legs.t
         x_t, edge = wanted(self.target, guide, batch, legs)
         x0 = one_step_x0(schedule, x_t, edge, t, legs.edge)

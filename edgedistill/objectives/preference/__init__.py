@@ -1,1 +1,1 @@
-"""Methods that learn from preferences."""
+"""Methods that train a student by preferences."""

@@ -1,21 +1,21 @@
-"""Diffusion-DPO of a student that is distilled already.
+"""Diffusion-DPO of a student that is already distilled.
 
 Wallace et al. 2023, "Diffusion Model Alignment Using Direct Preference Optimization" (arXiv
-2311.12908), as the authors' code tunes SDXL-Turbo: at the student's own times alone, both samples
-of a pair under the same noise. Here the pairs are drawn online from the student, and the one that
-earns more is preferred:
+2311.12908), as the authors' code tunes SDXL-Turbo: only at the student's own times, with the same
+noise for both samples of a pair. Here the pairs are drawn online from the student, and the sample
+with the higher reward is preferred:
 
     -log sigmoid(-beta / 2 ((e_won - r_won) - (e_lost - r_lost)))
 
-e is the mean square error of the x0 that the student sees in a noised sample, r that of the
-student as the run began: their difference is a bound on how much likelier the sample has become.
-The paper's errors are those of eps, which at pure noise, where a student of few steps begins, tell
-nothing of the sample.
+e is the mean squared error of the x0 that the student predicts for a noised sample, r that of the
+student at the start of the run: their difference is a bound on how much likelier the sample has
+become. The paper's errors are those of eps, which give no information on the sample at pure noise,
+where a few-step student starts.
 
-No step has to draw noise, so that students of one step, and deterministic ones, learn too, which
-those of `pso` cannot. Where the preferences are noisy, as Bradley and Terry's, the best answer to
-pure noise is the old one moved by D / beta times the gradient of a linear reward, D being the
-size of a sample; where they never err, nothing but the run's length ends the move.
+No step has to draw noise, so one-step and deterministic students can also be trained, which `pso`
+cannot do. With noisy preferences, as Bradley and Terry's, the optimal answer to pure noise is the
+old one moved by D / beta times the gradient of a linear reward, D being the size of a sample; with
+noiseless preferences, only the run's length limits the move.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ __all__ = ["DiffusionDPO", "times_of"]
 
 
 def times_of(table: TorchStepTable, schedule: Schedule) -> Tensor:
-    """At which times the rows of a table set out, (rows,), from what they tell the network."""
+    """Return the start times of a table's rows, (rows,), from the times that the network reads."""
     told = torch.tensor([row.t for row in table.rows], dtype=torch.float64)
     return schedule.snap(schedule.time_of_net_time(told).clamp(0, 1))
 
 
 class DiffusionDPO(Objective):
-    """Of two samples for a prompt, the student sees the better one in noise more clearly."""
+    """Trains the student to denoise the better one of two samples for a prompt more accurately."""
 
     class Config(Settings):
-        """Hyperparameters (the authors' code, launchers/turbo.sh)."""
+        """Hyperparameters (of the authors' code, launchers/turbo.sh)."""
 
         beta: float = Field(5000.0, gt=0)
-        """How far from the reference a preference is worth going: less goes farther."""
+        """Strength of the tie to the reference: smaller values allow larger changes."""
 
     name = "diffusion-dpo"
     needs_reward = True
@@ -97,7 +97,7 @@ class DiffusionDPO(Objective):
     def errors(
         self, denoiser: Denoiser, pair: list[Tensor], t: Tensor, eps: Tensor, batch: Batch
     ) -> Tensor:
-        """Of the x0 that `denoiser` sees in both samples, each noised by eps to t: (2, N)."""
+        """Return errors of `denoiser`'s x0 of both samples, each noised by eps to t: (2, N)."""
         x0, twice = torch.cat(pair), torch.cat([t, t])
         x_t = denoiser.noised(x0, twice, torch.cat([eps, eps]))
         gap = denoiser(x_t, twice, cat(batch.cond, batch.cond)).float() - x0.float()

@@ -1,8 +1,8 @@
-"""A step table as a policy: a row with noise chooses at random where it lands.
+"""A step table as a policy: a row with noise chooses its landing point at random.
 
-Black et al. 2023, "Training Diffusion Models with Reinforcement Learning" (arXiv 2305.13301),
-Sec. 4: the denoising of one sample is an episode, each of its steps a Gaussian action around
-what the network says, and the reward is that of the end.
+Black et al. 2023, "Training Diffusion Models with Reinforcement Learning" (arXiv 2305.13301), Sec.
+4: the denoising of one sample is an episode, each of its steps is a Gaussian action around the
+network's result, and the reward is that of the final sample.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["actions", "check_random", "log_prob", "walk"]
 
 
 def check_random(what: str, table: TorchStepTable) -> None:
-    """ValueError if no row of the table draws noise: nothing is left to chance."""
+    """Raise a ValueError if no row of the table draws noise, so that nothing is random."""
     if table.draws == 1:
         raise ValueError(
             f"{what}: no step of this student draws noise to learn from; it takes "
@@ -30,7 +30,7 @@ def check_random(what: str, table: TorchStepTable) -> None:
 
 @torch.no_grad()
 def walk(net: nn.Module, table: TorchStepTable, cond: Condition, batch: Batch) -> list[Tensor]:
-    """Where each row of the table sets out, and where the last one ends: (N, ...) each."""
+    """Return the start of each row of the table, and the end of the last one: (N, ...) each."""
     places = [table.init_scale * batch.noise()]
     for row in table.rows:
         x = row.mean(net, places[-1], cond)
@@ -39,17 +39,17 @@ def walk(net: nn.Module, table: TorchStepTable, cond: Condition, batch: Batch) -
 
 
 def actions(table: TorchStepTable) -> list[int]:
-    """The rows that draw noise."""
+    """Return the rows that draw noise."""
     return [i for i, row in enumerate(table.rows) if row.c]
 
 
 def log_prob(
     net: nn.Module, table: TorchStepTable, index: int, places: Sequence[Tensor], cond: Condition
 ) -> Tensor:
-    """Log-density of where row `index` landed on a walk, (N,), without its constant.
+    """Return the log-density of row `index`'s landing point, (N,), up to a constant.
 
-    The mean over the sample's elements in place of their sum, as every implementation has it
-    (DDPO, D3PO, PSO, RTDMD): sizes of steps then depend on no resolution.
+    It is the mean over the sample's elements instead of their sum, as in every implementation
+    (DDPO, D3PO, PSO, RTDMD), so that step sizes do not depend on the resolution.
     """
     row = table.rows[index]
     gap = (places[index + 1] - row.mean(net, places[index], cond)).float() / row.c

@@ -1,13 +1,13 @@
-"""Pairwise sample optimisation of a student that is distilled already.
+"""Pairwise sample optimisation of a student that is already distilled.
 
 Miao et al. 2024, "Tuning Timestep-Distilled Diffusion Model Using Pairwise Sample Optimization"
-(arXiv 2410.03190), with samples drawn online. Two walks of the student for each prompt; the end of
-one earns more. At each step that lands at random (`policy.log_prob`)
+(arXiv 2410.03190), with samples drawn online. The student makes two walks for each prompt; one
+ends at the higher reward. At each step that lands at random (`policy.log_prob`)
 
     -log sigmoid(beta (l_won - l_lost)),   l = log clip(p / p_reference, 1 - clip, 1 + clip)
 
 raises the odds of the step that led to the better sample, against those that the student had when
-the run began. No teacher is asked: the reference, and the clipping, hold what was distilled.
+the run began. No teacher is needed: the reference and the clipping preserve what was distilled.
 Without clipping it is DPO on the steps (D3PO, Yang et al. 2023, arXiv 2311.13231).
 """
 
@@ -37,25 +37,25 @@ __all__ = ["PSO", "preference"]
 
 
 def preference(margin: Tensor, beta: float) -> Tensor:
-    """-log sigmoid(beta margin), a scalar; margin (N,) is that of the preferred, 0 for none.
+    """Return -log sigmoid(beta margin), a scalar; margin (N,) is the winner's, 0 without one.
 
-    The Bradley-Terry model with log-ratios as rewards (DPO, Rafailov et al. 2023,
-    arXiv 2305.18290, Eq. 7). Where nothing is preferred it is log 2, without a gradient.
+    This is the Bradley-Terry model with log-ratios as rewards (DPO, Rafailov et al. 2023, arXiv
+    2305.18290, Eq. 7). Where nothing is preferred it is log 2, without a gradient.
     """
     return -F.logsigmoid(beta * margin).mean()
 
 
 class PSO(Objective):
-    """Of two samples for a prompt, the student makes the better more often."""
+    """Trains the student to make the better one of two samples for a prompt more often."""
 
     class Config(Settings):
-        """Hyperparameters (the authors' code, human_preference_tuning)."""
+        """Hyperparameters (of the authors' code, human_preference_tuning)."""
 
         beta: float = Field(50.0, gt=0)
-        """How far from the reference a preference is worth going: less goes farther."""
+        """Strength of the tie to the reference: smaller values allow larger changes."""
         clip: float = Field(0.1, ge=0, lt=1)
-        """Ratios are held within 1 - clip and 1 + clip, beyond which they have no gradient; 0
-        leaves them free."""
+        """Ratios are clipped to 1 - clip and 1 + clip, beyond which they have no gradient; 0 does
+        not clip."""
 
     name = "pso"
     needs_reward = True
@@ -91,7 +91,7 @@ class PSO(Objective):
         return Losses(preference(margin, self.config.beta), logs)
 
     def odds(self, index: int, places: list[Tensor], batch: Batch) -> Tensor:
-        """How much likelier a step of a walk is than to the reference: a held log-ratio, (N,)."""
+        """Return the clipped log-ratio of a walk's step for student and reference, (N,)."""
         table, clip = self._table, self.config.clip
         now = log_prob(self.student.net, table, index, places, batch.cond)
         with torch.no_grad():

@@ -1,1 +1,1 @@
-"""Methods that search times and coefficients and train no network."""
+"""Methods that search times and coefficients without training a network."""

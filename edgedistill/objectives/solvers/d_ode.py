@@ -1,14 +1,14 @@
-"""A solver with a coefficient of its own for each step, fitted to many steps; nothing is trained.
+"""A solver with a fitted coefficient for each step; no network is trained.
 
-Kim et al. 2023, "Distilling ODE Solvers of Diffusion Models into Smaller Steps"
-(arXiv 2309.16421): a number a step is added to a solver, and found by least squares on one
-batch so that the solver's next point is nearest to where the teacher is after many steps. Theirs
-multiplies the change of the network's output since the step before, which a row of the step table
-does not know. Here it multiplies what a row does know, the move of the DDIM step itself:
+Kim et al. 2023, "Distilling ODE Solvers of Diffusion Models into Smaller Steps" (arXiv
+2309.16421): a coefficient is added to each step of a solver, and found by least squares on one
+batch so that the solver's next point is nearest to the teacher's after many steps. The paper's
+coefficient multiplies the change of the network's output since the last step, which a row of the
+step table does not keep. Here it multiplies the move of the DDIM step itself:
 
     y_s = y_t - stretch (tau_t - tau_s) v,  y = x / (alpha + sigma), v = eps - x0.
 
-One for each step, 1 being DDIM. No diffusers scheduler has such coefficients.
+There is one stretch for each step; 1 is DDIM. No diffusers scheduler has such coefficients.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ __all__ = ["DODE", "best_stretches", "stretched"]
 
 
 def resting(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
-    """x_s / x_t where y stands still: (alpha_s + sigma_s) / (alpha_t + sigma_t), float64."""
+    """Return x_s / x_t for constant y: (alpha_s + sigma_s) / (alpha_t + sigma_t), float64."""
     now, then = (schedule.alpha(time) + schedule.sigma(time) for time in (t.double(), s.double()))
     return then / now
 
 
 def stretched(schedule: Schedule, times: Tensor, stretches: Tensor) -> Tensor:
-    """`sampling.solver_table`'s moves of steps that go `stretches` (steps,) times as far."""
+    """Return `solver_table`'s moves of steps that go `stretches` (steps,) times as far."""
     t, s = times[:-1].double(), times[1:].double()
     rest, ratio = resting(schedule, t, s), schedule.sigma(s) * (s > 0) / schedule.sigma(t)
     keep = schedule.alpha(s) - ratio * schedule.alpha(t)
@@ -46,14 +46,14 @@ def stretched(schedule: Schedule, times: Tensor, stretches: Tensor) -> Tensor:
 
 @torch.no_grad()
 def best_stretches(student: Denoiser, path: Tensor, times: Tensor, cond: Condition) -> Tensor:
-    """The stretch of each step that takes the student nearest to the path, (steps,), float64.
+    """Return the stretch of each step that is nearest to the path, (steps,), float64.
 
-    Each is fitted where the steps before it have led.
+    Each is fitted at the point that the steps before it reach.
 
     Args:
-        student: Takes the steps.
-        path: Where the teacher is at each of `times`, (N, steps + 1, ...).
-        times: Decreasing to 0.
+        student: Denoiser that takes the steps.
+        path: Points of the teacher at `times`, (N, steps + 1, ...).
+        times: Times that decrease to 0.
         cond: Condition of N rows.
     """
     schedule, x_t, found = student.schedule, path[:, 0], []
@@ -67,13 +67,13 @@ def best_stretches(student: Denoiser, path: Tensor, times: Tensor, cond: Conditi
 
 
 class DODE(Search):
-    """The teacher's network with DDIM's steps stretched."""
+    """Fits stretches of DDIM's steps to the teacher's path."""
 
     class Config(Settings):
-        """Hyperparameters."""
+        """Hyperparameters of the fit."""
 
         scale: int = Field(10, ge=1, le=1_000)
-        """The teacher takes so many DDIM steps for one of the student's."""
+        """Number of the teacher's DDIM steps for one of the student's."""
 
     name = "d-ode"
     own_coefficients = True

@@ -5,11 +5,11 @@ Solver" (arXiv 2510.17699), at order one, whose steps are rows of a step table:
 
     x_s = (sigma_s / sigma_t + a) x_t + (alpha_s - sigma_s alpha_t / sigma_t + c) x0(x_t, t + xi)
 
-with a, c and xi of each step added to a known solver's, DDIM's here, and times by a stick-breaking
-transform (its Eq. 14, from the other end). All start as the student's own steps.
-Where the whole way ends is compared with the end of the teacher's path; adversarially too, if
-asked, on features of the teacher's network. Higher orders need the outputs of steps before, which
-a step table does not keep. No diffusers scheduler has such coefficients.
+with a, c and xi of each step added to a known solver's, here DDIM's, and times by a stick-breaking
+transform (its Eq. 14, from the other end). At first they are the student's own steps. The end of
+all steps is compared with the end of the teacher's path, and optionally adversarially, on features
+of the teacher's network. Higher orders need the outputs of earlier steps, which a step table does
+not keep. No diffusers scheduler has such coefficients.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ __all__ = ["GAS", "Solver"]
 
 
 class Solver(nn.Module):
-    """net(x, time, **cond), frozen, with the steps it is sampled by.
+    """A frozen network net(x, time, **cond) with trainable sampling steps.
 
     Args:
-        net: Of the teacher.
-        times: (steps + 1,), decreasing to 0: where the times begin.
+        net: Network of the teacher.
+        times: Initial times (steps + 1,), decreasing to 0.
     """
 
     first: Tensor
@@ -56,7 +56,7 @@ class Solver(nn.Module):
         times, steps = times.double(), len(times) - 1
         self.register_buffer("first", times[0].clone())
         self.logits = nn.Parameter((times[1:-1] / times[:-2]).logit())
-        """Of each next time's share in the one before."""
+        """Logits of each next time's share of the one before."""
         self.shifts = nn.Parameter(torch.zeros(steps, dtype=torch.float64))
         self.added = nn.Parameter(torch.zeros(steps, 2, dtype=torch.float64))
 
@@ -64,16 +64,16 @@ class Solver(nn.Module):
         return self.net(x, time, **cond)
 
     def times(self) -> Tensor:
-        """(steps + 1,), decreasing to 0, float64."""
+        """Return the times (steps + 1,), decreasing to 0, float64."""
         shares = torch.cat([self.first.reshape(1), self.logits.sigmoid()])
         return torch.cat([shares.cumprod(0), torch.zeros_like(shares[:1])])
 
     def told(self) -> Tensor:
-        """The times that the network is told, (steps,)."""
+        """Return the times that the network reads, (steps,)."""
         return (self.times()[:-1] + self.shifts).clamp(1e-6, 1)
 
     def moves(self, denoiser: Denoiser) -> Tensor:
-        """`sampling.solver_table`'s, (steps, 2)."""
+        """Return the moves for `step_table.solver_table`, (steps, 2)."""
         schedule, times = denoiser.schedule, self.times()
         t, s = times[:-1], times[1:]
         ratio = schedule.sigma(s) * (s > 0) / schedule.sigma(t)
@@ -82,7 +82,7 @@ class Solver(nn.Module):
 
 
 def walk(denoiser: Denoiser, x: Tensor, cond: Condition) -> Tensor:
-    """Where the steps of a denoiser's `Solver` lead from x, (N, ...), with gradient."""
+    """Return the end of the steps of a denoiser's `Solver` from x, (N, ...), with gradient."""
     solver = denoiser.net
     assert isinstance(solver, Solver)
     for t, told, (p, q) in zip(
@@ -94,18 +94,18 @@ def walk(denoiser: Denoiser, x: Tensor, cond: Condition) -> Tensor:
 
 
 class GAS(Objective):
-    """The solver's end is the teacher's, and looks like it."""
+    """Trains the solver to end where the teacher does, and to look like it."""
 
     class Config(Settings):
-        """Hyperparameters."""
+        """Hyperparameters of the solver."""
 
         distance: Distance = Distance()
-        """Of the two ends (the paper's LPIPS for pictures, l1 or l2 for latents)."""
+        """Distance of the two ends (the paper's LPIPS for pictures, l1 or l2 for latents)."""
         adversarial: float = Field(0.0, ge=0)
         """Weight of the adversarial term; 0 is the paper's GS."""
         discriminator: Optim = Optim(lr=1e-3, betas=(0.0, 0.99))
         level: float = Field(0.1, gt=0, le=1)
-        """The discriminator sees ends noised to a time below this."""
+        """Largest time to which ends are noised for the discriminator."""
 
     name = "gas"
     needs_paths = True

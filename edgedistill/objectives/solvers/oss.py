@@ -1,13 +1,13 @@
-"""The best step times for a teacher as it is, by dynamic programming; no network is trained.
+"""The best step times for a given teacher, by dynamic programming; no network is trained.
 
-Pei et al. 2025, "Optimal Stepsize for Diffusion Sampling" (arXiv 2503.21774): of all ways to visit
-a few of the times of a many-step path, the one whose steps end nearest to it. The best way to a
-time in k steps goes over the best way to an earlier time in k - 1, so that every pair of step and
-time needs one call of the network.
+Pei et al. 2025, "Optimal Stepsize for Diffusion Sampling" (arXiv 2503.21774): among all choices of
+a few times of a many-step path, it finds the one whose steps end nearest to the path. The best
+choice of k steps to a time extends the best choice of k - 1 steps to an earlier time, so every
+pair of step and time needs one call of the network.
 
-The student is the teacher's network with that step table, or that of the student it starts from,
-which may be one with the guidance in its weights. Over trained timesteps the times are such, and
-diffusers walks them when its pipeline is told `timesteps`.
+The student is the teacher's network with that step table, or the network of the student it starts
+from, which may have the guidance in its weights. With discrete timesteps, the times are among
+these, and diffusers uses them if its pipeline gets `timesteps`.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ __all__ = ["OSS", "Search", "best_times"]
 def best_times(
     student: Denoiser, path: Tensor, grid: Tensor, steps: int, cond: Condition, kind: Distance
 ) -> list[int]:
-    """Places in `grid`, first and last among them, that `steps` DDIM steps should visit.
+    """Return indices into `grid`, with first and last, that `steps` DDIM steps should visit.
 
     Args:
-        student: Takes the steps.
-        path: Where the teacher is at each time, (N, len(grid), ...).
-        grid: Times, decreasing to 0.
-        steps: At most len(grid) - 1.
+        student: Denoiser that takes the steps.
+        path: Points of the teacher at each time, (N, len(grid), ...).
+        grid: Times that decrease to 0.
+        steps: Number of steps, at most len(grid) - 1.
         cond: Condition of N rows.
-        kind: How far from the path a step ends; its mean over N counts.
+        kind: Distance from the path, whose mean over N is minimised.
     """
     last, device = len(grid) - 1, path.device
     reached: dict[int, tuple[Tensor, list[int]]] = {0: (path[:, 0], [0])}
@@ -68,7 +68,7 @@ def best_times(
 
 
 class Search(Objective):
-    """A method that finds a step table on the teacher's path and trains nothing.
+    """Base class of methods that fit a step table to the teacher's path and train nothing.
 
     Attributes:
         grid: Times of the path, decreasing to 0.
@@ -97,7 +97,7 @@ class Search(Objective):
 
     @torch.no_grad()
     def path(self, batch: Batch) -> Tensor:
-        """Where the teacher's DDIM steps along `grid` are, (N, len(grid), ...)."""
+        """Return the points of the teacher's DDIM steps along `grid`, (N, len(grid), ...)."""
         schedule, grid = self.teacher.schedule, self.grid.to(batch.x0.device)
         path = [batch.noise() * init_scale(schedule, self.grid[0])]
         for t, s in pairwise(grid):
@@ -107,13 +107,13 @@ class Search(Objective):
 
 
 class OSS(Search):
-    """The teacher's network with the times that suit it."""
+    """Finds the best times for the teacher's network."""
 
     class Config(Settings):
-        """Hyperparameters."""
+        """Hyperparameters of the search."""
 
         search_steps: int = Field(50, ge=2, le=10_000)
-        """DDIM steps of the path, whose times there are to choose from."""
+        """Number of DDIM steps of the path, whose times are the candidates."""
         distance: Distance = Distance()
 
     name = "oss"

@@ -1,1 +1,1 @@
-"""Methods that learn where the teacher's path leads."""
+"""Methods that train a map along the teacher's path."""

@@ -6,12 +6,12 @@ Non-Linear Flow Distillation" (arXiv 2602.09014). Along a step, r going from 0 t
     v(r) = sum_k w_k v_k exp(lambda_k r),
 
 which integrates to the mean velocity sum_k w_k v_k (exp(lambda_k) - 1) / lambda_k; one component
-has no momentum, lambda = 0. Weights, velocities and momenta are the network's, element by element.
-Written as that mean plus sum_k d_k (exp(lambda_k r) - its mean), d_k = w_k v_k, the same mixture
-has the mean velocity in the network's own output, and d_k and lambda_k in further heads: the
-student lands by DDIM's step with that output alone, exactly, and keeps the teacher's architecture.
-It is trained as `pi_flow` is. The paper's exponent grows with sigma itself; r is the share of the
-step, a factor that the momenta take in.
+has no momentum, lambda = 0. The network outputs weights, velocities and momenta, element by
+element. If the mixture is written as that mean plus sum_k d_k (exp(lambda_k r) - its mean), d_k =
+w_k v_k, the mean velocity is the network's own output, and d_k and lambda_k are outputs of further
+heads. So the student lands exactly by DDIM's step with its own output alone, and keeps the
+teacher's architecture. It is trained as `pi_flow`. The paper's exponent grows with sigma itself; r
+is the share of the step, a factor that the momenta absorb.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from edgedistill.objectives.trajectory.pi_flow import Imitation, PolicyConfig
 __all__ = ["ArcFlow", "Momenta"]
 
 SPREAD = 4.0
-"""The momenta begin evenly between this and its negative."""
+"""The momenta start evenly spaced between this and its negative."""
 
 
 def grown(rate: Tensor, r: Tensor) -> Tensor:
-    """Integral of exp(rate u) over u from 0 to r."""
+    """Return the integral of exp(rate u) over u from 0 to r."""
     small = rate.abs() < 1e-3
     safe = torch.where(small, torch.ones_like(rate), rate)
     return torch.where(small, r + 0.5 * rate * r.square(), torch.expm1(safe * r) / safe)
 
 
 class Momenta:
-    """The mixture on one step.
+    """The mixture of momenta on one step.
 
     Args:
-        mean: Its mean velocity (N, ...).
-        leaves: d_k, (K, N, ...).
-        rates: lambda_k, (K, N, ...).
-        y: Where it begins.
-        tau: When, the same for all rows.
-        end: When it ends.
+        mean: Mean velocity (N, ...).
+        leaves: Offsets d_k, (K, N, ...).
+        rates: Momenta lambda_k, (K, N, ...).
+        y: Start point of the step.
+        tau: Start time, the same for all rows.
+        end: End time.
     """
 
     def __init__(
@@ -70,20 +70,20 @@ class Momenta:
 
 
 class ArcFlow(Imitation):
-    """The momentum mixture as policy."""
+    """Trains a student whose policy is a mixture of momenta."""
 
     class Config(PolicyConfig):
-        """Hyperparameters."""
+        """Hyperparameters of the mixture."""
 
         components: int = Field(16, ge=2, le=1_024)
-        """Of the mixture, the one without momentum included (the paper's 16)."""
+        """Number of components, including the one without momentum (the paper's 16)."""
 
     name = "arcflow"
 
     def __init__(self, config: ArcFlow.Config, setup: Setup) -> None:
         self.count = config.components - 1
         super().__init__(config, setup, 2 * self.count)
-        # Without 0, where a component has no gradient in its rate and leaf.
+        # The spread leaves out 0, where a component has no gradient in its rate and leaf.
         spread = torch.linspace(-SPREAD, SPREAD, self.count + self.count % 2)[: self.count]
         self.spread = spread.to(setup.example[0])
 

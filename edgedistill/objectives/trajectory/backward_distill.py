@@ -1,8 +1,8 @@
-"""Backward distillation: the student learns where its own steps take it.
+"""Backward distillation: the student is trained at the points that its own steps reach.
 
 Kohler et al. 2024, "Imagine Flash: Accelerating Emu Diffusion Models with Backward Distillation"
-(arXiv 2405.05224): inputs from the student's own sampling, which hold nothing of any data; the
-shifted reconstruction loss; and noise correction of the first step.
+(arXiv 2405.05224): inputs from the student's own sampling, which contain no data; the shifted
+reconstruction loss; and noise correction of the first step.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ __all__ = ["BackwardDistill", "noise_corrected"]
 
 
 class BackwardDistill(Objective):
-    """S(x_t) = the end of the teacher's path from a time at or below t, x_t the student's own."""
+    """Trains S(x_t) to be the end of the teacher's path from a time at or below t.
+
+    x_t is the student's own.
+    """
 
     class Config(Settings):
-        """Hyperparameters."""
+        """Hyperparameters of backward distillation."""
 
         shift: float = Field(1.0, gt=0, le=1)
-        """The teacher sets out at the time `shift` t, to which the student's x0 is taken along
-        x_t's noise: at 1 from x_t itself. Below 1 the target keeps the student's structure and
-        gives it the teacher's detail."""
+        """Factor on t of the teacher's start time, to which the student's x0 is noised along x_t's
+        noise; at 1 the teacher starts from x_t itself. Below 1 the target keeps the student's
+        structure and adds the teacher's detail."""
         solver_steps: int = Field(8, ge=1, le=10_000)
-        """The teacher's, from there to time 0."""
+        """Number of the teacher's steps from there to time 0."""
         noise_correction: bool = True
-        """The first step takes what it starts from for its noise, which it is."""
+        """Whether the first step uses its input as the noise, which it is."""
         distance: Distance = Distance()
 
     name = "backward-distill"
@@ -69,13 +72,13 @@ class BackwardDistill(Objective):
         return Losses(loss, {"apart": loss.detach()})
 
     def own(self, index: int, batch: Batch) -> Tensor:
-        """The student's own sample at times[index], (N, ...)."""
+        """Return the student's own sample at times[index], (N, ...)."""
         steps = TorchStepTable(self.steps.rows[:index], self.steps.init_scale)
         noise = [batch.noise() for _ in range(steps.draws)]
         return steps.sample(self.student.net, noise, batch.cond)
 
     def target(self, x_t: Tensor, x0: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        """Where the teacher's path ends that begins on the student's step from x_t to x0."""
+        """Return the end of the teacher's path from the student's step from x_t to x0."""
         config, schedule = self.config, self.student.schedule
         fractions = torch.linspace(config.shift, 0, config.solver_steps + 1, dtype=torch.float64)
         path = torch.unique_consecutive(schedule.snap(t.cpu() * fractions[:-1]))
@@ -86,11 +89,11 @@ class BackwardDistill(Objective):
 
 
 def noise_corrected(table: TorchStepTable, student: Denoiser, times: Tensor) -> TorchStepTable:
-    """A deterministic table whose first step has x_T for its noise in place of what is predicted.
+    """Return a deterministic table whose first step uses x_T, not the predicted noise.
 
-    At the first time x_T is all noise, up to its scale, so that x_s = alpha_s x0 + sigma_s x_T /
-    sigma_T (the paper's noise correction). Where the schedule ends without signal, v and flow say
-    the same by themselves.
+    At the first time x_T is pure noise, up to its scale, so that x_s = alpha_s x0 + sigma_s x_T /
+    sigma_T (the paper's noise correction). If the schedule ends without signal, v and flow
+    predictions already give the same.
     """
     t, s = times[0].double().cpu(), times[1].double().cpu()
     schedule, kind, first = student.schedule, student.prediction, table.rows[0]

@@ -1,13 +1,13 @@
 """Data-free distillation to one step by bootstrapping along the path of the signal.
 
 Gu et al. 2023, "BOOT: Data-free Distillation of Denoising Diffusion Models with Bootstrapping"
-(arXiv 2306.05544). On the teacher's ODE from the noise eps, y_t = (x_t - sigma_t eps) / alpha_t
-is the signal so far: at the noisiest time the teacher's x0 of pure noise, at 0 the sample. The
-student gives y_s from eps and s alone, and learns it from its own y_t a little earlier and the
-teacher's x0 there. Nothing but noise and prompts is needed.
+(arXiv 2306.05544). On the teacher's ODE from the noise eps, y_t = (x_t - sigma_t eps) / alpha_t is
+the signal so far: the teacher's x0 of pure noise at the noisiest time, and the sample at 0. The
+student predicts y_s from eps and s alone, and learns it from its own y_t a little earlier and the
+teacher's x0 there. Only noise and prompts are needed.
 
-The paper's network reads s as its time. Here it reads the time gone by, t_1 - s, so that its last
-word, y_0, is that of an ordinary step from the noisiest time t_1, which any sampler can take.
+The paper's network reads s as its time. Here it reads the elapsed time, t_1 - s, so that its final
+result, y_0, is an ordinary step from the noisiest time t_1, which any sampler can take.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ __all__ = ["BOOT"]
 
 
 class BOOT(Objective):
-    """y(eps, s) = r sg y(eps, t) + (1 - r) T(x_t), one DDIM step of the signal from t to s.
+    """Trains y(eps, s) = r sg y(eps, t) + (1 - r) T(x_t), one DDIM step of the signal from t to s.
 
-    r = (sigma_s / alpha_s) / (sigma_t / alpha_t) and x_t = alpha_t y(eps, t) + sigma_t eps.
+    Here r = (sigma_s / alpha_s) / (sigma_t / alpha_t) and x_t = alpha_t y(eps, t) + sigma_t eps.
     """
 
     class Config(Settings):
-        """Hyperparameters."""
+        """Hyperparameters of bootstrapping."""
 
         solver_steps: int = Field(50, ge=2, le=10_000)
-        """Steps the path is cut into; each is one DDIM step."""
+        """Number of steps that the path is divided into; each is one DDIM step."""
         boundary_weight: float = Field(0.5, ge=0)
         """Weight of the start: y(eps, t_1) is the teacher's x0 of pure noise."""
         distance: Distance = Distance()
@@ -54,7 +54,7 @@ class BOOT(Objective):
         return [Player("student", self.student, self.optim)]
 
     def signal(self, x_1: Tensor, s: Tensor, cond: Condition) -> Tensor:
-        """The student's y_s, s (N,), of the noise x_1 that a table starts from."""
+        """Return the student's y_s, s (N,), from the noise x_1 that a table starts from."""
         student = self.student
         schedule, first = student.schedule, self.first.expand(len(x_1))
         read = schedule.snap(first - s.cpu())
@@ -73,7 +73,7 @@ class BOOT(Objective):
             y = self.signal(x_1, t, batch.cond)
             t_here = t.to(eps.device)
             x0 = self.teacher(self.student.noised(y, t_here, eps), t_here, batch.cond)
-            # Written so that it is 0 where there is no signal yet, alpha_t = 0.
+            # This form is 0 where there is no signal yet, alpha_t = 0.
             kept = schedule.sigma(s) * schedule.alpha(t) / (schedule.alpha(s) * schedule.sigma(t))
             r = kept.reshape((-1,) + (1,) * (eps.ndim - 1)).to(eps)
             target = r * y + (1 - r) * x0

@@ -1,12 +1,12 @@
-"""Flow maps: from any time to any earlier one in a step.
+"""Flow maps: from any time to any earlier one in a single step.
 
 Boffi et al. 2025, "How to build a consistency model: learning flow maps via self-distillation"
 (arXiv 2505.18825). Here the flow is the teacher's.
 
 Any schedule is seen as a straight flow: y = x_t / (alpha + sigma) at tau = sigma / (alpha + sigma)
 is (1 - tau) x0 + tau eps, moves at velocity v = eps - x0, and DDIM's step is Euler's. A student
-that leads from t to s predicts the mean velocity u on the way, y_s = y_t - (tau_t - tau_s) u, and
-each rule says what u must be, with nothing but calls of teacher and student:
+for steps from t to s predicts the mean velocity u on the way, y_s = y_t - (tau_t - tau_s) u, and
+each rule defines u by calls of teacher and student only:
 
 - eulerian: u = v(y_t) - (tau_t - tau_s) du/dtau_t along the path (MeanFlow's identity, Geng et al.
   2025, arXiv 2505.13447, Eq. 6);
@@ -14,7 +14,7 @@ each rule says what u must be, with nothing but calls of teacher and student:
 - progressive: two steps of half the way (shortcut models, Frans et al. 2024, arXiv 2410.12557,
   Eq. 4).
 
-At s = t all three say u = v(y_t).
+At s = t all three give u = v(y_t).
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settin
 __all__ = ["FlowMap", "MeanFlow"]
 
 STRAIGHT = Rectified()
-"""Of which tau is the time."""
+"""Schedule whose time is tau."""
 
 
 def tau_of(schedule: Schedule, t: Tensor) -> Tensor:
-    """Sigma / (alpha + sigma), float64."""
+    """Return sigma / (alpha + sigma), float64."""
     sigma = schedule.sigma(t.double())
     return sigma / (schedule.alpha(t.double()) + sigma)
 
 
 def time_at(schedule: Schedule, tau: Tensor) -> Tensor:
-    """Its inverse; the ends are kept a hair away, where the noise ratio is finite."""
+    """Return the inverse of `tau_of`, clamped near the ends, where the noise ratio is finite."""
     tau = tau.double().clamp(1e-7, 1 - 1e-7)
     return schedule.time_of(2 * ((1 - tau) / tau).log())
 
 
 class Path:
-    """A denoiser in the straight flow's coordinates.
+    """A denoiser in the coordinates of the straight flow.
 
     Args:
         denoiser: The teacher, or a student around a `TwoTimes`.
@@ -65,7 +65,7 @@ class Path:
         self.denoiser, self.schedule, self.cond = denoiser, denoiser.schedule, cond
 
     def __call__(self, y: Tensor, tau: Tensor, end: Tensor | None = None) -> Tensor:
-        """Velocity at (y, tau); with `end` the mean one from tau to there."""
+        """Return the velocity at (y, tau), or with `end` the mean velocity from tau to `end`."""
         t = time_at(self.schedule, tau)
         cond = self.cond if end is None else {**self.cond, "s": time_at(self.schedule, end)}
         scale = self.schedule.alpha(t) + self.schedule.sigma(t)
@@ -74,24 +74,24 @@ class Path:
 
 
 def over(numbers: Tensor, like: Tensor) -> Tensor:
-    """Numbers (N,) shaped and cast to multiply `like` (N, ...)."""
+    """Reshape and cast numbers (N,) to multiply `like` (N, ...)."""
     return numbers.reshape((-1,) + (1,) * (like.ndim - 1)).to(like)
 
 
 @dataclass(frozen=True)
 class Legs:
-    """Where students set out and where they lead.
+    """Start points, times and velocities of the student's steps.
 
     Attributes:
-        y: (N, ...).
-        tau: Its time on the straight flow, (N,).
-        end: The time led to, (N,), at most tau.
+        y: Start points (N, ...).
+        tau: Time of y on the straight flow, (N,).
+        end: Target time, (N,), at most tau.
         v: Velocity of the flow at (y, tau).
         ours: The student's mean velocity.
-        theirs: Of whom targets are made: the same, or an average of it.
+        theirs: Mean velocity for targets: the student's, or that of its average.
         flow: The teacher's velocity.
         derivative: A value of `tangents.DERIVATIVES`.
-        step: Of differences.
+        step: Step of differences.
     """
 
     y: Tensor
@@ -140,31 +140,32 @@ RULES: dict[str, Callable[[Legs], Tensor]] = {
     "lagrangian": _lagrangian,
     "progressive": _progressive,
 }
-"""What the student's mean velocity on these legs must be."""
+"""Rules for the student's mean velocity on these steps."""
 
 
 class FlowMap(Objective):
-    """The student's mean velocity obeys a rule, and at s = t is the flow's."""
+    """Trains the student's mean velocity to obey a rule, and to equal the flow's at s = t."""
 
     class Config(Settings):
-        """Hyperparameters."""
+        """Hyperparameters of flow maps."""
 
         rule: Literal["eulerian", "lagrangian", "progressive"] = "lagrangian"
         velocity: Literal["teacher", "data"] = "teacher"
-        """Whose v: the teacher's, or eps - x0 of the data, whose mean that is."""
+        """Velocity v: the teacher's, or eps - x0 of the data, whose mean is the teacher's."""
         instant: float = Field(0.25, ge=0, lt=1)
         """Share of the batch with s = t."""
         times: TimeSampling = TimeSampling()
-        """Of tau; the larger of two draws is where a leg begins."""
+        """Distribution of tau; the larger of two draws is the start of a step."""
         derivative: Literal["jvp", "difference"] = "jvp"
-        """By forward differentiation, or by a central difference of two calls."""
+        """Derivative of the network: by forward differentiation, or by a central difference of two
+        calls."""
         difference: float = Field(1e-2, gt=0, lt=1)
         """Step of the difference, as a share of the distance to the ends of the flow."""
         power: float = Field(0.0, ge=0)
-        """p of the weight 1 / (e + c)^p, e the mean of the squared error (MeanFlow, Eq. 22: the
-        sum)."""
+        """Exponent p of the weight 1 / (e + c)^p, where e is the mean of the squared error
+        (MeanFlow, Eq. 22, uses the sum)."""
         constant: float = Field(1e-3, gt=0)
-        """Its c."""
+        """Constant c of the weight."""
 
     name = "flow-map"
 
@@ -176,7 +177,7 @@ class FlowMap(Objective):
         self.student.net = TwoTimes(self.student.net, setup.time_layer, steps).to(device)
         self.target = self.student
         self.limit = float(tau_of(self.student.schedule, setup.times[0]))
-        """The largest tau: there is no more noise to tell a network of."""
+        """Largest tau, since the network is not trained on more noise."""
 
     def players(self) -> list[Player]:
         return [Player("student", self.student, self.setup.optim)]
@@ -188,22 +189,22 @@ class FlowMap(Objective):
         return student.with_net(net.folded(x0, cond))
 
     def drawn(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Where random legs begin and end on the straight flow, (N,) each."""
+        """Draw start and end times of random steps on the straight flow, (N,) each."""
         first, second = (self.taus(batch) for _ in range(2))
         return torch.maximum(first, second), torch.minimum(first, second)
 
     def instant(self, count: int) -> Tensor:
-        """Which of so many legs have no length, (N,)."""
+        """Return which of `count` steps have length 0, (N,)."""
         return torch.arange(count) < self.config.instant * count
 
     def taus(self, batch: Batch) -> Tensor:
-        """Random times on the straight flow, (N,)."""
+        """Draw random times on the straight flow, (N,)."""
         drawn = sample_times(self.config.times, STRAIGHT, len(batch.x0), batch.generator)
         return drawn.clamp(max=self.limit)
 
     @torch.no_grad()
     def legs(self, batch: Batch) -> Legs:
-        """Random legs of the flow."""
+        """Draw random steps of the flow."""
         config, device = self.config, batch.x0.device
         tau, end = self.drawn(batch)
         end = torch.where(self.instant(len(tau)), tau, end).to(device)
@@ -212,7 +213,7 @@ class FlowMap(Objective):
         y = over(1 - tau, eps) * batch.x0 + over(tau, eps) * eps
         flow = Path(self.teacher, batch.cond)
         v = eps - batch.x0 if config.velocity == "data" else flow(y, tau)
-        # Differences stay inside the flow's ends.
+        # The differences stay inside the flow's ends.
         place = end if config.rule == "lagrangian" else tau
         step = config.difference * torch.minimum(place, 1 - place).clamp(min=1e-3)
         derivative = DERIVATIVES[config.derivative]
@@ -230,7 +231,7 @@ class FlowMap(Objective):
 
 
 class MeanFlow(FlowMap):
-    """Geng et al. 2025 (arXiv 2505.13447): the Eulerian rule, velocities of the data."""
+    """MeanFlow (Geng et al. 2025, arXiv 2505.13447): the Eulerian rule, velocities of the data."""
 
     class Config(FlowMap.Config):
         """Hyperparameters (the paper's for ImageNet, Sec. 5.1 and Table 4)."""

@@ -1,8 +1,9 @@
-"""Guidance distillation: one call for classifier-free guidance's two, at any scale.
+"""Guidance distillation: one call in place of classifier-free guidance's two, at any scale.
 
 Meng et al. 2022, "On Distillation of Guided Diffusion Models" (arXiv 2210.03142), Sec. 3.1 and
-Alg. 1. The network is told the scale; the finished student keeps one, folded into its weights. It
-takes as many steps as its teacher would: give it to another method as `student.init` for fewer.
+Alg. 1. The network is conditioned on the scale; the finished student keeps one scale, folded into
+its weights. It takes as many steps as its teacher; pass it to another method as `student.init` for
+fewer.
 """
 
 from __future__ import annotations
@@ -21,15 +22,18 @@ __all__ = ["Guidance"]
 
 
 class Guidance(Objective):
-    """S(x_t, t, w) = T(x_t, null) + w (T(x_t, cond) - T(x_t, null)), w = 1 being no guidance."""
+    """Trains S(x_t, t, w) = T(x_t, null) + w (T(x_t, cond) - T(x_t, null)).
+
+    The scale w is random; w = 1 is no guidance.
+    """
 
     class Config(Settings):
-        """Hyperparameters."""
+        """Hyperparameters of guidance distillation."""
 
         low: float = Field(1.0, ge=0)
-        """Least scale."""
+        """Smallest guidance scale."""
         high: float = Field(14.0, gt=0)
-        """Largest."""
+        """Largest guidance scale."""
         distance: Distance = Distance()
         times: TimeSampling = TimeSampling(low=0.001)
 
@@ -61,6 +65,6 @@ class Guidance(Objective):
             target = self.scales.guided(x_t, t, batch.cond, scale)
         ours = self.student(x_t, t, self.scales.tell(batch.cond, scale))
         apart = distance(config.distance, ours, target)
-        # The paper's weight of x0, as progressive distillation's.
+        # This is the paper's weight of x0, as in progressive distillation.
         weight = WEIGHTS["truncated-snr"](schedule.log_snr(t).exp()).to(apart)
         return Losses((weight * apart).mean(), {"apart": apart.detach().mean()})

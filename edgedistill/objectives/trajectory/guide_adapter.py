@@ -1,10 +1,10 @@
 """An adapter that adds the guidance to a frozen network.
 
-Hsiao et al. 2024, "Plug-and-Play Diffusion Distillation" (arXiv 2406.01954): the network stays as
-it is, and a small one beside it learns what guidance adds to its output, so that it may be put
-beside the network's fine-tuned relatives too. In the form of Golnari 2023, "LoRA-Enhanced
-Distillation on Guided Diffusion Models" (arXiv 2312.06899): the small one is a LoRA, at one scale.
-The student folder holds it fused, and alone in lora/, which any relative of the teacher can load.
+Hsiao et al. 2024, "Plug-and-Play Diffusion Distillation" (arXiv 2406.01954): the network is
+frozen, and a small one learns what guidance adds to its output, so that it also works with the
+network's fine-tuned variants. As in Golnari 2023, "LoRA-Enhanced Distillation on Guided Diffusion
+Models" (arXiv 2312.06899), the small one is a LoRA, for one scale. The student folder holds it
+fused, and alone in lora/, which any variant of the teacher can load.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["GuideAdapter"]
 
 
 class GuideAdapter(Objective):
-    """The network with its adapter gives in one call what guidance makes of two."""
+    """Trains an adapter with which one call of the network gives the guided result of two."""
 
     class Config(Settings):
-        """Hyperparameters."""
+        """Hyperparameters of the guidance adapter."""
 
         distance: Distance = Distance()
         times: TimeSampling = TimeSampling(low=0.001)
@@ -57,6 +57,6 @@ class GuideAdapter(Objective):
         with torch.no_grad():
             wanted = self.teacher(x_t, t, batch.cond)
         apart = distance(config.distance, self.student(x_t, t, batch.cond), wanted)
-        # The weight of x0, as in `guidance`.
+        # This is the weight of x0 in `guidance`.
         weight = WEIGHTS["truncated-snr"](schedule.log_snr(t).exp()).to(apart)
         return Losses((weight * apart).mean(), {"apart": apart.detach().mean()})

@@ -1,9 +1,10 @@
-"""InstaFlow: reflow, then one step that goes where the straightened flow goes.
+"""InstaFlow: reflow, then one step that follows the straightened flow to its end.
 
 Liu et al. 2023, "InstaFlow: One Step is Enough for High-Quality Diffusion-Based Text-to-Image
 Generation" (arXiv 2309.06380), in one run: the first stage is `reflow` on the teacher's paths;
-then the straightened flow is frozen, and the student, which starts as it, takes fresh noise in one
-step to where that flow's ODE ends. The paper's distance is LPIPS; here it is of latents.
+then the straightened flow is frozen, and the student, which starts from it, learns to take fresh
+noise to the end of that flow's ODE in one step. The paper's distance is LPIPS; here it is of
+latents.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class InstaFlow(Objective):
     """Straightens the teacher's flow, then learns its end points in one step."""
 
     class Config(Settings):
-        """Hyperparameters."""
+        """Hyperparameters of InstaFlow."""
 
         reflow: float = Field(0.5, gt=0, lt=1)
         """Share of the run that straightens the flow."""
@@ -35,7 +36,7 @@ class InstaFlow(Objective):
         solver_steps: int = Field(25, ge=1, le=10_000)
         """Euler steps of the straightened flow to its end (the paper's pairs have 25)."""
         distance: Distance = Distance()
-        """Of the one step from that end."""
+        """Distance of the one step's result from that end."""
         ema: float = Field(0.99, ge=0, lt=1)
         """Decay of the average of the student that is frozen as the straightened flow."""
 
@@ -74,21 +75,21 @@ class InstaFlow(Objective):
         return Losses(loss, {"end": loss.detach()})
 
     def pairs(self, batch: Batch) -> Tensor:
-        """Noise and data that straight lines join, the ends of (N, K + 1, ...)."""
+        """Return noise and data that straight lines join, the ends of (N, K + 1, ...)."""
         assert batch.path is not None
         return batch.path
 
     def distil(self, batch: Batch) -> Tensor:
-        """How far the one step is from where the straightened flow ends."""
+        """Return the distance of the one step from the end of the straightened flow."""
         return self.apart(batch.noise(), batch, self.grid)
 
     def apart(self, noise: Tensor, batch: Batch, grid: Tensor) -> Tensor:
-        """Mean distance of the one step from noise and the flow's Euler steps along `grid`."""
+        """Return the mean distance of the one step from the flow's Euler steps along `grid`."""
         end = solve(self.flow, noise, grid, batch.cond, "euler")
         ours = self.one_step(noise * init_scale(self.student.schedule, self.times[0]), batch)
         return distance(self.config.distance, ours, end).mean()
 
     def one_step(self, x_1: Tensor, batch: Batch) -> Tensor:
-        """The student's x0 from its first x_t."""
+        """Return the student's x0 from its first x_t."""
         x0: Tensor = self.student(x_1, self.times[0].to(x_1.device), batch.cond)
         return x0

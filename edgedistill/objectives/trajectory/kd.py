@@ -1,8 +1,8 @@
 """Knowledge distillation of the teacher's ODE on stored paths.
 
 Luhman & Luhman 2021, "Knowledge Distillation in Iterative Generative Models for Improved Sampling
-Speed" (arXiv 2101.02388): one step takes the noise to where the ODE ends, S(x_1) = ODE(x_1). With
-several steps each takes the path from one of the student's times to the next.
+Speed" (arXiv 2101.02388): one step takes the noise to the end of the ODE, S(x_1) = ODE(x_1). With
+several steps, each follows the path from one of the student's times to the next.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ __all__ = ["KD", "stored_step"]
 
 
 def stored_step(batch: Batch, times: Tensor) -> TeacherStep:
-    """A random step along each of the batch's paths, between neighbours of `times`.
+    """Draw a random step along each of the batch's paths, between neighbours of `times`.
 
     Args:
-        batch: Its paths are (N, len(times), ...).
-        times: The student's, descending.
+        batch: Batch whose paths are (N, len(times), ...).
+        times: Times of the student, descending.
     """
     path = batch.path
     assert path is not None
@@ -42,10 +42,10 @@ def stored_step(batch: Batch, times: Tensor) -> TeacherStep:
 
 
 class KD(Objective):
-    """The student's step from a point of a path lands on the path's next point."""
+    """Trains the student's step from a point of a path to land on the path's next point."""
 
     class Config(Settings):
-        """Hyperparameters; the paper's distance is l2."""
+        """Hyperparameters (the paper's distance is l2)."""
 
         distance: Distance = Distance()
 

@@ -1,22 +1,22 @@
 """The student predicts a policy: velocities along its whole step, integrated in closed form.
 
-Chen et al. 2025, "pi-Flow: Policy-Based Few-Step Generation via Imitation Distillation"
-(arXiv 2510.14974). From (x_t, t) the network says how the velocity goes on the way to the next
-step's time, and the teacher is imitated along the policy's own path (Alg. 1): where the policy,
-held fixed, leads at a random time of the step, its velocity must be the teacher's. The batch's
-data is not used; steps start where the student's own path is.
+Chen et al. 2025, "pi-Flow: Policy-Based Few-Step Generation via Imitation Distillation" (arXiv
+2510.14974). From (x_t, t) the network predicts the velocity on the whole way to the next step's
+time, and the teacher is imitated along the policy's own path (Alg. 1): at the point that the fixed
+policy reaches at a random time of the step, its velocity must be the teacher's. The batch's data
+is not used; steps start on the student's own path.
 
 The policy here is the paper's DX: x0 at equal points of the step's time, linear in between, where
-time is tau below, of which its teachers' is a shifted form. The paper also begins with states of
-the teacher's path for the student's (`teacher_ratio` of its code), which is left out. It lands on
+time is tau below, of which its teachers' is a shifted form. The paper also starts from states of
+the teacher's path (`teacher_ratio` of its code), which is left out. The policy lands on
 
     y_s = (tau_s / tau_t) y_t + (1 - tau_s / tau_t) sum_k w_k x0_k,  y = x / (alpha + sigma),
 
 tau = sigma / (alpha + sigma), with weights w_k that depend on the two times alone: DDIM's step
-with the mean of the x0_k. So the network's own output is that mean, further heads say how each
-x0_k leaves it, and a student that is done has no more need of them: it keeps the teacher's
-architecture and DDIM's step table, exactly. (The paper's other policy, a Gaussian mixture, is not
-linear in the network's output and leaves no such student.)
+with the mean of the x0_k. So the network's own output is that mean, and further heads give the
+deviation of each x0_k from it. A finished student does not need these heads: it has exactly the
+teacher's architecture and DDIM's step table. (The paper's other policy, a Gaussian mixture, is not
+linear in the network's output and gives no such student.)
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ from edgedistill.objectives.trajectory.flow_map import Path, over, tau_of
 __all__ = ["Imitation", "PiFlow", "Policy", "PolicyConfig"]
 
 MARGIN = 1e-2
-"""Least tau at which a policy is compared: at 0 an x0 has no velocity."""
+"""Smallest tau at which a policy is compared, since x0 has no velocity at 0."""
 
 
 class Policy(Protocol):
-    """Velocities from (y_t, tau_t) on, tau decreasing."""
+    """Interface of a policy: velocities from (y_t, tau_t) on, with tau decreasing."""
 
     def at(self, tau: Tensor) -> Tensor:
-        """Where the policy's path is at tau (N,): (N, ...)."""
+        """Return the point of the policy's path at tau (N,): (N, ...)."""
 
     def velocity(self, y: Tensor, tau: Tensor) -> Tensor:
-        """The velocity at (y, tau), (N, ...)."""
+        """Return the velocity at (y, tau), (N, ...)."""
 
 
 def hats(nodes: Tensor, tau: Tensor) -> Tensor:
-    """Weights (N, K) with which numbers at increasing nodes (K,) make the line's at tau (N,)."""
+    """Return linear interpolation weights (N, K) at tau (N,) for increasing nodes (K,)."""
     left = (torch.searchsorted(nodes, tau, right=True) - 1).clamp(0, len(nodes) - 2)
     share = ((tau - nodes[left]) / (nodes[left + 1] - nodes[left])).clamp(0, 1)
     rows, weights = torch.arange(len(tau)), tau.new_zeros(len(tau), len(nodes))
@@ -70,7 +70,7 @@ def hats(nodes: Tensor, tau: Tensor) -> Tensor:
 
 
 def hat_integrals(nodes: Tensor, tau: Tensor) -> Tensor:
-    """Tau times the integral of each of `hats` / u^2 over u, from tau to the last node, (N, K)."""
+    """Return tau times the integral of each of `hats` / u^2 from tau to the last node, (N, K)."""
     low, high = nodes[:-1], nodes[1:]
     begin = torch.minimum(torch.maximum(low, tau.reshape(-1, 1)), high)
     once, twice = (high / begin).log(), 1 / begin - 1 / high
@@ -82,14 +82,14 @@ def hat_integrals(nodes: Tensor, tau: Tensor) -> Tensor:
 
 
 class Lines:
-    """The DX policy.
+    """The DX policy: x0 is piecewise linear in time.
 
     Args:
-        x0: The network's, mean of those at the points, (N, ...).
-        leaves: How each leaves it, up to one for all, (K, N, ...).
-        y: Where it begins.
-        tau: When, the same for all rows; times are float64 on the CPU.
-        end: When it ends.
+        x0: Output of the network, the mean over the points, (N, ...).
+        leaves: Deviation of each point from the mean, up to a common offset, (K, N, ...).
+        y: Start point of the step.
+        tau: Start time, the same for all rows; times are float64 on the CPU.
+        end: End time.
     """
 
     def __init__(self, x0: Tensor, leaves: Tensor, y: Tensor, tau: Tensor, end: Tensor) -> None:
@@ -97,7 +97,7 @@ class Lines:
         begin = end.clamp(min=MARGIN)
         fractions = torch.linspace(0, 1, len(leaves), dtype=torch.float64)
         self.nodes = torch.lerp(begin, tau, fractions)
-        # What is left of the step below the first point is led by that point alone.
+        # Below the first point, the rest of the step uses this point alone.
         share = end / begin
         weights = share * hat_integrals(self.nodes, begin.reshape(1))[0]
         weights[0] += 1 - share
@@ -118,12 +118,12 @@ class PolicyConfig(Settings):
     """Hyperparameters of imitation."""
 
     states: int = Field(2, ge=1, le=1_024)
-    """Times of the policy's path at which a batch is compared with the teacher (ArcFlow takes
-    4)."""
+    """Number of times on the policy's path at which a batch is compared with the teacher (ArcFlow
+    uses 4)."""
 
 
 class Imitation(Objective):
-    """A policy whose velocity along its own path is the teacher's."""
+    """Trains a policy whose velocity along its own path is the teacher's."""
 
     def __init__(self, config: PolicyConfig, setup: Setup, heads: int) -> None:
         check_deterministic(self.name, setup)
@@ -136,14 +136,15 @@ class Imitation(Objective):
 
     @abstractmethod
     def policy(self, x0: Tensor, extra: Tensor, y: Tensor, tau: Tensor, end: Tensor) -> Policy:
-        """The policy of a step.
+        """Return the policy of a step.
 
         Args:
-            x0: The network's, with which the DDIM step lands where the policy must, (N, ...).
-            extra: Of the heads, (heads, N, ...).
-            y: Where the step begins on the straight flow.
-            tau: When, a scalar.
-            end: When it ends.
+            x0: Output of the network, with which the DDIM step lands where the policy must, (N,
+                ...).
+            extra: Outputs of the heads, (heads, N, ...).
+            y: Start of the step on the straight flow.
+            tau: Start time, a scalar.
+            end: End time.
         """
 
     def players(self) -> list[Player]:
@@ -155,7 +156,7 @@ class Imitation(Objective):
 
     @torch.no_grad()
     def begin(self, index: int, batch: Batch) -> Tensor:
-        """The student's own x_t at times[index]."""
+        """Return the student's own x_t at times[index]."""
         schedule, times = self.student.schedule, self.setup.times
         x_t = batch.noise() * init_scale(schedule, times[0])
         for t, s in pairwise(times[: index + 1]):
@@ -184,13 +185,13 @@ class Imitation(Objective):
 
 
 class PiFlow(Imitation):
-    """The DX policy."""
+    """Trains a student by the DX policy."""
 
     class Config(PolicyConfig):
-        """Hyperparameters."""
+        """Hyperparameters of the DX policy."""
 
         points: int = Field(10, ge=2, le=1_024)
-        """Of x0 on a step (the paper's N)."""
+        """Number of points of x0 on a step (the paper's N)."""
 
     name = "pi-flow"
 

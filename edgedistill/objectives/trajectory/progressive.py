@@ -1,10 +1,10 @@
-"""Progressive distillation: one step of the student is two of its teacher, stage after stage.
+"""Progressive distillation: one step of the student equals two of its teacher, in stages.
 
-Salimans & Ho 2022, "Progressive Distillation for Fast Sampling of Diffusion Models"
-(arXiv 2202.00512), Alg. 2: x_s two DDIM steps below x_t, the x0 with which one step lands there,
-and a weight that does not vanish where there is no signal (Sec. 4). Then the student is the next
-stage's teacher, and takes half as many steps. The first stage also takes in the guidance, as the
-first of the two of Meng et al. 2022 (arXiv 2210.03142) does.
+Salimans & Ho 2022, "Progressive Distillation for Fast Sampling of Diffusion Models" (arXiv
+2202.00512), Alg. 2: x_s lies two DDIM steps below x_t, the target is the x0 with which one step
+lands there, and the weight does not vanish where there is no signal (Sec. 4). Then the student is
+the next stage's teacher, and takes half as many steps. The first stage also distils the guidance,
+as the first of the two stages of Meng et al. 2022 (arXiv 2210.03142).
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "truncated-snr": lambda snr: snr.clamp(min=1),
     "snr-plus-one": lambda snr: snr + 1,
 }
-"""SNR -> weight of the squared error of x0. The first is the larger of the errors of x0 and eps,
+"""Weights of the squared error of x0, by SNR. The first is the larger of the errors of x0 and eps,
 the second the error of v."""
 
 
 @dataclass(frozen=True)
 class TeacherStep:
-    """What one step of the student is to do: from x_t at t to the teacher's x_s at s."""
+    """Target of one step of the student: from x_t at t to the teacher's x_s at s."""
 
     x_t: Tensor
     t: Tensor
@@ -58,16 +58,16 @@ class Progressive(Objective):
     """Halves the teacher's steps in each stage, down to the student's."""
 
     class Config(Settings):
-        """Hyperparameters."""
+        """Hyperparameters of progressive distillation."""
 
         stages: int = Field(4, ge=1, le=12)
-        """The first teacher takes 2^stages times the student's steps."""
+        """Number of stages; the first teacher takes 2^stages times the student's steps."""
         weight: Literal["truncated-snr", "snr-plus-one"] = "truncated-snr"
         distance: Distance = Distance()
-        """Of two x0, to be weighted."""
+        """Distance of two x0, which is weighted."""
         ema: float = Field(0.99, ge=0, lt=1)
-        """Decay of the average of the student that is the next stage's teacher, and where the
-        student then starts; 0 is the student itself."""
+        """Decay of the average of the student that becomes the next stage's teacher and the
+        student's start there; 0 is the student itself."""
 
     name = "progressive"
     restarts = True
@@ -82,7 +82,7 @@ class Progressive(Objective):
             self.average = copy.deepcopy(self.teacher)
         self.stages = Stages(setup.train_steps, config.stages)
         schedule, steps = setup.student.schedule, len(setup.times) - 1
-        # Of the teachers: each holds the next one's times, the last the student's.
+        # Step counts of the teachers: each includes the next one's times, the last the student's.
         counts = [2 ** (config.stages - i) for i in range(config.stages)]
         self.grids = [refine(schedule, setup.times, count) for count in counts]
         if len(self.grids[0]) <= steps * counts[0]:
@@ -103,7 +103,7 @@ class Progressive(Objective):
             follow(self.average, self.student, self.config.ema)
 
     def step(self, batch: Batch) -> TeacherStep:
-        """Noised data, and where two steps of the stage's teacher take it."""
+        """Return noised data, and the result of two steps of the stage's teacher."""
         stage = self.stages.at(batch.step)
         if stage and self.stages.begins(batch.step):
             follow(self.teacher, self.average, 0.0)

@@ -6,9 +6,9 @@ teacher's; one reflow. Euler's method on it is the step table's DDIM.
 
 A line is straight in x_t / (alpha + sigma) against u = sigma / (alpha + sigma), under any
 schedule: it goes from x0 at u = 0 to eps at u = 1. So the student keeps the teacher's schedule,
-prediction and reading of time, and what it learns is the velocity in that straight time u. A
-teacher starts from noise at its last time, where there may be signal left or the noise may be
-large: eps is such that the line passes through that start.
+prediction and time input, and learns the velocity in that straight time u. A teacher starts from
+noise at its last time, where there may be signal left or the noise may be large; eps is chosen so
+that the line passes through that start.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["Reflow", "flow_loss", "straight_time", "velocity"]
 
 
 def straight_time(schedule: Schedule, u: Tensor) -> Tensor:
-    """The t at which sigma / (alpha + sigma) is u in (0, 1)."""
+    """Return the t at which sigma / (alpha + sigma) is u in (0, 1)."""
     return schedule.snap(schedule.time_of(2 * torch.log((1 - u) / u)).clamp(0, 1))
 
 
 def velocity(student: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-    """The student's eps - x0 at x_t, which is (x_t - (alpha + sigma) x0) / sigma, (N, ...)."""
+    """Return the student's eps - x0 at x_t, (x_t - (alpha + sigma) x0) / sigma, (N, ...)."""
     alpha, sigma = student.schedule.at(t, like=x_t)
     x0 = student(x_t, t, cond)
     value: Tensor = (x_t - (alpha + sigma) * x0) / sigma
@@ -42,14 +42,14 @@ def velocity(student: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Tens
 def flow_loss(
     student: Denoiser, kind: Distance, path: Tensor, first: Tensor, batch: Batch
 ) -> Tensor:
-    """Distance of the student's velocities from those of straight lines, its mean.
+    """Return the mean distance of the student's velocities from those of straight lines.
 
     Args:
-        student: Whose.
-        kind: How far apart two velocities are.
-        path: Its ends are the pairs, (N, K + 1, ...).
-        first: The time of the first.
-        batch: Gives condition and randomness.
+        student: Student with the velocities.
+        kind: Distance of two velocities.
+        path: Paths whose ends are the pairs, (N, K + 1, ...).
+        first: Time of the paths' start.
+        batch: Batch of the condition and randomness.
     """
     x_1, x0 = path[:, 0], path[:, -1]
     schedule = student.schedule
@@ -62,11 +62,11 @@ def flow_loss(
 
 
 MARGIN = 1e-3
-"""Least u: at 0 an x0-prediction has no velocity."""
+"""Smallest u, since an x0-prediction has no velocity at 0."""
 
 
 class Reflow(KD):
-    """The student's flow follows straight lines between the ends of the teacher's paths.
+    """Trains the student's flow to follow straight lines between the ends of the teacher's paths.
 
     The paper's distance is l2, its times are uniform in u.
     """

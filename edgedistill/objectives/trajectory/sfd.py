@@ -3,7 +3,7 @@
 Zhou et al. 2024, "Simple and Fast Distillation of Diffusion Models" (arXiv 2409.19681): only the
 times that sampling visits are trained, each against the teacher's trajectory from the same noise,
 along a whole trajectory in every turn. Here the teacher's points are stored paths, a step starts
-where the student's last step landed, and one number of steps is trained, as the table has it.
+where the student's last step landed, and only the student's number of steps is trained.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["SFD"]
 
 
 class SFD(KD):
-    """`kd` whose steps start where the student is, not where the teacher would be."""
+    """`kd` with steps that start at the student's own points, not at the teacher's."""
 
     class Config(KD.Config):
         """Hyperparameters (the paper's distance)."""

@@ -1,9 +1,9 @@
-"""Shortcut models: a step is two half steps.
+"""Shortcut models: a step equals two half steps.
 
 Frans et al. 2024, "One Step Diffusion via Shortcut Models" (arXiv 2410.12557), Eq. 4 and Alg. 1,
-in the straight coordinates of `flow_map`: legs are 1, 1/2, 1/4, ... of the flow, and as often as
-each the student's own steps, which on most schedules are none of these; they begin anywhere. An
-average of the student makes the target's two half steps.
+in the straight coordinates of `flow_map`: the steps have lengths 1, 1/2, 1/4, ... of the flow, and
+as often as each of these the length of a student's own step, which on most schedules differs from
+them; they start anywhere. An average of the student makes the target's two half steps.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ __all__ = ["Shortcut"]
 
 
 class Shortcut(FlowMap):
-    """A flow map by the progressive rule, its targets an average's, on legs of chosen lengths."""
+    """A flow map with the progressive rule, an average's targets, and steps of given lengths."""
 
     class Config(FlowMap.Config):
-        """Hyperparameters (the paper's: a quarter of the batch agrees with itself)."""
+        """Hyperparameters (the paper's: a quarter of the batch is trained by self-consistency)."""
 
         rule: Literal["progressive"] = "progressive"
         velocity: Literal["teacher", "data"] = "data"
         instant: float = Field(0.75, ge=0, lt=1)
         levels: int = Field(7, ge=1, le=20)
-        """Lengths of legs; the shortest is 1 / 2^(levels - 1) of the flow, its halves the paper's
-        1 / 128."""
+        """Number of step lengths; the shortest is 1 / 2^(levels - 1) of the flow, its halves the
+        paper's 1 / 128."""
         ema: float = Field(0.999, ge=0, lt=1)
         """Decay of the average whose two half steps are the target; 0 is the student itself."""
 

@@ -1,13 +1,13 @@
-"""SlimFlow: reflow whose pairs come in slowly, then one step taught by pairs and by the flow.
+"""SlimFlow: annealed reflow, then one step trained by pairs and by the flow.
 
-Zhu et al. 2024, "SlimFlow: Training Smaller One-Step Diffusion Models with Rectified Flow"
-(arXiv 2407.12718). Two changes of `instaflow`, for students that are smaller than the teacher
-(`compress`), whose own flow is no good start and whose capacity is short:
+Zhu et al. 2024, "SlimFlow: Training Smaller One-Step Diffusion Models with Rectified Flow" (arXiv
+2407.12718). It changes `instaflow` in two ways, for students that are smaller than the teacher
+(`compress`), whose own flow is a poor start and whose capacity is limited:
 
 - annealing reflow: the pairs' noise is sqrt(1 - beta^2) eps + beta eps', eps' fresh, and beta goes
   from 1, where noise and data are independent, to 0, where they are the teacher's pairs;
-- flow-guided distillation: the one step learns the pairs' ends, and on fresh noise where two Euler
-  steps of the straightened flow end, with a random time between them.
+- flow-guided distillation: the one step learns the pairs' ends, and for fresh noise the end
+  of two Euler steps of the straightened flow, with a random time between them.
 
 The paper's distance is LPIPS; here it is of latents.
 """
@@ -35,27 +35,27 @@ ANNEALINGS: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * min(1.0, done))),
     "linear": lambda done: 1 - min(1.0, done),
 }
-"""Steps over those of the annealing -> beta."""
+"""Functions from the share of the annealing done to beta."""
 
 
 class SlimFlow(InstaFlow):
     """Anneals from independent pairs to the teacher's, then learns from pairs and flow."""
 
     class Config(InstaFlow.Config):
-        """Hyperparameters."""
+        """Hyperparameters of SlimFlow."""
 
         annealing: Literal["exponential", "cosine", "linear"] = "exponential"
         annealed: float = Field(0.2, gt=0, le=1)
-        """Steps of the annealing, as a share of those that straighten the flow; the exponential
-        goes on falling after them."""
+        """Length of the annealing, as a share of the steps that straighten the flow; the
+        exponential keeps falling after it."""
         guided: float = Field(1.0, ge=0)
-        """Weight of the flow's ends beside the pairs'."""
+        """Weight of the flow's ends, relative to the pairs'."""
 
     name = "slimflow"
     config: SlimFlow.Config
 
     def beta(self, step: int) -> float:
-        """Share of fresh noise in the pairs."""
+        """Share of fresh noise in the pairs at a step."""
         return ANNEALINGS[self.config.annealing](step / (self.config.annealed * self.begin))
 
     def pairs(self, batch: Batch) -> Tensor:

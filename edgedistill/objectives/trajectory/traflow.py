@@ -1,8 +1,8 @@
 """TraFlow: three targets for one map along the teacher's flow.
 
-Wu et al. 2025, "TraFlow: Trajectory Distillation on Pre-Trained Rectified Flow"
-(arXiv 2502.16972), in the straight coordinates of `flow_map`, where the student's step from tau to
-any earlier time is G(y, tau, s) = y - (tau - s) u(y, tau, s), a network told s:
+Wu et al. 2025, "TraFlow: Trajectory Distillation on Pre-Trained Rectified Flow" (arXiv
+2502.16972), in the straight coordinates of `flow_map`, where the student's step from tau to any
+earlier time is G(y, tau, s) = y - (tau - s) u(y, tau, s), with a network conditioned on s:
 
 - output: G(y, tau, 0) is where the teacher's flow ends;
 - velocity: u(y, tau, s) is the teacher's change on the way to a time s between, over tau - s;
@@ -26,7 +26,7 @@ __all__ = ["TraFlow", "trajectory"]
 
 
 def trajectory(flow: Path, y: Tensor, tau: Tensor, steps: int) -> list[tuple[Tensor, Tensor]]:
-    """Heun's equal steps from tau (N,) to 0, the last one Euler's: (y, tau) after each."""
+    """Take Heun's equal steps from tau (N,) to 0, the last by Euler; return (y, tau) of each."""
     made = []
     for left in range(steps, 0, -1):
         end = tau * (left - 1) / left
@@ -40,22 +40,22 @@ def trajectory(flow: Path, y: Tensor, tau: Tensor, steps: int) -> list[tuple[Ten
 
 
 class TraFlow(Objective):
-    """Output, velocity and self-consistency together."""
+    """Trains output, velocity and self-consistency together."""
 
     class Config(Settings):
-        """Hyperparameters."""
+        """Hyperparameters of TraFlow."""
 
         output: float = Field(1.0, ge=0)
-        """Weight."""
+        """Weight of the output term."""
         velocity: float = Field(1.0, ge=0)
-        """Weight."""
+        """Weight of the velocity term."""
         consistency: float = Field(1.0, ge=0)
-        """Weight."""
+        """Weight of the self-consistency term."""
         solver_steps: int = Field(8, ge=2, le=10_000)
-        """Of the teacher from any time to 0."""
+        """Number of the teacher's steps from any time to 0."""
         distance: Distance = Distance()
         times: TimeSampling = TimeSampling(low=0.02)
-        """Of tau."""
+        """Distribution of tau."""
 
     name = "traflow"
 

@@ -1,1 +1,1 @@
-"""Bytes that are alive in a step, counted on the meta device."""
+"""Live bytes in a step, counted on the meta device."""

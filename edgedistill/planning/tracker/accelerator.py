@@ -1,4 +1,4 @@
-"""The meta device as an accelerator: fused attention and autocast, which it has not."""
+"""Fused attention and autocast for the meta device, which has neither."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["LOW", "LOW_PRECISION", "WIDE", "Accelerator", "differentiable_twice"]
 
 LOW_PRECISION = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Of autocast, by the trainer's name of a precision."""
+"""Low precision of autocast, by the trainer's name of a precision."""
 
 LOW = {
     *(F.linear, torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose2d),
     *(torch.matmul, torch.bmm, torch.baddbmm, Tensor.matmul, Tensor.__matmul__),
     F.scaled_dot_product_attention,
 }
-"""What autocast runs in the low precision."""
+"""Functions that autocast runs in the low precision."""
 
 WIDE = {
     *(F.layer_norm, F.group_norm, F.softmax, torch.softmax, Tensor.softmax),
     *(F.mse_loss, F.l1_loss, torch.exp, torch.log, torch.pow, Tensor.pow, Tensor.exp),
 }
-"""What it runs in float32 (pytorch.org/docs/stable/amp.html, CUDA's lists, as far as denoisers
-and losses use them)."""
+"""Functions that autocast runs in float32 (pytorch.org/docs/stable/amp.html, CUDA's lists, as far
+as denoisers and losses use them)."""
 
 
 class Accelerator(TorchFunctionMode):
-    """Makes the meta device compute as an accelerator would: fused attention, autocast.
+    """A mode in which the meta device computes as an accelerator: fused attention, autocast.
 
-    The meta device has neither: it would hold the scores of every attention.
+    Without it, the meta device would hold the scores of every attention.
 
     Args:
-        dtype: Autocast's low precision; None is none.
+        dtype: Low precision of autocast; None disables it.
 
     Attributes:
-        casts: As autocast: a weight is cast once a turn, and the copy lives until the turn's end.
+        casts: Cast weights. As in autocast, a weight is cast once a turn, and the copy lives until
+            the turn's end.
     """
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
@@ -62,7 +63,7 @@ class Accelerator(TorchFunctionMode):
         return STAND_INS.get(func, func)(*args, **kwargs)
 
     def forget(self) -> None:
-        """Let go of the cast weights, as autocast does when a turn ends."""
+        """Drop the cast weights, as autocast does when a turn ends."""
         self.casts.clear()
 
     def _cast(self, value: Any, dtype: torch.dtype) -> Any:
@@ -76,7 +77,7 @@ class Accelerator(TorchFunctionMode):
 
 
 def differentiable_twice() -> bool:
-    """Whether a method asks for kernels that can be: there are no fused ones of attention."""
+    """Whether a method has disabled fused attention, since it cannot be differentiated twice."""
     return not torch.backends.cuda.mem_efficient_sdp_enabled()  # type: ignore[no-untyped-call]
 
 
@@ -109,7 +110,7 @@ def _attention(
 
 
 def _quantize(value: Tensor, *others: Any) -> Tensor:
-    """What fake quantization leaves: the result, and a bit mask for the backward pass."""
+    """Return what fake quantization leaves: the result, and a bit mask for the backward pass."""
     return torch.where(torch.empty_like(value, dtype=torch.bool), value, value)
 
 
@@ -118,4 +119,4 @@ STAND_INS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.fake_quantize_per_tensor_affine: _quantize,
     torch.fake_quantize_per_channel_affine: _quantize,
 }
-"""Functions the meta device has not, or not as accelerators have them."""
+"""Replacements of functions that the meta device lacks, or computes unlike accelerators."""

@@ -17,16 +17,16 @@ __all__ = ["Live", "called", "modules"]
 
 
 class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of tensors made inside the block for as long as they live.
+    """A mode that counts the bytes of tensors made inside the block while they live.
 
-    Each storage counts once; those that come from outside, such as weights, do not count.
+    Each storage counts once; storages from outside, such as weights, do not count.
 
     Args:
-        device: Type of the device whose tensors count.
+        device: Type of the device whose tensors are counted.
 
     Attributes:
-        bytes: Alive now.
-        peak: The most so far.
+        bytes: Bytes alive now.
+        peak: Largest number of bytes so far.
     """
 
     def __init__(self, device: str = "meta") -> None:
@@ -55,17 +55,17 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Count from zero what happens inside, and none of it outside."""
+        """Count the block's bytes from zero, and none of them outside."""
         before, peak = self.bytes, self.peak
         self.bytes = self.peak = 0
         try:
             yield
         finally:
-            # What is still alive goes later.
+            # Storages that are still alive are subtracted when they are freed.
             self.bytes, self.peak = self.bytes + before, peak
 
     def claim(self, size: int) -> None:
-        """Count bytes that live for a moment only, on top of those alive now."""
+        """Count bytes that live only for a moment, on top of those alive now."""
         self.peak = max(self.peak, self.bytes + size)
 
     def _made(self, storage: torch.UntypedStorage) -> None:
@@ -82,10 +82,10 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def called(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """An operator's result; on the meta device, like that of the same call before.
+    """Run an operator; on the meta device reuse the shapes of an equal earlier call.
 
-    Many operators find the shape of their result in Python, in hundreds of calls; a network asks
-    for the same few again and again.
+    Many operators compute the shape of their result in Python, in hundreds of calls, and a network
+    repeats the same few calls.
     """
     sketch = None if _aliases(func) else _sketch((*args, *kwargs.items()))
     key = (func, sketch)
@@ -105,7 +105,8 @@ def called(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 
 _results: dict[Any, tuple[bool, list[tuple[torch.Size, tuple[int, ...], torch.dtype] | None]]] = {}
-"""By operator and what it is called with: whether it returns a tuple, and tensors like which."""
+"""Results by operator and arguments: whether it returns a tuple, and the layouts of its
+tensors."""
 
 
 def _is_meta(value: Any) -> bool:
@@ -117,7 +118,7 @@ def _empty(shape: torch.Size, stride: tuple[int, ...], dtype: torch.dtype) -> Te
 
 
 def _sketch(value: Any) -> Any:
-    """What decides the shape of a result; None if numbers do, which are not here."""
+    """Return a key of what decides a result's shape; None if it depends on a tensor's values."""
     if isinstance(value, Tensor):
         return (value.shape, value.stride(), value.dtype) if value.is_meta else None
     if isinstance(value, list | tuple):
@@ -128,16 +129,16 @@ def _sketch(value: Any) -> Any:
 
 @functools.cache
 def _aliases(func: Any) -> bool:
-    """Whether an operator returns storage of its inputs: a view, or what it changed in place."""
+    """Whether an operator's result shares its inputs' storage: a view or an in-place change."""
     if func is torch.ops.aten._unsafe_view.default:
-        return True  # whose schema does not say so
+        return True  # its schema does not declare the alias
     return bool(
         func.is_view or any(value.alias_info is not None for value in func._schema.returns)
     )
 
 
 def modules(net: nn.Module) -> Iterable[nn.Module]:
-    """As net.modules(), in no order; that is a chain of generators as long as the net is deep."""
+    """Collect net.modules() in no fixed order; faster than nested generators of a deep network."""
     found, left = {net: None}, [net]
     while left:
         for child in left.pop()._modules.values():

@@ -1,8 +1,8 @@
-"""Calls that are alike are computed once: of whole networks, and of the blocks that they repeat.
+"""Reuse of equal calls, of whole networks and of their repeated blocks, so each is run once.
 
-What a call makes, and leaves for the backward pass, follows from the network's structure and the
-shapes of what it is called with. So the first of its kind is computed, on its own; the next claim
-what that one needed, and make what it left, without anything in between.
+The results of a call, and the tensors it keeps for the backward pass, follow from the network's
+structure and the shapes of its inputs. So the first call of a kind is run and measured separately;
+later ones claim the memory it needed and make the tensors it left, without running.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ Maker = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Needs:
-    """Of one call.
+    """Memory needs of one call.
 
     Attributes:
-        forward: Bytes at its worst moment, its results included.
-        makers: What make its results, each with whether it has a gradient.
-        spec: How the results are nested.
+        forward: Bytes at its worst moment, including its results.
+        makers: Functions that make its results, each with whether it has a gradient.
+        spec: Nesting of the results.
         kept: Bytes left for the backward pass.
-        saved: Which of its inputs that pass reads.
-        backward: Bytes at that pass's worst moment, beyond those that are there as it begins.
-        casts: Bytes of weights in low precision, which stay to the turn's end.
+        saved: Indices of the inputs that the backward pass reads.
+        backward: Bytes at the backward pass's worst moment, beyond those alive when it begins.
+        casts: Bytes of weights in low precision, which stay until the turn's end.
     """
 
     forward: int
@@ -54,27 +54,27 @@ class Needs:
 
 
 Known = dict[Any, Needs]
-"""By structure and shapes of inputs."""
+"""Needs of calls by structure and input shapes."""
 
 
 PLAIN = {bool, int, float, str}
-"""Of a module's attributes, those that can change what it computes."""
+"""Types of module attributes that can change what the module computes."""
 
 
 @contextmanager
 def repeated(
     nets: Iterable[nn.Module], live: Live, accelerator: Accelerator, known: Known
 ) -> Iterator[None]:
-    """Spare the diffusers models in `nets`, and the blocks they repeat, calls that are known.
+    """Skip known calls of the diffusers models in `nets` and of the blocks they repeat.
 
-    Of a model these are calls without gradients, of a block all but those that are differentiated
-    twice. What a hook listens to is called.
+    A model skips calls without gradients, a block all calls but those that are differentiated
+    twice. Modules with hooks are always called.
 
     Args:
-        nets: Whose models.
-        live: Who counts.
-        accelerator: Who keeps cast weights.
-        known: What calls need, as far as they were made; filled.
+        nets: Networks that hold the models.
+        live: Counter of the bytes.
+        accelerator: Mode that keeps cast weights.
+        known: Needs of calls made before; new ones are added.
     """
     spared: list[_Spared] = []
     for model in {m: None for net in nets for m in modules(net) if isinstance(m, ModelMixin)}:
@@ -94,7 +94,7 @@ def repeated(
 
 
 class _Spared:
-    """In place of a network's forward."""
+    """Replacement of a network's forward."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class _Spared:
 
     @functools.cached_property
     def structure(self) -> int:
-        """Equal for networks that compute alike."""
+        """Hash that is equal for networks with the same computation."""
         return hash(tuple(_structure(self.net)))
 
     @functools.cached_property
@@ -142,7 +142,7 @@ class _Spared:
         return tree_unflatten(results, needs.spec)
 
     def _alone(self, leaves: list[Any], spec: Any) -> Needs:
-        """What a call without gradients needs."""
+        """Measure a call without gradients."""
         with self.live.apart():
             results, spec = tree_flatten(self._call(leaves, spec))
             return Needs(self.live.peak, _makers(results), spec)
@@ -150,7 +150,7 @@ class _Spared:
     def _with_backward(self, leaves: list[Any], spec: Any) -> Needs:
         live, casts = self.live, self.accelerator.casts
         before, grads = set(casts), [p.grad for p in self.trained]
-        # Where this call is checkpointed its own tensors are none of the checkpoint's.
+        # If this call is checkpointed, its own tensors do not belong to the checkpoint.
         with live.apart(), saved_tensors_hooks(_same, _same):
             inputs = [_fresh(value) for value in leaves]
             stores = [ref(v.untyped_storage()) for v in inputs if isinstance(v, Tensor)]
@@ -177,7 +177,7 @@ class _Spared:
 
 
 class _Repeated(torch.autograd.Function):
-    """A call that is known, with its place in the graph."""
+    """Autograd function of a known call."""
 
     @staticmethod
     def forward(ctx: Any, call: _Spared, needs: Needs, anchor: Tensor, *inputs: Tensor) -> Any:
@@ -194,9 +194,9 @@ class _Repeated(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        _kept = ctx.saved_tensors  # of a checkpoint: computed again here
+        _kept = ctx.saved_tensors  # under checkpointing they are recomputed here
         ctx.call.live.claim(ctx.needs.backward)
-        # The peak is known: of what is kept, the last is freed before the first of these is made.
+        # The peak is known; the last kept tensor is freed before the first of these is made.
         with ctx.call.live.apart():
             for param in ctx.call.trained:
                 if param.grad is None:
@@ -205,7 +205,7 @@ class _Repeated(torch.autograd.Function):
 
 
 def _structure(net: nn.Module) -> Iterator[Any]:
-    """What decides how a network computes, its weights aside."""
+    """Yield what decides how a network computes, except the values of its weights."""
     for part in modules(net):
         yield type(part)
         own = vars(part)
@@ -219,7 +219,7 @@ def _look(value: Any) -> Any:
 
 
 def _fresh(value: Any) -> Any:
-    """A tensor like this one, which no one else holds: of a leaf its gradient's node would."""
+    """Make a tensor like this one; not a leaf, so that no gradient node keeps it alive."""
     if not isinstance(value, Tensor):
         return value
     if value.requires_grad:
@@ -233,7 +233,7 @@ def _makers(results: list[Any]) -> tuple[tuple[Maker, bool], ...]:
 
 
 def _maker(value: Any) -> Maker:
-    """What makes a value like this one, without holding it."""
+    """Return a function that makes a value like this one, without keeping the value alive."""
     if not isinstance(value, Tensor):
         return lambda: value
     return functools.partial(torch.empty, value.shape, dtype=value.dtype, device=value.device)

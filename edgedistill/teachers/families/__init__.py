@@ -1,1 +1,1 @@
-"""One file for each family of teachers."""
+"""Families of teachers, one file each."""

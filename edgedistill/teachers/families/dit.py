@@ -1,7 +1,7 @@
 """DiT: any folder or Hub id in DiTPipeline's layout.
 
-Peebles & Xie 2022 (arXiv 2212.09748): a transformer over latents that reads a class, and predicts
-a variance besides, which no sampler here needs. A prompt is the name of a class or its number as
+Peebles & Xie 2022 (arXiv 2212.09748): a transformer over latents that reads a class. It also
+predicts a variance, which no sampler here needs. A prompt is the name of a class or its number as
 text; the empty prompt is the null class of guidance, which has the number after the last.
 """
 
@@ -26,11 +26,11 @@ __all__ = ["DiT"]
 
 
 IMAGENET = 1000
-"""Classes."""
+"""Number of ImageNet's classes."""
 
 
 class DiTNet(nn.Module):
-    """DiTTransformer2DModel called as net(x, t, class_labels)."""
+    """A DiTTransformer2DModel called as net(x, t, class_labels)."""
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
@@ -40,12 +40,12 @@ class DiTNet(nn.Module):
         result: Tensor = self.transformer(
             x, timestep=t, class_labels=class_labels, return_dict=False
         )[0]
-        # The variance stands behind eps.
+        # The variance channels follow eps.
         return result[:, : x.shape[1]]
 
 
 class DiT(ClassTeacher):
-    """A DiTPipeline."""
+    """A teacher in DiTPipeline's layout."""
 
     family = "dit"
     pipelines = ("DiTPipeline",)
@@ -65,7 +65,8 @@ class DiT(ClassTeacher):
     def wrap(self, core: nn.Module) -> DiTNet:
         for module in core.modules():
             if isinstance(module, LabelEmbedding):
-                # Training drops labels by it, from the global generator; distillation drops none.
+                # training would drop labels with it, from the global generator; distillation drops
+                # none.
                 module.dropout_prob = 0.0
         return DiTNet(core)
 
@@ -89,7 +90,7 @@ class DiT(ClassTeacher):
 
 
 def _classes(pipeline: Any) -> dict[str, int]:
-    """Classes by name and by number as text, and the null class."""
+    """Return classes by name and by number as text, and the null class."""
     count = pipeline.transformer.config.num_embeds_ada_norm
     numbers = {str(number): number for number in range(count)}
     return {**pipeline.labels, **numbers, NULL: count}

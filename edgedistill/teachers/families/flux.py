@@ -1,8 +1,8 @@
 """FLUX.1 dev and schnell: any folder or Hub id in FluxPipeline's layout.
 
 Black Forest Labs 2024: a rectified flow in a transformer over 2x2 patches and T5's tokens, with
-CLIP's pooled output. The pipeline asks for trailing steps, which dev shifts by the picture's size.
-dev was distilled from a guided teacher (Meng et al. 2022, arXiv 2210.03142) and reads the guidance
+CLIP's pooled output. The pipeline uses trailing steps, which dev shifts by the picture's size. dev
+was distilled from a guided teacher (Meng et al. 2022, arXiv 2210.03142) and reads the guidance
 scale; schnell reads none.
 """
 
@@ -29,31 +29,32 @@ from edgedistill.teachers.schedulers import setting
 __all__ = ["Flux", "pack", "unpack"]
 
 GUIDANCE = 3.5
-"""The scale dev reads as teacher and student: the pipeline's default."""
+"""Guidance scale that dev reads as teacher and student, the pipeline's default."""
 
 LENGTHS = {True: 512, False: 256}
-"""Tokens of T5's prompt, by whether the network reads a guidance scale (dev) or not (schnell)."""
+"""Number of T5 tokens of a prompt, by whether the network reads a guidance scale (dev) or not
+(schnell)."""
 
 
 def pack(x: Tensor) -> Tensor:
-    """Latents (N, C, H, W) -> tokens (N, H/2 W/2, 4 C), a 2x2 patch each."""
+    """Pack latents (N, C, H, W) into tokens (N, H/2 W/2, 4 C), one for each 2x2 patch."""
     return F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
 
 
 def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Tokens (N, H/2 W/2, 4 C) -> latents (N, C, H, W)."""
+    """Unpack tokens (N, H/2 W/2, 4 C) into latents (N, C, H, W)."""
     patches = tokens.transpose(1, 2)
     return F.pixel_shuffle(patches.reshape(*patches.shape[:2], height // 2, width // 2), 2)
 
 
 class FluxNet(nn.Module):
-    """FluxTransformer2DModel called as net(x, t, encoder_hidden_states, pooled_projections).
+    """A FluxTransformer2DModel called as net(x, t, encoder_hidden_states, pooled_projections).
 
     Args:
         transformer: The network.
-        shape: Of a latent; its sides are even.
-        length: Text tokens.
-        guidance: The scale it reads; None where it reads none.
+        shape: Shape of a latent, with even sides.
+        length: Number of text tokens.
+        guidance: Guidance scale that it reads; None if it reads none.
     """
 
     img_ids: Tensor
@@ -93,9 +94,9 @@ class FluxNet(nn.Module):
 
 
 class FluxTextEncoders(nn.Module):
-    """T5's tokens and CLIP's pooled output.
+    """Text encoders of T5's tokens and CLIP's pooled output.
 
-    input_ids (N, L), input_ids_2 (N, L2) -> encoder_hidden_states (N, L2, D2),
+    They map input_ids (N, L), input_ids_2 (N, L2) -> encoder_hidden_states (N, L2, D2),
     pooled_projections (N, D).
     """
 
@@ -108,7 +109,7 @@ class FluxTextEncoders(nn.Module):
 
 
 class Flux(PipelineTeacher):
-    """A FluxPipeline, dev or schnell."""
+    """A teacher in FluxPipeline's layout, dev or schnell."""
 
     family = "flux"
     pipelines = ("FluxPipeline",)
@@ -152,7 +153,7 @@ class Flux(PipelineTeacher):
         return self._reading(core, GUIDANCE)
 
     def _reading(self, core: nn.Module, guidance: float) -> FluxNet:
-        """The network around `core`; it reads `guidance` if it reads any."""
+        """Wrap `core`; the result reads `guidance` if the network reads any."""
         scale = guidance if self.embeds else None
         return FluxNet(core, self.shape(), self.length("tokenizer_2"), scale)
 
@@ -160,7 +161,7 @@ class Flux(PipelineTeacher):
         return FluxTextEncoders(self.pipeline.text_encoder, self.pipeline.text_encoder_2)
 
     def guided(self, scale: float) -> Denoiser | Guided:
-        """The scale is what dev reads; schnell is guided by two calls, as by true_cfg_scale."""
+        """Guide the network: dev reads the scale; schnell takes two calls (true_cfg_scale)."""
         if not self.embeds:
             return super().guided(scale)
         net = self._reading(self.net.get_submodule(self.core), scale)

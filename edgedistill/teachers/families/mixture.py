@@ -1,4 +1,4 @@
-"""Gaussian mixtures: a teacher whose denoiser, score and density are closed forms."""
+"""Gaussian mixtures: a teacher with denoiser, score and density in closed form."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ __all__ = ["Mixture", "MixtureNet"]
 
 FIT_STEPS, FIT_BATCH, FIT_LR = 1500, 512, 2e-3
 LARGEST, SMALLEST = 1e6, 1e-12
-"""Of a mixture's numbers: what networks and figures are made for, many times over."""
+"""Bounds of a mixture's numbers, far beyond what networks and figures are made for."""
 
 
 class MixtureNet(nn.Module):
-    """E[x0 | x_t] under sum_k w_k N(mu_k, s_k^2 I), in closed form.
+    """The posterior mean E[x0 | x_t] under sum_k w_k N(mu_k, s_k^2 I), in closed form.
 
     Each mode is Gaussian in x_t with variance alpha^2 s^2 + sigma^2, so the posterior mean is the
     responsibility-weighted mean of linear estimates.
@@ -60,13 +60,13 @@ class MixtureNet(nn.Module):
         return alpha, variance, offset, log_density
 
     def log_density(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Log p_t(x_t), (N,), for x_t (N, D) and t (N,)."""
+        """Return log p_t(x_t), (N,), for x_t (N, D) and t (N,)."""
         x = x_t.double()
         modes = self._modes(x, t.double())[3]
         return modes.logsumexp(-1) - 0.5 * x.shape[1] * math.log(2 * math.pi)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """E[x0 | x_t = x], (N, D)."""
+        """Return E[x0 | x_t = x], (N, D)."""
         alpha, variance, offset, log_density = self._modes(x.double(), t.double())
         responsibility = log_density.softmax(-1)[..., None]
         gain = alpha * (self.scales**2 / variance)[..., None]
@@ -74,7 +74,7 @@ class MixtureNet(nn.Module):
 
 
 class Mixture(Teacher):
-    """A JSON file {"weights": [K], "means": [K][D], "scales": [K]}; the schedule is `Trig`."""
+    """A mixture from a JSON file {"weights": [K], "means": [K][D], "scales": [K]}, on `Trig`."""
 
     family = "mixture"
     tap = "blocks.1"
@@ -122,7 +122,7 @@ class Mixture(Teacher):
         return student
 
     def _fit(self, student: Denoiser, generator: torch.Generator, device: torch.device) -> None:
-        """Regress the closed form, so that a student starts as the teacher like any other."""
+        """Fit the network to the closed form, so that a student starts as the teacher."""
         optim = torch.optim.Adam(student.parameters(), FIT_LR, betas=(0.9, 0.99), fused=True)
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optim, FIT_STEPS)
         for _ in range(FIT_STEPS):
@@ -140,7 +140,7 @@ class Mixture(Teacher):
             decay.step()
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """True samples (count, D), float32."""
+        """Draw true samples (count, D), float32."""
         mode = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         eps = torch.randn(count, *self.sample_shape, generator=generator, dtype=torch.float64)
         return (self.means[mode] + self.scales[mode, None] * eps).float()
@@ -183,7 +183,7 @@ class _Draws:
         return []
 
     def originals(self, count: int, generator: torch.Generator) -> None:
-        """None: what is drawn was never encoded."""
+        """Return None, since the samples were never encoded."""
 
 
 def _read_net(folder: Path) -> PlanarNet:

@@ -1,8 +1,8 @@
 """PixArt: any folder or Hub id in PixArtAlphaPipeline's or PixArtSigmaPipeline's layout.
 
 Chen et al. 2023 (arXiv 2310.00426) and Chen et al. 2024 (arXiv 2403.04692): a transformer that
-reads T5's tokens under a mask. It also predicts a variance, which no sampler needs here. That for
-1024 pixels in Alpha reads the picture's height, width and height / width besides.
+reads T5's tokens under a mask. It also predicts a variance, which no sampler here needs. Alpha's
+network for 1024 pixels also reads the picture's height, width and height / width.
 
 The pipelines lower and strip the prompt; so does the tokenizer here. They clean it further (links,
 punctuation in a row) where ftfy and beautifulsoup4 are installed, which is not done here.
@@ -28,19 +28,19 @@ from edgedistill.teachers.student_schedulers import discrete_schedulers
 __all__ = ["MaskedEncoder", "PixArt", "bias", "lower"]
 
 LENGTHS = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
-"""Tokens of a prompt."""
+"""Number of tokens of a prompt, by pipeline."""
 
 
 LARGE = 128
-"""Size of the latents of networks that Alpha's pipeline tells the picture's size."""
+"""Side of the latents of networks that get the picture's size from Alpha's pipeline."""
 
 
 class PixArtNet(nn.Module):
-    """PixArtTransformer2DModel called as net(x, t, encoder_hidden_states, encoder_attention_mask).
+    """A PixArtTransformer2DModel as net(x, t, encoder_hidden_states, encoder_attention_mask).
 
     Args:
         transformer: The network.
-        size: Height and width of a whole picture in pixels, which it reads; None if it does not.
+        size: Height and width of a whole picture in pixels, if the network reads them; else None.
     """
 
     resolution: Tensor
@@ -72,12 +72,16 @@ class PixArtNet(nn.Module):
             added_cond_kwargs=added,
             return_dict=False,
         )[0]
-        # The variance stands behind eps.
+        # The variance channels follow eps.
         return result[:, : x.shape[1]]
 
 
 class MaskedEncoder(nn.Module):
-    """input_ids, attention_mask (N, L) -> encoder_hidden_states (N, L, D), the mask in float."""
+    """A text encoder under a mask.
+
+    It maps input_ids, attention_mask (N, L) -> encoder_hidden_states (N, L, D), and the mask in
+    float.
+    """
 
     def __init__(self, text_encoder: Any) -> None:
         super().__init__()
@@ -91,7 +95,7 @@ class MaskedEncoder(nn.Module):
 
 
 class PixArt(PipelineTeacher):
-    """A PixArtAlphaPipeline or PixArtSigmaPipeline."""
+    """A teacher in PixArtAlphaPipeline's or PixArtSigmaPipeline's layout."""
 
     family = "pixart"
     pipelines = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
@@ -127,16 +131,16 @@ class PixArt(PipelineTeacher):
 
 
 def bias(mask: Tensor, x: Tensor) -> Tensor:
-    """A mask (N, L) as diffusers adds it to attention, (N, 1, L): 0 for a token, -10000 for none.
+    """Turn a mask (N, L) into attention bias (N, 1, L) as diffusers does: 0, or -10000 if masked.
 
-    diffusers would do the same; the shape taken from `x` tells torch.export that both are of one
-    batch, which it does not find out from the reshapes of its attention.
+    diffusers would compute the same; but taking the shape from `x` tells torch.export that both
+    have the same batch size, which it cannot infer from the reshapes of its attention.
     """
     return (1 - mask).reshape(x.shape[0], 1, mask.shape[1]) * -10000.0
 
 
 def lower(tokenizer: Any) -> None:
-    """Make a tokenizer lower and strip its prompts first, in a bundle too."""
+    """Make a tokenizer lowercase and strip its prompts first, in a bundle too."""
     backend = tokenizer.backend_tokenizer
     own = [backend.normalizer] if backend.normalizer else []
     backend.normalizer = normalizers.Sequence([normalizers.Strip(), normalizers.Lowercase(), *own])

@@ -3,9 +3,9 @@
 Xie et al. 2024 (arXiv 2410.10629): a rectified flow in the latents of a deep-compression
 autoencoder, by a transformer with linear attention that reads Gemma's tokens under a mask.
 
-The pipeline writes an instruction to enhance the prompt before it unless told
+The pipeline puts an instruction to enhance the prompt before it unless
 `complex_human_instruction=None`. It is left out here, as it costs the text encoder more than the
-prompt does. The prompt is lowered and stripped as there.
+prompt does. The prompt is lowercased and stripped as in the pipeline.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from edgedistill.teachers.pipeline import PipelineTeacher
 __all__ = ["Sana"]
 
 LENGTH = 300
-"""Tokens of a prompt, as the pipeline has it unless told otherwise."""
+"""Number of tokens of a prompt, the pipeline's default."""
 
 
 class SanaNet(nn.Module):
-    """SanaTransformer2DModel called as net(x, t, encoder_hidden_states, encoder_attention_mask).
+    """A SanaTransformer2DModel called as net(x, t, encoder_hidden_states, encoder_attention_mask).
 
     Args:
         transformer: The network.
-        timestep_scale: What it wants its time multiplied by.
+        timestep_scale: Factor on the network's time.
     """
 
     def __init__(self, transformer: nn.Module, timestep_scale: float) -> None:
@@ -55,7 +55,7 @@ class SanaNet(nn.Module):
 
 
 class Sana(PipelineTeacher):
-    """A SanaPipeline."""
+    """A teacher in SanaPipeline's layout."""
 
     family = "sana"
     pipelines = ("SanaPipeline",)

@@ -1,8 +1,8 @@
 """Stable Diffusion 3 and 3.5: any folder or Hub id in StableDiffusion3Pipeline's layout.
 
 Esser et al. 2024 (arXiv 2403.03206): a rectified flow with shifted times and a transformer over
-picture and text tokens. The text is that of two CLIP encoders side by side, padded to T5's width,
-and T5's behind it; where T5 is left out, zeros stand in its place.
+picture and text tokens. The text tokens are those of two CLIP encoders side by side, padded to
+T5's width, followed by T5's; where T5 is left out, zeros replace its tokens.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from edgedistill.teachers.pipeline import PipelineTeacher
 __all__ = ["StableDiffusion3"]
 
 T5_LENGTH = 256
-"""Tokens of T5's prompt, as the pipeline has it unless told otherwise."""
+"""Number of T5 tokens of a prompt, the pipeline's default."""
 
 
 class SD3Net(nn.Module):
-    """SD3Transformer2DModel called as net(x, t, encoder_hidden_states, pooled_projections)."""
+    """A SD3Transformer2DModel called as net(x, t, encoder_hidden_states, pooled_projections)."""
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
@@ -49,16 +49,16 @@ class SD3Net(nn.Module):
 
 
 class SD3TextEncoders(nn.Module):
-    """Two CLIP encoders and T5, or zeros in T5's place.
+    """Text encoders: two CLIP encoders, and T5 or zeros in its place.
 
-    input_ids, input_ids_2 (N, L), input_ids_3 (N, L3) -> encoder_hidden_states (N, L + L3, width),
-    pooled_projections (N, D1 + D2).
+    They map input_ids, input_ids_2 (N, L), input_ids_3 (N, L3) -> encoder_hidden_states (N, L +
+    L3, width), pooled_projections (N, D1 + D2).
 
     Args:
         first: A CLIP encoder with projection.
-        second: Another.
+        second: Another CLIP encoder with projection.
         third: T5, or None.
-        width: Of the text tokens the network reads.
+        width: Width of the text tokens that the network reads.
     """
 
     def __init__(self, first: Any, second: Any, third: Any, width: int) -> None:
@@ -80,7 +80,7 @@ class SD3TextEncoders(nn.Module):
 
 
 class StableDiffusion3(PipelineTeacher):
-    """A StableDiffusion3Pipeline, with its third text encoder or without."""
+    """A teacher in StableDiffusion3Pipeline's layout, with its third text encoder or without."""
 
     family = "sd3"
     pipelines = ("StableDiffusion3Pipeline",)

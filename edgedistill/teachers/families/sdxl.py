@@ -1,7 +1,7 @@
 """Stable Diffusion XL: any folder or Hub id in StableDiffusionXLPipeline's layout.
 
 Podell et al. 2023 (arXiv 2307.01952): two text encoders, the pooled output of the second, and the
-picture's original size, crop and target size as further conditions.
+picture's original size, crop and target size as additional conditions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["StableDiffusionXL"]
 
 
 class SDXLNet(nn.Module):
-    """UNet2DConditionModel with SDXL's conditions; size and crop are those of a whole picture.
+    """A UNet2DConditionModel with SDXL's conditions; size and crop are those of a whole picture.
 
     Args:
         unet: The network.
@@ -50,9 +50,10 @@ class SDXLNet(nn.Module):
 
 
 class SDXLTextEncoders(nn.Module):
-    """Two CLIP encoders: their last but one layers side by side, and the second's pooled output.
+    """Text encoders: two CLIP encoders' last but one layers, and the second's pooled output.
 
-    input_ids, input_ids_2 (N, L) -> encoder_hidden_states (N, L, D1 + D2), text_embeds (N, D2).
+    They map input_ids, input_ids_2 (N, L) -> encoder_hidden_states (N, L, D1 + D2), text_embeds
+    (N, D2).
     """
 
     def __init__(self, first: Any, second: Any) -> None:
@@ -66,7 +67,7 @@ class SDXLTextEncoders(nn.Module):
 
 
 class StableDiffusionXL(PipelineTeacher):
-    """A StableDiffusionXLPipeline."""
+    """A teacher in StableDiffusionXLPipeline's layout."""
 
     family = "sdxl"
     pipelines = ("StableDiffusionXLPipeline",)
@@ -96,7 +97,7 @@ class StableDiffusionXL(PipelineTeacher):
         return discrete_schedulers(self.pipeline.scheduler, table)
 
     def null(self) -> dict[str, Tensor]:
-        """Zeros where the pipeline says so (SDXL base), else the encoded empty prompt."""
+        """Return zeros where the pipeline says so (SDXL base), else the encoded empty prompt."""
         empty = self.encode([""])
         if not self.pipeline.config.force_zeros_for_empty_prompt:
             return empty

@@ -18,7 +18,7 @@ __all__ = ["StableDiffusion"]
 
 
 class SDNet(nn.Module):
-    """UNet2DConditionModel called as net(x, t, encoder_hidden_states)."""
+    """A UNet2DConditionModel called as net(x, t, encoder_hidden_states)."""
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
@@ -30,9 +30,9 @@ class SDNet(nn.Module):
 
 
 class SDTextEncoder(nn.Module):
-    """input_ids (N, L) -> encoder_hidden_states (N, L, D).
+    """A text encoder: input_ids (N, L) -> encoder_hidden_states (N, L, D).
 
-    With attention_mask (N, L) where the encoder's config has `use_attention_mask`.
+    It also reads attention_mask (N, L) if the encoder's config has `use_attention_mask`.
     """
 
     def __init__(self, text_encoder: Any) -> None:
@@ -47,7 +47,7 @@ class SDTextEncoder(nn.Module):
 
 
 class StableDiffusion(PipelineTeacher):
-    """A StableDiffusionPipeline, `emoji` among them."""
+    """A teacher in StableDiffusionPipeline's layout, such as `emoji`."""
 
     family = "stable_diffusion"
     pipelines = ("StableDiffusionPipeline",)

@@ -1,8 +1,8 @@
 """Pixel U-Nets: any folder or Hub id in DDPMPipeline's or DDIMPipeline's layout.
 
-Ho et al. 2020 (arXiv 2006.11239): UNet2DModel on the pictures themselves, over trained timesteps.
-With an EDMEulerScheduler in the folder the network is preconditioned as in Karras et al. 2022
-(arXiv 2206.00364, Table 1), and x0 is the picture divided by sigma_data.
+Ho et al. 2020 (arXiv 2006.11239): UNet2DModel on pixels, over trained timesteps. With an
+EDMEulerScheduler in the folder the network is preconditioned as in Karras et al. 2022 (arXiv
+2206.00364, Table 1), and x0 is the picture divided by sigma_data.
 
 Most take no prompt. One with `num_class_embeds` takes a class's number; it has no null class.
 """
@@ -31,18 +31,19 @@ from edgedistill.teachers.student_schedulers import discrete_schedulers
 __all__ = ["UNet2D"]
 
 EDM = (EDMEulerScheduler, EDMDPMSolverMultistepScheduler)
-"""The schedulers of networks with EDM's preconditioning."""
+"""Scheduler classes of networks with EDM's preconditioning."""
 
 SIGNS = {"epsilon": -1.0, "v_prediction": 1.0}
-"""By diffusers' names: what turns the output of a network under EDM's preconditioning into v."""
+"""Factors that turn the output of a network under EDM's preconditioning into v, by diffusers'
+names of predictions."""
 
 
 class UNet2DNet(nn.Module):
-    """UNet2DModel called as net(x, t), or net(x, t, class_labels).
+    """A UNet2DModel called as net(x, t), or net(x, t, class_labels).
 
     Args:
         unet: The network.
-        sign: Factor on its output.
+        sign: Factor on the network's output.
     """
 
     def __init__(self, unet: nn.Module, sign: float) -> None:
@@ -52,13 +53,13 @@ class UNet2DNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
         result: Tensor = self.unet(x, t, class_labels, return_dict=False)[0]
-        # A variance may stand behind eps.
+        # Variance channels may follow eps.
         result = result[:, : x.shape[1]]
         return result if self.sign == 1 else self.sign * result
 
 
 class PixelDecoder(nn.Module):
-    """x0 (N, C, H, W) of one channel or three -> pictures (N, 3, H, W) in [-1, 1].
+    """A decoder of x0 (N, C, H, W), one channel or three, to pictures (N, 3, H, W) in [-1, 1].
 
     Args:
         scaling_factor: x0 is the picture times this.
@@ -74,7 +75,7 @@ class PixelDecoder(nn.Module):
 
 
 class UNet2D(ClassTeacher):
-    """A DDPMPipeline or DDIMPipeline."""
+    """A teacher in DDPMPipeline's or DDIMPipeline's layout."""
 
     family = "unet2d"
     pipelines = ("DDPMPipeline", "DDIMPipeline")
@@ -102,12 +103,12 @@ image = pipe(num_inference_steps={steps}).images[0]
         self.prompts = tuple(self.each[:16])
         if not self.classes:
             self.tokenizers = {}
-        if self.edm or self.classes:  # which diffusers' pipelines are not made for
+        if self.edm or self.classes:  # diffusers' pipelines do not support these
             self.usage = Teacher.usage
 
     @classmethod
     def open(cls, name: str, index: dict[str, Any], where: str) -> Any:
-        # DDIMPipeline is the same but takes no scheduler besides DDIM.
+        # DDIMPipeline has the same layout but takes no scheduler besides DDIM.
         return super().open(cls.pipelines[0], index, where)
 
     def border(self) -> tuple[Schedule, Prediction]:
@@ -150,13 +151,13 @@ image = pipe(num_inference_steps={steps}).images[0]
         return self.denoiser
 
     def asks(self, x0: Tensor, prompt: str) -> dict[str, Any] | None:
-        # No pipeline of diffusers feeds classes, or scales as EDM's networks want it.
+        # No pipeline of diffusers feeds classes, or scales inputs as EDM's networks need.
         return None if self.edm or self.classes else {"batch_size": 1}
 
     def schedulers(self, table: TorchStepTable) -> Iterator[Any]:
         return discrete_schedulers(self.pipeline.scheduler, table)
 
     def scheduler(self, table: TorchStepTable) -> Any:
-        # No pipeline of diffusers scales its input and its first noise as EDM's scheduler wants.
-        # The teacher's stays, to say how the network is preconditioned.
+        # No pipeline of diffusers scales inputs and first noise as EDM's scheduler needs, so the
+        # teacher's scheduler is kept, which also says how the network is preconditioned.
         return self.pipeline.scheduler if self.edm else super().scheduler(table)

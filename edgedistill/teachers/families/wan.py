@@ -3,12 +3,12 @@
 Wan et al. 2025 (arXiv 2503.20314): a rectified flow in the latents (C, F, H, W) of a causal video
 autoencoder, by a transformer that reads UMT5's tokens, with zeros after the last.
 
-The network's config says nothing of the size. It is the pipeline's own (81 frames of 480 x 832)
-unless transformer/config.json has `sample_size`: [frames, height, width] of a latent. The picture
-of a video is a sheet of its frames, left to right in rows.
+The network's config has no size. It is the pipeline's default (81 frames of 480 x 832) unless
+transformer/config.json has `sample_size`: [frames, height, width] of a latent. A video is shown as
+a sheet of its frames, left to right in rows.
 
-The pipeline strips the prompt and puts one blank for several; so does the tokenizer here. The
-pipeline cleans it further (HTML entities, ftfy where that is installed), which is not done here.
+The pipeline strips the prompt and joins repeated blanks; so does the tokenizer here. The pipeline
+cleans it further (HTML entities, ftfy where that is installed), which is not done here.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from edgedistill.teachers.pipeline import PipelineTeacher
 __all__ = ["Wan", "sheet"]
 
 LENGTH = 512
-"""Tokens of a prompt, as the pipeline has it unless told otherwise."""
+"""Number of tokens of a prompt, the pipeline's default."""
 
 SIZE = (21, 60, 104)
-"""Frames, height and width of a latent, likewise."""
+"""Frames, height and width of a latent, the pipeline's default."""
 
 
 class WanNet(nn.Module):
-    """WanTransformer3DModel called as net(x, t, encoder_hidden_states)."""
+    """A WanTransformer3DModel called as net(x, t, encoder_hidden_states)."""
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class WanNet(nn.Module):
 
 
 class TimeEmbedding(TimestepEmbedding):  # type: ignore[misc]
-    """Asked for its first parameter's dtype, and a role of a shared base has none of its own."""
+    """A time embedding that knows the dtype of its parameters even in a role of a shared base."""
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         own = list(super().parameters(recurse))
@@ -58,7 +58,10 @@ class TimeEmbedding(TimestepEmbedding):  # type: ignore[misc]
 
 
 class WanTextEncoder(nn.Module):
-    """input_ids, attention_mask (N, L) -> encoder_hidden_states (N, L, D), zero after the last."""
+    """A text encoder with zeros after the last token.
+
+    It maps input_ids, attention_mask (N, L) -> encoder_hidden_states (N, L, D).
+    """
 
     def __init__(self, text_encoder: Any) -> None:
         super().__init__()
@@ -72,14 +75,17 @@ class WanTextEncoder(nn.Module):
 
 
 class VideoDecoder(Decoder):
-    """x0 (N, C, F, h, w) -> sheets (N, 3, rows H, columns W) in [-1, 1] of 4 F - 3 frames."""
+    """A decoder of videos to sheets of their frames.
+
+    It maps x0 (N, C, F, h, w) to pictures (N, 3, rows H, columns W) in [-1, 1] of 4 F - 3 frames.
+    """
 
     def forward(self, x0: Tensor) -> Tensor:
         return sheet(super().forward(x0))
 
 
 class Wan(PipelineTeacher):
-    """A WanPipeline with one transformer."""
+    """A teacher in WanPipeline's layout with one transformer."""
 
     family = "wan"
     pipelines = ("WanPipeline",)
@@ -104,7 +110,7 @@ export_to_video(video, "video.mp4", fps=16)
                 f"{path}: Wan 2.2, of two transformers or a time a token; 2.1 expected"
             )
         super().__init__(name, path, pipeline)
-        self.autoencoder = None  # nothing smaller that decodes videos can be put in its place
+        self.autoencoder = None  # no smaller decoder of videos exists here
 
     @classmethod
     def open(cls, name: str, index: dict[str, Any], where: str) -> Any:
@@ -158,9 +164,9 @@ export_to_video(video, "video.mp4", fps=16)
 
 
 def sheet(video: Tensor) -> Tensor:
-    """Frames of videos (N, C, F, H, W) as pictures (N, C, rows H, columns W).
+    """Arrange frames of videos (N, C, F, H, W) as pictures (N, C, rows H, columns W).
 
-    As near to as many columns as rows as F can be divided.
+    The numbers of rows and columns are as nearly equal as F's divisors allow.
     """
     n, channels, frames, height, width = video.shape
     columns = next(c for c in range(1, frames + 1) if c * c >= frames and frames % c == 0)

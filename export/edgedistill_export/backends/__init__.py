@@ -1,1 +1,1 @@
-"""What runs or proves bundles with more than the runtime brings, found by entry point."""
+"""Backends that run or prove bundles and need more than the runtime, found by entry point."""

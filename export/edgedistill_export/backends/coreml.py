@@ -20,20 +20,21 @@ __all__ = ["PACKAGE", "UNITS", "CoreMLSession"]
 PACKAGE = ".mlpackage"
 
 UNITS = ("all", "cpu_and_ne", "cpu_and_gpu", "cpu_only")
-"""What a Mac may run a program on."""
+"""Compute units that a Mac may use."""
 
 
 class CoreMLSession:
-    """One graph: a package, or a folder of packages that run one after the other.
+    """A session of one graph: a package, or a folder of packages that run one after the other.
 
     Args:
         path: The package or the folder.
         graph: Its entry in the manifest, whose notes name the compute units.
-        threads: Of the interpreter, which are torch's, for the whole process. Core ML has its own.
+        threads: Threads of the interpreter, which are torch's, for the whole process. Core ML
+            chooses its own.
         providers: The compute units to use instead, one of `UNITS`; only on a Mac.
 
     Raises:
-        ValueError: For unknown compute units, or any where there is no Core ML.
+        ValueError: If compute units are unknown, or any are given without Core ML.
         BundleError: If there is no package.
     """
 
@@ -70,11 +71,11 @@ class CoreMLSession:
 
 class _Program(Protocol):
     def __call__(self, **inputs: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
-        """Run on named inputs, among them perhaps some of no interest, into named outputs."""
+        """Run on named inputs, which may include unused ones, into named outputs."""
 
 
 class _Native:
-    """A program as Core ML runs it."""
+    """A program that Core ML itself runs."""
 
     def __init__(self, package: Path, units: str) -> None:
         with quiet():

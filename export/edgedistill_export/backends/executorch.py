@@ -1,4 +1,4 @@
-"""ExecuTorch's own runtime, with the kernels that a device runs."""
+"""ExecuTorch's own runtime, with the kernels of a device."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ with quiet(), no_stderr():
     from executorch.extension.pybindings import portable_lib
     from executorch.runtime import Runtime
 
-    portable_lib._threadpool_get_thread_count()  # starts the pool, looking for files of Android
+    portable_lib._threadpool_get_thread_count()  # starts the pool, which looks for Android's files
 
 __all__ = ["ExecuTorchSession"]
 
 
 class ExecuTorchSession:
-    """One .pte file.
+    """A session of one .pte file.
 
     Args:
         path: The file.
         graph: Its entry in the manifest.
-        threads: Threads of the pool that all sessions of the process share; by default it is left
-            as it is.
-        providers: None, for what runs an operator is fixed in the file.
+        threads: Threads of the pool that all sessions of the process share; by default the pool is
+            not changed.
+        providers: Must be None, since the file fixes what runs each operator.
 
     Raises:
-        ValueError: For providers, or another number of threads while other sessions are open.
+        ValueError: If providers are given, or another number of threads while other sessions are
+            open.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ _open: WeakSet[ExecuTorchSession] = WeakSet()
 
 
 def _resize_pool(threads: int) -> None:
-    """Loaded programs hold on to the pool's threads and hang once these are gone."""
+    """Resize the thread pool; only without loaded programs, which would hang."""
     current = portable_lib._threadpool_get_thread_count()
     if threads == current:
         return

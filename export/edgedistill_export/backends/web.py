@@ -1,4 +1,4 @@
-"""onnxruntime-web in a node process: what a page will run, run here for the proof."""
+"""onnxruntime-web in a node process, to prove what a page will run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PROVIDER = "wasm"
 """The only execution provider that onnxruntime-web has in node."""
 
 DTYPES = ("float32", "int64")
-"""What may go into a graph."""
+"""Types of inputs that a graph may have."""
 
 _PACKAGE = Path("node_modules", "onnxruntime-web", "package.json")
 _CHECKOUT = Path(__file__).resolve().parents[3] / "runtime" / "web"
@@ -40,9 +40,9 @@ _SCRIPT = Path(__file__).with_name("web_session.mjs")
 
 
 def find_home() -> Path:
-    """The folder where node finds onnxruntime-web.
+    """Return the folder where node finds onnxruntime-web.
 
-    `EDGEDISTILL_WEB` decides if it is set; else it is runtime/web of a checkout, or the working
+    It is `EDGEDISTILL_WEB` if that is set, else runtime/web of a checkout, or the working
     directory.
 
     Raises:
@@ -60,19 +60,19 @@ def find_home() -> Path:
 
 
 def package_version() -> str:
-    """Version of the onnxruntime-web that is found; ValueError without one."""
+    """Return the version of the installed onnxruntime-web; ValueError without one."""
     package = json.loads((find_home() / _PACKAGE).read_text("utf-8"))
     return str(package["version"])
 
 
 class WebSession:
-    """One ONNX graph in a process of its own, which ends with the session.
+    """A session of one ONNX graph in its own process, which ends with the session.
 
     Args:
         path: The .onnx file.
         graph: Its entry in the manifest.
         threads: Threads inside an operator; by default as many as onnxruntime-web chooses.
-        providers: `PROVIDER`, if anything.
+        providers: `PROVIDER` or None.
 
     Raises:
         ValueError: Without node or the npm package, for an unknown provider, or if onnxruntime-web
@@ -115,7 +115,7 @@ class WebSession:
 
     @staticmethod
     def reads(path: Path) -> set[str]:
-        """Files beside an .onnx file that hold weights of it."""
+        """Return the files beside an .onnx file that hold its weights."""
         return external_files(path)
 
     def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
@@ -123,7 +123,7 @@ class WebSession:
 
         Raises:
             ValueError: For an input of a type that is not in `DTYPES`.
-            RuntimeError: If the engine fails, with what it says.
+            RuntimeError: If the engine fails; contains its message.
         """
         for name, value in inputs.items():
             if str(value.dtype) not in DTYPES:
@@ -134,7 +134,7 @@ class WebSession:
         return {name: outputs[name] for name in self._outputs}
 
     def close(self) -> None:
-        """End the process; so does the end of this object or of the interpreter."""
+        """End the process, as happens too when this object or the interpreter ends."""
         self._end()
 
     def _send(self, tensors: dict[str, NDArray[Any]]) -> None:
@@ -161,7 +161,7 @@ class WebSession:
 
     def _tensor(self, name: str, dtype: str, shape: list[int]) -> NDArray[np.float32]:
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        # A copy, because bytes cannot be written, and the caller's arrays are its own.
+        # Copy, since an array on bytes is read-only and the caller may write to its arrays.
         return np.frombuffer(self._read(size), dtype).reshape(shape).copy()
 
     def _read(self, count: int) -> bytes:
@@ -180,7 +180,7 @@ class WebSession:
 
 
 def _end(process: subprocess.Popen[bytes], errors: IO[bytes], patience: float = 5.0) -> None:
-    """Close a child's input, which ends it; kill it if that does not help."""
+    """Close a child's input, which ends it; kill it if it does not end in time."""
     assert process.stdin is not None
     assert process.stdout is not None
     with suppress(BrokenPipeError):

@@ -1,7 +1,7 @@
 """Operators that unpack compressed weights, on numpy arrays as they are stored.
 
-In its form of iOS 16 a palette has one table and its indices are packed bytes; in that of iOS 18
-the indices have the shape of the weight, and there may be a table, or a scale, for every block.
+In iOS 16's form a palette has one table and its indices are packed bytes; in iOS 18's the indices
+have the shape of the weight, and every block may have a table or a scale.
 """
 
 from __future__ import annotations
@@ -75,4 +75,4 @@ CONSTEXPR: Mapping[str, Callable[..., Array]] = {
     "constexpr_cast": _cast,
     "constexpr_lut_to_dense": _lut_to_dense,
 }
-"""By operator; called with its parameters by name."""
+"""Functions by operator, called with its parameters by name."""

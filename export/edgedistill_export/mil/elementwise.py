@@ -1,4 +1,4 @@
-"""Operators that work number by number, reductions, and comparisons."""
+"""Element-wise operators, reductions and comparisons."""
 
 from __future__ import annotations
 
@@ -160,4 +160,5 @@ ELEMENTWISE: Mapping[str, Operator] = {
     "sub": _binary(torch.sub),
     "tanh": _unary(torch.tanh),
 }
-"""By operator; called with its parameters by name, floats in float32 and integers in int64."""
+"""Functions by operator, called with its parameters by name, floats in float32 and integers in
+int64."""

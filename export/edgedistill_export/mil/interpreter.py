@@ -1,4 +1,4 @@
-"""Executes a program with torch, every result rounded to the type that the program declares."""
+"""Run a program with torch, rounding every result to the type that the program declares."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from edgedistill_export.mil.values import Value
 __all__ = ["OPERATORS", "Interpreter"]
 
 OPERATORS = {**ELEMENTWISE, **LAYERS, **SHAPES}
-"""By operator, what it does; those on weights before a program runs are in `CONSTEXPR`."""
+"""Functions by operator; operators on weights before a program runs are in `CONSTEXPR`."""
 
 LISTS = {"concat", "einsum", "stack"}
-"""Operators whose `values` are a list even if there is one."""
+"""Operators whose `values` are a list even if there is only one."""
 
 WORKING: Mapping[str, tuple[torch.dtype, torch.dtype]] = {
     "bool": (torch.bool, torch.bool),
@@ -35,19 +35,20 @@ WORKING: Mapping[str, tuple[torch.dtype, torch.dtype]] = {
     "uint8": (torch.uint8, torch.int64),
     "uint16": (torch.uint16, torch.int64),
 }
-"""By declared type: what a result is rounded to, and what holds it between operators."""
+"""Types by declared type: the one a result is rounded to, and the one that holds it between
+operators."""
 
 Working: TypeAlias = "Tensor | str"
 
 
 class Interpreter:
-    """A program ready to run.
+    """A Core ML program ready to run.
 
-    An operator computes in float32 and its result is rounded once to what the program declares, so
-    float16 loses and overflows where it does on a device, but for the order of sums.
+    An operator computes in float32 and its result is rounded once to the declared type, so float16
+    loses digits and overflows where it does on a device, except for the order of sums.
 
     Raises:
-        ValueError: If the program has an operator that no table holds.
+        ValueError: If the program has an unknown operator.
     """
 
     def __init__(self, program: Program) -> None:
@@ -70,10 +71,10 @@ class Interpreter:
 
     @torch.inference_mode()
     def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Run.
+        """Run the program.
 
         Args:
-            inputs: As the program declares them, by name.
+            inputs: Inputs by name, as the program declares them.
 
         Returns:
             The program's outputs by name.
@@ -137,7 +138,7 @@ def _numpy(value: Working) -> NDArray[Any]:
 
 
 def _last_uses(steps: Sequence[Operation], outputs: Sequence[str]) -> list[list[str]]:
-    """For every step, the values that nothing after it reads."""
+    """Return for every step the values that no later step reads."""
     seen = set(outputs)
     dead: list[list[str]] = []
     for operation in reversed(steps):

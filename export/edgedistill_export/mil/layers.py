@@ -14,7 +14,7 @@ __all__ = ["LAYERS"]
 
 _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 _TRANSPOSED = {3: F.conv_transpose1d, 4: F.conv_transpose2d, 5: F.conv_transpose3d}
-"""By rank of the input."""
+"""Transposed convolutions by rank of the input."""
 
 
 def _batch_norm(
@@ -104,7 +104,7 @@ def _conv_transpose(
     sides = [0] * 2 * spatial if pad is None or pad_type == "valid" else pad.tolist()
     whole = _TRANSPOSED[x.ndim](x, weight, bias, steps, 0, 0, int(groups), holes)
     sizes = whole.shape[2:] if output_shape is None else output_shape.tolist()[2:]
-    # Padding cuts from the result; an output shape may ask for more than is left.
+    # Padding is cut from the result; the output shape may need more than is left.
     for axis, (before, after) in enumerate(zip(sides[::2], sides[1::2], strict=True)):
         left = whole.shape[axis + 2] - before - after
         size = left if output_shape is None else sizes[axis]
@@ -121,7 +121,7 @@ def _sides(
     pad_type: str,
     pad: Tensor | None,
 ) -> list[int]:
-    """What F.pad takes."""
+    """Return the padding in the form of F.pad."""
     if pad_type == "custom":
         assert pad is not None
         sides = [(before, after) for before, after in pad.reshape(-1, 2).tolist()]
@@ -132,7 +132,7 @@ def _sides(
 
 
 def _lacking(size: int, kernel: int, stride: int, dilation: int) -> int:
-    """Padding after which an output has ceil(size / stride) numbers."""
+    """Return the padding after which an output has ceil(size / stride) values."""
     outputs = -(-size // stride)
     return max(0, (outputs - 1) * stride + (kernel - 1) * dilation + 1 - size)
 
@@ -152,7 +152,7 @@ PADDING: Mapping[str, Callable[..., tuple[int, int]]] = {
     "same": _same,
     "same_lower": _same_lower,
 }
-"""By pad_type: (size, kernel, stride, dilation) -> what goes before and after."""
+"""Functions by pad_type: (size, kernel, stride, dilation) -> padding before and after."""
 
 
 def _instance_norm(
@@ -241,4 +241,5 @@ LAYERS: Mapping[str, Callable[..., Any]] = {
     "upsample_bilinear": _upsample_bilinear,
     "upsample_nearest_neighbor": _upsample_nearest_neighbor,
 }
-"""By operator; called with its parameters by name, floats in float32 and integers in int64."""
+"""Functions by operator, called with its parameters by name, floats in float32 and integers in
+int64."""

@@ -1,4 +1,4 @@
-"""A saved .mlpackage -> its program: operators in order, constants read from the weight file."""
+"""Read a saved .mlpackage: operators in order, constants from the weight file."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from edgedistill_export.mil.values import TYPES, Stored, Value, read_blob, read_
 __all__ = ["Operation", "Program", "Slot", "read_package"]
 
 _HERE = "@model_path/"
-"""How a program names the folder that its model file lies in."""
+"""Prefix by which a program names the folder of its model file."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A named tensor with what the program says of it."""
+    """A named tensor with its declared type and shape."""
 
     name: str
     stored: Stored
@@ -31,9 +31,9 @@ class Operation:
     """One operator.
 
     Attributes:
-        kind: As MIL spells it.
-        inputs: By parameter, the names of the values that go in, more than one for lists.
-        outputs: What it makes.
+        kind: Type of the operator in MIL.
+        inputs: Names of the input values by parameter; lists have more than one.
+        outputs: Tensors that it makes.
     """
 
     kind: str
@@ -47,11 +47,11 @@ class Program:
 
     Attributes:
         path: The package.
-        opset: The operator set it is written in.
-        inputs: What it takes.
-        outputs: Names of what it returns.
+        opset: The operator set of the program.
+        inputs: Tensors that it takes.
+        outputs: Names of the tensors that it returns.
         constants: Values by name, as they are stored.
-        operations: In order.
+        operations: Operators in order.
     """
 
     path: Path
@@ -66,7 +66,7 @@ def read_package(path: Path) -> Program:
     """Read a package.
 
     Raises:
-        ValueError: If it is none, holds no ML program, or something in it is not known here.
+        ValueError: If it is no package, holds no ML program, or has unknown parts.
     """
     model_file = _model_file(path)
     model = coremltools.proto.Model_pb2.Model()
@@ -100,7 +100,7 @@ def _model_file(package: Path) -> Path:
 
 
 class _Reading:
-    """One pass over a block."""
+    """One pass over a block of the program."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -108,7 +108,7 @@ class _Reading:
         self.files: dict[str, memoryview] = {}
 
     def operation(self, op: Any) -> Operation | None:
-        """What an operator says; None for a constant, which is only remembered."""
+        """Read an operator; return None for a constant, which is only stored."""
         if op.blocks:
             raise ValueError(f"operator {op.type!r} holds blocks, which are not run here")
         if op.type == "const":

@@ -1,4 +1,4 @@
-"""coremltools, without its remarks: off a Mac it logs each library it lacks, and it draws bars."""
+"""coremltools without its messages: off a Mac it logs each missing library and draws bars."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["coremltools", "quiet"]
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing below an error, of coremltools or what it imports."""
+    """Silence messages below an error, of coremltools and what it imports."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Operators that move numbers about or change their type."""
+"""Operators that move values or change their type."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PADDING = {"constant": "constant", "reflect": "reflect", "replicate": "replicat
 
 
 def _cast(*, x: Tensor, dtype: str) -> Tensor:
-    # What the interpreter does with every result, to the type the program declares.
+    # The interpreter rounds every result to the declared type, so nothing is left to do.
     return x
 
 
@@ -87,7 +87,7 @@ def _pad(
     sides = pad.reshape(-1, 2).flip(0).reshape(-1).tolist()
     if mode == "constant":
         return F.pad(x, sides, value=float(constant_val))
-    # torch pads by copies only up to the last three of four or more axes.
+    # torch pads by copies at most the last three of four or more axes.
     while sides[-2:] == [0, 0]:
         sides = sides[:-2]
     return F.pad(x, sides, mode=_PADDING[mode])
@@ -96,7 +96,7 @@ def _pad(
 def _reshape(*, x: Tensor, shape: Tensor) -> Tensor:
     sizes = shape.tolist()
     for axis, size in enumerate(sizes):
-        if size == 0:  # the size of that axis of x, counted from the last
+        if size == 0:  # 0 means the size of that axis of x, counted from the last
             back = len(sizes) - axis
             sizes[axis] = x.shape[-back] if back <= x.ndim else 1
     return x.reshape(sizes)
@@ -123,7 +123,7 @@ def _slice_by_index(
     ):
         span = slice(None if open_begin[axis] else first, None if open_end[axis] else last, step)
         index.append(first if squeezed[axis] else span)
-    # torch takes no negative step.
+    # torch has no negative steps.
     return torch.from_numpy(x.numpy()[tuple(index)].copy())
 
 
@@ -185,4 +185,5 @@ SHAPES: Mapping[str, Callable[..., Any]] = {
     "tile": _tile,
     "transpose": _transpose,
 }
-"""By operator; called with its parameters by name, floats in float32 and integers in int64."""
+"""Functions by operator, called with its parameters by name, floats in float32 and integers in
+int64."""

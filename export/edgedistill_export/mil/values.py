@@ -1,4 +1,4 @@
-"""Values as Core ML stores them: inside the program, or as blobs in its weight file."""
+"""Values as Core ML stores them: inside the program, or in its weight file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Value: TypeAlias = "NDArray[Any] | str"
 
 @dataclass(frozen=True)
 class Stored:
-    """A type of numbers.
+    """A type of numbers in Core ML.
 
     Attributes:
-        name: As operators spell it.
-        numpy: What holds it here; numbers of less than a byte get a byte.
-        bits: Bits of one number in a file.
-        blob: Its code in a weight file, 0 if it never is in one.
+        name: Name of the type in operators.
+        numpy: NumPy type that holds it; numbers below a byte get a byte.
+        bits: Number of bits in a file.
+        blob: Code of the type in a weight file, 0 if it has none.
     """
 
     name: str
@@ -50,17 +50,17 @@ TYPES = {
     "UINT16": Stored("uint16", np.uint16, 16, blob=7),
     "UINT32": Stored("uint32", np.uint32, 32, blob=15),
 }
-"""By name in MIL.proto's DataType; the codes are those of MILBlob's BlobDataType."""
+"""Types by their names in MIL.proto's DataType; the codes are those of MILBlob's BlobDataType."""
 
 BY_NAME = {stored.name: stored for stored in TYPES.values()}
 
 _SENTINEL = 0xDEADBEEF
 _ENTRY = struct.Struct("<IIQQ")
-"""Head of a blob: sentinel, type code, size in bytes and offset of the data."""
+"""Header of a blob: sentinel, type code, size in bytes and offset of the data."""
 
 
 def read_blob(file: memoryview, offset: int, stored: Stored, shape: Sequence[int]) -> NDArray[Any]:
-    """The tensor whose entry lies at `offset` of a weight file.
+    """Read the tensor whose entry is at `offset` of a weight file.
 
     Raises:
         ValueError: If there is no such entry, or not of this type and size.
@@ -77,7 +77,7 @@ def read_blob(file: memoryview, offset: int, stored: Stored, shape: Sequence[int
 
 
 def unpack(data: bytes | memoryview, stored: Stored, shape: Sequence[int]) -> NDArray[Any]:
-    """Numbers packed without gaps, the lowest bit of the first byte first."""
+    """Unpack numbers without gaps, the lowest bit of the first byte first."""
     raw = np.frombuffer(data, np.uint8)
     if stored.bits >= 8:
         whole: NDArray[Any] = raw.view(stored.numpy).reshape(shape)
@@ -94,7 +94,7 @@ def unpack(data: bytes | memoryview, stored: Stored, shape: Sequence[int]) -> ND
 
 
 def read_immediate(tensor: Any, stored: Stored, shape: Sequence[int]) -> NDArray[Any]:
-    """The tensor of a TensorValue; types that proto has no field for are bytes there."""
+    """Read the tensor of a TensorValue; types without a field in proto are bytes there."""
     field = tensor.WhichOneof("value")
     if field == "bytes":
         return unpack(tensor.bytes.values, stored, shape)

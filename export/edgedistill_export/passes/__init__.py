@@ -1,1 +1,1 @@
-"""Changes to an ONNX graph: model in, model out, a file each."""
+"""Passes that change an ONNX graph, from model to model, one file each."""

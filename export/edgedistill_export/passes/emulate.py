@@ -1,4 +1,4 @@
-"""float16, bfloat16 and float8 in float32, with every rounding written out."""
+"""Emulation of float16, bfloat16 and float8 in float32, with every rounding written out."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ HALVES = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
 
 def emulate(model: ModelProto) -> ModelProto:
-    """Rewrite a graph, in place, so that a CPU finds what an accelerator does.
+    """Rewrite a graph, in place, so that a CPU computes what an accelerator does.
 
-    ONNX Runtime's CPU kernels know no bfloat16, mistake float8 for int8, and keep float16 in
-    float32 from one operator to the next, so that nothing overflows. Here a tensor of half a float
-    is a float32 one that two casts round, a QuantizeLinear to float8 (E4M3) a division and a cast,
-    a DequantizeLinear a cast and a multiplication. Stored weights keep their types. What is left
-    out is the order in which an accelerator sums inside an operator.
+    ONNX Runtime's CPU kernels lack bfloat16, mistake float8 for int8, and keep float16 in float32
+    between operators, so that nothing overflows. Here a 16-bit tensor becomes a float32 one that
+    two casts round, a QuantizeLinear to float8 (E4M3) a division and a cast, a DequantizeLinear a
+    cast and a multiplication. Stored weights keep their types. The order in which an accelerator
+    sums inside an operator is not emulated.
     """
     _Emulator(model).run()
     return model
@@ -40,7 +40,7 @@ class _Emulator:
         self.kinds |= {name: weight.data_type for name, weight in self.weights.items()}
 
     def run(self) -> None:
-        # Halves first: what reads a weight's name then reads a float32.
+        # Cast 16-bit weights first, so that readers of a weight's name get a float32.
         nodes = list(self._load_weights())
         for node in self.graph.node:
             for part in self._spelled(node):
@@ -50,14 +50,14 @@ class _Emulator:
         self.graph.node.extend(nodes)
 
     def _load_weights(self) -> Iterator[NodeProto]:
-        """Casts of the weights stored as halves, which take over their names."""
+        """Yield casts of the weights stored in 16 bits, which take over their names."""
         for name, weight in self.weights.items():
             if weight.data_type in HALVES:
                 weight.name = f"{name}_stored"
                 yield _cast(weight.name, name, FLOAT)
 
     def _spelled(self, node: NodeProto) -> Iterator[NodeProto]:
-        """A node on float32."""
+        """Yield the nodes that compute a node in float32."""
         ends = (*node.input[:1], *node.output[:1])
         if node.op_type in _QDQ and E4M3 in map(self.kinds.get, ends):
             yield from _QDQ[node.op_type](self, node)
@@ -71,7 +71,7 @@ class _Emulator:
         yield node
 
     def _rounded(self, node: NodeProto) -> Iterator[NodeProto]:
-        """Casts that round what a node computes where it was half a float."""
+        """Yield casts that round a node's results where they had 16 bits."""
         for i, name in enumerate(node.output):
             if (kind := self.kinds.get(name, FLOAT)) in HALVES:
                 node.output[i] = f"{name}_exact"
@@ -99,7 +99,7 @@ class _Emulator:
         yield helper.make_node("Mul", [ratio, scale], [result], result)
 
     def _other_axes(self, node: NodeProto) -> list[int]:
-        """Axes along which a DequantizeLinear has one scale, if it has several along another."""
+        """Return axes with one scale of a DequantizeLinear that has several along another axis."""
         if not self.weights[node.input[1]].dims:
             return []
         axis = next(a.i for a in node.attribute if a.name == "axis")

@@ -1,4 +1,4 @@
-"""float32 -> float16 or bfloat16 inside a graph; its inputs and outputs stay float32."""
+"""Convert a graph from float32 to float16 or bfloat16; inputs and outputs stay float32."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FLOAT = TensorProto.FLOAT
 NAMES = {FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 
 LIMITS = {TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 255 * 2.0**120}
-"""The largest number of each."""
+"""Largest number of each type."""
 
 BF16_OPSET = 22
-"""The first whose convolutions take bfloat16."""
+"""First operator set whose convolutions take bfloat16."""
 
 ANGLES = {"Sin", "Cos"}
-"""Kept in float32 with all that leads to them: a float16 of 999 rad has steps of 0.5."""
+"""Operators kept in float32 with all their ancestors: a float16 of 999 rad has steps of 0.5."""
 
 SUMS = {"ReduceMean", "ReduceSum"}
 
@@ -34,13 +34,13 @@ DENOMINATORS = {("Div", 1), ("Pow", 0), ("Reciprocal", 0), ("Sqrt", 0)}
 """(operator, input) that must not be 0, which an epsilon under 6e-8 is in float16."""
 
 FLOAT_INPUTS = {("Resize", 1), ("Resize", 2)}
-"""(operator, input) that the standard fixes to float32."""
+"""Inputs (operator, index) that the standard fixes to float32."""
 
 
 def fp16(model: ModelProto) -> ModelProto:
-    """Convert a float32 model, in place.
+    """Convert a float32 model to float16, in place.
 
-    Weights beyond the range of float16 are cut to it (attention masks of -3e38).
+    Weights beyond the range of float16 are clipped to it (attention masks of -3e38).
 
     Raises:
         ValueError: If a node holds a subgraph.
@@ -50,14 +50,14 @@ def fp16(model: ModelProto) -> ModelProto:
 
 
 def bf16(model: ModelProto) -> ModelProto:
-    """Convert a float32 model to bfloat16, in place; as `fp16`."""
+    """Convert a float32 model to bfloat16, in place, in the same way as `fp16`."""
     _Converter(model, TensorProto.BFLOAT16).run()
     raise_opset(model, BF16_OPSET)
     return model
 
 
 class _Converter:
-    """Puts every float tensor where its producer leaves it and casts where a consumer differs."""
+    """Converter that keeps every float tensor in its producer's type and casts for consumers."""
 
     def __init__(self, model: ModelProto, half: int) -> None:
         graph = self.graph = model.graph
@@ -95,7 +95,7 @@ class _Converter:
         self.nodes.append(node)
 
     def _view(self, name: str, kind: int) -> str:
-        """The name under which a float tensor is to be had in `kind`."""
+        """Return the name under which a float tensor is available in type `kind`."""
         if self.home.get(name) == kind:
             return name
         if (name, kind) not in self.views:
@@ -122,7 +122,7 @@ def _float_tensors(model: ModelProto) -> set[str]:
 
 
 def _ancestors(graph: GraphProto, operators: set[str]) -> set[int]:
-    """Indices of the nodes with these operators and of every node that leads to them."""
+    """Return indices of the nodes with these operators and of all their ancestors."""
     producer = {name: i for i, node in enumerate(graph.node) for name in node.output}
     found: set[int] = set()
     todo = [i for i, node in enumerate(graph.node) if node.op_type in operators]
@@ -191,7 +191,7 @@ def _vanishes(weight: TensorProto) -> bool:
 
 
 def _rename_outputs(graph: GraphProto, floats: set[str]) -> dict[str, str]:
-    """Free the names of the float outputs for their casts; inner name -> outer name."""
+    """Rename float outputs to free their names for casts; return inner name -> outer name."""
     names = {value.name: f"{value.name}_inner" for value in graph.output if value.name in floats}
     for node in graph.node:
         for tensors in (node.input, node.output):

@@ -1,4 +1,4 @@
-"""Symmetric int8 QuantizeLinear and DequantizeLinear -> float8 (E4M3) ones of the same range."""
+"""Convert symmetric int8 QuantizeLinear and DequantizeLinear to float8 (E4M3) of equal range."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 __all__ = ["fp8"]
 
 RATIO = np.float32(127 / 448)
-"""The largest int8 over the largest E4M3: what was at the one's end is then at the other's."""
+"""The largest int8 over the largest E4M3, so that the ends of both ranges coincide."""
 
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 _E4M3 = helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E4M3FN)
@@ -20,9 +20,9 @@ def fp8(model: ModelProto, weights: Mapping[str, TensorProto]) -> ModelProto:
     """Convert a quantized model, in place.
 
     Args:
-        model: As `quantize.qdq.quantize_static` leaves it, symmetric: float32 scales, zero points
-            of 0, weights stored as NAME_quantized.
-        weights: The weights before, by name, which are rounded once more from what they were.
+        model: Symmetric result of `quantize.qdq.quantize_static`: float32 scales, zero points of
+            0, weights stored as NAME_quantized.
+        weights: The unquantized weights by name, which are rounded anew.
     """
     stored = {weight.name: weight for weight in model.graph.initializer}
     nodes = [node for node in model.graph.node if node.op_type in _QDQ]
@@ -41,7 +41,7 @@ def fp8(model: ModelProto, weights: Mapping[str, TensorProto]) -> ModelProto:
 def _round_weight(
     node: NodeProto, stored: Mapping[str, TensorProto], weights: Mapping[str, TensorProto]
 ) -> None:
-    """Store the weight that a DequantizeLinear reads."""
+    """Store the weight of a DequantizeLinear in float8."""
     name = node.input[0]
     weight = numpy_helper.to_array(weights[name.removesuffix("_quantized")])
     scale = numpy_helper.to_array(stored[node.input[1]])

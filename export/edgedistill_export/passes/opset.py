@@ -1,4 +1,4 @@
-"""A later version of the standard, for types that came with it."""
+"""Raise the operator set of a model, for types that came with a later one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ __all__ = ["raise_opset"]
 
 
 def raise_opset(model: onnx.ModelProto, version: int) -> None:
-    """Declare at least this version, in place.
+    """Declare at least this operator set, in place.
 
-    Between 20, at which graphs are traced, and 22, operators learn types and, but for group norms,
-    which are traced into others, change nothing else.
+    Between 20, at which graphs are traced, and 22, operators only gain types, except group norms,
+    which are traced into other operators.
     """
     for opset in model.opset_import:
         if opset.domain == "":

@@ -1,4 +1,4 @@
-"""Reshapes whose shape is known but for the batch get it as a constant."""
+"""Give reshapes a constant shape where it is known except for the batch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["static_reshapes"]
 def static_reshapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """Replace computed shapes by constants, in place, and drop the nodes that computed them.
 
-    With the batch as the only free axis, a reshape's result has at most one unknown size, which -1
-    stands for. A traced U-Net loses a sixth of its nodes (the shape arithmetic of attention and of
-    group norms), which no engine on CPU removes by itself and some accelerators refuse.
+    As the batch is the only free axis, a reshape's result has at most one unknown size, written as
+    -1. A traced U-Net loses a sixth of its nodes (the shape arithmetic of attention and of group
+    norms), which no engine on CPU removes by itself and some accelerators refuse.
     """
     graph = model.graph
     constants = {weight.name for weight in graph.initializer}
@@ -33,7 +33,7 @@ def static_reshapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
-    """Sizes of every tensor of known rank, -1 where free."""
+    """Return the sizes of every tensor of known rank, -1 where free."""
     return {
         value.name: [d.dim_value or -1 for d in value.type.tensor_type.shape.dim]
         for value in onnx_files.infer_values(model)

@@ -1,4 +1,4 @@
-"""Weights alone in 8 or 4 bits by standard operators: a DequantizeLinear before each layer."""
+"""Store weights in 8 or 4 bits by standard operators: a DequantizeLinear before each layer."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ __all__ = ["weight_only"]
 Array = NDArray[Any]
 
 BLOCKS = (32, 16)
-"""Inputs of a linear layer that share a 4-bit scale: the first that divides their number."""
+"""Numbers of inputs of a linear layer that share a 4-bit scale; the first that divides all inputs
+is used."""
 
 BLOCKED_OPSET = 21
-"""The first with 4-bit types and a scale a block."""
+"""First operator set with 4-bit types and one scale for each block."""
 
 
 def weight_only(model: ModelProto, bits: int, nodes: Collection[str]) -> ModelProto:
-    """Store layers' weights in few bits, in place; they are computed in the type they had.
+    """Store layers' weights in few bits, in place; layers compute in their former type.
 
-    8 bits have a scale an output channel. 4 bits are for linear layers, a scale a block of inputs;
-    convolutions, and linear layers that no block divides, get 8.
+    With 8 bits, each output channel has a scale. 4 bits are for linear layers, with a scale for
+    each block of inputs; convolutions, and linear layers that no block divides, get 8 bits.
 
     Args:
-        model: float32 or float16.
-        bits: 8 or 4.
-        nodes: Names of the Conv, Gemm and MatMul nodes whose weights it is about.
+        model: A model in float32 or float16.
+        bits: Number of bits, 8 or 4.
+        nodes: Names of the Conv, Gemm and MatMul nodes whose weights are stored.
     """
     graph = model.graph
     weights = {weight.name: weight for weight in graph.initializer}
@@ -60,9 +61,9 @@ def weight_only(model: ModelProto, bits: int, nodes: Collection[str]) -> ModelPr
 def _quantized(
     weight: TensorProto, node: NodeProto, bits: int
 ) -> tuple[TensorProto, TensorProto, NodeProto]:
-    """The stored weight, its scale, and the node that makes the weight of them."""
+    """Return the stored weight, its scale, and the node that restores the weight."""
     array, outputs = numpy_helper.to_array(weight), _output_axis(node)
-    # A matrix has its inputs on the other axis.
+    # The inputs of a matrix are on its other axis.
     size = array.shape[1 - outputs] if array.ndim == 2 else 0
     block = next((b for b in BLOCKS if bits == 4 and size and size % b == 0), 0)
     if block:
@@ -81,7 +82,7 @@ def _quantized(
 
 
 def _output_axis(node: NodeProto) -> int:
-    """Axis of a layer's weight that counts its outputs."""
+    """Return the axis of a layer's weight that counts its outputs."""
     if node.op_type == "Conv":
         return 0
     transposed = any(a.name == "transB" and a.i for a in node.attribute)
@@ -89,14 +90,14 @@ def _output_axis(node: NodeProto) -> int:
 
 
 def _channels(weight: Array, axis: int) -> tuple[Array, Array]:
-    """(int8, scales of one axis): the largest of each channel is 127."""
+    """Return (int8, scales of one axis), with the largest of each channel at 127."""
     others = tuple(i for i in range(weight.ndim) if i != axis)
     whole, scale = _rounded(weight, others, 127)
     return whole, scale.reshape(-1)
 
 
 def _blocks(weight: Array, axis: int, block: int) -> tuple[Array, Array]:
-    """(int8 between -7 and 7, scales): the largest of each block along an axis is 7."""
+    """Return (int8 between -7 and 7, scales), with each block's largest along an axis at 7."""
     shape = list(weight.shape)
     shape[axis : axis + 1] = [shape[axis] // block, block]
     whole, scale = _rounded(weight.reshape(shape), axis + 1, 7)
@@ -104,7 +105,7 @@ def _blocks(weight: Array, axis: int, block: int) -> tuple[Array, Array]:
 
 
 def _rounded(weight: Array, axes: int | tuple[int, ...], largest: int) -> tuple[Array, Array]:
-    """(int8, scales): the scale in the weight's own type, and rounded with as it is there."""
+    """Return (int8, scales), with scales in the weight's own type, and rounding by these."""
     scale = (np.abs(weight).max(axes, keepdims=True) / largest).astype(weight.dtype)
     scale = np.maximum(scale, np.finfo(weight.dtype).smallest_subnormal)
     whole = np.rint(weight.astype(np.float32) / scale.astype(np.float32))

@@ -1,7 +1,7 @@
-"""What XNNPACK has no operator for, in terms of those it has.
+"""Rewrite operators that XNNPACK lacks in terms of those it has.
 
-Left alone, these operators fall to ExecuTorch's portable kernels, which use one thread and no
-vector instructions, and cut the graph into pieces between which tensors change their layout.
+Otherwise these operators run in ExecuTorch's portable kernels, which use one thread and no vector
+instructions, and they cut the graph into pieces between which tensors change their layout.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch.nn import functional as F
 __all__ = ["for_xnnpack"]
 
 _MASKED = -1e9
-"""Added to what attention must not see; finite, or a row that sees nothing would be NaN."""
+"""Value added to masked scores; finite, since otherwise a fully masked row would be NaN."""
 
 
 def for_xnnpack(program: ExportedProgram) -> ExportedProgram:
-    """Rewrite norms, attention and splits; every other operator stays as it is."""
+    """Rewrite norms, attention and splits; other operators are not changed."""
     with torch.no_grad():
         decomposed: ExportedProgram = program.run_decompositions(_TABLE)
     return decomposed
@@ -35,9 +35,9 @@ def _group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Tensor:
-    """Means over pixels are poolings, means over a group's channels 1x1 convolutions.
+    """Compute means over pixels by pooling, and means over a group's channels by 1x1 convolution.
 
-    So everything stays in the layout of the convolutions around, channels last.
+    Everything stays in the layout of the surrounding convolutions, channels last.
     """
     pixels = x if x.dim() == 4 else x.reshape(*x.shape[:2], -1, 1)
     channels = x.shape[1]
@@ -65,7 +65,7 @@ def _layer_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Tensor:
-    """Means are matrix products: XNNPACK averages pictures only."""
+    """Compute means by matrix products, since XNNPACK averages pictures only."""
     rows = x.flatten(-len(shape))
     average = torch.full((1, rows.shape[-1]), 1 / rows.shape[-1])
     centred = rows - F.linear(rows, average)
@@ -85,8 +85,8 @@ def _attention(
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Any:  # a tensor, or what tells torch to leave it
-    """Softmax of products, without torch's search for rows that see nothing."""
+) -> Any:  # a tensor, or torch's mark to leave the call
+    """Compute softmax of products, without torch's search for fully masked rows."""
     if enable_gqa:
         k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
     lead, length = q.shape[:-2], k.shape[-2]

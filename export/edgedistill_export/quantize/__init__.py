@@ -1,1 +1,1 @@
-"""Quantization: of ONNX graphs, and the search for the layers that do not bear it."""
+"""Quantization of ONNX graphs, and the search for layers that lose too much by it."""

@@ -1,4 +1,4 @@
-"""From a budget to the layers that stay in floating point: scan, choose, build, look, correct."""
+"""Find layers to keep in floating point for a budget: scan, choose, build, measure, correct."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MARGIN_DB = 0.5
 
 
 def scheme_of(precision: str) -> str:
-    """The fake-quantization scheme that stands for a target's precision; ValueError if none."""
+    """Return the fake-quantization scheme of a target's precision; ValueError if there is none."""
     scheme = {"int8-dynamic": "int8", "int8-hybrid": "int8"}.get(precision, precision)
     if scheme not in SCHEMES:
         raise ValueError(
@@ -33,22 +33,22 @@ def scheme_of(precision: str) -> str:
 
 
 def scan_file(student: Student, scheme: str) -> Path:
-    """Where a student's scan is kept: beside it."""
+    """Return the file of a student's scan, beside the student."""
     return student.path.parent / f"sensitivity-{scheme}.json"
 
 
 class Budget:
-    """Proposes layers to keep until what is built meets the budget.
+    """Proposes layers to keep in floating point until the bundle meets the budget.
 
     Args:
         student: The student.
         precision: The target's precision.
         min_psnr: PSNR of the worst sample to reach, in dB.
-        max_size: MiB that all weights may take.
-        progress: Of the scan, where one has to be made.
+        max_size: Largest size of all weights in MiB.
+        progress: Progress callback of the scan, if one is made.
 
     Raises:
-        ValueError: For two budgets at once, or a precision without a scan.
+        ValueError: If two budgets are given, or the precision has no scan.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Budget:
             self.scan = _scanned(student, scheme_of(precision), progress)
 
     def proposals(self, fixed: Keep) -> Iterator[Keep]:
-        """Layers to keep, `fixed` among them; the next once `reached` is set and falls short."""
+        """Yield layers to keep, including `fixed`; the next if `reached` is set and too low."""
         if self.max_size is not None:
             yield _joined(fixed, keep_for_size(self.scan, self.max_size))
         elif self.min_psnr is None:
@@ -82,7 +82,7 @@ class Budget:
                 yield _joined(fixed, keep)
                 if self.reached is None or self.reached >= self.min_psnr:
                     return
-                # The scan speaks of the mean: the worst sample lies so far below it.
+                # The scan predicts the mean; the worst sample lies this far below it.
                 gap = predicted(self.scan, keep) - self.reached
                 aim = self.min_psnr + gap + _MARGIN_DB
 
@@ -90,10 +90,10 @@ class Budget:
 def _scanned(
     student: Student, scheme: str, progress: Callable[[int, int, str], None] | None
 ) -> Scan:
-    """The scan beside the student, made anew if it is another student's."""
+    """Return the scan beside the student, made anew if it belongs to another student."""
     file = scan_file(student, scheme)
     if file.is_file():
-        with suppress(ValueError):  # of an older release
+        with suppress(ValueError):  # a scan of an older release
             found = Scan.read(file)
             if found.student == student.sha256:
                 return found

@@ -1,8 +1,8 @@
-"""Run an OpenVINO model a piece at a time, so that its weights are never all unpacked at once.
+"""Run an OpenVINO model in pieces, so that its weights are never all unpacked at once.
 
-To run a model OpenVINO copies every weight into the layout that its kernels want, beside the file
-that the weights are mapped from. Cut into pieces of which each runs all calls before the next is
-loaded, calibration comes to the same figures with one piece's copy at a time.
+To run a model, OpenVINO copies every weight into the layout of its kernels, in addition to the
+mapped file. With the model cut into pieces, each of which runs all calls before the next is
+loaded, calibration gives the same figures with only one piece's copy at a time.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ ov = load_openvino()
 __all__ = ["LEAST", "Piece", "Pieces", "calibrated_in_pieces", "cut"]
 
 Untyped: TypeAlias = Any
-"""OpenVINO's classes."""
+"""Type of OpenVINO's classes, which are untyped."""
 Array: TypeAlias = NDArray[Any]
 Call: TypeAlias = Mapping[str, Array]
 
 COUNT = 8
 LEAST = 64 * 2**20
-"""Bytes of weights below which a piece is not worth a compilation of its own."""
+"""Bytes of weights below which a piece is not worth a separate compilation."""
 LEAVES = {"Constant", "Parameter"}
 
 
 @dataclass
 class Piece:
-    """A part of a model: what it takes from calls and earlier pieces, what it gives to later ones.
+    """A part of a model: its inputs from calls and earlier pieces, its outputs to later ones.
 
     Attributes:
-        results: Those of the model's outputs that it makes.
-        takes: A parameter for each value; of calls by the input's name.
-        gives: The output behind each value.
+        results: The model's outputs that it computes.
+        takes: Parameters by value; inputs of calls by their names.
+        gives: Outputs by value.
     """
 
     results: list[Untyped] = field(default_factory=list)
@@ -55,18 +55,18 @@ class Piece:
     gives: dict[str, Untyped] = field(default_factory=dict)
 
     def compile(self) -> Untyped:
-        """Ready to run: inputs as in `takes`, outputs as in `results`, then as in `gives`."""
+        """Compile the piece: inputs as in `takes`, outputs as in `results`, then as in `gives`."""
         given = [ov.opset13.result(output) for output in self.gives.values()]
         model = ov.Model([*self.results, *given], list(self.takes.values()))
         return ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
 def cut(model: Untyped, least: int = LEAST) -> list[Piece]:
-    """Take a model without state apart, along its order of execution.
+    """Cut a model without state into pieces, along its order of execution.
 
     Args:
-        model: Its operators go over to the pieces; it cannot be used any more.
-        least: Bytes of weights in a piece, where the model has as many.
+        model: The model, whose operators move to the pieces; it cannot be used afterwards.
+        least: Smallest size of the weights in a piece, in bytes, where the model has as many.
     """
     places = _places(model, least)
     pieces: defaultdict[int, Piece] = defaultdict(Piece)
@@ -94,7 +94,7 @@ def cut(model: Untyped, least: int = LEAST) -> list[Piece]:
 
 
 def _places(model: Untyped, least: int) -> dict[str, int]:
-    """The piece of each operator but constants and parameters, by name."""
+    """Return the piece of each operator, except constants and parameters, by name."""
     ops = [op for op in model.get_ordered_ops() if op.get_type_name() not in LEAVES]
     weights = [
         sum(
@@ -124,24 +124,24 @@ def _parameter(source: Untyped) -> Untyped:
 
 
 class Pieces(Engine):  # type: ignore[misc]  # untyped
-    """NNCF's engine for a model that is taken apart, and calls that are known beforehand.
+    """NNCF's engine for a model in pieces, and calls that are known beforehand.
 
     Args:
-        model: As of `cut`.
-        calls: What `infer` will be asked, in its order; inputs by name.
-        least: As of `cut`.
+        model: As in `cut`.
+        calls: Inputs by name of all calls of `infer`, in order.
+        least: As in `cut`.
     """
 
     def __init__(self, model: Untyped, calls: Sequence[Call], least: int = LEAST) -> None:
         self._outputs = _run(cut(model, least), calls)
 
     def infer(self, input_data: Any) -> dict[str, Array]:
-        """The outputs of the next call, by tensor name."""
+        """Return the outputs of the next call, by tensor name."""
         return next(self._outputs)
 
 
 def _run(pieces: Sequence[Piece], calls: Sequence[Call]) -> Iterator[dict[str, Array]]:
-    """The outputs of each call."""
+    """Yield the outputs of each call."""
     found: list[dict[str, Array]] = [{} for _ in calls]
     numbers = {value: i for i, value in enumerate(v for piece in pieces for v in piece.gives)}
     with TemporaryDirectory() as scratch:
@@ -160,7 +160,7 @@ def _run_one(
     found: Sequence[dict[str, Array]],
     file: Callable[[int, str], Path],
 ) -> None:
-    """All calls of one piece, which is gone again at the end."""
+    """Run all calls of one piece, which is freed at the end."""
     compiled = piece.compile()
     request = compiled.create_infer_request()
     own = len(piece.results)
@@ -178,7 +178,7 @@ def _run_one(
 
 @contextmanager
 def calibrated_in_pieces(calls: Sequence[Call]) -> Iterator[None]:
-    """NNCF takes its statistics from `Pieces` on these calls."""
+    """Make NNCF take its statistics from `Pieces` on these calls."""
     create = EngineFactory.create
     EngineFactory.create = staticmethod(lambda model: Pieces(model, calls))
     try:

@@ -1,4 +1,4 @@
-"""int8 in exported torch programs, as XNNPACK computes it."""
+"""int8 quantization of exported torch programs, as XNNPACK computes it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgedistill_export.targets import Call
 __all__ = ["OPERATORS", "layer_of", "quantize"]
 
 OPERATORS = (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default)
-"""What a Linear or Conv2d becomes."""
+"""Operators that a Linear or Conv2d becomes."""
 
 
 def quantize(
@@ -26,10 +26,10 @@ def quantize(
 ) -> ExportedProgram:
     """Put some layers of a network between quantize and dequantize operators.
 
-    Weights are int8, symmetric, a scale a channel; inputs and outputs of a layer int8, one scale
-    and zero point a tensor, from the range they take in `calls`. (Scales found at run time would
-    be 5 dB closer and need no output scale, but lowered to XNNPACK their convolutions mix up
-    memory layouts and give other numbers.)
+    Weights are int8, symmetric, with one scale for each channel; inputs and outputs of a layer are
+    int8, with one scale and zero point for each tensor, from their range in `calls`. (Scales found
+    at run time would be 5 dB closer and need no output scale, but lowered to XNNPACK their
+    convolutions mix up memory layouts and give other numbers.)
 
     Args:
         program: The network, fixed to a batch of one.
@@ -37,7 +37,7 @@ def quantize(
         calls: Inputs of the network to calibrate on.
 
     Raises:
-        ValueError: Without calls.
+        ValueError: If there are no calls.
     """
     if not calls:
         raise ValueError("calibration needs at least one call of the network")
@@ -52,7 +52,7 @@ def quantize(
 
 
 class _OnlyLayers(XNNPACKQuantizer):  # type: ignore[misc]
-    """Without spreading a layer's int8 over the views and means that follow."""
+    """Quantizer that does not extend a layer's int8 to the following views and means."""
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         annotated: fx.GraphModule = self._annotate_for_quantization_config(model)
@@ -60,10 +60,10 @@ class _OnlyLayers(XNNPACKQuantizer):  # type: ignore[misc]
 
 
 def _one_user_each(module: fx.GraphModule) -> fx.GraphModule:
-    """A dequantize operator for each of its users.
+    """Give each user a dequantize operator of its own.
 
-    XNNPACK's partitions take an operator with the dequantize in front of it; one that two
-    partitions want gives partitions in a cycle, or tensors in another's memory layout.
+    XNNPACK's partitions include the dequantize before an operator; sharing one makes partitions
+    form a cycle, or tensors have another partition's memory layout.
     """
     graph = module.graph
     for node in list(graph.nodes):
@@ -76,11 +76,11 @@ def _one_user_each(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def layer_of(node: fx.Node) -> str:
-    """Path of the module that a node of an exported program came from, "" if it tells none."""
+    """Return the path of the module that an exported node came from, "" if it is unknown."""
     stack = node.meta.get("nn_module_stack") or {"": ("", "")}
     return str(list(stack.values())[-1][0])
 
 
 def _among(layers: Collection[str]) -> Callable[[fx.Node], bool]:
-    """The quantizer asks about weights too, which tell no path and belong to the operator."""
+    """Return a filter of nodes; weights pass, as they have no path but belong to an operator."""
     return lambda node: node.target not in OPERATORS or layer_of(node) in layers

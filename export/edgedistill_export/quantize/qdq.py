@@ -1,4 +1,4 @@
-"""int8 in ONNX files by ONNX Runtime's quantizer: explicit Q/DQ, dynamic, or weights only."""
+"""int8 quantization of ONNX files by ONNX Runtime's quantizer: explicit Q/DQ, or dynamic."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LAYERS = {"Conv", "Gemm", "MatMul"}
 
 
 def layer_nodes(model: onnx.ModelProto) -> dict[str, list[str]]:
-    """Names of the nodes that hold a layer's weight, by the layer's path in the module."""
+    """Return names of the nodes that hold a layer's weight, by the layer's path in the module."""
     weights = {weight.name for weight in model.graph.initializer}
     found: dict[str, list[str]] = {}
     for node in model.graph.node:
@@ -43,17 +43,18 @@ def quantize_static(
 ) -> None:
     """Rewrite an ONNX file with its layers between QuantizeLinear and DequantizeLinear.
 
-    Weights are int8, symmetric, a scale a channel; activations one scale a tensor, from the range
-    they take in `calls`.
+    Weights are int8, symmetric, with one scale for each channel; activations have one scale for
+    each tensor, from their range in `calls`.
 
     Args:
         path: The file, float32.
         calls: Inputs of the network to calibrate on.
         keep: Layers that stay in floating point.
-        symmetric: Activations int8 with zero point 0, as TensorRT asks; else uint8 with their own.
+        symmetric: Whether activations are int8 with zero point 0, as TensorRT needs; otherwise
+            they are uint8 with a zero point of their own.
 
     Raises:
-        ValueError: Without calls.
+        ValueError: If there are no calls.
     """
     if not calls:
         raise ValueError("calibration needs at least one call of the network")
@@ -84,7 +85,7 @@ def quantize_static(
 
 
 def quantize_dynamic(path: Path, keep: frozenset[str]) -> None:
-    """Rewrite an ONNX file with int8 layers whose activations are ranged anew in each call.
+    """Rewrite an ONNX file with int8 layers whose activation ranges are found in each call.
 
     Args:
         path: The file, float32.
@@ -94,7 +95,7 @@ def quantize_dynamic(path: Path, keep: frozenset[str]) -> None:
     nodes = [n for layer, names in layer_nodes(model).items() if layer not in keep for n in names]
     if not nodes:
         return
-    # The quantizer transposes weights and trips over the shapes noted for them before.
+    # The quantizer transposes weights, and fails on shapes that were noted for them before.
     del model.graph.value_info[:]
     with TemporaryDirectory(dir=path.parent) as scratch, quiet():
         result = Path(scratch) / path.name

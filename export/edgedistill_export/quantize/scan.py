@@ -1,8 +1,8 @@
-"""Which layers do not bear quantization: each one's cost in the picture, measured.
+"""Sensitivity scan: the measured cost of quantizing each layer, in the picture.
 
 One layer at a time is computed in low precision while the student draws, and its pictures are
-compared with the float student's. Errors of single layers add up well in the mean square, so a
-budget is met by taking the costliest layers out until the sum of the rest fits.
+compared with the float student's. Mean squared errors of single layers add up well, so a budget is
+met by keeping the costliest layers in float until the sum of the rest fits.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _SEED = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one layer costs.
+    """Cost of quantizing one layer.
 
     Attributes:
         graph: text_encoder, denoiser or decoder.
-        layer: Its path in that graph's module.
-        weights: Numbers in its weight.
-        bits: What each gets.
+        layer: Path of the layer in the graph's module.
+        weights: Number of values in its weight.
+        bits: Bits of each value.
         mse: Mean squared error of the sample, with the samples' peak as 1.
     """
 
@@ -53,21 +53,21 @@ class Cost:
 
     @property
     def psnr(self) -> float:
-        """The same in dB."""
+        """The error as PSNR in dB."""
         return psnr(math.sqrt(self.mse))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """A student's layers, the costliest first.
+    """Costs of a student's layers, the costliest first.
 
     Attributes:
         student: The student's sha256.
         scheme: A key of `fake_quant.SCHEMES`.
-        prompts: How many samples were drawn.
+        prompts: Number of samples drawn.
         together: Mean squared error with every layer quantized.
-        layers: The costs.
-        other: Numbers in the networks that no layer holds (norms, embeddings, biases).
+        layers: Costs of the layers.
+        other: Number of values in the networks outside layers (norms, embeddings, biases).
     """
 
     student: str
@@ -78,14 +78,14 @@ class Scan:
     other: int
 
     def write(self, path: Path) -> None:
-        """Write as JSON, with each cost also in dB."""
+        """Write the scan as JSON, with each cost also in dB."""
         data = {"schema_version": SCHEMA_VERSION, **asdict(self)}
         data["layers"] = [{**asdict(cost), "psnr": cost.psnr} for cost in self.layers]
         write_json(path, {**data, "together_psnr": psnr(math.sqrt(self.together))})
 
     @classmethod
     def read(cls, path: Path) -> Scan:
-        """Read `write`; ValueError names the file and the key."""
+        """Read the file of `write`; ValueError names the file and the key."""
         data = read_json(path)
         if data.get("schema_version") != SCHEMA_VERSION:
             raise ValueError(f"{path}: schema_version {data.get('schema_version')!r} is unknown")
@@ -106,16 +106,16 @@ def scan(
     prompts: Sequence[str],
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Scan:
-    """Measure every Linear and Conv2d that the student uses.
+    """Measure the cost of every Linear and Conv2d that the student uses.
 
     Args:
         student: The student.
         scheme: A key of `SCHEMES`.
-        prompts: What to draw; for a student without text only their number counts.
+        prompts: Prompts to draw; for a student without text only their number counts.
         progress: Called as progress(done, total, layer).
 
     Raises:
-        ValueError: For an unknown scheme, or without prompts.
+        ValueError: If the scheme is unknown, or there are no prompts.
     """
     if not prompts:
         raise ValueError("a sensitivity scan needs at least one prompt")
@@ -149,10 +149,10 @@ def scan(
 
 
 def keep_for_psnr(found: Scan, decibel: float) -> dict[str, frozenset[str]]:
-    """Layers to leave in floating point, by graph, for a picture at least so near.
+    """Choose layers to keep in floating point, by graph, to reach a PSNR in dB.
 
     Raises:
-        ValueError: If a budget of 0 or less is asked for.
+        ValueError: If the budget is 0 or less.
     """
     if decibel <= 0:
         raise ValueError(f"a PSNR of {decibel:g} dB is no budget; name a positive one")
@@ -163,22 +163,22 @@ def keep_for_psnr(found: Scan, decibel: float) -> dict[str, frozenset[str]]:
 
 
 def predicted(found: Scan, keep: Mapping[str, frozenset[str]]) -> float:
-    """Mean PSNR of the sample to expect with these layers in floating point, in dB."""
+    """Predict the sample's mean PSNR with these layers in floating point, in dB."""
     kept = [cost for cost in found.layers if cost.layer in keep.get(cost.graph, ())]
     return _predicted(found, kept)
 
 
 def _predicted(found: Scan, kept: Sequence[Cost]) -> float:
-    # What single layers cost does not quite add up; the measured whole says by how much.
+    # Costs of single layers do not quite add up; the measured cost of all gives the correction.
     total = sum(cost.mse for cost in found.layers)
     gone = sum(cost.mse for cost in kept) / total if total else 0.0
     return psnr(math.sqrt(max(0.0, found.together * (1 - gone))))
 
 
 def keep_for_size(found: Scan, megabytes: float) -> dict[str, frozenset[str]]:
-    """Layers to leave in float32, by graph, with all weights within so many MiB.
+    """Choose layers to keep in float32, by graph, with all weights within a size in MiB.
 
-    The most error a byte goes first.
+    Layers with the most error for each byte are kept first.
 
     Raises:
         ValueError: If even with every layer quantized the weights are larger.
@@ -231,7 +231,7 @@ def _quantized(draw: Draw, modules: Sequence[nn.Module], scheme: FakeQuantScheme
 
 
 def _used(student: Student, draw: Draw) -> dict[tuple[str, str], nn.Module]:
-    """Layers that a draw calls, by graph and path."""
+    """Return the layers that a draw calls, by graph and path."""
     found = {
         (name, path): module
         for name, graph in student.teacher.graphs().items()

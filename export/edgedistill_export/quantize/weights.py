@@ -1,4 +1,4 @@
-"""Weights alone in 8 or 4 bits, for ONNX Runtime; activations stay float32."""
+"""Store weights in 8 or 4 bits for ONNX Runtime; activations stay float32."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from edgedistill_export.quiet import quiet
 __all__ = ["quantize_weights"]
 
 BLOCK = 32
-"""Inputs that share a scale in MatMulNBits."""
+"""Number of inputs that share a scale in MatMulNBits."""
 
 
 def quantize_weights(path: Path, bits: int, keep: frozenset[str]) -> None:
     """Rewrite an ONNX file with its layers' weights in low precision.
 
-    Linear layers become ONNX Runtime's MatMulNBits, blocks of 32 inputs to a scale, computed on
-    the packed weights. Convolutions, for which there is no such kernel, keep int8 weights with a
-    scale a channel, dequantized as they run.
+    Linear layers become ONNX Runtime's MatMulNBits, with one scale for each block of 32 inputs,
+    computed on the packed weights. Convolutions have no such kernel; they get int8 weights with
+    one scale for each channel, dequantized as they run.
 
     Args:
         path: The file, float32.
-        bits: 4 or 8, of the linear layers.
+        bits: Bits of the linear layers, 4 or 8.
         keep: Layers that stay in floating point.
     """
     with quiet():

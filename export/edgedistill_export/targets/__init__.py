@@ -1,4 +1,4 @@
-"""Where a bundle can run: one literal table, each target's SDK imported only in its own module."""
+"""Targets for bundles: one table; each target's SDK is imported only in its own module."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ ENTRY_POINTS = "edgedistill.targets"
 """Entry-point group whose objects are `Target`s of other distributions."""
 
 PROOFS = ".proof"
-"""Folder in a bundle being written."""
+"""Folder for proofs in a bundle that is being written."""
 
 Call: TypeAlias = dict[str, NDArray[Any]]
-"""Inputs of one call of a network, a batch of one, by name."""
+"""Inputs by name of one call of a network, with a batch of one."""
 
 
 class UnsupportedError(ValueError):
-    """A target's SDK cannot have a student; told before any work, with the SDK's own limit."""
+    """Raised for a student that a target's SDK does not support, before any work."""
 
 
 class Options(BaseModel):
-    """A target's own options (`export --option key=value`); a target without any uses this."""
+    """Options of a target (`export --option key=value`); this class is for targets without any."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,16 +58,16 @@ class Job:
     """One network to compile.
 
     Attributes:
-        name: text_encoder, denoiser or decoder; names the files.
+        name: Name of the network, text_encoder, denoiser or decoder, and of its files.
         graph: The network with example inputs, a batch of two.
-        precision: One of the target's.
+        precision: One of the target's precisions.
         folder: The bundle being written.
         options: The target's options.
         calls: Records the calls that the student itself makes of this network, on its own steps
             and the calibration prompts.
         keep: Paths inside `graph.module` of the layers (Linear, Conv2d) that quantization leaves
             in floating point.
-        traced: To be called when the module's weights are no longer needed; gives memory back.
+        traced: Function to call when the module's weights are no longer needed; it frees memory.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Job:
     traced: Callable[[], None] = lambda: None
 
     def proof_file(self) -> Path:
-        """Where to write what only the proof needs; gone once the bundle is proven."""
+        """Return the path of a file that only the proof needs; it is removed after the proof."""
         file = self.folder / PROOFS / f"{self.name}.onnx"
         file.parent.mkdir(exist_ok=True)
         return file
@@ -88,13 +88,13 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """What became of a job.
+    """Result of a job.
 
     Attributes:
         files: Files or folders written, the one that the runtime's backend opens first.
         batch: The batch the result is fixed to; None if it takes any.
-        proof: What the target's `proof` backend opens in place of the first file.
-        notes: What else is worth knowing on the device, for the manifest.
+        proof: File that the target's `proof` backend opens in place of the first file.
+        notes: Further notes for the device, for the manifest.
     """
 
     files: Sequence[Path]
@@ -104,7 +104,7 @@ class Built:
 
 
 class Builder(Protocol):
-    """What a target's module provides. It may also have an `Options` class."""
+    """Interface of a target's module, which may also have an `Options` class."""
 
     def build(self, job: Job) -> Built:
         """Compile one network into `job.folder`."""
@@ -112,22 +112,22 @@ class Builder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A way to run a bundle.
+    """A target: a way to run a bundle.
 
     Attributes:
-        name: As on the command line.
+        name: Name on the command line.
         module: Module with the `Builder` functions, imported on use.
         backend: The runtime's backend that opens the graphs.
-        precisions: What `build` accepts, the default first, each with its parity tier
+        precisions: Precisions that `build` accepts, the default first, each with its parity tier
             (`parity.TIERS`).
         proof: Backend that parity uses, where it is not the bundle's own.
         extra: Extra of the edgedistill distribution that brings the SDK, "" if none is needed.
         requires: Modules of the SDK.
-        programs: Programs it calls.
+        programs: Programs that it calls.
         builds_on: Systems (`platform.system()`) on which it compiles.
-        runs_on: Where the result runs, in words.
-        grows: Whether its graphs take x of several heights and widths, as students whose steps
-            grow need.
+        runs_on: Description of the devices that run the result.
+        grows: Whether its graphs take x of several heights and widths, as multi-resolution
+            students need.
     """
 
     name: str
@@ -144,11 +144,11 @@ class Target:
 
     @property
     def file(self) -> str:
-        """Its module's file name, for people."""
+        """File name of the target's module, for people."""
         return f"{self.module.rpartition('.')[2]}.py"
 
     def problem(self) -> str | None:
-        """Why it cannot compile here, in one line; None if it can."""
+        """Return in one line why the target cannot compile here; None if it can."""
         if platform.system() not in self.builds_on:
             return f"target {self.name!r} compiles on {', '.join(self.builds_on)} only"
         missing = [module for module in self.requires if find_spec(module) is None]
@@ -292,12 +292,12 @@ TARGETS = {
 
 
 def target_names() -> list[str]:
-    """Every target known here, built in or installed."""
+    """Return the names of all known targets, built in or installed."""
     return sorted({*TARGETS, *(point.name for point in entry_points(group=ENTRY_POINTS))})
 
 
 def find_target(name: str) -> Target:
-    """A target by name; ValueError names the choices."""
+    """Return a target by name; ValueError names the choices."""
     if name in TARGETS:
         return TARGETS[name]
     for point in entry_points(group=ENTRY_POINTS):

@@ -27,24 +27,25 @@ SYSTEMS: Mapping[str, str] = {
     "iOS26": "iOS26",
     "macOS26": "iOS26",
 }
-"""The oldest system that is to run a program, and the operator set it gets; oldest first."""
+"""Deployment targets, oldest first, and the operator set of each."""
 
 ANGLES = {"sin", "cos"}
-"""Kept in float32 with all that leads to them: a float16 of 999 rad has steps of 0.5."""
+"""Operators kept in float32 with all their ancestors: a float16 of 999 rad has steps of 0.5."""
 
 MEANS, ROOTS = {"reduce_mean", "reduce_sum"}, {"pow", "rsqrt", "sqrt"}
-"""Means of squares stay in float32 up to their root: in float16, 256 squared is infinite."""
+"""Operators of means and roots; means of squares stay in float32 up to their root, as 256 squared
+overflows float16."""
 
 BETWEEN = {"add", "clip", "maximum", "mul", "real_div"}
-"""What may lie between a mean of squares and its root."""
+"""Operators that may be between a mean of squares and its root."""
 
 
 class Options(targets.Options):
-    """Options of the target.
+    """Options of the target coreml.
 
     Attributes:
         deployment_target: A key of `SYSTEMS`; by default the oldest that the precision allows.
-        compute_units: What a Mac runs the programs on.
+        compute_units: Compute units on which a Mac runs the programs.
         chunk: Split the denoiser into two programs with half the weights each, run one after the
             other, for devices that cannot load it whole.
     """
@@ -102,10 +103,10 @@ def _system(precision: str, oldest: str, wanted: str | None) -> str:
 
 
 def _weights(program: Any, module: nn.Module, keep: frozenset[str]) -> dict[str, nn.Module]:
-    """The layers to compress, by the name that a layer's weight has once it is float16.
+    """Return the layers to compress, by the name of their weight in the float16 program.
 
     Raises:
-        ValueError: If `keep` names no such layer.
+        ValueError: If `keep` names a layer that does not exist.
     """
     names = {path: name for name, path in program.graph_signature.inputs_to_parameters.items()}
     layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, LAYERS)}
@@ -120,7 +121,7 @@ def _weights(program: Any, module: nn.Module, keep: frozenset[str]) -> dict[str,
 
 
 class _Selector:
-    """Whether an operator becomes float16: all but what leads to angles, and mean squares."""
+    """Selects operators that become float16: all but ancestors of angles, and mean squares."""
 
     def __init__(self) -> None:
         self.kept: frozenset[str] | None = None
@@ -133,7 +134,7 @@ class _Selector:
 
 
 def _leading_to(kinds: set[str], operations: Iterable[Any]) -> Iterator[str]:
-    """Names of the operators of these kinds and of all before them."""
+    """Yield names of the operators of these kinds and of all their ancestors."""
     todo = [operation for operation in operations if operation.op_type in kinds]
     while todo:
         operation = todo.pop()
@@ -144,7 +145,7 @@ def _leading_to(kinds: set[str], operations: Iterable[Any]) -> Iterator[str]:
 
 
 def _mean_squares(operations: Iterable[Any]) -> Iterator[str]:
-    """Names of the operators from a square through its mean to the root of it."""
+    """Yield names of the operators from a square through its mean to the mean's root."""
     for operation in operations:
         square = operation.x.op if operation.op_type in MEANS else None
         if square is None or not _is_square(square):
@@ -173,7 +174,7 @@ def _is_square(operation: Any) -> bool:
 
 def _save(model: Any, path: Path) -> None:
     model.save(str(path))
-    # For another runtime's debugger, and larger than the program itself.
+    # This file is for another runtime's debugger, and larger than the program itself.
     (path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""From a network to a torch program of operators that coremltools converts."""
+"""Lower a network to a torch program of operators that coremltools converts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["DECOMPOSITIONS", "lower"]
 
 
 def _logical(operator: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Any]:
-    """Of truths; Core ML has no operator on bits."""
+    """Return a logical operator for booleans, since Core ML has no bitwise operators."""
     return lambda x, y: operator(x, y) if x.dtype == y.dtype == torch.bool else NotImplemented
 
 
 def _gelu(x: Tensor, *, approximate: str = "none") -> Any:
     if approximate == "none":
         return NotImplemented
-    # The converter reads no keyword and would make it exact; it knows this form, and fuses it.
+    # The converter ignores the keyword and would make it exact; it fuses this form.
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
@@ -36,8 +36,8 @@ def _group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Tensor:
-    # The converter spells the variance out, and in float16 the square of anything over 255 is
-    # infinite. Every group as one channel is an operator of Core ML.
+    # The converter writes the variance out, and in float16 the square of anything over 255 is
+    # infinite. With every group as one channel, it uses an operator of Core ML.
     grouped = x.reshape(len(x), groups, -1, x.shape[-1] if x.ndim > 2 else 1)
     normed = torch.instance_norm(grouped, None, None, None, None, True, 0.0, eps, False)
     result = normed.reshape(x.shape)
@@ -50,7 +50,7 @@ def _group_norm(
 def _rms_norm(
     x: Tensor, shape: list[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
-    # The converter wants the last two named.
+    # The converter needs the last axes listed by number.
     dims = list(range(-len(shape), 0))
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     result = x * torch.rsqrt(x.square().mean(dims, keepdim=True) + eps)
@@ -65,12 +65,12 @@ def _slice_scatter(
     end: int | None = None,
     step: int = 1,
 ) -> Tensor:
-    # The converter would scatter, which the Neural Engine cannot.
+    # The converter would use scatter, which the Neural Engine lacks.
     dim, size = dim % x.ndim, x.shape[dim]
     written = range(*slice(start, end, step).indices(size))
     if not written:
         return x.clone()
-    if step > 1 and len(written) * step == size:  # a column of a matrix of `step` columns
+    if step > 1 and len(written) * step == size:  # one column of a matrix of `step` columns
         rows = x.reshape(*x.shape[:dim], -1, step, *x.shape[dim + 1 :])
         columns = list(rows.unbind(dim + 1))
         columns[written[0]] = source
@@ -88,7 +88,7 @@ def _nearest_exact(x: Tensor, size: Any, scales: Any) -> Any:
     wanted = size or [int(n * scale) for n, scale in zip(x.shape[2:], scales, strict=True)]
     if any(new % old for new, old in zip(wanted, x.shape[2:], strict=True)):
         return NotImplemented
-    # By whole factors it is the same as the plain one, which is an operator of Core ML.
+    # By whole factors it equals the plain upsampling, which is an operator of Core ML.
     return torch.ops.aten.upsample_nearest2d.vec(x, size, scales)
 
 
@@ -102,18 +102,18 @@ DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     torch.ops.aten.rms_norm.default: _rms_norm,
     torch.ops.aten.slice_scatter.default: _slice_scatter,
 }
-"""What the converter gets wrong or makes slow, in torch operators that it gets right."""
+"""Decompositions of operators that the converter gets wrong or makes slow, by operator."""
 
 
 def lower(graph: ExportGraph, name: str) -> Any:
     """Export a network with torch, a batch of one, in operators that coremltools has.
 
-    It has torch's large ones (group norm, attention), so only what it lacks is taken apart, by
-    torch's own table.
+    coremltools has torch's large operators (group norm, attention), so only missing ones are
+    decomposed, by torch's own table.
 
     Args:
         graph: The network with example inputs.
-        name: Of the network, for messages.
+        name: Name of the network, for messages.
 
     Raises:
         ValueError: If an operator is left that coremltools lacks.
@@ -139,7 +139,7 @@ def lower(graph: ExportGraph, name: str) -> Any:
 
 
 def _lacking(program: Any) -> set[Any]:
-    """Operators of a program that the converter has no function for."""
+    """Return the operators of a program that the converter has no function for."""
     calls = [node for node in program.graph.nodes if node.op == "call_function"]
     return {call.target for call in calls if not _is_known(call)}
 
@@ -147,6 +147,6 @@ def _lacking(program: Any) -> set[Any]:
 def _is_known(call: Any) -> bool:
     from coremltools.converters.mil.frontend.torch import is_torch_fx_node_supported
 
-    # Asked about names such as __and__, it would take them for operators that work in place.
+    # The converter would take names such as __and__ for in-place operators.
     name = call.target.__name__.partition(".")[0]
     return not name.endswith("_") and is_torch_fx_node_supported(call)

@@ -1,6 +1,6 @@
-"""K-means on the line, which finds the palette of a weight.
+"""K-means of numbers, which finds the palette of a weight.
 
-What ships with coremltools is exact and takes seconds a weight at 8 bits, or is scikit-learn's
+coremltools' own k-means is exact and takes seconds for each weight at 8 bits, or is scikit-learn's
 from one start for weights under 10 000 numbers. This one is within a few per cent of exact, in
 hundredths of a second.
 """
@@ -18,11 +18,11 @@ _ROUNDS = 300
 
 
 def find_palette(weight: NDArray[Any], bits: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-    """Centres with small squared error, and the nearest one of every number.
+    """Return centres with a small squared error, and the nearest one of every number.
 
     Args:
-        weight: Numbers, in any shape.
-        bits: Of an index.
+        weight: Weight of any shape.
+        bits: Bits of an index.
 
     Returns:
         The 2**bits centres, ascending, in the type of `weight`, and indices (weight.size,).
@@ -35,7 +35,7 @@ def find_palette(weight: NDArray[Any], bits: int) -> tuple[NDArray[Any], NDArray
 
 
 def _centres(values: NDArray[Any], counts: NDArray[Any], k: int) -> NDArray[Any]:
-    """Lloyd's rounds over distinct values in ascending order, until no number changes side."""
+    """Run Lloyd's algorithm on distinct ascending values until no value changes its centre."""
     if len(values) <= k:
         return np.pad(values, (0, k - len(values)), mode="edge")
     centres = _start(values, counts, k)
@@ -54,7 +54,10 @@ def _centres(values: NDArray[Any], counts: NDArray[Any], k: int) -> NDArray[Any]
 
 
 def _start(values: NDArray[Any], counts: NDArray[Any], k: int) -> NDArray[Any]:
-    """Centres as dense as the cube root of the density, the best for many (Panter and Dite)."""
+    """Return centres as dense as the cube root of the density.
+
+    This is optimal for many centres (Panter and Dite).
+    """
     gaps, mass = np.diff(values), (counts[1:] + counts[:-1]) / 2
     reach = np.concatenate([[0], np.cumsum(np.cbrt(mass * gaps**2))])
     quantiles: NDArray[Any] = np.interp((np.arange(k) + 0.5) / k * reach[-1], reach, values)

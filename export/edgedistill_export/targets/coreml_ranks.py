@@ -1,4 +1,4 @@
-"""Tensors of more axes than Core ML has, without the axis of the batch, which is 1."""
+"""Drop the batch axis, which is 1, of tensors with more axes than Core ML supports."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch.fx import Graph, Node, map_arg
 __all__ = ["MAX_RANK", "drop_batch_axis"]
 
 MAX_RANK = 5
-"""Core ML only supports tensors with rank <= 5, says coremltools."""
+"""Largest rank of tensors: Core ML supports at most 5, according to coremltools."""
 
 aten = torch.ops.aten
 
 
 def drop_batch_axis(graph: Graph) -> None:
-    """Rewrite, in place, what makes or takes more than `MAX_RANK` axes of which the first is 1.
+    """Rewrite, in place, operators on more than `MAX_RANK` axes of which the first is 1.
 
-    Video decoders interleave frames that way. Where an operator on the way is neither in `SHIFTED`
-    nor pointwise, all stays as it is: coremltools can split some, and names the others.
+    Video decoders have such operators to interleave frames. Where a linked operator is neither in
+    `SHIFTED` nor pointwise, nothing is changed: coremltools can split some, and names the others.
     """
     chosen = _chosen(graph)
     whole = [node for node in chosen if node.target in VIEWS and not _is_high(node)]
@@ -41,7 +41,7 @@ def drop_batch_axis(graph: Graph) -> None:
 
 
 def _chosen(graph: Graph) -> dict[Node, tuple[Any, ...]]:
-    """The operators to rewrite, with arguments for inputs without their first axis."""
+    """Return the operators to rewrite, with arguments for inputs without their first axis."""
     found = {}
     for node in graph.nodes:
         if any(map(_is_high, (node, *node.all_input_nodes))) and (args := _shifted(node)):
@@ -58,9 +58,9 @@ def _is_high(node: Node) -> bool:
 
 
 def _linked(node: Node) -> set[Node]:
-    """Operators that must be rewritten if one is."""
+    """Return the operators that must be rewritten together with one."""
     before = {each for each in node.all_input_nodes if _is_high(each)}
-    # What the program returns keeps its name, which an operator put behind it would not have.
+    # The program's outputs keep their names, which an operator put after them would not have.
     after = set(node.users) if _is_high(node) else {u for u in node.users if u.op == "output"}
     return before if node.target in VIEWS and not _is_high(node) else before | after
 
@@ -82,7 +82,7 @@ def _shifted(node: Node) -> tuple[Any, ...] | None:
 
 
 def _without(keep: set[Node], node: Node) -> Node:
-    """A tensor without its first axis, or as it is."""
+    """Return a tensor without its first axis, or unchanged."""
     return node if node in keep else _call(node.graph, aten.squeeze.dim, node)
 
 
@@ -93,7 +93,7 @@ def _call(graph: Graph, target: Any, x: Node) -> Node:
 
 
 def _along(rank: int, x: Any, dim: int = 0, *rest: Any) -> tuple[Any, ...] | None:
-    """Of operators along one axis that leave the rank as it is."""
+    """Shift the arguments of operators along one axis that keep the rank."""
     return (x, dim % rank - 1, *rest) if dim % rank else None
 
 
@@ -122,4 +122,5 @@ SHIFTED: Mapping[Any, Callable[..., tuple[Any, ...] | None]] = {
     aten.transpose.int: _transpose,
     aten.unsqueeze.default: _along,
 }
-"""By operator: (rank of the result, arguments) -> those for inputs without their first axis."""
+"""Functions by operator: (rank of the result, arguments) -> arguments for inputs without their
+first axis."""

@@ -1,4 +1,4 @@
-"""What Core ML can make of float16 weights: palettes, linear int8 and int4, and both."""
+"""Core ML's compression of float16 weights: palettes, linear int8 and int4, and both."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from edgedistill_export.targets.coreml_palette import find_palette
 __all__ = ["LAYERS", "SCHEMES", "WeightScheme"]
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
-"""What has a weight to compress; Core ML leaves those up to 2048 numbers alone."""
+"""Layers whose weights are compressed; Core ML skips weights of up to 2048 numbers."""
 
 _MIN_BLOCK = 8
-"""Smaller blocks take more for their scales than int4 saves; there a channel shares one."""
+"""Smallest block; smaller ones would need more for their scales than int4 saves, so there a
+channel shares one."""
 
 
 @dataclass(frozen=True)
 class _Palette:
-    """Weights as indices into tables of numbers."""
+    """Compression of weights to indices into tables of numbers."""
 
     bits: int
     group: int = 0
-    """Most output channels that share a table; 0 for one table a weight."""
+    """Largest number of output channels that share a table; 0 is one table for each weight."""
 
     name = "compression::palettize_weights"
     joint = False
@@ -46,18 +47,19 @@ class _Palette:
 
 @dataclass(frozen=True)
 class _Linear:
-    """Weights, or the tables of a palette if `joint`, as integers with scales, symmetric."""
+    """Compression of weights, or of a palette's tables if `joint`, to integers with scales."""
 
     dtype: str
     block: int = 0
-    """Most input channels that share a scale; 0 for one scale an output channel."""
+    """Largest number of input channels that share a scale; 0 is one scale for each output
+    channel."""
     joint: bool = False
 
     name = "compression::linear_quantize_weights"
 
     @property
     def suffix(self) -> str:
-        """What palettizing has added to the name of a weight."""
+        """Suffix that palettizing adds to the name of a weight."""
         return "_palettized" if self.joint else ""
 
     def setting(self, layer: nn.Module) -> Any:
@@ -78,12 +80,12 @@ def _shape(layer: nn.Module) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class WeightScheme:
-    """A precision.
+    """A precision of the target coreml.
 
     Attributes:
-        opset: The oldest that can hold it.
+        opset: The oldest operator set that supports it.
         half: Whether the program is float16 inside.
-        steps: What is done to the weights.
+        steps: Compressions of the weights, in order.
     """
 
     opset: str = "iOS17"
@@ -91,7 +93,7 @@ class WeightScheme:
     steps: Sequence[_Palette | _Linear] = field(default=())
 
     def pipeline(self, weights: Mapping[str, nn.Module]) -> Any:
-        """The converter's passes, and at their end those that compress weights.
+        """Return the converter's passes, followed by those that compress weights.
 
         Args:
             weights: The layers to compress, by their weights' names in the program.
@@ -121,5 +123,5 @@ SCHEMES: Mapping[str, WeightScheme] = {
     "int4": WeightScheme("iOS18", steps=(_Linear("int4", block=32),)),
     "joint": WeightScheme("iOS18", steps=(_Palette(4, group=16), _Linear("int8", joint=True))),
 }
-"""By precision; the compressed ones start from float16. With 3 bits and fewer, networks of a few
-million weights fall under the parity floor, and `--no-strict` writes them all the same."""
+"""Schemes by precision; the compressed ones start from float16. With 3 bits and fewer, networks of
+a few million weights fall below the parity floor; `--no-strict` still writes them."""

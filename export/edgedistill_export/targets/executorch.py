@@ -1,4 +1,4 @@
-"""ExecuTorch with XNNPACK, on the CPUs of phones and boards: one .pte file a network."""
+"""ExecuTorch with XNNPACK, for the CPUs of phones and boards: one .pte file for each network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgedistill_export.passes.xnnpack import for_xnnpack
 from edgedistill_export.quiet import quiet
 from edgedistill_export.targets import Built, Job
 
-with quiet():  # torchao reports every library of its own that does not load on this machine
+with quiet():  # torchao reports each of its libraries that does not load on this machine
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeProgramManager, to_edge_transform_and_lower
     from executorch.exir.delegate import executorch_call_delegate
@@ -26,17 +26,17 @@ with quiet():  # torchao reports every library of its own that does not load on 
 __all__ = ["MIN_SHARE", "build"]
 
 MIN_SHARE = 0.75
-"""Share of a network's operators that XNNPACK must take. What it leaves runs on one thread without
-vector instructions."""
+"""Smallest share of a network's operators that XNNPACK must take. The others run on one thread
+without vector instructions."""
 
 
 def build(job: Job) -> Built:
     """Export one network to a .pte file (see `targets.Builder`).
 
-    It is fixed to a batch of one: XNNPACK takes no reshape to a size that is not known.
+    The batch is fixed to one, since XNNPACK takes no reshape to an unknown size.
 
     Raises:
-        ValueError: If XNNPACK takes too few of its operators, or for a layer to keep that is none.
+        ValueError: If XNNPACK takes too few of its operators, or a layer to keep does not exist.
     """
     path = job.folder / f"{job.name}.pte"
     with quiet(), torch.no_grad():
@@ -53,13 +53,13 @@ def build(job: Job) -> Built:
 def _export(job: Job) -> ExportedProgram:
     inputs = tuple(tensor[:1].clone() for tensor in job.graph.inputs.values())
     program = torch.export.export(job.graph.module.eval(), inputs)
-    # Only constants can be weights, and some are the results of arithmetic on constants.
+    # Only constants can be weights, and some result from arithmetic on constants.
     folded: ExportedProgram = constant_prop_pass(for_xnnpack(program))
     return folded
 
 
 def _quantized(job: Job) -> set[str]:
-    """Paths of the layers to quantize."""
+    """Return the paths of the layers to quantize."""
     layers = {
         path
         for path, module in job.graph.module.named_modules()
@@ -72,10 +72,10 @@ def _quantized(job: Job) -> set[str]:
 
 
 def _share(name: str, manager: EdgeProgramManager) -> str:
-    """How many operators XNNPACK took, in words.
+    """Describe how many operators XNNPACK took.
 
     Raises:
-        ValueError: If that is too few, naming those left out.
+        ValueError: If XNNPACK took too few; names the others.
     """
     module = manager.exported_program().graph_module
     taken = sum(
@@ -94,7 +94,7 @@ def _share(name: str, manager: EdgeProgramManager) -> str:
 
 
 def _operators(module: fx.GraphModule) -> Counter[str]:
-    """How often each operator occurs in a graph, but for those that only carry scales."""
+    """Count the operators in a graph by kind, except those that only carry scales."""
     passive = {executorch_call_delegate, operator.getitem}
     names = (
         str(node.target.name())

@@ -30,7 +30,7 @@ ov = load_openvino()
 __all__ = ["PRECISIONS", "OpenVINOPrecision", "Options", "build"]
 
 Model: TypeAlias = Any
-"""openvino.Model, which is untyped."""
+"""Type of openvino.Model, which is untyped."""
 
 CONVOLUTIONS = {"Convolution", "GroupConvolution", "ConvolutionBackpropData"}
 LAYERS = {"MatMul", *CONVOLUTIONS}
@@ -40,20 +40,20 @@ LEAST_GROUP = 16
 
 
 class Options(targets.Options):
-    """Options of the target.
+    """Options of the target openvino.
 
     Attributes:
-        static: Fix the batch. OpenVINO joins more operators where it knows every shape (measured
-            on CPUs: 1.3 to 1.7 times the speed), and NPUs run nothing else.
-        batch: What it is fixed to; larger calls are run in pieces.
-        smooth_quant: At int8, how much of the linear layers' activation range goes over to their
+        static: Whether to fix the batch. OpenVINO fuses more operators where it knows every shape
+            (measured on CPUs: 1.3 to 1.7 times the speed), and NPUs need it.
+        batch: Size of a fixed batch; larger calls are run in pieces.
+        smooth_quant: For int8, share of the linear layers' activation range that moves to their
             weights (SmoothQuant's alpha, 0 to 1); by default none, which is closer to the student
-            unless single channels stick out.
-        group_size: At int4-weights, how many inputs of a linear layer share a scale, a power of
-            two. Layers that it does not divide take the largest power of two from 16 that does;
-            where there is none they stay at 8 bits.
-        ratio: At int4-weights, share of the linear layers' weights in 4 bits; the others, those
-            that lose the most, stay at 8 bits.
+            unless there are outlier channels.
+        group_size: For int4-weights, number of inputs of a linear layer that share a scale, a
+            power of two. Layers that it does not divide take the largest power of two from 16 that
+            does, or else stay at 8 bits.
+        ratio: For int4-weights, share of the linear layers' weights in 4 bits; the most sensitive
+            ones stay at 8 bits.
     """
 
     static: bool = True
@@ -78,10 +78,10 @@ class Options(targets.Options):
 
 
 def build(job: Job) -> Built:
-    """Trace one network, convert it and quantize it as asked (see `targets.Builder`).
+    """Trace one network, convert it and quantize it (see `targets.Builder`).
 
     Raises:
-        ValueError: Where calibration is needed and there are no calls.
+        ValueError: If calibration is needed and there are no calls.
     """
     options = job.options
     assert isinstance(options, Options)
@@ -90,7 +90,7 @@ def build(job: Job) -> Built:
         source = Path(scratch) / f"{job.name}.onnx"
         build_onnx(job.graph, source)
         job.traced()
-        # A function of its own, which lets go of the file before the folder is removed.
+        # A separate function releases the mapped file before the folder is removed.
         _convert(source, path, job, options)
     return Built(
         files=[path, path.with_suffix(".bin")],
@@ -100,10 +100,10 @@ def build(job: Job) -> Built:
 
 
 def _convert(source: Path, path: Path, job: Job, options: Options) -> None:
-    """From an ONNX file to IR."""
+    """Convert an ONNX file to IR."""
     precision = PRECISIONS[job.precision]
     with _silent():
-        # Its weights are mapped from the file.
+        # The model's weights are mapped from this file.
         converted = precision.read(source)
         with reading_frugally(source.parent):
             model = precision.change(converted, job, options)
@@ -115,7 +115,7 @@ def _convert(source: Path, path: Path, job: Job, options: Options) -> None:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without NNCF's log, and without its progress bars, which would break into our own."""
+    """Silence NNCF's log and its progress bars, which would break into our own."""
     shown = track.__init__
     track.__init__ = partialmethod(shown, disable=True)
     try:
@@ -126,9 +126,9 @@ def _silent() -> Iterator[None]:
 
 
 def _nodes_of(model: Model, layers: Iterable[str]) -> list[str]:
-    """Names of the operators that hold the weights of these layers, as far as there are any.
+    """Return names of the operators that hold these layers' weights, as far as there are any.
 
-    A layer may be gone: one whose result is constant is folded away.
+    A layer may be missing, since one with a constant result is folded away.
     """
     kept = set(layers)
     names = [op.get_friendly_name() for op in model.get_ops() if op.get_type_name() in LAYERS]
@@ -141,12 +141,12 @@ def _unchanged(model: Model, job: Job, options: Options) -> Model:
 
 
 def _int8(model: Model, job: Job, options: Options) -> Model:
-    """Linear layers, convolutions and attention in int8."""
+    """Quantize linear layers, convolutions and attention to int8."""
     return _quantize(model, job, options, ignored=())
 
 
 def _int8_hybrid(model: Model, job: Job, options: Options) -> Model:
-    """Convolutions in int8; linear layers with int8 weights, their activations in float."""
+    """Quantize convolutions to int8, and only the weights of linear layers."""
     model = _compress(model, job, ignored=CONVOLUTIONS, mode=nncf.CompressWeightsMode.INT8_SYM)
     kinds = {op.get_type_name() for op in model.get_ops()}
     if not kinds & CONVOLUTIONS:
@@ -160,7 +160,7 @@ def _int8_weights(model: Model, job: Job, options: Options) -> Model:
 
 
 def _int4_weights(model: Model, job: Job, options: Options) -> Model:
-    """Linear layers with 4-bit weights; embeddings, convolutions and the last layer with 8."""
+    """Store linear layers' weights in 4 bits; embeddings, convolutions and the last layer in 8."""
     return _compress(
         model,
         job,
@@ -176,16 +176,16 @@ def _int4_weights(model: Model, job: Job, options: Options) -> Model:
 
 
 def _compress(model: Model, job: Job, ignored: Iterable[str] = (), **choices: Any) -> Model:
-    """Weights alone, by NNCF; operators of the `ignored` kinds and `job.keep` stay as they are."""
+    """Compress weights by NNCF, except in operators of the `ignored` kinds and `job.keep`."""
     return nncf.compress_weights(model, ignored_scope=_scope(model, job, ignored), **choices)
 
 
 def _quantize(model: Model, job: Job, options: Options, ignored: Iterable[str]) -> Model:
-    """Weights and activations, by NNCF; likewise.
+    """Quantize weights and activations by NNCF, with the exceptions of `_compress`.
 
-    What NNCF takes for a transformer keeps additions and norms in float: in a U-Net, int8 in the
-    sums of its residual branches costs 13 dB. Its bias correction takes half the time of the whole
-    and moves the pictures by less than 0.2 dB.
+    NNCF's preset for transformers keeps additions and norms in float: in a U-Net, int8 in the sums
+    of its residual branches costs 13 dB. Its bias correction takes half the time of the whole and
+    moves the pictures by less than 0.2 dB.
     """
     calls = job.calls()
     if not calls:
@@ -212,17 +212,17 @@ def _scope(model: Model, job: Job, ignored: Iterable[str]) -> Any:
 
 
 def _mapped(source: Path) -> Model:
-    """An ONNX file's graph as it is, weights mapped from it."""
+    """Read an ONNX file's graph unchanged, with weights mapped from the file."""
     return ov.Core().read_model(source)
 
 
 def _transposed(source: Path) -> Model:
-    """The same with copies of linear layers' weights, inputs last, as kernels unpack groups."""
+    """Read an ONNX file's graph; linear weights are copied, inputs last, as kernels need them."""
     return ov.convert_model(source)
 
 
 def _compute(**devices: str) -> dict[str, str]:
-    """Notes that fix what devices compute in."""
+    """Return notes that fix the precision in which devices compute."""
     return {f"{name}.INFERENCE_PRECISION_HINT": value for name, value in devices.items()}
 
 
@@ -231,18 +231,19 @@ class OpenVINOPrecision:
     """One of the target's precisions.
 
     Attributes:
-        read: From an ONNX file to a model.
-        change: What is done to the model.
-        half: Whether weights are stored as float16. OpenVINO does not do that beside int8 ones.
+        read: Function from an ONNX file to a model.
+        change: Function that compresses the model.
+        half: Whether weights are stored as float16. OpenVINO does not do that together with int8
+            ones.
         notes: Properties of devices, for the runtime's backend.
     """
 
     read: Callable[[Path], Model] = _mapped
     change: Callable[[Model, Job, Options], Model] = _unchanged
     half: bool = False
-    # Left alone, a CPU with bfloat16 uses it unasked: 48 dB where float32 is at 70. Float16 is no
-    # faster there than float32, and with int8 around it some graphs do not compile. GPUs and NPUs
-    # compute in float16 by default.
+    # By default, a CPU with bfloat16 uses it: 48 dB where float32 is at 70. Float16 is no faster
+    # there than float32, and with int8 around it some graphs do not compile. GPUs and NPUs compute
+    # in float16 by default.
     notes: Mapping[str, str] = field(default_factory=lambda: _compute(CPU="f32"))
 
 

@@ -15,12 +15,12 @@ __all__ = ["build"]
 
 
 def build(job: Job) -> Built:
-    """Trace one network, simplify it and convert it as asked (see `targets.Builder`).
+    """Trace one network, simplify it and convert it (see `targets.Builder`).
 
-    ONNX Runtime's own optimiser is left to the device, when the graph is loaded. Stored, its basic
-    level removes nothing that the tracer has left, its extended level puts in operators that no
-    other engine reads and is no faster on CPUs, and its full level, 25 to 35 % faster, fixes a
-    convolution layout for one kind of CPU.
+    ONNX Runtime's own optimiser runs on the device, when the graph is loaded. In a stored graph,
+    its basic level would remove nothing after the tracer's own, its extended level would add
+    operators that no other engine reads and is no faster on CPUs, and its full level, 25 to 35 %
+    faster, would fix a convolution layout for one kind of CPU.
     """
     path = job.folder / f"{job.name}.onnx"
     build_onnx(job.graph, path, half=job.precision == "fp16")

@@ -1,4 +1,4 @@
-"""TensorRT: engines for NVIDIA GPUs, built without one by TensorRT for RTX."""
+"""TensorRT: engines for NVIDIA GPUs, built by TensorRT for RTX without a GPU."""
 
 from __future__ import annotations
 
@@ -43,10 +43,11 @@ CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities that TensorRT for RTX compiles for: Turing, Ampere, Ada, Blackwell."""
 
 TURING = "7.5"
-"""An engine that serves it too is slower on the others, so it gets one of its own."""
+"""Compute capability of Turing; an engine that also supports it is slower on the others, so it
+gets its own."""
 
 DEFAULT = ("8.6", "8.9", "12.0")
-"""The GPUs of the RTX 30, 40 and 50 series."""
+"""Default compute capabilities: the GPUs of the RTX 30, 40 and 50 series."""
 
 
 def _words(value: Any) -> Any:
@@ -54,16 +55,16 @@ def _words(value: Any) -> Any:
 
 
 class Options(targets.Options):
-    """Options of target trt.
+    """Options of the target trt.
 
     Attributes:
         library: rtx, TensorRT for RTX, which builds for any capability on any machine; or trt,
-            TensorRT (not part of the extra), which builds on the GPU at hand and for it alone,
-            also those of data centres. Both run the same code; the tests cover rtx.
+            TensorRT (not part of the extra), which builds on the present GPU and only for it, also
+            for those of data centres. Both run the same code; the tests cover rtx.
         capabilities: Compute capabilities, with commas between; by default `DEFAULT` as far as
             they have the precision.
-        min_batch: Least batch the engine runs; fewer rows are filled up.
-        opt_batch: Batch it is tuned for.
+        min_batch: Smallest batch that the engine runs; fewer rows are padded.
+        opt_batch: Batch that the engine is tuned for.
         max_batch: Largest batch; more rows run in pieces.
     """
 
@@ -95,7 +96,7 @@ class Options(targets.Options):
 
     @property
     def profile(self) -> tuple[int, int, int]:
-        """(least, tuned for, largest) batch."""
+        """Batch sizes (smallest, tuned for, largest)."""
         return self.min_batch, self.opt_batch, self.max_batch
 
 
@@ -107,11 +108,11 @@ def _at_least(lower: str, value: int, info: ValidationInfo) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorRTPrecision:
-    """How a precision is made.
+    """Conversion of a model to a precision.
 
     Attributes:
-        convert: float32 file -> the model to compile; it may rewrite the file.
-        least: Least compute capability.
+        convert: Function from a float32 file to the model to compile; it may rewrite the file.
+        least: Lowest compute capability.
     """
 
     convert: Callable[[Job, Path], onnx.ModelProto]
@@ -149,19 +150,19 @@ PRECISIONS = {
     ),
     "fp8": TensorRTPrecision(convert=_fp8, least="8.9"),
 }
-"""What the types of the model decide: TensorRT computes in the type a tensor has. Where not all is
-float32, it is float16 (or bfloat16) between the quantized layers."""
+"""Precisions by name. TensorRT computes in the type of each tensor. Where not all is float32, the
+type between the quantized layers is float16 (or bfloat16)."""
 
 
 def build(job: Job) -> Built:
     """Make a folder of a model and its engines (see `targets.Builder`).
 
-    The folder holds the exact model that the engines are built from and, but in fp32, what proves
-    it on a CPU: the same graph with each rounding to float16, bfloat16 or float8 written out. One
-    engine serves several capabilities and is as large as an engine for one.
+    The folder holds the exact model that the engines are built from and, except in fp32, a proof
+    that runs on a CPU: the same graph with each rounding to float16, bfloat16 or float8 written
+    out. One engine serves several capabilities and is as large as an engine for one.
 
     Raises:
-        ValueError: For a capability that lacks the precision; with library trt, without a GPU.
+        ValueError: If a capability lacks the precision; with library trt, if there is no GPU.
         RuntimeError: If TensorRT cannot compile the network.
     """
     options = job.options
@@ -198,7 +199,7 @@ def build(job: Job) -> Built:
 
 
 def _groups(options: Options, precision: str) -> list[tuple[str, ...]]:
-    """Capabilities, those that share an engine together."""
+    """Group the capabilities that share an engine."""
     if options.library == "trt":
         load_library("trt")
         return [(gpu_capability(load_cuda()),)]
@@ -221,12 +222,13 @@ def compile_engine(model: Path, file: Path, capabilities: Sequence[str], options
 
     Args:
         model: The ONNX file; every input's first axis is the batch.
-        file: Where the engine goes.
-        capabilities: GPUs it is for; library trt compiles for the one at hand.
+        file: File of the engine.
+        capabilities: Compute capabilities to compile for; library trt compiles for the present
+            GPU.
         options: Library and batches.
 
     Raises:
-        RuntimeError: One line with what the parser or the compiler says.
+        RuntimeError: In one line, with the message of the parser or the compiler.
     """
     trt = load_library(options.library)
     log = error_log(trt)
@@ -249,9 +251,9 @@ def compile_engine(model: Path, file: Path, capabilities: Sequence[str], options
 
 
 def _config(trt: Any, builder: Any, network: Any, options: Options) -> Any:
-    """What is asked of the compiler for any GPU."""
+    """Return the compiler's settings, the same for any GPU."""
     config = builder.create_builder_config()
-    # Else float32 convolutions and products keep ten bits of their factors.
+    # Otherwise float32 convolutions and products keep ten bits of their factors.
     config.clear_flag(trt.BuilderFlag.TF32)
     profile = builder.create_optimization_profile()
     for i in range(network.num_inputs):

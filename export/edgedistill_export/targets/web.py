@@ -1,4 +1,4 @@
-"""onnxruntime-web, in pages and in node: ONNX files proven on its WebAssembly engine."""
+"""onnxruntime-web, in pages and in node: ONNX files, proven on its WebAssembly engine."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ __all__ = ["build", "half_weights"]
 
 
 def build(job: Job) -> Built:
-    """Trace one network, simplify it and convert it as asked (see `targets.Builder`).
+    """Trace one network, simplify it and convert it (see `targets.Builder`).
 
-    fp16 stores weights in float16 and computes in float32, as int8 does with what it leaves in
-    floating point. The engine has no float16 kernels on a CPU: it would put casts around every
-    operator, for three times the time to load and no gain afterwards; and on a GPU float16 needs
-    an adapter that has it. Casts of weights alone are folded as the graph is loaded: everywhere,
-    half the download is all that changes. (Bundles of target ort compute in float16, and the same
-    runtime opens them.)
+    fp16 stores weights in float16 and computes in float32, as int8 does with layers in floating
+    point. The engine has no float16 kernels on a CPU: it would put casts around every operator,
+    which triples the loading time without any gain; and on a GPU float16 needs an adapter that
+    supports it. Casts of weights alone are folded when the graph is loaded, so everywhere the only
+    change is half the download. (Bundles of target ort compute in float16, and the same runtime
+    opens them.)
 
     Raises:
-        ValueError: Without the npm package onnxruntime-web.
+        ValueError: If the npm package onnxruntime-web is missing.
     """
-    # Before the tracing, which takes minutes, rather than at the proof.
+    # Check before the tracing, which takes minutes, instead of at the proof.
     proven_with = package_version()
     path = job.folder / f"{job.name}.onnx"
     build_onnx(job.graph, path)
@@ -51,8 +51,8 @@ def _int8(path: Path, job: Job) -> None:
 _CONVERT: dict[str, Callable[[Path, Job], None]] = {"fp16": _fp16, "int8": _int8}
 
 _WEIGHTED = {"Conv", "ConvTranspose", "Gather", "Gemm", "MatMul"}
-"""Operators whose matrices, kernels and embeddings make up a file. What else is stored is small,
-and does not always bear rounding: the rates of a time embedding, scales of norms, masks."""
+"""Operators whose matrices, kernels and embeddings make up most of a file. Other stored values are
+small, and rounding may harm them: the rates of a time embedding, scales of norms, masks."""
 
 _HALF_MAX = float(np.finfo(np.float16).max)
 
@@ -60,7 +60,7 @@ _HALF_MAX = float(np.finfo(np.float16).max)
 def half_weights(model: ModelProto) -> ModelProto:
     """Store large float32 weights as float16 with a Cast behind each, in place.
 
-    Weights beyond the range of float16 stay as they are.
+    Weights beyond the range of float16 stay float32.
     """
     graph = model.graph
     used = {name for node in graph.node if node.op_type in _WEIGHTED for name in node.input}

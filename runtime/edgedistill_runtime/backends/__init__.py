@@ -1,4 +1,4 @@
-"""What executes a graph: a table of names, each imported when a bundle asks for it."""
+"""Backends that run graphs, by name, imported when a bundle asks for one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ BACKENDS = {
     "openvino": "edgedistill_runtime.backends.openvino:OpenVINOSession",
     "trt": "edgedistill_runtime.backends.trt:TensorRTSession",
 }
-"""Name in the manifest -> "module:class", called as class(path, graph, threads=, providers=)."""
+"""Classes by their name in the manifest, as "module:class", called as class(path, graph, threads=,
+providers=)."""
 
 ENTRY_POINTS = "edgedistill_runtime.backends"
 """Entry-point group in which other distributions offer backends, under names of their own."""
@@ -31,8 +32,8 @@ ENTRY_POINTS = "edgedistill_runtime.backends"
 class Session(Protocol):
     """A loaded graph.
 
-    Its class may have a function `reads(path)`: names of further files that the engine would open
-    for the graph at `path`, relative to its folder.
+    Its class may have a function `reads(path)` that returns names of further files that the engine
+    would open for the graph at `path`, relative to its folder.
     """
 
     def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
@@ -50,9 +51,9 @@ def open_graph(
     """Load one graph of a bundle.
 
     Raises:
-        BundleError: For a backend that nobody offers, naming the choices; for a graph that the
-            backend cannot open or run, or that needs a file without a hash, naming the graph.
-        ValueError: For a provider that is not there.
+        BundleError: If the backend is unknown, naming the choices; if the backend cannot open or
+            run a graph, or the graph needs a file without a hash, naming the graph.
+        ValueError: If a provider is not available.
     """
     table = dict(BACKENDS)
     if backend not in table:
@@ -73,12 +74,12 @@ def open_graph(
 
 @contextmanager
 def _named(file: Path) -> Iterator[None]:
-    """What an engine raises becomes one line that names the graph."""
+    """Turn an engine's errors into one line that names the graph."""
     try:
         yield
     except (ValueError, MemoryError, ImportError):
-        raise  # already said in our words, or no fault of the graph
-    except Exception as error:  # each engine has exceptions of its own, and some none
+        raise  # already our own message, or not the graph's fault
+    except Exception as error:  # each engine has its own exceptions, some without text
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BundleError(f"{file}: {line}") from error
 
@@ -86,7 +87,7 @@ def _named(file: Path) -> Iterator[None]:
 def _check_reads(reads: Callable[[Path], Iterable[str]] | None, file: Path, graph: Graph) -> None:
     """Refuse a graph that takes weights from a file without a hash.
 
-    A graph without any hash is none of a bundle's yet.
+    A graph without any hash is not yet part of a bundle.
     """
     if reads is None or not graph.sha256:
         return
@@ -102,7 +103,7 @@ def _check_reads(reads: Callable[[Path], Iterable[str]] | None, file: Path, grap
 
 
 class _Named:
-    """A session whose failures name the graph."""
+    """A session whose errors name the graph."""
 
     def __init__(self, session: Session, file: Path) -> None:
         self._session, self._file = session, file
@@ -113,7 +114,7 @@ class _Named:
 
 
 class _Rows:
-    """A graph fixed to a batch, called with any: in pieces, the last one filled up."""
+    """A session with a fixed batch, called with any: in pieces, the last one padded."""
 
     def __init__(self, session: Session, batch: int) -> None:
         self._session, self._batch = session, batch

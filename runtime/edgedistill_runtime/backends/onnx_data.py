@@ -1,4 +1,4 @@
-"""Which files an ONNX graph keeps weights in, read from its protobuf without the onnx package."""
+"""Find the files of an ONNX graph's weights in its protobuf, without the onnx package."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _CHILDREN = {
     "tensor": {13: "entry"},
     "entry": {1: "key", 2: "value"},
 }
-"""By message of onnx.proto, the fields through which a tensor's external_data is reached."""
+"""Fields that lead to a tensor's external_data, by message of onnx.proto."""
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
-"""Wire types."""
+"""Wire types of protobuf."""
 
 
 def external_files(path: Path) -> set[str]:
-    """Locations of the external data of all tensors in an .onnx file, as they are written in it.
+    """Return locations of the external data of all tensors in an .onnx file, as written in it.
 
     Raises:
         ValueError: If the file is no protobuf.
@@ -52,7 +52,7 @@ def external_files(path: Path) -> set[str]:
 def _fields(
     data: mmap.mmap, start: int, end: int, wanted: dict[int, str]
 ) -> Iterator[tuple[str, int, int]]:
-    """The wanted children of a message at start .. end: (kind, start, end)."""
+    """Yield the wanted children of a message at start .. end: (kind, start, end)."""
     at = start
     while at < end:
         tag, at = _varint(data, at, end)

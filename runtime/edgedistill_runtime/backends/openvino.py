@@ -22,10 +22,9 @@ _AUTO = "AUTO"
 
 @contextmanager
 def without_telemetry() -> Iterator[None]:
-    """What is imported in here does not find openvino_telemetry.
+    """Hide openvino_telemetry from imports in this block.
 
-    OpenVINO's packages report over the network that they are imported and used, from a module that
-    they do without where it is not installed.
+    OpenVINO's packages report their import and use over the network, by a module that is optional.
     """
     name, modules = "openvino_telemetry", vars(sys)["modules"]
     before = {name: modules[name]} if name in modules else {}
@@ -38,7 +37,7 @@ def without_telemetry() -> Iterator[None]:
 
 
 def load_openvino() -> Any:
-    """The module `openvino`; ValueError if it is not installed."""
+    """Import the module `openvino`; ValueError if it is not installed."""
     with without_telemetry():
         try:
             return import_module("openvino")
@@ -47,19 +46,19 @@ def load_openvino() -> Any:
 
 
 class OpenVINOSession:
-    """One graph in OpenVINO's format.
+    """A session of one graph in OpenVINO's format.
 
     Args:
         path: The .xml file, its weights beside it in the .bin.
         graph: Its entry in the manifest. Its notes are properties of devices: with
-            "CPU.INFERENCE_PRECISION_HINT": "f32" a CPU computes in float32 and not in whatever it
-            is fastest in.
+            "CPU.INFERENCE_PRECISION_HINT": "f32" a CPU computes in float32 instead of its fastest
+            type.
         threads: Threads that a CPU may use; by default as many as it has cores.
         providers: Devices (CPU, GPU, NPU), the first that can run the graph is used; or AUTO,
             which leaves the choice to OpenVINO. By default the CPU.
 
     Raises:
-        ValueError: for a device that is not there, or without OpenVINO.
+        ValueError: If a device is not available, or OpenVINO is missing.
     """
 
     def __init__(
@@ -92,13 +91,13 @@ class OpenVINOSession:
 
     @staticmethod
     def reads(path: Path) -> set[str]:
-        """The file beside an .xml file that holds its weights."""
+        """Return the file beside an .xml file that holds its weights."""
         weights = path.with_suffix(".bin")
         return {weights.name} if weights.exists() else set()
 
     def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """Run on named inputs into named outputs; calls from several threads take turns."""
         with self._lock:
-            # Copied in and out: OpenVINO writes into inputs that it shares with the caller.
+            # Copy in and out, since OpenVINO writes into inputs that it shares with the caller.
             results = self._request.infer(inputs, share_inputs=False, share_outputs=False)
         return {name: results[name] for name in self._outputs}

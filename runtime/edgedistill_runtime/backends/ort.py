@@ -1,4 +1,4 @@
-"""ONNX Runtime."""
+"""Backend of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["MIN_COVERAGE", "OrtSession", "check_coverage"]
 CPU = "CPUExecutionProvider"
 
 MIN_COVERAGE = 0.75
-"""Share of a graph's nodes that the wanted provider must take. Below, the graph falls into pieces
-between two devices and is slower, with more memory, than on the CPU alone."""
+"""Smallest share of a graph's nodes that the requested provider must take. Below, the graph is
+split between two devices and is slower, with more memory, than on the CPU alone."""
 
 
 def _cores() -> int:
@@ -30,7 +30,7 @@ def _cores() -> int:
 
 
 class OrtSession:
-    """One ONNX graph.
+    """A session of one ONNX graph.
 
     Args:
         path: The .onnx file.
@@ -39,8 +39,8 @@ class OrtSession:
         providers: Execution providers by preference; by default the CPU.
 
     Raises:
-        ValueError: for a provider that this installation lacks or cannot start, or that leaves too
-            many nodes to the CPU.
+        ValueError: If this installation lacks or cannot start a provider, or it leaves too many
+            nodes to the CPU.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class OrtSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or _cores()
         # A spinning worker loses more to any other busy process (3x measured on two cores with one
-        # busy) than it wins on an idle machine, and it drains a battery.
+        # busy) than it gains on an idle machine, and it drains a battery.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
-        # Full optimisation here, not in the file: the blocked convolution layout it picks fits
-        # one kind of CPU, is worth a quarter of the time, and takes 0.1 s.
+        # Optimise fully here, not in the file: the blocked convolution layout that it picks fits
+        # one kind of CPU, saves a quarter of the time, and takes 0.1 s.
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         self._session = ort.InferenceSession(str(path), options, providers=wanted)
         if wanted[0] not in self._session.get_providers():
@@ -78,11 +78,11 @@ class OrtSession:
 
     @staticmethod
     def reads(path: Path) -> set[str]:
-        """Files beside an .onnx file that hold weights of it."""
+        """Return the files beside an .onnx file that hold its weights."""
         return external_files(path)
 
     def _taken(self) -> dict[str, int]:
-        """Nodes by provider, as they stood when providers chose."""
+        """Count nodes by provider, at the time when providers chose them."""
         taken: dict[str, int] = {}
         for piece in self._session.get_provider_graph_assignment_info():
             taken[piece.ep_name] = taken.get(piece.ep_name, 0) + len(piece.get_nodes())
@@ -97,7 +97,7 @@ _TYPES = {"float32": "tensor(float)", "bool": "tensor(bool)"}
 
 
 def _difference(found: Sequence[Any], ports: Sequence[Port]) -> str | None:
-    """In what a graph's border is not what the manifest says; None if in nothing."""
+    """Return the first difference of a graph's inputs or outputs from the manifest; or None."""
     named = {port.name: port for port in ports}
     if sorted(named) != sorted(value.name for value in found):
         names = ", ".join(value.name for value in found)
@@ -120,11 +120,11 @@ def check_coverage(name: str, provider: str, taken: Mapping[str, int]) -> None:
 
     Args:
         name: The graph, for the message.
-        provider: The provider asked for.
-        taken: Nodes by provider.
+        provider: The requested provider.
+        taken: Number of nodes by provider.
 
     Raises:
-        ValueError: below `MIN_COVERAGE`, with the numbers.
+        ValueError: If the share is below `MIN_COVERAGE`; contains the numbers.
     """
     total, mine = sum(taken.values()), taken.get(provider, 0)
     if mine < MIN_COVERAGE * total:

@@ -1,4 +1,4 @@
-"""TensorRT: a folder of engines, of which the one for the GPU at hand runs."""
+"""TensorRT: a folder of engines, of which the one for the present GPU runs."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ __all__ = [
 ]
 
 LIBRARIES = {"rtx": "tensorrt_rtx", "trt": "tensorrt"}
-"""TensorRT for RTX and TensorRT, by their names in the notes of a manifest; modules alike."""
+"""Modules of TensorRT for RTX and TensorRT, by their names in a manifest's notes; both have the
+same interface."""
 
 MODEL = "model.onnx"
-"""What the engines of a folder were built from."""
+"""Model that the engines of a folder were built from."""
 
 
 def engine_file(capabilities: Sequence[str]) -> str:
-    """Name of an engine for GPUs of these compute capabilities, such as sm86-sm120.engine."""
+    """Return the name of an engine for GPUs of these capabilities, such as sm86-sm120.engine."""
     return "-".join(f"sm{c.replace('.', '')}" for c in capabilities) + ".engine"
 
 
 def find_engine(folder: Path, capability: str) -> Path:
-    """The engine for a GPU; ValueError names the GPUs there are engines for."""
+    """Return the engine for a GPU; ValueError names the GPUs with an engine."""
     built = {}
     for path in sorted(folder.glob("*.engine")):
         for word in path.stem.split("-"):
@@ -51,7 +52,7 @@ def find_engine(folder: Path, capability: str) -> Path:
 
 
 def load_library(name: str) -> Any:
-    """The module of a library of `LIBRARIES`; ValueError if it is not installed."""
+    """Import the module of a library in `LIBRARIES`; ValueError if it is not installed."""
     try:
         return import_module(LIBRARIES[name])
     except ImportError:
@@ -60,7 +61,7 @@ def load_library(name: str) -> Any:
 
 
 def load_cuda() -> Any:
-    """NVIDIA's bindings of the CUDA runtime; ValueError if they are not installed."""
+    """Import NVIDIA's bindings of the CUDA runtime; ValueError if they are not installed."""
     try:
         return import_module("cuda.bindings.runtime")
     except ImportError:
@@ -68,7 +69,7 @@ def load_cuda() -> Any:
 
 
 def gpu_capability(cuda: Any) -> str:
-    """Compute capability of the first GPU, such as 8.9; ValueError if there is none."""
+    """Return the compute capability of the first GPU, such as 8.9; ValueError without one."""
     status, count = cuda.cudaGetDeviceCount()
     if status or not count:
         raise ValueError("needs an NVIDIA GPU and its driver")
@@ -78,7 +79,7 @@ def gpu_capability(cuda: Any) -> str:
 
 
 def error_log(trt: Any) -> Any:
-    """A logger of TensorRT's that prints nothing and keeps errors, a line each, in `errors`."""
+    """Make a TensorRT logger that prints nothing and keeps errors, a line each, in `errors`."""
 
     class Log(trt.ILogger):  # type: ignore[misc]  # known when the library is
         def __init__(self) -> None:
@@ -93,18 +94,19 @@ def error_log(trt: Any) -> Any:
 
 
 class TensorRTSession:
-    """The engines of one network, on the first GPU.
+    """A session of one network's engines, on the first GPU.
 
-    Calls of more rows than the engine takes run in pieces, calls of fewer are filled up.
+    Calls of more rows than the engine takes run in pieces; calls of fewer rows are padded.
 
     Args:
         path: The folder.
-        graph: Its entry in the manifest; the note `library` names what built the engines.
-        threads: Part of the interface; a GPU has none.
-        providers: Likewise.
+        graph: Its entry in the manifest; the note `library` names the library that built the
+            engines.
+        threads: Unused, as a GPU has no threads.
+        providers: Unused, too.
 
     Raises:
-        ValueError: where the library, the CUDA bindings, a GPU or an engine for it is missing.
+        ValueError: If the library, the CUDA bindings, a GPU or an engine for it is missing.
     """
 
     def __init__(
@@ -136,7 +138,7 @@ class TensorRTSession:
         weakref.finalize(self, _release, self._cuda, self._stream, list(self._memory.values()))
 
     def _allocate(self, name: str) -> int:
-        """Device memory for a tensor at the largest batch."""
+        """Allocate device memory for a tensor at the largest batch."""
         size = int(np.prod(tuple(self._context.get_tensor_shape(name))))
         address: int = _call(self._cuda.cudaMalloc, size * self._dtypes[name].itemsize)
         self._context.set_tensor_address(name, address)
@@ -152,7 +154,7 @@ class TensorRTSession:
         return {name: np.concatenate([p[name] for p in pieces]) for name in self._outputs}
 
     def _run(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-        """At most as many rows as the engine takes."""
+        """Run at most as many rows as the engine takes."""
         count = len(next(iter(inputs.values())))
         lack = max(0, self._least - count)
         kind = self._cuda.cudaMemcpyKind
@@ -164,7 +166,7 @@ class TensorRTSession:
             self._copy(
                 self._memory[name], value.ctypes.data, value.nbytes, kind.cudaMemcpyHostToDevice
             )
-            held.append(value)  # until the stream has read it
+            held.append(value)  # keep alive until the stream has read it
         if not self._context.execute_async_v3(int(self._stream)):
             raise RuntimeError("TensorRT could not run the engine")
         outputs = {}
@@ -198,7 +200,7 @@ def _call(function: Any, *arguments: Any) -> Any:
 
 
 def _release(cuda: Any, stream: Any, memory: Sequence[int]) -> None:
-    """Give device memory back, after what still runs on it."""
+    """Free device memory, after the work that still uses it."""
     cuda.cudaStreamSynchronize(stream)
     for address in memory:
         cuda.cudaFree(address)
