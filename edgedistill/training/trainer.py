@@ -144,6 +144,7 @@ class Trainer:
         self.ema = EMA(student, config.ema)
         self.step = 0
         self._stop = False
+        self._searched = False
 
     # --- State ----------------------------------------------------------------------------------
 
@@ -225,11 +226,11 @@ class Trainer:
         begin = self.step
         if metrics and metrics.damaged:
             self.hooks.say(f"{metrics.path}: {metrics.damaged} damaged lines left out")
-        if self.objective.searches:
-            self.objective.search(self._batch(0, 0, 0))
         try:
             with self._signals():
                 while self.step < config.steps:
+                    self._search()
+                    self.objective.started(self.step)
                     self._one_step(metrics)
                     self.step += 1
                     figures = None
@@ -247,11 +248,19 @@ class Trainer:
                         self.save()
                     if self._stop:
                         raise Interrupted(f"stopped after step {self.step}")
+            self._search()
         finally:
             if metrics:
                 metrics.close()
         self._tell_skipped()
         return self.ema.net
+
+    def _search(self) -> None:
+        """Have the objective search, once, from its step on or after the last one."""
+        begin = min(self.objective.search_step(), self.config.steps)
+        if self.objective.searches and not self._searched and self.step >= begin:
+            self.objective.search(self._batch(0, 0, 0))
+            self._searched = True
 
     def _tell_skipped(self) -> None:
         """Say which updates were skipped; FloatingPointError if a player had no other."""
