@@ -12,7 +12,8 @@ class Stages:
     """`count` stages of `train_steps`; the later ones have what is left over.
 
     A stage is a function of the step alone, so that a resumed run is in the right one. What is
-    done where a stage begins must bear being done twice: a step may have several batches.
+    done where a stage begins belongs in `Objective.started`, and must bear being done twice: a run
+    may be resumed there.
 
     Raises:
         ValueError: With fewer steps than stages.

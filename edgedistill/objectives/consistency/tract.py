@@ -18,8 +18,8 @@ from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.sampling import one_step_x0
 from edgedistill.diffusion.times import with_edges
 from edgedistill.networks.ema import follow
-from edgedistill.objectives.base import Batch, Losses, Setup
-from edgedistill.objectives.consistency.pcm import PCM, Legs, wanted
+from edgedistill.objectives.base import Batch, Setup
+from edgedistill.objectives.consistency.pcm import PCM, Legs, stage_of, wanted
 from edgedistill.objectives.trajectory.progressive import WEIGHTS
 
 __all__ = ["TRACT"]
@@ -82,12 +82,11 @@ class TRACT(PCM):
             return super().path(stage)
         return self.stage_teacher.denoiser, with_edges(self.edges[stage - 1], self.edges[stage])
 
-    def loss(self, player: str, batch: Batch) -> Losses:
-        stage = self.stage(batch)
+    def started(self, step: int) -> None:
+        stage = stage_of(step, self.counts, self.steps)
         if stage > int(self.stage_teacher.stage):
             follow(self.stage_teacher.denoiser, self.average, 0.0)
             self.stage_teacher.stage.fill_(stage)
-        return super().loss(player, batch)
 
     def apart(self, guide: Denoiser | Guided, batch: Batch, legs: Legs) -> Tensor:
         """Of the x0 with which one step leads to the edge, as in progressive distillation."""

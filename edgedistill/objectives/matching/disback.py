@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgedistill.diffusion.losses import matching_gradient
 from edgedistill.networks.ema import follow
-from edgedistill.objectives.base import Batch, Losses, Setup
+from edgedistill.objectives.base import Batch, Setup
 from edgedistill.objectives.matching.parts import Matching, View
 from edgedistill.objectives.stages import Stages
 
@@ -48,14 +48,11 @@ class DisBack(Matching):
     def followers(self) -> dict[str, nn.Module]:
         return {f"degraded-{i + 1}": net for i, net in enumerate(self.path)}
 
-    def loss(self, player: str, batch: Batch) -> Losses:
-        config = self.config
-        done = batch.step - config.regression
-        if player == "fake_score" and 0 < done <= config.warmup:
-            for i, net in enumerate(self.path):
-                if done == (i + 1) * config.warmup // config.checkpoints:
-                    follow(net, self.fake_score, 0.0)
-        return super().loss(player, batch)
+    def started(self, step: int) -> None:
+        config, done = self.config, step - self.config.regression
+        for i, net in enumerate(self.path):
+            if done == (i + 1) * config.warmup // config.checkpoints:
+                follow(net, self.fake_score, 0.0)
 
     def target(self, step: int) -> nn.Module:
         """Whose distribution is aimed at."""

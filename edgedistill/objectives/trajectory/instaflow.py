@@ -51,6 +51,7 @@ class InstaFlow(Objective):
         self.grid = refine(setup.student.schedule, setup.times, config.solver_steps)
         self.begin = max(1, round(config.reflow * setup.train_steps))
         self.straightening = True
+        """Whether the flow is still straightened, after which it follows no one."""
 
     def players(self) -> list[Player]:
         return [Player("student", self.student, self.optim)]
@@ -62,14 +63,16 @@ class InstaFlow(Objective):
         if self.straightening:
             follow(self.flow, self.student, self.config.ema)
 
+    def started(self, step: int) -> None:
+        self.straightening = step < self.begin
+        if step == self.begin:
+            follow(self.student, self.flow, 0.0)
+
     def loss(self, player: str, batch: Batch) -> Losses:
-        self.straightening = batch.step < self.begin
-        if self.straightening:
+        if batch.step < self.begin:
             kind = self.config.reflow_distance
             loss = flow_loss(self.student, kind, self.pairs(batch), self.times[0], batch)
             return Losses(loss, {"velocity": loss.detach()})
-        if batch.step == self.begin:
-            follow(self.student, self.flow, 0.0)
         loss = self.distil(batch)
         return Losses(loss, {"end": loss.detach()})
 

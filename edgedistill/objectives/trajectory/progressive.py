@@ -102,12 +102,14 @@ class Progressive(Objective):
         if self.config.ema:
             follow(self.average, self.student, self.config.ema)
 
+    def started(self, step: int) -> None:
+        if self.stages.at(step) and self.stages.begins(step):
+            follow(self.teacher, self.average, 0.0)
+            follow(self.student, self.average, 0.0)
+
     def step(self, batch: Batch) -> TeacherStep:
         """Noised data, and where two steps of the stage's teacher take it."""
         stage = self.stages.at(batch.step)
-        if stage and self.stages.begins(batch.step):
-            follow(self.teacher, self.average, 0.0)
-            follow(self.student, self.average, 0.0)
         teacher: Denoiser | Guided = self.teacher if stage else self.first
         grid, schedule = self.grids[stage], self.student.schedule
         index = 2 * torch.randint(len(grid) // 2, (len(batch.x0),), generator=batch.generator)
