@@ -140,6 +140,17 @@ class Losses:
     total: Tensor
     logs: dict[str, Tensor] = field(default_factory=dict)
 
+    def plus(self, name: str, weight: float, term: Tensor, **logs: Tensor) -> Losses:
+        """These losses and another term (a scalar) at its weight, logged by its name.
+
+        Args:
+            name: Its name.
+            weight: Its weight.
+            term: Its value, unweighted.
+            logs: Further figures to log.
+        """
+        return Losses(self.total + weight * term, {**self.logs, name: term.detach(), **logs})
+
 
 @dataclass(frozen=True)
 class Player:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from edgedistill.diffusion.boundary import bounded, lcm_boundary
 from edgedistill.diffusion.distances import Distance, distance
-from edgedistill.diffusion.losses import matching_gradient, toward
+from edgedistill.diffusion.losses import matching_gradient, surrogate_loss
 from edgedistill.diffusion.sampling import SOLVERS, Boundary
 from edgedistill.diffusion.times import refine, stratified
 from edgedistill.networks.heads import Shown
@@ -165,4 +165,4 @@ class Flash(GAN):
             x_t = self.student.noised(x0, t, batch.noise())
             real, fake = (d(x_t, t, batch.cond) for d in (self.teacher, self.student))
             gradient = torch.nan_to_num(matching_gradient(x0, real, fake))
-        return toward(x0, gradient)
+        return surrogate_loss(x0, gradient)
