@@ -20,8 +20,6 @@ size of a sample; where they never err, nothing but the run's length ends the mo
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -29,17 +27,8 @@ from torch import Tensor
 from edgedistill.diffusion.denoiser import Denoiser, cat
 from edgedistill.diffusion.sampling import StepTable
 from edgedistill.diffusion.schedule import Schedule
-from edgedistill.objectives.base import (
-    Batch,
-    Losses,
-    Objective,
-    Player,
-    Settings,
-    Setup,
-    table_of_init,
-)
-from edgedistill.objectives.preference.policy import walk
-from edgedistill.objectives.preference.pso import preference
+from edgedistill.objectives.base import Batch, Losses, Settings, Setup
+from edgedistill.objectives.preference.policy import Preferring
 
 __all__ = ["DiffusionDPO", "times_of"]
 
@@ -58,7 +47,7 @@ def times_of(table: StepTable, schedule: Schedule) -> Tensor:
     return schedule.snap(high)
 
 
-class DiffusionDPO(Objective):
+class DiffusionDPO(Preferring):
     """Of two samples for a prompt, the student sees the better one in noise more clearly."""
 
     class Config(Settings):
@@ -68,39 +57,24 @@ class DiffusionDPO(Objective):
         """How far from the reference a preference is worth going: less goes farther."""
 
     name = "diffusion-dpo"
-    needs_reward = True
     config: Config
 
     def __init__(self, config: DiffusionDPO.Config, setup: Setup) -> None:
-        self._table = table_of_init(self.name, setup)
-        if setup.reward is None:
-            raise ValueError("method 'diffusion-dpo' learns from a reward: set reward.name")
-        self.config, self.optim = config, setup.optim
-        self.student, self.reward = setup.student, setup.reward
+        super().__init__(setup)
+        self.config = config
         self.times = times_of(self._table, setup.student.schedule)
-        net = copy.deepcopy(setup.student.net).requires_grad_(False)
-        self.reference = setup.student.with_net(net)
-
-    def players(self) -> list[Player]:
-        return [Player("student", self.student, self.optim)]
-
-    def table(self) -> StepTable:
-        return self._table
 
     def loss(self, player: str, batch: Batch) -> Losses:
-        pair = [walk(self.student.net, self._table, batch.cond, batch)[-1] for _ in range(2)]
-        with torch.no_grad():
-            rewards = torch.stack([self.reward(x0, batch.prompts) for x0 in pair])
-        won = (rewards[0] - rewards[1]).sign()
+        walks = self.walks(batch)
+        rewards, won = self.compared(walks, batch)
+        pair = [places[-1] for places in walks]
         index = torch.randint(len(self.times), (len(batch.x0),), generator=batch.generator)
         t, eps = self.times[index].to(batch.x0.device), batch.noise()
         ours = self.errors(self.student, pair, t, eps, batch)
         with torch.no_grad():
             theirs = self.errors(self.reference, pair, t, eps, batch)
         first, second = 0.5 * (theirs - ours)
-        margin = won * (first - second)
-        logs = {"reward": rewards.mean(), "margin": margin.detach().mean()}
-        return Losses(preference(margin, self.config.beta), logs)
+        return self.preferred(won * (first - second), rewards, self.config.beta)
 
     def errors(
         self, denoiser: Denoiser, pair: list[Tensor], t: Tensor, eps: Tensor, batch: Batch

@@ -10,9 +10,10 @@ from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.sampling import few_step_table, time_grid
 from edgedistill.diffusion.schedule import Trig
+from edgedistill.objectives.added.embedding import Embedded
 from edgedistill.objectives.base import Optim, Setup
-from edgedistill.objectives.preference.policy import walk
-from edgedistill.objectives.preference.pso import PSO, preference
+from edgedistill.objectives.preference.policy import preference, walk
+from edgedistill.objectives.preference.pso import PSO
 from edgedistill.recipes import schema as recipes
 from edgedistill.runs.run import Run
 
@@ -109,7 +110,7 @@ def test_the_better_samples_are_made_more_often():
         optim.step()
         rewards.append(losses.logs["reward"].item())
     assert sum(rewards[-10:]) > sum(rewards[:10]) + 0.3
-    assert objective.reference.mean.tolist() == pytest.approx(FAR)
+    assert objective.reference.net.mean.tolist() == pytest.approx(FAR)
 
 
 def test_a_deterministic_student_is_refused():
@@ -127,7 +128,8 @@ def test_a_recipe_starts_from_a_student(tmp_path, two_modes, quick_fit):
     assert run.table == first.table
     run.train(lambda step, figures: None)
     beside = Run(recipes.load("mixture-pso", [*told, "embedding.weight=1"]), tmp_path, print)
-    assert (beside.objective.name, beside.objective.method.name) == ("embedded", "pso")
+    assert isinstance(beside.objective, Embedded)
+    assert (beside.objective.name, beside.objective.method.name) == ("pso", "pso")
     for without, message in (
         ("reward=null", "method 'pso' learns from a reward"),
         ("student.init=null", "method 'pso' starts from a student"),
