@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from edgedistill.diffusion.denoiser import Condition, cat
 from edgedistill.diffusion.distances import drift
 from edgedistill.diffusion.gan import GAMES, accuracy, r1, r1_by_difference
+from edgedistill.diffusion.prediction import expand_like
 from edgedistill.diffusion.sampling import init_scale
 from edgedistill.diffusion.times import neighbours
 from edgedistill.networks.heads import Discriminator, Shown
@@ -118,7 +119,7 @@ class GAN(Objective):
         There, many schedules leave a trace of the data, which ADD's Sec. 3.1 takes away as well.
         """
         t, _, eps = self._steps(batch)
-        first = (t == self.times[0].to(t)).reshape(-1, *[1] * (eps.ndim - 1))
+        first = expand_like(t == self.times[0].to(t), eps)
         noise = init_scale(self.student.schedule, self.times[0]) * eps
         return torch.where(first, noise, self.student.noised(batch.x0, t, eps)), t
 

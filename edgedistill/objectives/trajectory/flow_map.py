@@ -28,6 +28,7 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
+from edgedistill.diffusion.prediction import expand_like
 from edgedistill.diffusion.schedule import Rectified, Schedule
 from edgedistill.diffusion.tangents import DERIVATIVES, Derivative
 from edgedistill.diffusion.times import TimeSampling, sample_times
@@ -74,7 +75,7 @@ class Path:
 
 def over(numbers: Tensor, like: Tensor) -> Tensor:
     """Numbers (N,) shaped and cast to multiply `like` (N, ...)."""
-    return numbers.reshape((-1,) + (1,) * (like.ndim - 1)).to(like)
+    return expand_like(numbers, like).to(like)
 
 
 @dataclass(frozen=True)
