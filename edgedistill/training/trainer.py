@@ -50,7 +50,7 @@ class Train(Settings):
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=0, le=2**16)
     optim: Optim = Optim()
-    """Of the student; other players bring theirs in the objective's section."""
+    """The student's optimizer; other players bring theirs in the objective's section."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     lr_warmup: int = Field(0, ge=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

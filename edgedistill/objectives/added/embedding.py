@@ -74,11 +74,11 @@ NETWORKS: dict[int, Callable[[Tensor, int, torch.Generator], Tensor]] = {
     2: _of_points,
     4: _of_maps,
 }
-"""By the number of dimensions of x0."""
+"""Random networks by the number of dimensions of x0."""
 
 
 def features(x: Tensor, width: int, generator: torch.Generator) -> Tensor:
-    """Of x (N, ...) in a network whose weights `generator` draws, (N, F), each of size 1 / F.
+    """Features (N, F) of x (N, ...) in a network of random weights, each of size 1 / F.
 
     Raises:
         ValueError: Unless x is (N, D) or (N, C, H, W).

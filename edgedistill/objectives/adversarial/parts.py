@@ -64,7 +64,8 @@ class GAN(Objective):
         r1: float = Field(0.0, ge=0)
         """Weight (gamma) of the gradient penalty on real samples."""
         r1_step: float = Field(0.0, ge=0)
-        """Its gradient by a difference over noise of this standard deviation; 0 is exact."""
+        """Deviation of the noise over which the penalty takes a difference for the gradient; 0
+        takes the gradient itself."""
         taps: tuple[str, ...] = ()
         """Module paths whose features have a head each; empty is the teacher's one."""
         turns: int = Field(1, ge=1, le=1_000)
@@ -176,7 +177,7 @@ class GAN(Objective):
         return Losses(total, logs)
 
     def logits(self, shown: Sequence[Shown], cond: Condition) -> Sequence[Tensor]:
-        """Of each, from one call."""
+        """The logits of everything shown, from one call of the discriminator."""
         places = [
             (torch.cat([x for x, _ in alike]), torch.cat([t for _, t in alike]))
             for alike in zip(*shown, strict=True)

@@ -100,11 +100,11 @@ class Shrink(Objective):
         """Weights (BK-SDM: all 1, features not normalised)."""
 
         task: float = Field(1.0, ge=0)
-        """Of the distance to what the network should output."""
+        """Weight of the distance to what the network should output."""
         output: float = Field(1.0, ge=0)
-        """Of the distance to what the teacher outputs."""
+        """Weight of the distance to what the teacher outputs."""
         features: float = Field(1.0, ge=0)
-        """Of the distance of the features."""
+        """Weight of the distance of the features."""
         taps: str | tuple[str, ...] = "blocks"
         """A key of `TAPS`, or module paths in the student."""
         drop: float = Field(0.1, ge=0, le=1)
@@ -180,7 +180,7 @@ class Shrink(Objective):
         return output, taps.take()
 
     def _cut(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Those channels of the teacher's features that the student has."""
+        """Cut the teacher's features to the channels that the student has."""
         return [
             feature
             if index is None

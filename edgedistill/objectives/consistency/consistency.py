@@ -183,7 +183,7 @@ class CD(Objective):
 
 
 class CT(CD):
-    """The same with x_s from the data itself: no teacher but for the student's first weights."""
+    """CD with x_s from the data itself: no teacher but for the student's first weights."""
 
     class Config(CD.Config):
         """Hyperparameters (iCT, Table 1)."""
@@ -200,7 +200,7 @@ class CT(CD):
 
 
 class SCott(CD):
-    """The same with x_s a random step of the teacher away, so that the student averages paths."""
+    """CD with x_s a random step of the teacher away, so that the student averages paths."""
 
     class Config(CD.Config):
         """Hyperparameters; the paper's discriminator is left to other methods."""

@@ -58,7 +58,7 @@ class Legs:
     edge: Tensor
 
     def to(self, device: torch.device) -> Legs:
-        """The same on a device."""
+        """Move the times to a device."""
         return Legs(self.t.to(device), self.s.to(device), self.edge.to(device))
 
 
@@ -164,7 +164,7 @@ class PCM(Objective):
 
 
 class TDD(PCM):
-    """The same with segments drawn at random: one student for any of these numbers of steps."""
+    """PCM with segments drawn at random: one student for any of these numbers of steps."""
 
     class Config(PCM.Config):
         """Hyperparameters (the paper's 4 to 8 steps of 250)."""

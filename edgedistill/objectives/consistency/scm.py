@@ -28,7 +28,7 @@ from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settin
 __all__ = ["SCM", "Points"]
 
 DECAY = 0.99
-"""Of the running loss by time."""
+"""Decay of the running loss by time, per step."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ class SCM(Objective):
         path: Literal["teacher", "data"] = "teacher"
         """Whose paths: the teacher's (sCD), or straight from noise to data (sCT)."""
         tangent: Literal["jvp", "difference"] = "jvp"
-        """Its derivative by forward differentiation, or by a central difference of two calls."""
+        """How the tangent's derivative is taken: by forward differentiation, or by a central
+        difference of two calls."""
         difference: float = Field(1e-2, gt=0, lt=1)
         """Step of the difference, as a share of the distance to the ends of the path."""
         warmup: int = Field(10_000, ge=0)

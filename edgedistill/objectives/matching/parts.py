@@ -129,13 +129,13 @@ class FakeScore:
 
     @property
     def net(self) -> nn.Module:
-        """Everything that trains in its turn."""
+        """All networks that train in the fake score's turn."""
         return nn.ModuleList([self.denoiser, self.head])
 
     # --- The denoiser ---------------------------------------------------------------------------
 
     def output(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """What its network says, (N, ...)."""
+        """The output of the network, (N, ...)."""
         return self.denoiser.output(x_t, t, cond)
 
     def x0(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -143,7 +143,7 @@ class FakeScore:
         return self.denoiser.x0_of(self.output(x_t, t, cond), x_t, t)
 
     def denoising(self, noised: Noised, cond: Condition) -> Tensor:
-        """Its loss on a noised sample, as its network was trained: a scalar."""
+        """The denoising loss on a noised sample, as the network was trained: a scalar."""
         output = self.output(noised.x_t, noised.t, cond)
         target = self.denoiser.target(noised.x0, noised.t, noised.eps)
         if noised.weight is None:

@@ -89,8 +89,9 @@ class DiffInstruct(VSD):
         weight: Literal["sigma2", "x0"] = "x0"
         mean: float = -1.2
         std: float = Field(1.2, gt=0)
-        """Of log(sigma / alpha) where the scores are compared, cut to `min_time` .. `max_time`. An
-        EDM teacher's x0 has deviation 1, the paper's 0.5: there the same noise is mean=-0.5."""
+        """Deviation of log(sigma / alpha) where the scores are compared, cut to `min_time` ..
+        `max_time`; `mean` is its mean. An EDM teacher's x0 has deviation 1, the paper's 0.5: there
+        the same noise is mean=-0.5."""
 
     name = "diff-instruct"
     config: Config

@@ -48,7 +48,7 @@ def times_of(table: StepTable, schedule: Schedule) -> Tensor:
 
 
 class DiffusionDPO(Preferring):
-    """Of two samples for a prompt, the student sees the better one in noise more clearly."""
+    """The student sees the better of two samples for a prompt more clearly in noise."""
 
     class Config(Settings):
         """Hyperparameters (the authors' code, launchers/turbo.sh)."""
@@ -79,7 +79,7 @@ class DiffusionDPO(Preferring):
     def errors(
         self, denoiser: Denoiser, pair: list[Tensor], t: Tensor, eps: Tensor, batch: Batch
     ) -> Tensor:
-        """Of the x0 that `denoiser` sees in both samples, each noised by eps to t: (2, N)."""
+        """Errors of the x0 that `denoiser` sees in both samples noised by eps to t, (2, N)."""
         x0, twice = torch.cat(pair), torch.cat([t, t])
         x_t = denoiser.noised(x0, twice, torch.cat([eps, eps]))
         gap = denoiser(x_t, twice, cat(batch.cond, batch.cond)).float() - x0.float()

@@ -26,7 +26,7 @@ __all__ = ["PSO"]
 
 
 class PSO(Preferring):
-    """Of two samples for a prompt, the student makes the better more often."""
+    """The student makes the better of two samples for a prompt more often."""
 
     class Config(Settings):
         """Hyperparameters (the authors' code, human_preference_tuning)."""

@@ -56,7 +56,7 @@ class Solver(nn.Module):
         times, steps = times.double(), len(times) - 1
         self.register_buffer("first", times[0].clone())
         self.logits = nn.Parameter((times[1:-1] / times[:-2]).logit())
-        """Of each next time's share in the one before."""
+        """Logit of each time's share in the one before it."""
         self.shifts = nn.Parameter(torch.zeros(steps, dtype=torch.float64))
         self.added = nn.Parameter(torch.zeros(steps, 2, dtype=torch.float64))
 
@@ -100,7 +100,7 @@ class GAS(Objective):
         """Hyperparameters."""
 
         distance: Distance = Distance()
-        """Of the two ends (the paper's LPIPS for pictures, l1 or l2 for latents)."""
+        """Distance of the two ends (the paper's LPIPS for pictures, l1 or l2 for latents)."""
         adversarial: float = Field(0.0, ge=0)
         """Weight of the adversarial term; 0 is the paper's GS."""
         discriminator: Optim = Optim(lr=1e-3, betas=(0.0, 0.99))

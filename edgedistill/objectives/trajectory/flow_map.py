@@ -38,7 +38,7 @@ from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settin
 __all__ = ["FlowMap", "MeanFlow"]
 
 STRAIGHT = Rectified()
-"""Of which tau is the time."""
+"""The schedule of which tau is the time."""
 
 
 def tau_of(schedule: Schedule, t: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def tau_of(schedule: Schedule, t: Tensor) -> Tensor:
 
 
 def time_at(schedule: Schedule, tau: Tensor) -> Tensor:
-    """Its inverse; the ends are kept a hair away, where the noise ratio is finite."""
+    """Find the time of tau; its ends are kept a hair away, where the noise ratio is finite."""
     tau = tau.double().clamp(1e-7, 1 - 1e-7)
     return schedule.time_of(2 * ((1 - tau) / tau).log())
 
@@ -155,16 +155,17 @@ class FlowMap(Objective):
         instant: float = Field(0.25, ge=0, lt=1)
         """Share of the batch with s = t."""
         times: TimeSampling = TimeSampling()
-        """Of tau; the larger of two draws is where a leg begins."""
+        """Law of tau; the larger of two draws is where a leg begins."""
         derivative: Literal["jvp", "difference"] = "jvp"
-        """By forward differentiation, or by a central difference of two calls."""
+        """How the derivative is taken: by forward differentiation, or by a central difference of
+        two calls."""
         difference: float = Field(1e-2, gt=0, lt=1)
         """Step of the difference, as a share of the distance to the ends of the flow."""
         power: float = Field(0.0, ge=0)
         """p of the weight 1 / (e + c)^p, e the mean of the squared error (MeanFlow, Eq. 22: the
         sum)."""
         constant: float = Field(1e-3, gt=0)
-        """Its c."""
+        """c of that weight."""
 
     name = "flow-map"
 

@@ -35,7 +35,7 @@ class InstaFlow(Objective):
         solver_steps: int = Field(25, ge=1, le=10_000)
         """Euler steps of the straightened flow to its end (the paper's pairs have 25)."""
         distance: Distance = Distance()
-        """Of the one step from that end."""
+        """Distance of the one step from that end."""
         ema: float = Field(0.99, ge=0, lt=1)
         """Decay of the average of the student that is frozen as the straightened flow."""
 

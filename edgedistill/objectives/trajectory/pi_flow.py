@@ -190,7 +190,7 @@ class PiFlow(Imitation):
         """Hyperparameters."""
 
         points: int = Field(10, ge=2, le=1_024)
-        """Of x0 on a step (the paper's N)."""
+        """Points of x0 on a step (the paper's N)."""
 
     name = "pi-flow"
 

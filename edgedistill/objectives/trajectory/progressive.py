@@ -64,7 +64,7 @@ class Progressive(Objective):
         """The first teacher takes 2^stages times the student's steps."""
         weight: Literal["truncated-snr", "snr-plus-one"] = "truncated-snr"
         distance: Distance = Distance()
-        """Of two x0, to be weighted."""
+        """Distance of two x0, to be weighted."""
         ema: float = Field(0.99, ge=0, lt=1)
         """Decay of the average of the student that is the next stage's teacher, and where the
         student then starts; 0 is the student itself."""
