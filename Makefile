@@ -9,7 +9,7 @@ STUDENT ?= runs/emoji-4step/student
 # TensorRT-RTX has no wheels for Macs.
 TRT := $(if $(filter Darwin,$(shell uname)),,$(comma)trt)
 
-.PHONY: setup demo targets methods faults test test-core test-export lint fix bench clean
+.PHONY: setup demo targets matrix methods tutorials faults test test-core test-export lint fix bench clean
 
 setup: $(VENV)/.ready
 
@@ -33,9 +33,17 @@ targets: setup
 	test -d runs/emoji-4step-qat || $(BIN)/edgedistill distill recipe=emoji-4step-qat student.init=$(STUDENT) out=runs/emoji-4step-qat
 	$(BIN)/python benchmarks/targets.py $(STUDENT) --qat runs/emoji-4step-qat/student --out runs/targets
 
+# A tiny student of every family to every target, each cell in a process of its own; taken up where it stopped.
+matrix: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/matrix.py
+
 # Every method on planar mixtures, where the truth is known; MIXTURE=FILE adds another. What is there already is not repeated.
 methods: setup
 	$(BIN)/python benchmarks/methods.py --one-step --mixtures ring,grid,clusters$(if $(MIXTURE),$(comma)$(MIXTURE))
+
+# Every page of docs/tutorials as a reader runs it; PAGES=FILES for some. Prints the seconds of each.
+tutorials: setup
+	$(BIN)/python benchmarks/tutorials.py $(PAGES)
 
 # Two halves side by side, one thread each.
 test: setup
@@ -59,6 +67,6 @@ fix: setup
 bench: setup
 	$(BIN)/python benchmarks/runtime_overhead.py
 
-# Kills, damage and fuzzed inputs, tried on the real programs: about an hour.
+# Kills, damage and fuzzed inputs, tried on the real programs: about an hour. What was interrupted goes on.
 faults: setup
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py --out runs/faults

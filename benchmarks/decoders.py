@@ -26,7 +26,7 @@ from edgedistill.students.folder import load_student
 from edgedistill.teachers import load_teacher
 from edgedistill.teachers.base import Teacher
 from edgedistill_export import export_student
-from edgedistill_export.bundle import Settings
+from edgedistill_export.bundle import ExportSettings
 from edgedistill_runtime import Pipeline
 from edgedistill_runtime.manifest import Manifest
 
@@ -87,7 +87,7 @@ def latencies(student: Path, decoders: list[Path], runs: int, threads: int) -> l
     with tempfile.TemporaryDirectory() as folder:
         places = [export_student(student, out=Path(folder) / "vae")]
         for i, decoder in enumerate(decoders):
-            settings = Settings(decoder=decoder)
+            settings = ExportSettings(decoder=decoder)
             places.append(
                 export_student(student, out=Path(folder) / f"decoder-{i}", settings=settings)
             )

@@ -30,10 +30,10 @@ from sklearn.svm import SVC
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgedistill import recipes
 from edgedistill.common.files import write_json
-from edgedistill.diffusion.sampling import solve
+from edgedistill.diffusion.solvers import solve
 from edgedistill.networks.ema import follow
-from edgedistill.recipes import schema as recipes
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 from edgedistill.teachers import Teacher, load_teacher

@@ -12,12 +12,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from edgedistill import recipes
 from edgedistill.proof.drawing import differences
-from edgedistill.recipes import schema as recipes
 from edgedistill.runs.run_dir import open_run
 from edgedistill.teachers import load_teacher
 from edgedistill.tiny import TINY, make_tiny
-from edgedistill_export.bundle import Settings, export_student
+from edgedistill_export.bundle import ExportSettings, export_student
 from edgedistill_export.parity import ParityError
 from edgedistill_runtime.manifest import Manifest
 
@@ -39,7 +39,9 @@ def difference(family: str, folder: Path) -> str:
 def exported(student: Path, out: Path) -> list[str]:
     """Parity of the bundle in dB, or why there is none."""
     try:
-        place = export_student(student, "ort", out=out, settings=Settings(prompts=["red", "blue"]))
+        place = export_student(
+            student, "ort", out=out, settings=ExportSettings(prompts=["red", "blue"])
+        )
     except (ParityError, ValueError) as error:
         return [str(error), ""]
     parity = Manifest.read(place).parity

@@ -1,12 +1,15 @@
 """Kills, damage and hostile inputs, tried on the real programs; `make faults` prints the table.
 
-`python benchmarks/faults.py [--kills 20] [--damages 1500] [--fuzz 1500] [--seed 0]`
+`python benchmarks/faults.py [--kills 20] [--damages 1500] [--fuzz 500] [--seed 0] [--out DIR]`
 
 Kills: each program runs in a process of its own and is killed (SIGKILL) at a random moment; what
-it left must be whole, and a second run must end as one that was left in peace. Damage: a student,
-a bundle and a run's checkpoints are damaged at random; what reads them must refuse them by name or
+it left must be whole, and a second run must end as one that was left in peace. Damage: students,
+bundles, checkpoints and data are damaged at random; what reads them must refuse them by name or
 draw the very same samples. Fuzz: tests/cli/test_fuzz.py with so many inputs of each kind. A
 process may take 2 GiB and 120 seconds.
+
+Each try is a line in DIR/tries.jsonl, and one that is there already is not repeated: what was
+interrupted goes on. A try follows from the seed, its class and its number.
 
 A try ends as one of:
     survived   the same result, or a refusal of one line (exit code 2)
@@ -20,11 +23,10 @@ A try ends as one of:
 from __future__ import annotations
 
 import argparse
-import hashlib
+import importlib
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -32,289 +34,234 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fault_programs import (
+    PROGRAMS,
+    READERS,
+    copied,
+    damage,
+    digest,
+    fork,
+    judged,
+    last_line,
+    prepare,
+    verb,
+    wait,
+)
+
 ROOT = Path(__file__).parents[1]
+FUZZ = "tests/cli/test_fuzz.py"
+FUZZ_LIMIT_S = 3600
 KINDS = ("survived", "lost", "silent", "exception", "memory", "hang")
-LIMIT_S, LIMIT_BYTES = 120, 2 * 2**30
 
-MIXTURE = {"weights": [1, 2], "means": [[-1, 0], [1, 0.5]], "scales": [0.2, 0.3]}
-DISTIL = (
-    *("distill", "recipe=mixture-lcm", "teacher.path=two.json", "out=run"),
-    *("train.steps=60", "train.batch_size=64", "train.checkpoint_every=5"),
+LOADED = (
+    *(
+        "edgedistill.cli",
+        "edgedistill.adoption",
+        "edgedistill.runs.run_dir",
+        "edgedistill.runs.synth",
+    ),
+    *("edgedistill.draw.generate", "edgedistill.evaluation.run", "edgedistill.reporting.page"),
+    *("edgedistill_export.many", "edgedistill_export.onnx_build", "onnxscript", "onnxruntime"),
 )
-SYNTH = (
-    *("synth", "recipe=mixture-kd", "teacher.path=two.json", "out=paths"),
-    "data.samples=4096",
-)
-EXPORT = ("export", "made/student", "--target", "ort", "--precision", "fp32", "--out")
-GENERATE = ("generate", "made/student", "--count", "64", "--out", "drawn.npy")
-PROGRAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
-    "distill": (DISTIL, (*DISTIL, "--resume"), "run/student"),
-    "synth": (SYNTH, SYNTH, "paths"),
-    "export": ((*EXPORT, "bundle"), (*EXPORT, "bundle"), "bundle"),
-    "export over an old bundle": ((*EXPORT, "old"), (*EXPORT, "old"), "old"),
-    "generate": (GENERATE, GENERATE, "drawn.npy"),
-}
-"""By name: the command, what takes it up again, and what it makes."""
+"""Modules that are read once, before any fork."""
+
+Told = tuple[str, str, str]
+"""What a try ended as, what was done, and what was said last."""
 
 
-# --- Processes ----------------------------------------------------------------------------------
+# --- What was tried -----------------------------------------------------------------------------
 
 
-def fork(work: Callable[[], Any], log: Path) -> int:
-    """Start `work` in a process of its own, which has what is imported here; return its pid.
+class Tries:
+    """A line of JSON for each try, in a file that is read again.
 
-    Its exit code is 0, or 2 for a ValueError or a BundleError of one line, or 1.
+    Args:
+        path: The file; None keeps nothing.
+        seed: Only lines of this seed count.
     """
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        with log.open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (size + LIMIT_BYTES,) * 2)
-        work()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    except MemoryError:
-        code = 9
-    except ValueError as error:  # BundleError is one
-        print(error)
-        code = 2 if "\n" not in str(error).strip() else 1
-    except BaseException as error:  # whatever it is, it is counted
-        print(repr(error))
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
 
+    def __init__(self, path: Path | None, seed: int) -> None:
+        self.path, self.seed = path, seed
+        self.found: dict[tuple[str, str], dict[str, Any]] = {}
+        self._cut = False
+        if path is not None and path.is_file():
+            text = path.read_text()
+            self._cut = text[-1:] not in ("", "\n")
+            for line in text.splitlines():
+                with suppress(ValueError):  # of a line that a kill has cut
+                    self._keep(json.loads(line))
 
-def wait(pid: int, seconds: float = LIMIT_S) -> int | None:
-    """The exit code (minus a signal) of a process, or None if it took too long."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return None
+    def _keep(self, line: dict[str, Any]) -> None:
+        if line["seed"] == self.seed:
+            self.found[line["class"], str(line["try"])] = line
 
+    def run(
+        self, name: str, number: int | str, work: Callable[[random.Random], Told], count: int = 1
+    ) -> None:
+        """Try something, unless it has been tried."""
+        if (name, str(number)) in self.found:
+            return
+        start = time.monotonic()
+        found, how, said = work(random.Random(f"{self.seed} {name} {number}"))
+        line = {"class": name, "try": number, "seed": self.seed, "inputs": count, "found": found}
+        line |= {"how": how, "said": said, "seconds": round(time.monotonic() - start, 2)}
+        self._keep(line)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write("\n" * self._cut + json.dumps(line) + "\n")
+            self._cut = False
+        if found != "survived":
+            print(f"{name} {number}: {how}: {found}: {said[:160]}", file=sys.stderr, flush=True)
 
-def verb(words: tuple[str, ...], here: Path) -> Callable[[], None]:
-    """The command line in a folder."""
-
-    def run() -> None:
-        from edgedistill import cli
-
-        os.chdir(here)
-        sys.argv = ["edgedistill", *words]
-        cli.main()
-
-    return run
-
-
-def judged(code: int | None, same: bool) -> str:
-    """What became of a process that read something damaged."""
-    if code is None:
-        return "hang"
-    if code == 9:
-        return "memory"
-    if code == 2:
-        return "survived"
-    if code:
-        return "exception"
-    return "survived" if same else "silent"
-
-
-def copied(folder: Path, place: Path) -> Path:
-    """A copy of a folder, its links as they are."""
-    return Path(shutil.copytree(folder, place, symlinks=True))
-
-
-def digest(place: Path) -> str:
-    """Hash of a file, or of the weights and numbers in a folder; dates and places do not count."""
-    if place.is_file():
-        return hashlib.sha256(place.read_bytes()).hexdigest()
-    whole = hashlib.sha256()
-    for file in sorted(place.rglob("*")):
-        if file.suffix in (".safetensors", ".onnx", ".npy") and file.is_file():
-            whole.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
-    return whole.hexdigest()
+    def counted(self, name: str, tries: set[str]) -> Counter[str]:
+        """How many inputs of a class ended as what."""
+        counts: Counter[str] = Counter()
+        for (own, number), line in self.found.items():
+            if own == name and number in tries:
+                bad = line["found"] != "survived"
+                counts[line["found"]] += 1 if bad else line["inputs"]
+        return counts
 
 
 # --- Kills --------------------------------------------------------------------------------------
 
 
-def kills(name: str, count: int, base: Path, dice: random.Random) -> Iterator[str]:
-    """Kill a program `count` times, each at a random moment, and take it up again."""
-    first, again, made = PROGRAMS[name]
+def timed(name: str, base: Path) -> tuple[float, str]:
+    """How many seconds a program takes that is left in peace, and the hash of what it makes."""
+    first, _, made = PROGRAMS[name]
     with tempfile.TemporaryDirectory() as work:
         whole = copied(base, Path(work) / "whole")
+        _fresh(name, whole)
         start = time.monotonic()
         code = wait(fork(verb(first, whole), Path(work) / "log"))
         took = time.monotonic() - start
-        if code:
-            raise SystemExit(f"{name}: exit {code}: {(Path(work) / 'log').read_text()[-500:]}")
-        right = digest(whole / made)
-    for _ in range(count):
-        with tempfile.TemporaryDirectory() as work:
-            here, log = copied(base, Path(work) / "here"), Path(work) / "log"
-            before = (here / made).exists()
-            pid = fork(verb(first, here), log)
-            time.sleep(dice.uniform(0, took))
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            if before and not (here / made).exists():
-                yield "lost"
-                continue
-            # A run that was killed before it began has nothing to take up.
-            begun = "--resume" not in again or (here / "run" / "recipe.yaml").is_file()
-            code = wait(fork(verb(again if begun else first, here), log))
-            if code:
-                yield "lost" if code == 2 else judged(code, False)
-                continue
-            left = [file for file in here.rglob(".*.part") if file.is_dir()]
-            yield "survived" if digest(here / made) == right and not left else "silent"
+        if code != 0:
+            raise SystemExit(f"{name}: exit {code}: {last_line(Path(work) / 'log')}")
+        return took, _result(whole / made)
+
+
+def killed(name: str, base: Path, took: float, right: str, dice: random.Random) -> Told:
+    """Kill a program at a random moment, and take it up again."""
+    first, again, made = PROGRAMS[name]
+    with tempfile.TemporaryDirectory() as work:
+        here, log = copied(base, Path(work) / "here"), Path(work) / "log"
+        _fresh(name, here)
+        before, moment = (here / made).exists(), dice.uniform(0, took)
+        how = f"killed after {moment:.2f} of {took:.2f} s"
+        pid = fork(verb(first, here), log)
+        time.sleep(moment)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        if before and not (here / made).exists():
+            return "lost", how, f"{made} is gone"
+        # A run that was killed before it began has nothing to take up.
+        begun = "--resume" not in again or (here / made).parent.joinpath("recipe.yaml").is_file()
+        code = wait(fork(verb(again if begun else first, here), log))
+        if code != 0:
+            return ("lost" if code == 2 else judged(code, False)), how, last_line(log)
+        left = [str(path.relative_to(here)) for path in here.rglob(".*.part")]
+        if left:
+            return "silent", how, f"left {', '.join(left)}"
+        same = _result(here / made) == right
+        return ("survived" if same else "silent"), how, "" if same else f"another {made}"
+
+
+def _fresh(name: str, folder: Path) -> None:
+    """Take away what a program is to make, but for what it is to replace."""
+    made = folder / PROGRAMS[name][2]
+    if "old" not in name and made.is_dir():
+        shutil.rmtree(made.parent if made.name == "student" else made)
+
+
+def _result(place: Path) -> str:
+    """Hash of what a program made; of a report, which tells the time, that it is whole."""
+    if place.suffix == ".json":
+        return json.dumps(_without_times(json.loads(place.read_text())), sort_keys=True)
+    if place.suffix == ".html":
+        return str(place.read_text().rstrip().endswith("</html>"))
+    return digest(place)
+
+
+def _without_times(data: Any) -> Any:
+    """JSON without what each run has anew: dates, seconds and places."""
+    if isinstance(data, dict):
+        left = {k: v for k, v in data.items() if not {"date", "seconds", "path"} & {k}}
+        return {key: _without_times(value) for key, value in left.items()}
+    return [_without_times(value) for value in data] if isinstance(data, list) else data
 
 
 # --- Damage -------------------------------------------------------------------------------------
 
 
-def damage(folder: Path, dice: random.Random) -> str:
-    """Damage one file of a folder; say how."""
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    file = dice.choice(files)
-    data = bytearray(file.read_bytes())
-    kind = dice.choice(("bit", "zeros", "cut", "gone", "more", "swap", "number"))
-    at = dice.randrange(max(1, len(data)))
-    if kind == "bit" and data:
-        data[at] ^= 1 << dice.randrange(8)
-    elif kind == "zeros":
-        data[at : at + 4096] = bytes(len(data[at : at + 4096]))
-    elif kind == "cut":
-        del data[at:]
-    elif kind == "more":
-        data += bytes(dice.randrange(1, 64))
-    elif kind == "swap":
-        data = bytearray(dice.choice(files).read_bytes())
-    elif kind == "number" and file.suffix == ".json":
-        digits = [i for i, byte in enumerate(data) if chr(byte).isdigit()]
-        if digits:
-            data[dice.choice(digits)] = ord(dice.choice("0123456789"))
-    if kind == "gone":
-        file.unlink()
-    else:
-        file.write_bytes(data)
-    return f"{kind} {file.relative_to(folder)}"
+def _given(name: str, base: Path, place: Path) -> Path:
+    """A copy of what a reader reads."""
+    copy = copied(base / READERS[name].folder, place)
+    for each in READERS[name].away:
+        shutil.rmtree(copy / each)
+    return copy
 
 
-def draw_student(folder: Path, out: Path) -> None:
-    """Eight samples of a student."""
-    import numpy as np
-    import torch
-
-    from edgedistill.students.folder import load_student
-
-    student = load_student(folder)
-    shape = (8, *student.teacher.sample_shape)
-    noise = student.table.draw(shape, torch.Generator().manual_seed(0))
-    prompts = list(student.teacher.prompts)[:1] * 8
-    cond = student.teacher.encode(prompts) if prompts else {}
-    np.save(out, student.teacher.decode(student.sample(cond, noise)).detach().numpy())
-
-
-def draw_bundle(folder: Path, out: Path) -> None:
-    """Eight samples of a bundle."""
-    import numpy as np
-
-    from edgedistill_runtime import Pipeline
-
-    np.save(out, Pipeline.load(folder).samples(8, seed=0).samples)
-
-
-def resume(folder: Path, out: Path) -> None:
-    """The student of a run that goes on from its checkpoint."""
-    try:
-        verb((*DISTIL, "--resume"), folder)()
-    except SystemExit as stop:
-        if stop.code:
-            raise
-    draw_student(folder / "run" / "student", out)
-
-
-READERS: dict[str, tuple[str, str, Callable[[Path, Path], None]]] = {
-    "student": ("made/student", "", draw_student),
-    "bundle": ("old", "", draw_bundle),
-    "checkpoint": (".", "run/checkpoints", resume),
-}
-"""By name: the folder that is copied, what of it is damaged, and what reads it."""
-
-
-def damages(name: str, count: int, base: Path, dice: random.Random) -> Iterator[str]:
-    """Damage an artefact `count` times and read it."""
-    place, part, read = READERS[name]
+def drawn(name: str, base: Path) -> str:
+    """Hash of what a reader draws from something whole."""
     with tempfile.TemporaryDirectory() as work:
-        whole = copied(base / place, Path(work) / "whole")
-        code = wait(fork(lambda: read(whole, Path(work) / "right.npy"), Path(work) / "log"))
-        if code:
-            raise SystemExit(f"{name}: {(Path(work) / 'log').read_text()[-500:]}")
-        right = digest(Path(work) / "right.npy")
-    for _ in range(count):
-        with tempfile.TemporaryDirectory() as work:
-            copy, out = (
-                copied(base / place, Path(work) / "copy"),
-                Path(work) / "found.npy",
-            )
-            how = damage(copy / part, dice)
-            code = wait(fork(lambda c=copy, o=out: read(c, o), Path(work) / "log"))
-            found = judged(code, out.is_file() and digest(out) == right)
-            if found != "survived":
-                said = (Path(work) / "log").read_text().strip().splitlines()
-                print(f"{name}: {how}: {found}: {said[-1][:160] if said else ''}", file=sys.stderr)
-            yield found
+        whole, out = _given(name, base, Path(work) / "whole"), Path(work) / "right.npy"
+        code = wait(fork(lambda: READERS[name].read(whole, out), Path(work) / "log"))
+        if code != 0:
+            raise SystemExit(f"{name}: exit {code}: {last_line(Path(work) / 'log')}")
+        return digest(out)
+
+
+def damaged(name: str, base: Path, right: str, dice: random.Random) -> Told:
+    """Damage an artefact and read it."""
+    reader = READERS[name]
+    with tempfile.TemporaryDirectory() as work:
+        copy, out = _given(name, base, Path(work) / "copy"), Path(work) / "found.npy"
+        how = damage(copy / reader.part, dice)
+        code = wait(fork(lambda: reader.read(copy, out), Path(work) / "log"))
+        same = out.is_file() and digest(out) == right
+        return judged(code, same), how, last_line(Path(work) / "log")
+
+
+# --- Fuzz ---------------------------------------------------------------------------------------
+
+
+def fuzz_tests() -> list[str]:
+    """Names of the fuzz tests."""
+    words = [sys.executable, "-m", "pytest", "-q", "--collect-only", FUZZ]
+    run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [line.partition("::")[2] for line in run.stdout.splitlines() if "::" in line]
+
+
+def fuzzed(test: str, count: int, seed: int, dice: random.Random) -> Told:
+    """Run one fuzz test with `count` inputs."""
+    how = f"{count} inputs"
+    try:
+        run = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "--tb=short", f"{FUZZ}::{test}"],
+            cwd=ROOT,
+            env={**os.environ, "FUZZ": str(count), "FUZZ_SEED": str(seed)},
+            capture_output=True,
+            text=True,
+            timeout=FUZZ_LIMIT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return "hang", how, ""
+    if run.returncode == 0:
+        return "survived", how, ""
+    said = [line for line in run.stdout.splitlines() if line.startswith("E  ")] or [run.stderr]
+    memory = any("MemoryError" in line or "bad_alloc" in line for line in said)
+    return ("memory" if memory else "exception"), how, " ".join(said)[-1500:]
 
 
 # --- The table ----------------------------------------------------------------------------------
-
-
-def prepare(base: Path) -> None:
-    """What the programs work on: a mixture, a run with its checkpoints, a student and a bundle."""
-    (base / "two.json").write_text(json.dumps(MIXTURE))
-    made = (*DISTIL[:3], "out=made", *DISTIL[4:])
-    export = (*PROGRAMS["export over an old bundle"][0],)
-    for words in (made, export):
-        code = wait(fork(verb(words, base), base / "log"), 600)
-        if code:
-            raise SystemExit((base / "log").read_text()[-800:])
-
-
-def fuzzed(count: int) -> tuple[Counter[str], int]:
-    """Outcome of the fuzz tests with `count` inputs of each kind, and how many kinds there are."""
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "tests/cli/test_fuzz.py"],
-        cwd=ROOT,
-        env={**os.environ, "FUZZ": str(count)},
-        capture_output=True,
-        text=True,
-    )
-    print(run.stdout[-1500:] if run.returncode else "", file=sys.stderr, end="")
-    passed, failed = (
-        int((run.stdout.split(f" {word}")[0].rsplit(maxsplit=1) or ["0"])[-1].lstrip("=") or 0)
-        if f" {word}" in run.stdout
-        else 0
-        for word in ("passed", "failed")
-    )
-    return Counter({"survived": passed * count, "exception": failed}), passed + failed
 
 
 def row(name: str, found: Counter[str]) -> str:
@@ -323,40 +270,68 @@ def row(name: str, found: Counter[str]) -> str:
     return f"| {name} | {' | '.join(cells)} |"
 
 
+def kill_all(tries: Tries, count: int, base: Path) -> Counter[str]:
+    """Kill each program `count` times, print a row for each, and return all."""
+    total: Counter[str] = Counter()
+    for name in PROGRAMS if count else ():
+        took, right = timed(name, base)
+        for number in range(count):
+            tries.run(f"kill of {name}", number, partial(killed, name, base, took, right))
+        total += _rowed(tries, f"kill of {name}", [str(i) for i in range(count)])
+    return total
+
+
+def damage_all(tries: Tries, count: int, base: Path) -> Counter[str]:
+    """Damage artefacts `count` times in all, print a row for each, and return all."""
+    total: Counter[str] = Counter()
+    shares = sum(reader.share for reader in READERS.values())
+    for name, reader in READERS.items() if count else ():
+        each = -(-count * reader.share // shares)
+        right, title = drawn(name, base), f"damage of a {name}"
+        for number in range(each):
+            tries.run(title, number, partial(damaged, name, base, right))
+        total += _rowed(tries, title, [str(i) for i in range(each)])
+    return total
+
+
+def fuzz_all(tries: Tries, count: int) -> Counter[str]:
+    """Run each fuzz test with `count` inputs, print one row, and return it."""
+    tests = fuzz_tests() if count else []
+    names = [f"{test} x {count}" for test in tests]
+    for test, name in zip(tests, names, strict=True):
+        tries.run("fuzz", name, partial(fuzzed, test, count, tries.seed), count)
+    return _rowed(tries, "fuzz", names, f"fuzz, {len(tests)} kinds") if count else Counter()
+
+
+def _rowed(tries: Tries, name: str, numbers: list[str], title: str = "") -> Counter[str]:
+    found = tries.counted(name, set(numbers))
+    print(row(title or name, found), flush=True)
+    return found
+
+
 def main() -> None:
     """Print the table, a row as soon as it is known; exit code 1 if anything did not survive."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="of each program")
     parser.add_argument("--damages", type=int, default=1500, help="of all artefacts")
-    parser.add_argument("--fuzz", type=int, default=1500, help="inputs of each kind")
+    parser.add_argument("--fuzz", type=int, default=500, help="inputs of each kind")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="folder of tries.jsonl, which is gone on with")
     args = parser.parse_args()
-    from edgedistill.students import folder as student  # noqa: F401  imported once, before the forks
-    from edgedistill.teachers.families import mixture
-
-    mixture.FIT_STEPS, mixture.FIT_BATCH = 20, 64
-    total: Counter[str] = Counter()
+    for module in LOADED:
+        importlib.import_module(module)
+    tries = Tries(args.out and args.out / "tries.jsonl", args.seed)
     print(f"| fault | tries | {' | '.join(KINDS)} |\n|---|{'---|' * (len(KINDS) + 1)}", flush=True)
+    total: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as work:
         base = Path(work) / "base"
         base.mkdir()
         prepare(base)
-        for name in PROGRAMS if args.kills else ():
-            dice = random.Random(f"{args.seed} kill {name}")
-            found = Counter(kills(name, args.kills, base, dice))
-            total += found
-            print(row(f"kill of {name}", found), flush=True)
+        total += kill_all(tries, args.kills, base)
         shutil.copytree(base / "made", base / "run")
         shutil.rmtree(base / "run" / "student")
-        for name in READERS if args.damages else ():
-            dice = random.Random(f"{args.seed} damage {name}")
-            found = Counter(damages(name, -(-args.damages // len(READERS)), base, dice))
-            total += found
-            print(row(f"damage of a {name}", found), flush=True)
-    if args.fuzz:
-        found, kinds = fuzzed(args.fuzz)
-        total += found
-        print(row(f"fuzz, {kinds} kinds", found), flush=True)
+        total += damage_all(tries, args.damages, base)
+    total += fuzz_all(tries, args.fuzz)
     print(row("all", total))
     sys.exit(any(total[kind] for kind in KINDS[1:]))
 

@@ -25,11 +25,11 @@ from safetensors.torch import save_file
 from torch import nn
 from training_memory import MIB, resident
 
+from edgedistill import recipes
 from edgedistill.common.files import read_json, write_json
 from edgedistill.planning.architectures import architecture, find
 from edgedistill.planning.costs import costs
 from edgedistill.planning.memory import Launch
-from edgedistill.recipes import schema as recipes
 from edgedistill.runs.run import Run
 from edgedistill.tiny import tokenizers
 

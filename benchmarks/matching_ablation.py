@@ -25,8 +25,8 @@ from pathlib import Path
 
 import torch
 
+from edgedistill import recipes
 from edgedistill.evaluation.planar import planar_figures
-from edgedistill.recipes import schema as recipes
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 from edgedistill.teachers.families.mixture import Mixture

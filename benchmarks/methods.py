@@ -43,12 +43,11 @@ from pathlib import Path
 import torch
 
 import edgedistill
-from edgedistill import assets
+from edgedistill import assets, recipes
 from edgedistill.common.files import read_json, write_json, write_text
 from edgedistill.diffusion.denoiser import Denoiser
-from edgedistill.diffusion.sampling import solve, time_grid
+from edgedistill.diffusion.solvers import solve, time_grid
 from edgedistill.evaluation.planar import planar_figures
-from edgedistill.recipes import schema as recipes
 from edgedistill.recipes.schema import Recipe
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student

@@ -32,13 +32,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from edgedistill.common.pictures import grid
-from edgedistill.draw.generate import runtime_noise
 from edgedistill.draw.subjects import Subject, student_subject, teacher_subject
 from edgedistill.evaluation.captions import prompt_sets
 from edgedistill.evaluation.evaluate import evaluate_pictures
 from edgedistill.evaluation.fidelity import Reference
 from edgedistill.students.folder import Student, load_student
 from edgedistill.teachers import load_teacher
+from edgedistill_runtime.noise import noise
 
 SEED, SHOWN = 1234, 16
 """Of the samples; how many captions of the teacher's own grid the sheet has."""
@@ -143,7 +143,7 @@ def measure(recipe: str, student: Student, args: argparse.Namespace, minutes: fl
     """Quality of a student."""
     captions = prompt_sets(load_teacher("stable_diffusion", "emoji"), None)
     found = figures(
-        student_subject("student", student, runtime_noise()),
+        student_subject("student", student, noise),
         {kind: captions[kind] for kind in ("seen", "unseen", "open")},
         args.samples,
     )
@@ -163,9 +163,7 @@ def teachers_diversity(samples: int) -> float:
     """Of the guided teacher, on captions that many pictures answer."""
     teacher = load_teacher("stable_diffusion", "emoji")
     captions = {"seen": prompt_sets(teacher, None)["open"]}
-    subject = teacher_subject(
-        "teacher", teacher, runtime_noise(), guidance=GUIDANCE, steps=TEACHER_STEPS
-    )
+    subject = teacher_subject("teacher", teacher, noise, guidance=GUIDANCE, steps=TEACHER_STEPS)
     found: float = figures(subject, captions, samples // 3)["diversity"]
     return found
 
@@ -174,7 +172,7 @@ def drawn(student: Student) -> NDArray[np.uint8]:
     """Every few captions of the teacher's grid, (SHOWN, H, W, 3)."""
     shipped = Path(load_teacher("stable_diffusion", "emoji").path)
     prompts = json.loads((shipped / "prompts.json").read_text("utf-8"))["grid"]
-    subject = student_subject("student", student, runtime_noise())
+    subject = student_subject("student", student, noise)
     pictures: NDArray[np.uint8] = subject.draw(
         prompts[:: len(prompts) // SHOWN][:SHOWN], SEED, lambda done: None
     )

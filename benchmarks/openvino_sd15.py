@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 
-from edgedistill.teachers.base import Graph
-from edgedistill.teachers.families.stable_diffusion import UNet
+from edgedistill.teachers.base import ExportGraph
+from edgedistill.teachers.families.stable_diffusion import SDNet
 from edgedistill_export.memory import WeightsOnDisk, watch_peak
 from edgedistill_export.quiet import quiet
 from edgedistill_export.targets import Call, Job, find_target
@@ -38,7 +38,7 @@ CALLS = 4
 MIB = 2**20
 
 
-def network(width: int) -> Graph:
+def network(width: int) -> ExportGraph:
     """The U-Net as a graph; 320 channels are SD 1.5's."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
@@ -51,7 +51,7 @@ def network(width: int) -> Graph:
         "t": torch.tensor([999.0, 499.0]),
         "encoder_hidden_states": torch.randn(2, 77, 768),
     }
-    return Graph(UNet(unet.eval().requires_grad_(False)), inputs, ("f",))
+    return ExportGraph(SDNet(unet.eval().requires_grad_(False)), inputs, ("f",))
 
 
 def random_calls(count: int) -> list[Call]:

@@ -13,23 +13,24 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgedistill.common.decibels import decibels
 from edgedistill.common.files import write_json, write_text
-from edgedistill.draw.generate import runtime_noise
 from edgedistill.draw.subjects import student_subject
 from edgedistill.students.folder import load_student
-from edgedistill_export.bundle import Settings
-from edgedistill_export.many import Row, export_many, pairs
+from edgedistill_export.bundle import ExportSettings
+from edgedistill_export.many import ExportRow, export_many, pairs
 from edgedistill_export.parity import find_features, psnr
 from edgedistill_export.prompts import parity_prompts
 from edgedistill_runtime import Pipeline
 from edgedistill_runtime.manifest import Manifest
+from edgedistill_runtime.noise import noise
 
 ROOT = Path(__file__).parents[1]
 NOT_HERE = {"trt": "needs its GPU", "coreml": "needs a Mac"}
@@ -58,14 +59,14 @@ def latency(place: Path, runs: int) -> dict[str, Any] | str:
         return dict(json.loads(file.read_text()))
 
 
-def line(row: Row, timing: dict[str, Any] | str) -> list[str]:
+def line(row: ExportRow, timing: dict[str, Any] | str) -> list[str]:
     """Cells of one row."""
     cells = [row.name, f"{row.size_mb:.1f}" if row.place else "-", f"{row.seconds:.0f}"]
     if row.parity is None:
         return [*cells, row.error]
     figures = row.parity
-    cells += [figures.backend, f"{min(g.worst for g in figures.graphs.values()):.1f}"]
-    cells += [f"{figures.final.mean:.1f}", f"{figures.final.worst:.1f}"]
+    worst = min(graph.worst for graph in figures.graphs.values())
+    cells += [figures.backend, *map(decibels, (worst, figures.final.mean, figures.final.worst))]
     for value in (figures.perceptual, figures.text_image):
         cells.append("-" if value is None else f"{value:.4f}")
     if row.error:
@@ -81,16 +82,14 @@ def compare_qat(student: Path, qat: Path, folder: Path) -> list[list[str]]:
     """The int8 bundles of a student and of its sequel against the float student, 64 prompts."""
     truth = load_student(student)
     prompts, features = parity_prompts(truth, 64), find_features(truth)
-    reference = student_subject("student", truth, runtime_noise()).draw(
-        prompts, 5, lambda done: None
-    )
+    reference = student_subject("student", truth, noise).draw(prompts, 5, lambda done: None)
     rows = []
     for name, source in (("int8 after training", student), ("int8, trained for it", qat)):
         made = export_many(
             source,
             [("ort", "int8")],
             folder / f"qat-{source.parent.name}",
-            Settings(strict=False),
+            ExportSettings(strict=False),
             rebuild=True,
         )[0]
         assert made.place is not None
@@ -125,7 +124,7 @@ def main() -> None:
         place = args.out / "-".join(pair)
         old = (place / "manifest.json").is_file() and Manifest.read(place).student.sha256
         rows += export_many(
-            args.student, [pair], place, Settings(), rebuild=old != sha256, keep_going=True
+            args.student, [pair], place, ExportSettings(), rebuild=old != sha256, keep_going=True
         )
         print("  ".join(line(rows[-1], "")), flush=True)
     # All in one go, so that one machine in one state is what they are measured on.
@@ -138,7 +137,7 @@ def main() -> None:
         text += "\n" + markdown(headings, compare_qat(args.student, args.qat, args.out))
     write_text(args.out / "targets.md", text)
     results = [
-        {**asdict(row), "place": str(row.place or ""), "latency": timing}
+        {**asdict(replace(row, problem=None)), "place": str(row.place or ""), "latency": timing}
         for row, timing in zip(rows, timings, strict=True)
     ]
     write_json(args.out / "targets.json", results)

@@ -30,7 +30,7 @@ from pathlib import Path
 import peft  # noqa: F401  what a run imports on its way belongs to the libraries
 import torch
 
-from edgedistill.recipes import schema as recipes
+from edgedistill import recipes
 from edgedistill.runs.run import Run
 from edgedistill.teachers.families import stable_diffusion  # noqa: F401
 

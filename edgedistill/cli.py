@@ -66,7 +66,7 @@ def distill(
 
     Example: edgedistill distill recipe=emoji-4step train.batch_size=32 teacher.guidance=4
     """
-    from edgedistill.recipes.schema import asked
+    from edgedistill.recipes.load import asked
     from edgedistill.runs.run_dir import open_run
     from edgedistill.training.trainer import Interrupted
 
@@ -105,7 +105,7 @@ def synth(
 
     Example: edgedistill synth recipe=mixture-kd data.samples=20000 out=paths/ring
     """
-    from edgedistill.recipes.schema import asked
+    from edgedistill.recipes.load import asked
     from edgedistill.runs.synth import synth as make
 
     recipe, out, _ = asked("synth", words)
@@ -198,12 +198,12 @@ def export(
     """
     from edgedistill.data import read_prompts
     from edgedistill.students.group import group_of
-    from edgedistill_export.bundle import Settings
+    from edgedistill_export.bundle import ExportSettings
     from edgedistill_export.many import export_group, export_many, memory_lines, pairs, table
     from edgedistill_export.terms import notes_of
 
     folder = Path(student) if student else _newest()
-    settings = Settings(
+    settings = ExportSettings(
         options=dict(_pair(word) for word in option or ()),
         prompts=read_prompts(prompts) if prompts else None,
         calibration=read_prompts(calibration) if calibration else None,
@@ -395,7 +395,7 @@ app.add_typer(recipes_app, name="recipes")
 @recipes_app.callback()
 def recipes(context: typer.Context) -> None:
     """List the shipped recipes."""
-    from edgedistill.recipes import schema as recipes_
+    from edgedistill import recipes as recipes_
 
     if context.invoked_subcommand is None:
         table = Table("recipe", "what it makes", box=None)
@@ -410,7 +410,7 @@ def show(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")] = None,
 ) -> None:
     """Print a recipe resolved: every key with its value, ready to be saved and changed."""
-    from edgedistill.recipes import schema as recipes_
+    from edgedistill import recipes as recipes_
 
     found = recipes_.load(name, overrides or ())
     typer.echo(recipes_.header(name) + recipes_.dump(found), nl=False)

@@ -7,9 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from edgedistill import recipes
 from edgedistill.common.plugins import names
 from edgedistill.objectives import OBJECTIVES
-from edgedistill.recipes import schema as recipes
 from edgedistill.teachers import TEACHERS
 
 __all__ = ["report_lines"]

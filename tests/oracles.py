@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import Boundary
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.step_table import Boundary
 
 
 class Gaussian:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import one_step_x0, time_grid
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
+from edgedistill.diffusion.solvers import one_step_x0, time_grid
 from edgedistill.objectives.base import Batch, Objective, Optim, Setup
 
 DATA = Gaussian([0.7, -0.4], 0.5, Trig())

@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import few_step_table, student_times
-from edgedistill.students.folder import Guidance, StudentInfo, save_student
+from edgedistill.diffusion.solvers import student_times
+from edgedistill.diffusion.step_table import few_step_table
+from edgedistill.students.folder import GuidanceInfo, StudentInfo, save_student
 from edgedistill.teachers import Teacher
 from edgedistill.tiny.stable_diffusion import pipeline as make_pipeline
 from edgedistill.tiny.tokenizers import LENGTH
@@ -41,7 +42,7 @@ def save(
         step_table=table.to_json(),
         prediction=prediction,
         schedule=schedule.to_json(),
-        guidance=Guidance(mode="baked", scale=3.0),
+        guidance=GuidanceInfo(mode="baked", scale=3.0),
         latent=teacher.describe(),
         teacher={"name": "tiny", "path": teacher.path, "guidance": 3.0, "licences": ["mit"]},
         recipe={"teacher": {"steps": 2, "guidance": 3.0}},

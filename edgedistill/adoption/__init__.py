@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgedistill.adoption.adopt import adopt
+from edgedistill.adoption.adopting import adopt
 from edgedistill.adoption.kinds import KINDS, Kind
 
 __all__ = ["KINDS", "Kind", "adopt"]

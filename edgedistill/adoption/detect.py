@@ -13,7 +13,7 @@ from edgedistill.adoption.kinds import FOLDER, KINDS, LORA, WEIGHTS, Kind
 from edgedistill.common.files import read_json
 from edgedistill.common.pickles import PICKLES
 from edgedistill.teachers.adapter_files import check_keys
-from edgedistill.teachers.pipeline import FAMILIES
+from edgedistill.teachers.loading import FAMILIES
 
 __all__ = ["Looks", "check_fits", "family_of", "look", "named_steps"]
 

@@ -12,20 +12,18 @@ from typing import Any
 
 from edgedistill.adoption.tables import (
     Grid,
-    Lands,
     ancestral,
     at_timesteps,
-    ddim,
     flux_grid,
     lcm_grid,
-    renoise,
     sd3_grid,
     tcd,
     trailing_grid,
 )
 from edgedistill.common.plugins import unknown
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.students.folder import Guidance
+from edgedistill.diffusion.step_table import Lander, ddim, renoise
+from edgedistill.students.folder import GuidanceInfo
 
 __all__ = ["FOLDER", "KINDS", "LORA", "WEIGHTS", "Kind", "find_kind"]
 
@@ -69,7 +67,7 @@ class Kind:
     steps: tuple[int, ...]
     tied: bool = False
     grid: Grid
-    lands: Lands
+    lands: Lander
     scheduler: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     listed: bool = False
@@ -81,7 +79,7 @@ class Kind:
     one_step: Prediction | None = None
     lora_scale: float = 1.0
     embedded: bool = False
-    guidance: Guidance = field(default_factory=lambda: Guidance(mode="none"))
+    guidance: GuidanceInfo = field(default_factory=lambda: GuidanceInfo(mode="none"))
 
     @property
     def flow(self) -> bool:
@@ -91,7 +89,7 @@ class Kind:
 
 _TRAILING = {"timestep_spacing": "trailing"}
 _UNSHIFTED = {"shift": 1.0, "use_dynamic_shifting": False}
-_BAKED = Guidance(mode="baked")
+_BAKED = GuidanceInfo(mode="baked")
 _LCM: dict[str, Any] = {
     "families": UNETS,
     "steps": (4, 8, 6, 5, 3, 2, 1),
@@ -128,14 +126,14 @@ _DMD2: dict[str, Any] = {
     "scheduler": "LCMScheduler",
     "listed": True,
     "boundary": True,
-    "guidance": Guidance(mode="baked", scale=8.0),
+    "guidance": GuidanceInfo(mode="baked", scale=8.0),
 }
 _FLOW: dict[str, Any] = {"lands": ddim, "scheduler": "FlowMatchEulerDiscreteScheduler"}
 _FLUX_LORA: dict[str, Any] = {
     "families": ("flux",),
     "forms": (LORA,),
     "grid": flux_grid,
-    "guidance": Guidance(mode="embedded", scale=3.5),
+    "guidance": GuidanceInfo(mode="embedded", scale=3.5),
     **_FLOW,
 }
 
@@ -145,7 +143,7 @@ KINDS: dict[str, Kind] = {
         forms=(FOLDER, WEIGHTS),
         owns=("LCMScheduler",),
         embedded=True,
-        guidance=Guidance(mode="baked", scale=8.0),
+        guidance=GuidanceInfo(mode="baked", scale=8.0),
         **_LCM,
     ),
     "lcm-lora": Kind(

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from edgedistill.adoption.kinds import Kind
-from edgedistill.adoption.tables import lcm_boundary, step_table
+from edgedistill.diffusion.boundary import lcm_boundary
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.step_table import TorchStepTable, landed_table
+from edgedistill.teachers.student_schedulers import walk
 
 __all__ = [
     "TOLERANCE",
-    "Probe",
+    "TimedProbe",
     "distance",
     "make_scheduler",
     "make_table",
@@ -32,7 +33,7 @@ TOLERANCE = 1e-3
 _NAMES = {Prediction.EPS: "epsilon", Prediction.X0: "sample"}
 
 
-class Probe(nn.Module):
+class TimedProbe(nn.Module):
     """A network that is nonlinear in x and depends on t in 0 .. 1000."""
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ def shift_of(config: Any, shape: tuple[int, ...]) -> float:
 
 def make_table(
     kind: Kind, scheduler: Any, schedule: Schedule, steps: int, shape: tuple[int, ...]
-) -> StepTable:
+) -> TorchStepTable:
     """The kind's table over a schedule; `scheduler` is of `make_scheduler`."""
     config = scheduler.config
     first = 1 / config.num_train_timesteps
@@ -78,33 +79,30 @@ def make_table(
         "first": first,
         "config": 0.0 if config.get("set_alpha_to_one", True) else first,
     }
-    return step_table(
+    return landed_table(
         schedule,
         prediction_of(kind, steps),
         kind.grid(schedule, steps, shift_of(config, shape)),
         kind.lands,
         end=ends[kind.end],
-        boundary=lcm_boundary(schedule) if kind.boundary else None,
+        boundary=lcm_boundary(10.0, schedule=schedule) if kind.boundary else None,
         scaled_start=kind.scaled_start,
     )
 
 
-def distance(kind: Kind, scheduler: Any, table: StepTable, shape: tuple[int, ...]) -> float:
+def distance(kind: Kind, scheduler: Any, table: TorchStepTable, shape: tuple[int, ...]) -> float:
     """How far apart scheduler and table take the same noise, relative to the largest latent."""
     noise = table.draw((4, 16), torch.Generator().manual_seed(0))
-    ours = table.sample(Probe(), noise, {})
+    ours = table.sample(TimedProbe(), noise, {})
     scheduler.set_timesteps(**_asked(kind, scheduler, table, shape))
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(4, 16, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
     extra = {} if kind.eta is None else {"eta": kind.eta}
-    for t in scheduler.timesteps:
-        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        f = Probe()(seen, t.expand(len(x)))
-        x = scheduler.step(f, t, x, generator=generator, **extra).prev_sample
+    x = walk(scheduler, TimedProbe(), (4, 16), extra)
     return float((x - ours).abs().max() / ours.abs().max())
 
 
-def _asked(kind: Kind, scheduler: Any, table: StepTable, shape: tuple[int, ...]) -> dict[str, Any]:
+def _asked(
+    kind: Kind, scheduler: Any, table: TorchStepTable, shape: tuple[int, ...]
+) -> dict[str, Any]:
     """What the model card, or the pipeline, gives set_timesteps."""
     steps = len(table.rows)
     if kind.listed:
@@ -115,7 +113,7 @@ def _asked(kind: Kind, scheduler: Any, table: StepTable, shape: tuple[int, ...])
     return {"sigmas": sigmas, "mu": math.log(shift_of(scheduler.config, shape))}
 
 
-def plain(kind: Kind, scheduler: Any, table: StepTable) -> Any:
+def plain(kind: Kind, scheduler: Any, table: TorchStepTable) -> Any:
     """A scheduler that walks the table when asked for nothing but its number of steps.
 
     The recommended one, except where its timesteps come with the call: then one that has them in

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from edgedistill_runtime import strict_json
+
 __all__ = ["MAX_YAML", "check_yaml", "is_file", "parse_json", "read_bytes", "short"]
 
 MAX_YAML = 2**20
@@ -26,8 +28,6 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
         OSError: If it is not there or cannot be read.
         ValueError: If it is larger, or a folder, pipe or device.
     """
-    from edgedistill_runtime import strict_json
-
     return strict_json.read_bytes(path, limit or strict_json.MAX_BYTES)
 
 
@@ -49,15 +49,11 @@ def parse_json(data: bytes | str, *, strict: bool = False) -> Any:
     Raises:
         ValueError: In one line, if it is none.
     """
-    from edgedistill_runtime import strict_json
-
     return strict_json.parse(data, strict=strict)
 
 
 def short(value: Any, limit: int = 60) -> str:
     """`repr` of a value for a message, its middle left out where it is long."""
-    from edgedistill_runtime import strict_json
-
     return strict_json.short(value, limit)
 
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from edgedistill.common.finite import bad_row
 from edgedistill.data.prompts import CAPTION, read_prompts
 from edgedistill.data.shards import fault_of, write_shard
-from edgedistill.diffusion.sampling import solve
-from edgedistill.teachers.base import Source, Teacher
+from edgedistill.diffusion.solvers import solve
+from edgedistill.teachers.base import DataSource, Teacher
 from edgedistill.teachers.classes import ClassTeacher
 from edgedistill.teachers.latents import Latents
 
@@ -63,7 +63,7 @@ def open_source(
     seed: int,
     folder: Path,
     progress: Callable[[int], None],
-) -> Source:
+) -> DataSource:
     """Where a run's clean data comes from.
 
     The teacher's own data unless captions are given; then samples that the teacher makes for

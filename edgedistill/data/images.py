@@ -16,7 +16,7 @@ from torch import Tensor
 __all__ = ["FAULTS", "PICTURES", "SMALLEST", "read_picture"]
 
 SMALLEST = 16
-"""Pixels of the shorter side below which a picture is none."""
+"""Pixels of the shorter side below which a picture is none, unless it is asked for as small."""
 
 LARGEST = 64_000_000
 """Pixels of a picture above which it is not decoded: it would take over 1 GiB."""
@@ -50,8 +50,9 @@ def read_picture(data: bytes, channels: int, height: int, width: int) -> Tensor:
         width: Pixels.
 
     Raises:
-        ValueError: If it is smaller than `SMALLEST` or larger than `LARGEST`, which its header
-            tells, or broken, or its numbers have no scale (32 bits, or floating point).
+        ValueError: If its shorter side is below `SMALLEST` and that of the shape, or it is larger
+            than `LARGEST`, which its header tells, or broken, or its numbers have no scale (32
+            bits, or floating point).
     """
     try:
         with warnings.catch_warnings():
@@ -68,8 +69,9 @@ def read_picture(data: bytes, channels: int, height: int, width: int) -> Tensor:
 
 def _read(data: bytes, channels: int, height: int, width: int) -> Tensor:
     with Image.open(BytesIO(data), formats=FORMATS) as file:
-        if min(file.size) < SMALLEST or file.width * file.height > LARGEST:
-            most = f", over {LARGEST // 10**6} million" if min(file.size) >= SMALLEST else ""
+        small = min(file.size) < min(SMALLEST, height, width)
+        if small or file.width * file.height > LARGEST:
+            most = "" if small else f", over {LARGEST // 10**6} million"
             raise ValueError(f"{file.width} x {file.height} pixels{most}")
         picture: Any = ImageOps.exif_transpose(file)
     if picture.mode.startswith("I;16"):

@@ -1,9 +1,9 @@
 """x0 of a person's own pictures: encoded once into shards on disk, drawn from often.
 
-CACHE/manifest.json               the `Spec`: all of a teacher that decides an x0
+CACHE/manifest.json               the `LatentSpec`: all of a teacher that decides an x0
 CACHE/DIGEST/00000.safetensors    `x0` (n, ...), and the `pictures` (n, channels, height, width) in
                                   uint8 where a method asks for them; captions and what was skipped
-                                  in the metadata, and the sha256 of the file
+                                  in the metadata, and the file's name and its sha256
 CACHE/DIGEST/index.json           the number of shards, once all are there, and its own sha256
 
 DIGEST is that of the spec and of the pictures' names, sizes and times of change, so that runs may
@@ -42,7 +42,7 @@ from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.classes import ClassTeacher
 from edgedistill.teachers.latents import Captioned, to_float
 
-__all__ = ["CachedLatents", "Pictures", "Spec", "find_pictures", "words_of"]
+__all__ = ["CachedLatents", "LatentSpec", "Pictures", "find_pictures", "words_of"]
 
 SHARD = 2**24
 """Numbers in a shard, about: 64 MiB."""
@@ -57,7 +57,7 @@ NAMED = 3
 
 
 @dataclass(frozen=True)
-class Spec:
+class LatentSpec:
     """All of a teacher that decides an x0.
 
     Attributes:
@@ -137,7 +137,7 @@ class Pictures:
     ) -> None:
         self.listing, self.codec, self.teacher = listing, codec, codec.teacher
         self.record, self.keep = record, keep
-        self.spec = Spec(codec.fingerprint(), codec.shape, codec.factor, codec.shift)
+        self.spec = LatentSpec(codec.fingerprint(), codec.shape, codec.factor, codec.shift)
         numbers = prod(self.teacher.sample_shape) + (prod(codec.shape) // 4 if keep else 0)
         self.rows = max(1, min(1024, SHARD // numbers))
         # What takes no prompts skips no picture for want of a caption.
@@ -285,7 +285,7 @@ class Pictures:
             raise FloatingPointError(f"{shard}: what the autoencoder returns is not finite")
         metadata = {"captions": json.dumps(captions), "skipped": json.dumps(skipped)}
         tensors = {"x0": made, **({"pictures": torch.cat(kept)} if self.keep else {})}
-        write_shard(shard, tensors, {"digest": self.digest, **metadata})
+        write_shard(shard, tensors, {"digest": self.digest, "file": shard.name, **metadata})
         return len(captions) + len(skipped)
 
     def _fault(self, number: int) -> str:
@@ -300,11 +300,14 @@ class Pictures:
             metadata = file.metadata() or {}
             shape = tuple(file.get_slice("x0").get_shape())
         if metadata.get("digest") != self.digest:
-            return "of other pictures"
-        if shape[1:] != self.teacher.sample_shape:
-            return f"x0 of shape {shape[1:]}"
-        self._whole.add(number)
-        return ""
+            fault = "of other pictures"
+        elif self._hashed and metadata.get("file") != shard.name:
+            fault = f"once {metadata.get('file')}, not {shard.name}"
+        elif shape[1:] != self.teacher.sample_shape:
+            fault = f"x0 of shape {shape[1:]}"
+        else:
+            self._whole.add(number)
+        return fault
 
 
 def find_pictures(
@@ -335,7 +338,7 @@ def words_of(teacher: Teacher) -> Words:
     return "classes" if isinstance(teacher, ClassTeacher) else "captions"
 
 
-def _check_cache(cache: Path, spec: Spec) -> None:
+def _check_cache(cache: Path, spec: LatentSpec) -> None:
     """ValueError if a cache is another teacher's."""
     file = cache / "manifest.json"
     if not file.is_file():

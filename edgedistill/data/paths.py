@@ -1,9 +1,9 @@
 """What the teacher's ODE makes of noise, kept at a grid of times: made once, drawn from often.
 
-FOLDER/manifest.json        the `Spec` and its digest, how many paths there are, its own sha256
+FOLDER/manifest.json        the `PathSpec` and its digest, how many paths there are, its own sha256
 FOLDER/captions.json        captions, by index
-FOLDER/00000.safetensors    `path` (n, K + 1, ...) and `caption` (n,), the digest and the
-                            sha256 of the file in its metadata
+FOLDER/00000.safetensors    `path` (n, K + 1, ...) and `caption` (n,), the digest, the file's name
+                            and its sha256 in its metadata
 
 A shard is decided by the spec and its number, so that a folder can be taken up again, and grow.
 """
@@ -27,13 +27,13 @@ from edgedistill.common.progress import remark
 from edgedistill.data import read_prompts
 from edgedistill.data.shards import fault_of, write_shard
 from edgedistill.diffusion.denoiser import Condition
-from edgedistill.diffusion.sampling import Denoise, solve
+from edgedistill.diffusion.solvers import Denoise, solve
 from edgedistill.diffusion.times import refine
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.classes import ClassTeacher
 from edgedistill.teachers.latents import Latents
 
-__all__ = ["Paths", "Spec", "captions_of", "follow", "make_paths", "open_paths", "spec_of"]
+__all__ = ["PathSpec", "Paths", "captions_of", "follow", "make_paths", "open_paths", "spec_of"]
 
 SCHEMA = 2
 
@@ -45,7 +45,7 @@ FIXED = ("teacher", "weights", "guidance")
 
 
 @dataclass(frozen=True)
-class Spec:
+class PathSpec:
     """All that decides the paths, besides how many there are.
 
     Attributes:
@@ -73,7 +73,7 @@ class Spec:
         """sha256 of all of it."""
         return _sha256(repr(sorted(asdict(self).items())))
 
-    def difference(self, other: Spec, names: Sequence[str]) -> str:
+    def difference(self, other: PathSpec, names: Sequence[str]) -> str:
         """The first of `names` in which `other` differs, "guidance=2, not 3"; "" if none does."""
         for name in names:
             ours, theirs = getattr(self, name), getattr(other, name)
@@ -91,12 +91,12 @@ def spec_of(
     steps: int,
     times: Tensor,
     seed: int,
-) -> Spec:
+) -> PathSpec:
     """The spec of a loaded teacher's paths."""
     kept = tuple(times.tolist())
     weights = _weights(teacher.denoiser.net)
     found = _sha256("\0".join(captions))
-    return Spec(teacher.name, weights, guidance, solver, steps, kept, seed, found)
+    return PathSpec(teacher.name, weights, guidance, solver, steps, kept, seed, found)
 
 
 def captions_of(teacher: Teacher, prompts: str | None, caption: str = "caption") -> list[str]:
@@ -157,7 +157,7 @@ class _Watched:
 def make_paths(
     folder: Path,
     teacher: Teacher,
-    spec: Spec,
+    spec: PathSpec,
     captions: Sequence[str],
     count: int,
     say: Callable[[str], None],
@@ -203,7 +203,7 @@ def make_paths(
 
 
 def _make(
-    shard: Path, teacher: Teacher, spec: Spec, captions: Sequence[str], start: int, size: int
+    shard: Path, teacher: Teacher, spec: PathSpec, captions: Sequence[str], start: int, size: int
 ) -> None:
     rows = _rows(teacher.sample_shape)
     seed = np.random.SeedSequence([spec.seed, start // rows]).generate_state(1, np.uint64)[0]
@@ -219,20 +219,24 @@ def _make(
     path = follow(guided, noise.to(device), times, spec.steps, cond, spec.solver).cpu()
     if not bool(path.isfinite().all()):
         raise FloatingPointError(f"{shard}: the teacher's samples are not finite")
-    write_shard(shard, {"path": path, "caption": caption}, {"spec": spec.digest})
+    write_shard(
+        shard, {"path": path, "caption": caption}, {"spec": spec.digest, "file": shard.name}
+    )
 
 
-def _fault(shard: Path, spec: Spec, shape: tuple[int, ...], *, hashed: bool) -> str:
+def _fault(shard: Path, spec: PathSpec, shape: tuple[int, ...], *, hashed: bool) -> str:
     """What is wrong with a shard, "" if nothing is."""
     fault = fault_of(shard, "path", hashed=hashed)
     if fault:
         return fault
     with safe_open(shard, "pt") as file:
-        digest = (file.metadata() or {}).get("spec")
+        metadata = file.metadata() or {}
         found = tuple(file.get_slice("path").get_shape())
         captions = file.get_tensor("caption") if "caption" in file.keys() else None  # noqa: SIM118
-    if digest != spec.digest:
+    if metadata.get("spec") != spec.digest:
         return "of other paths"
+    if hashed and metadata.get("file") != shard.name:
+        return f"once {metadata.get('file')}, not {shard.name}"
     if captions is None or captions.shape != found[:1]:
         return "no caption for each path"
     return "" if found == shape else f"{found[0]} paths, not {shape[0]}"
@@ -298,7 +302,7 @@ class Paths:
         return torch.randint(len(self.caption), (count,), generator=generator)
 
 
-def open_paths(folder: Path, teacher: Teacher, spec: Spec, times: Tensor) -> Paths:
+def open_paths(folder: Path, teacher: Teacher, spec: PathSpec, times: Tensor) -> Paths:
     """The paths in `folder` at `times`, among those they were kept at.
 
     Raises:
@@ -336,8 +340,8 @@ def open_paths(folder: Path, teacher: Teacher, spec: Spec, times: Tensor) -> Pat
     return Paths(teacher, shards, torch.cat(caption), captions, columns)
 
 
-def _read(folder: Path) -> tuple[Spec, int, int]:
-    """Spec, number and schema of a folder's paths; ValueError names what is wrong with it."""
+def _read(folder: Path) -> tuple[PathSpec, int, int]:
+    """PathSpec, number and schema of a folder's paths; ValueError names what is wrong with it."""
     file = folder / "manifest.json"
     data = read_json(file)
     version = data.get("schema_version")
@@ -345,8 +349,8 @@ def _read(folder: Path) -> tuple[Spec, int, int]:
         raise ValueError(f"{file}: schema_version {version!r}, {SCHEMA} expected")
     try:
         count, digest = int(data["samples"]), data["digest"]
-        values = {name: data[name] for name in Spec.__dataclass_fields__}
-        spec = Spec(**{**values, "times": tuple(map(float, values["times"]))})
+        values = {name: data[name] for name in PathSpec.__dataclass_fields__}
+        spec = PathSpec(**{**values, "times": tuple(map(float, values["times"]))})
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{file}: missing or of a wrong kind: {error}") from None
     if digest != spec.digest or count < 1:

@@ -23,11 +23,20 @@ from torch import Tensor
 from edgedistill.common.text import check_file, decode, is_folder, shown
 from edgedistill.data.folders import UNREAD, Found, Metadata, few, read_metadata, walk
 from edgedistill.data.images import FAULTS, PICTURES, read_picture
-from edgedistill.data.tars import Sample, read_samples
+from edgedistill.data.tars import TarSample, read_samples
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.latents import to_float
 
-__all__ = ["FAULTS", "Codec", "Listing", "Record", "Words", "list_pictures", "read_picture"]
+__all__ = [
+    "FAULTS",
+    "Codec",
+    "Listing",
+    "Record",
+    "Words",
+    "list_pictures",
+    "read_picture",
+    "some_of",
+]
 
 Words = Literal["captions", "classes", "none"]
 """What a teacher reads with a picture."""
@@ -82,6 +91,12 @@ class Listing:
         for file in self.files:
             yield from KINDS[file.suffix.lower()](self, file)
 
+    def some(self, most: int) -> tuple[Iterator[Record], int]:
+        """`most` records as `some_of` chooses them, and how many there are in all."""
+        total = sum(1 for _ in self.records())
+        rows = set(some_of(total, most))
+        return (record for i, record in enumerate(self.records()) if i in rows), total
+
     def name(self, file: Path) -> str:
         """Of a file, relative to the root."""
         return file.relative_to(self.root).as_posix()
@@ -101,6 +116,17 @@ class Listing:
         if not word.isprintable():
             raise ValueError("its name is not to be printed, and it has no other caption")
         return word
+
+
+def some_of(total: int, most: int) -> list[int]:
+    """`most` of the numbers below `total`, or all of fewer, in order.
+
+    They are chosen at random, always in the same way: of pictures that are sorted by class they
+    are of all classes, as the first ones are not.
+    """
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+    rows: list[int] = order[:most].sort().values.tolist()
+    return rows
 
 
 def list_pictures(path: str | Path, key: str, words: Words = "captions") -> Listing:
@@ -187,7 +213,7 @@ def _from_file(listing: Listing, file: Path) -> Iterator[Record]:
 
 
 def _from_tar(listing: Listing, file: Path) -> Iterator[Record]:
-    def read(sample: Sample) -> tuple[bytes, str]:
+    def read(sample: TarSample) -> tuple[bytes, str]:
         ending = sample.ending(*PICTURES)
         if ending is None:
             raise ValueError("no picture among " + few([*sample.members]))

@@ -20,7 +20,7 @@ from pathlib import Path
 from edgedistill.common.text import decode, parse_json, shown
 from edgedistill.data.tables import spoken
 
-__all__ = ["MEMBER", "Sample", "read_samples"]
+__all__ = ["MEMBER", "TarSample", "read_samples"]
 
 MEMBER = 256 * 2**20
 """Bytes of the largest file in a tar that is read: a sparse one may claim any size."""
@@ -30,7 +30,7 @@ _SPECIAL = re.compile(r"__[^/]*__(/|$)")
 
 
 @dataclass(frozen=True)
-class Sample:
+class TarSample:
     """Files of one name, which can be read until the next sample is asked for.
 
     Attributes:
@@ -105,7 +105,7 @@ CAPTIONS: dict[bool, dict[str, _Caption]] = {
 not empty counts."""
 
 
-def read_samples(path: Path) -> Iterator[Sample]:
+def read_samples(path: Path) -> Iterator[TarSample]:
     """The samples of an uncompressed tar in their order; only headers are read.
 
     Raises:
@@ -121,7 +121,7 @@ def read_samples(path: Path) -> Iterator[Sample]:
             for name, group in groupby(named, key=lambda pair: pair[0][0]):
                 files = [(ending, member) for (_, ending), member in group]
                 times = Counter(ending for ending, _ in files)
-                yield Sample(
+                yield TarSample(
                     name,
                     {ending: partial(_read, tar, member) for ending, member in files},
                     tuple(ending for ending, count in times.items() if count > 1),

@@ -12,20 +12,32 @@ from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import Boundary, ddim_step
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.solvers import ddim_step
+from edgedistill.diffusion.step_table import Boundary
+from edgedistill.diffusion.tensors import expand_like
 
 __all__ = ["boundary_of", "bounded", "landed", "lcm_boundary", "noise_boundary", "plain"]
 
 
-def lcm_boundary(scaling: float, sigma_data: float = 0.5) -> Boundary:
-    """c_skip = s^2 / (T^2 + s^2), c_out = T / sqrt(T^2 + s^2), T = scaling 1000 t.
+def lcm_boundary(
+    scaling: float, sigma_data: float = 0.5, schedule: Schedule | None = None
+) -> Boundary:
+    """c_skip = s^2 / (T^2 + s^2), c_out = T / sqrt(T^2 + s^2), T = scaling k.
 
     Luo et al. 2023 (arXiv 2310.04378), Sec. 3. A few timesteps above 0 it is x0 already.
+
+    Args:
+        scaling: Factor on the timestep k.
+        sigma_data: Standard deviation s of the data.
+        schedule: Its network reads k, as in diffusers' LCMScheduler; without one k = 1000 t.
     """
 
     def boundary(t: Tensor) -> tuple[Tensor, Tensor]:
-        scaled = scaling * 1000 * t.double()
+        if schedule is None:
+            scaled = scaling * 1000 * t.double()
+        else:
+            scaled = scaling * schedule.net_time(t).double()
         total = scaled.square() + sigma_data**2
         return sigma_data**2 / total, scaled / total.sqrt()
 
@@ -63,10 +75,9 @@ def boundary_of(denoiser: Denoiser, sigma_data: float) -> Boundary:
 
 def bounded(boundary: Boundary, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
     """The consistency function's value from a network's x0, (N, ...)."""
-    shape = (-1,) + (1,) * (x_t.ndim - 1)
-    skip, out = boundary(t)
-    value: Tensor = skip.reshape(shape).to(x_t) * x_t + out.reshape(shape).to(x_t) * x0
-    return torch.where((t == 0).reshape(shape), x_t, value)
+    skip, out = (expand_like(factor, x_t).to(x_t) for factor in boundary(t))
+    value: Tensor = skip * x_t + out * x0
+    return torch.where(expand_like(t == 0, x_t), x_t, value)
 
 
 def landed(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -74,4 +85,4 @@ def landed(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) ->
     stays = t == s
     # Where nothing moves, no step from time 0 is taken: its gradient would not be a number.
     moved = ddim_step(schedule, x_t, x0, torch.where(stays, 1.0, t), s)
-    return torch.where(stays.reshape((-1,) + (1,) * (x_t.ndim - 1)), x_t, moved)
+    return torch.where(expand_like(stays, x_t), x_t, moved)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from edgedistill.diffusion.prediction import Prediction, to_eps, to_x0
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.tensors import expand_like
 
 __all__ = ["Bound", "Condition", "Denoise", "Denoiser", "Guided", "cat", "expand", "take"]
 
@@ -64,7 +65,7 @@ class Bound:
             return x0.clamp(-self.limit, self.limit)
         sizes = x0.abs().flatten(1).float()
         threshold = sizes.quantile(self.quantile, dim=1).clamp(1, self.limit).to(x0.dtype)
-        threshold = threshold.reshape((-1,) + (1,) * (x0.ndim - 1))
+        threshold = expand_like(threshold, x0)
         return x0.clamp(-threshold, threshold) / threshold
 
 
@@ -121,7 +122,7 @@ class Denoiser(nn.Module):
             net_time: What the network reads in place of the schedule's time, (N,) or a scalar.
         """
         t = t.double().expand(len(x_t))
-        scale = self.schedule.input_scale(t).reshape((-1,) + (1,) * (x_t.ndim - 1)).to(x_t)
+        scale = expand_like(self.schedule.input_scale(t), x_t).to(x_t)
         time = self.schedule.net_time(t) if net_time is None else net_time.expand(len(x_t))
         time = time.to(x_t.device, torch.float32)
         result: Tensor = self.net(scale * x_t, time, **cond)

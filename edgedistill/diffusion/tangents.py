@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from edgedistill.diffusion.tensors import expand_like
+
 __all__ = ["DERIVATIVES", "Derivative", "Flow"]
 
 Flow = Callable[[Tensor, Tensor], Tensor]
@@ -24,7 +26,7 @@ def _jvp(flow: Flow, x: Tensor, t: Tensor, dx: Tensor, dt: Tensor, step: Tensor)
 
 
 def _difference(flow: Flow, x: Tensor, t: Tensor, dx: Tensor, dt: Tensor, step: Tensor) -> Tensor:
-    size = step.reshape((-1,) + (1,) * (x.ndim - 1)).to(x)
+    size = expand_like(step, x).to(x)
     ahead = flow(x + size * dx, t + step * dt)
     return (ahead - flow(x - size * dx, t - step * dt)) / (2 * size)
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from edgedistill.common.files import read_json
-from edgedistill.diffusion.sampling import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
+from edgedistill_runtime.bench import PROMPTS, peak_rss_mb, summary
 
 __all__ = ["main", "measure"]
 
@@ -95,7 +96,7 @@ def _load_pipeline(
 def _load_own(folder: str, steps: int, guidance: float, stages: _Stages) -> tuple[Draw, float]:
     """A student on its step table, or a teacher on its solver, by edgedistill itself."""
     from edgedistill.diffusion.denoiser import Condition
-    from edgedistill.diffusion.sampling import solve
+    from edgedistill.diffusion.solvers import solve
     from edgedistill.students.folder import load_student
     from edgedistill.teachers import load_teacher
 
@@ -148,7 +149,7 @@ def _index(folder: str) -> dict[str, Any]:
 
 
 def _family(folder: str) -> str:
-    from edgedistill.teachers.pipeline import FAMILIES
+    from edgedistill.teachers.loading import FAMILIES
 
     kind = _index(folder).get("_class_name")
     if kind not in FAMILIES:
@@ -165,7 +166,7 @@ def _own_steps(folder: str) -> int | None:
     if not isinstance(table, dict):
         raise ValueError(f"{file}: step_table: missing")
     try:
-        return len(StepTable.from_json(table).rows)
+        return len(TorchStepTable.from_json(table).rows)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
@@ -186,8 +187,6 @@ def measure(folder: str, steps: int | None, guidance: float, runs: int) -> dict[
     Raises:
         ValueError: For a folder that cannot be loaded.
     """
-    from edgedistill_runtime.bench import PROMPTS, peak_rss_mb, summary
-
     stages = _Stages()
     steps = steps or _own_steps(folder) or 25
     try:

@@ -10,7 +10,6 @@ import numpy as np
 from edgedistill.common.files import atomic_file, check_writable, recover
 from edgedistill.common.pictures import grid, scatter
 from edgedistill.draw.subjects import (
-    Noise,
     Subject,
     bundle_subject,
     helped_subject,
@@ -21,15 +20,10 @@ from edgedistill.draw.teacher_help import ALONE, Help
 from edgedistill.students.folder import Student
 from edgedistill.students.group import Students, open_student
 from edgedistill.teachers import Teacher, load_teacher
+from edgedistill_runtime import Pipeline, Router
+from edgedistill_runtime.noise import noise
 
-__all__ = ["Negative", "generate", "open_subject", "runtime_noise"]
-
-
-def runtime_noise() -> Noise:
-    """The runtime's noise, so that student and bundle draw the same pictures."""
-    from edgedistill_runtime.noise import noise
-
-    return noise
+__all__ = ["Negative", "generate", "open_subject"]
 
 
 @dataclass(frozen=True)
@@ -61,8 +55,6 @@ def open_subject(
             raise ValueError(f"{path}: a bundle has no teacher; name the student")
         if negative:
             raise ValueError(f"{path}: a bundle's attention is fixed; name the student")
-        from edgedistill_runtime import Pipeline, Router
-
         pipeline = Router(folder, keep_all=True) if bundles else Pipeline.load(folder)
         return bundle_subject(
             f"bundle:{folder.resolve().name}", pipeline
@@ -71,21 +63,21 @@ def open_subject(
     if isinstance(student, Students):
         if helped or negative:
             raise ValueError(f"{path}: several students; name one, as {student.path / '0'}")
-        return student_subject("students", student, runtime_noise()), True
+        return student_subject("students", student, noise), True
     takes_prompts = bool(student.teacher.prompts)
     if negative:
         if helped:
             raise ValueError("a negative prompt is for a student without its teacher's help")
         if not takes_prompts:
             raise ValueError(f"{path} takes no prompt, so no negative one")
-        words = (negative.prompt, negative.scale, runtime_noise())
+        words = (negative.prompt, negative.scale, noise)
         return steered_subject("student", student, *words), takes_prompts
     if helped:
         subject = helped_subject(
-            "student with teacher", student, teacher_of(student), given, runtime_noise()
+            "student with teacher", student, teacher_of(student), given, noise
         )
         return subject, takes_prompts
-    return student_subject("student", student, runtime_noise()), takes_prompts
+    return student_subject("student", student, noise), takes_prompts
 
 
 def teacher_of(student: Student) -> Teacher:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from edgedistill.common.pictures import to_uint8
 from edgedistill.diffusion.denoiser import Denoiser
-from edgedistill.diffusion.sampling import StepTable, solve
-from edgedistill.diffusion.schedule import schedule_from_json
+from edgedistill.diffusion.schedules import schedule_from_json
+from edgedistill.diffusion.solvers import solve
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.draw.kept import Kept
 from edgedistill.draw.teacher_help import Help, sample_with
 from edgedistill.networks.attention_steering import Away
@@ -63,7 +64,7 @@ Sampler = Callable[[list[Tensor], dict[str, Tensor]], Tensor]
 def _drawer(
     teacher: Teacher,
     sampler: Sampler,
-    table: StepTable | None,
+    table: TorchStepTable | None,
     noise: Noise,
     batch: int,
     kept: Kept | None = None,

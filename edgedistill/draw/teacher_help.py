@@ -20,8 +20,9 @@ from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
 from edgedistill.diffusion.prediction import to_x0
-from edgedistill.diffusion.sampling import SOLVERS, StepTable
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.solvers import SOLVERS
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.diffusion.times import refine
 
 __all__ = ["ALONE", "Help", "sample_with", "time_told"]
@@ -52,25 +53,20 @@ ALONE = Help()
 
 def time_told(schedule: Schedule, net_time: float) -> Tensor:
     """The t at which a network of this schedule is told `net_time`, a float64 scalar."""
-    low, high = torch.zeros(2, dtype=torch.float64)
-    high = torch.ones_like(high)
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = bool(schedule.net_time(middle) < net_time)
-        low, high = (middle, high) if below else (low, middle)
-    return schedule.snap((low + high) / 2)
+    told = torch.tensor(net_time, dtype=torch.float64)
+    return schedule.snap(schedule.time_of_net_time(told).clamp(0, 1))
 
 
 @torch.no_grad()
 def sample_with(
     student: Denoiser,
-    table: StepTable,
+    table: TorchStepTable,
     teacher: Denoiser | Guided,
     given: Help,
     noise: Sequence[Tensor],
     cond: Condition,
 ) -> Tensor:
-    """`StepTable.sample` with the teacher's help, (N, ...).
+    """`TorchStepTable.sample` with the teacher's help, (N, ...).
 
     Args:
         student: Its network, schedule and prediction.

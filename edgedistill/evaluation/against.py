@@ -110,7 +110,9 @@ class Against:
             return {}
         if data.total > len(data.pictures):
             count = len(data.pictures)
-            self.notes.append(f"Of {data.total} training pictures the first {count} are compared.")
+            self.notes.append(
+                f"Of {data.total} training pictures {count}, chosen at random, are compared."
+            )
         return usable
 
     def _classifier(self) -> Classifier | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 
 from edgedistill.common.files import read_json
@@ -58,15 +58,25 @@ def prompt_sets(
 
 
 def run_captions(recipe: Judged, teacher: Teacher, data: Data | None) -> list[str]:
-    """Captions of the run's own pictures or prompts; none where it had no data of its own."""
+    """Captions of the run's own pictures or prompts; none where it had no data of its own.
+
+    They are shuffled, always in the same way: the first of data that are sorted by class would
+    all be of one class.
+    """
     if not teacher.prompts:
         return []
     if recipe.data.pictures is not None and data is not None:
-        return [caption for caption in data.captions if caption]
+        return _shuffled([caption for caption in data.captions if caption])
     named = recipe.data.prompts
     if named is None or not Path(named).exists():
         return []
-    return read_prompts(named, recipe.data.caption)
+    return _shuffled(read_prompts(named, recipe.data.caption))
+
+
+def _shuffled(lines: Sequence[str]) -> list[str]:
+    order = list(lines)
+    random.Random(0).shuffle(order)
+    return order
 
 
 def shown_captions(recipe: Judged, teacher: Teacher) -> list[str]:
@@ -86,13 +96,13 @@ def shown_captions(recipe: Judged, teacher: Teacher) -> list[str]:
 
 
 def _few(recipe: Judged, teacher: Teacher) -> list[str]:
-    """Captions of the first pictures, as many as are looked at."""
+    """Captions of some pictures, as many as are looked at."""
     named = str(recipe.data.pictures)
     if not Path(named).exists():
         return []
     found = []
-    listing = list_pictures(named, recipe.data.caption, words_of(teacher))
-    for record in islice(listing.records(), FEW):
+    records, _ = list_pictures(named, recipe.data.caption, words_of(teacher)).some(FEW)
+    for record in records:
         try:
             found.append(record.read()[1])
         except FAULTS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from safetensors import safe_open
 
 from edgedistill.common.pictures import to_uint8
 from edgedistill.data.latents import words_of
-from edgedistill.data.pictures import FAULTS, Codec, list_pictures, read_picture
+from edgedistill.data.pictures import FAULTS, Codec, list_pictures, read_picture, some_of
 from edgedistill.recipes.schema import Judged
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.latents import Latents
@@ -21,7 +20,7 @@ from edgedistill.teachers.latents import Latents
 __all__ = ["MOST", "Data", "find_data"]
 
 MOST = 5000
-"""Pictures that are compared with, the first ones of a larger set."""
+"""Pictures that are compared with; of a larger set as many, chosen at random."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Data:
         pictures: (N, H, W, 3) bytes, at the size that the teacher draws.
         captions: One each; "" where there is none.
         name: Whose they are, for people.
-        total: How many there are, of which these are the first.
+        total: How many there are, of which these are some.
     """
 
     pictures: NDArray[np.uint8]
@@ -61,11 +60,9 @@ def find_data(recipe: Judged, teacher: Teacher) -> tuple[Data | None, str]:
 def _of_user(path: str, key: str, teacher: Teacher) -> Data:
     shape = Codec(teacher).shape
     pictures: list[torch.Tensor] = []
-    captions, total = list[str](), 0
-    for record in list_pictures(path, key, words_of(teacher)).records():
-        total += 1
-        if len(pictures) == MOST:
-            continue
+    captions = list[str]()
+    records, total = list_pictures(path, key, words_of(teacher)).some(MOST)
+    for record in records:
         try:
             data, caption = record.read()
             pictures.append(read_picture(data, *shape))
@@ -83,13 +80,15 @@ def _of_teacher(teacher: Teacher) -> Data | None:
     if not isinstance(source, Latents) or len(source.latents) < 2:
         return None
     count, name = len(source.captions), f"the pictures that come with {teacher.name}"
-    captions = list(islice(source.captions, MOST))
+    rows = some_of(count, MOST)
+    captions = [source.captions[row] for row in rows]
     originals = Path(teacher.path) / "originals.safetensors"
     if originals.is_file():
         with safe_open(originals, "pt") as file:
-            return Data(_grey_too(file.get_tensor("pictures")[:MOST]), captions, name, count)
+            return Data(_grey_too(file.get_tensor("pictures")[rows]), captions, name, count)
     pieces = [
-        to_uint8(teacher.decode(piece)) for piece in torch.split(source.latents[:MOST].float(), 32)
+        to_uint8(teacher.decode(source.latents[piece].float()))
+        for piece in torch.split(torch.tensor(rows), 32)
     ]
     return Data(np.concatenate(pieces), captions, name, count)
 

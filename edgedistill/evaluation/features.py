@@ -21,10 +21,10 @@ from edgedistill.networks.clip import Features, model_type, open_model, preproce
 from edgedistill.networks.taps import Taps
 from edgedistill.teachers.base import Teacher
 
-__all__ = ["Eye", "MiddleBlock", "Pixels", "VisionModel", "open_features", "shrunk"]
+__all__ = ["Eye", "MiddleBlock", "PixelFeatures", "VisionModel", "open_features", "shrunk"]
 
 SIDE = 16
-"""Pixels of a side of the pictures that `Pixels` compares."""
+"""PixelFeatures of a side of the pictures that `PixelFeatures` compares."""
 BATCH = 128
 
 
@@ -43,7 +43,7 @@ class Eye(Protocol):
         """Features (N, D), float32, of pictures (N, H, W, 3) bytes."""
 
 
-class Pixels:
+class PixelFeatures:
     """Pictures averaged to at most 16x16, as they are."""
 
     name = f"pixels, {SIDE}x{SIDE}"
@@ -155,7 +155,7 @@ def open_features(teacher: Teacher, asked: str | None) -> Eye:
         clip = shipped_clip(teacher.path)
         asked = str(clip) if clip else "teacher" if _is_pixel_unet(teacher) else "pixels"
     if asked == "pixels":
-        return Pixels()
+        return PixelFeatures()
     if asked == "teacher":
         return MiddleBlock(teacher)
     return Features(asked) if model_type(asked) == "clip" else VisionModel(asked)

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgedistill.common.decibels import psnr
 from edgedistill.evaluation.features import Eye
 from edgedistill.evaluation.fidelity import Reference, frechet_distance, kernel_distance
 from edgedistill.networks.clip import Features
 
 __all__ = [
-    "EQUAL_DB",
     "check_finite",
     "diversity",
     "errors",
@@ -26,9 +26,6 @@ __all__ = [
     "text_figures",
     "to_teacher_figures",
 ]
-
-EQUAL_DB = 200.0
-"""PSNR of equal pictures, since JSON has no infinity; people are told "identical"."""
 
 Figures = dict[str, Any]
 
@@ -92,14 +89,13 @@ def to_teacher_figures(
 
     Returns:
         rmse: Over all pictures, whose numbers go from 0 to 1.
-        psnr: The same in dB; `EQUAL_DB` where every pixel is equal.
+        psnr: The same in dB; `decibels.EQUAL_DB` where every pixel is equal.
         perceptual: Where the features are a CLIP model's: `Features.distance`.
         samples: Pairs compared.
     """
     rmse = math.sqrt(errors(ours, theirs).mean())
-    psnr = EQUAL_DB if rmse == 0 else -20 * math.log10(rmse)
     seen = {"perceptual": eye.distance(ours, theirs)} if isinstance(eye, Features) else {}
-    return {"rmse": rmse, "psnr": psnr, **seen, "samples": len(ours)}
+    return {"rmse": rmse, "psnr": psnr(rmse), **seen, "samples": len(ours)}
 
 
 def ratios(mine: Figures, first: Figures) -> None:

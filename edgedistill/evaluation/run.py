@@ -10,7 +10,7 @@ from typing import Any
 from edgedistill.common.files import check_writable, read_json, write_json
 from edgedistill.common.progress import Bar
 from edgedistill.data import read_prompts
-from edgedistill.draw.generate import open_subject, runtime_noise
+from edgedistill.draw.generate import open_subject
 from edgedistill.draw.kept import Kept, fingerprint
 from edgedistill.draw.subjects import Subject, student_subject, teacher_subject
 from edgedistill.evaluation.captions import label_of, prompt_sets, run_captions
@@ -19,11 +19,13 @@ from edgedistill.evaluation.evaluate import Examples, Extras, evaluate_pictures,
 from edgedistill.evaluation.examples import write_examples
 from edgedistill.evaluation.features import open_features
 from edgedistill.evaluation.fidelity import Reference
-from edgedistill.recipes.schema import Judged, judged
+from edgedistill.recipes.load import judged
+from edgedistill.recipes.schema import Judged
 from edgedistill.students.folder import Student
 from edgedistill.students.group import Students, open_student
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill.teachers.families.mixture import Mixture
+from edgedistill_runtime.noise import noise
 
 __all__ = ["EXAMPLES", "evaluate_subjects", "keeper"]
 
@@ -151,7 +153,7 @@ def _subjects(
     student: Student | Students,
     kept: Callable[..., Kept] | None,
 ) -> list[Subject]:
-    section, noise = recipe.teacher, runtime_noise()
+    section = recipe.teacher
     steps = len(student.table.rows)
     wanted = [("teacher", section.guidance, section.steps)]
     wanted.append((f"teacher@{steps}", 1.0, steps))

@@ -8,9 +8,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from edgedistill.evaluation.figures import EQUAL_DB
+from edgedistill.common.decibels import decibels
 
-__all__ = ["TITLES", "cell", "decibels", "heading", "notes", "sections", "subjects_of", "tables"]
+__all__ = ["TITLES", "cell", "heading", "notes", "sections", "subjects_of", "tables"]
 
 TITLES = {
     "seen": "captions seen in training",
@@ -70,11 +70,6 @@ def columns_of(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def heading(column: str) -> str:
     """What people call a figure."""
     return HEADS.get(column, column.replace("_", " "))
-
-
-def decibels(value: float) -> str:
-    """A PSNR in words: equal pictures have none."""
-    return "identical" if value >= EQUAL_DB else f"{value:.1f}"
 
 
 def cell(column: str, value: Any) -> str:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["SCHEMES", "FakeQuantize", "Observe", "Scheme", "layers"]
+__all__ = ["SCHEMES", "FakeQuantScheme", "FakeQuantize", "Observe", "layers"]
 
 
 @dataclass(frozen=True)
-class Scheme:
+class FakeQuantScheme:
     """How many bits a weight and an activation get.
 
     Attributes:
@@ -46,9 +46,9 @@ class Scheme:
 
 
 SCHEMES = {
-    "int8": Scheme(8, 8),
-    "int8-weights": Scheme(8),
-    "int4-weights": Scheme(4, block=32),
+    "int8": FakeQuantScheme(8, 8),
+    "int8-weights": FakeQuantScheme(8),
+    "int4-weights": FakeQuantScheme(4, block=32),
 }
 
 
@@ -132,7 +132,7 @@ class FakeQuantize(_Watch):
     def __init__(
         self,
         modules: Iterable[nn.Module],
-        scheme: Scheme,
+        scheme: FakeQuantScheme,
         ranges: Mapping[int, tuple[Range, Range]] | None = None,
     ) -> None:
         super().__init__(modules)
@@ -172,7 +172,7 @@ def quantized(x: Tensor, bits: int, given: Range | None = None) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, top)
 
 
-def quantized_weight(weight: Tensor, scheme: Scheme) -> Tensor:
+def quantized_weight(weight: Tensor, scheme: FakeQuantScheme) -> Tensor:
     """Round weight (out, in, ...) symmetrically, a scale an output channel or block."""
     if scheme.blocked(weight):
         return _quantized_blocks(weight, scheme)
@@ -183,7 +183,7 @@ def quantized_weight(weight: Tensor, scheme: Scheme) -> Tensor:
     return torch.fake_quantize_per_channel_affine(rows, scale, zero, 0, -top, top).view_as(weight)
 
 
-def _quantized_blocks(weight: Tensor, scheme: Scheme) -> Tensor:
+def _quantized_blocks(weight: Tensor, scheme: FakeQuantScheme) -> Tensor:
     """The largest of each block becomes -2^(bits-1), as in ONNX Runtime's MatMulNBits and NNCF."""
     low = -(2 ** (scheme.weight_bits - 1))
     with torch.no_grad():

@@ -17,10 +17,10 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor, nn
 
-__all__ = ["Block", "PatchDecoder", "WideBlock", "blocks_of", "joints_of", "widths_of"]
+__all__ = ["PatchBlock", "PatchDecoder", "WideBlock", "blocks_of", "joints_of", "widths_of"]
 
 
-class Block(nn.Module):
+class PatchBlock(nn.Module):
     """x + conv(relu(conv(relu(x)))), at first x."""
 
     def __init__(self, channels: int) -> None:
@@ -82,7 +82,10 @@ def blocks_of(widths: Sequence[int], counts: Sequence[int], expansion: int = 0) 
     """The residual blocks of each level; `counts` may be longer."""
     return nn.ModuleList(
         nn.Sequential(
-            *(WideBlock(width, expansion) if expansion else Block(width) for _ in range(count))
+            *(
+                WideBlock(width, expansion) if expansion else PatchBlock(width)
+                for _ in range(count)
+            )
         )
         for width, count in zip(widths, counts, strict=False)
     )
@@ -101,7 +104,7 @@ class PatchDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         levels_below: How many of these resolutions are below the latent's, whose height and width
             must then divide by 2**levels_below. The latents enter at each up to their own.
         scaling_factor: Latents are x0 divided by this.
-        expansion: 0 for `Block`s, otherwise `WideBlock`s of this many times their channels.
+        expansion: 0 for `PatchBlock`s, otherwise `WideBlock`s of this many times their channels.
         last_channels: Of a layer with a ReLU before the last, which is then 1 x 1; 0 for none.
 
     Raises:
@@ -136,7 +139,7 @@ class PatchDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         self.joints = joints_of(widths)
         self.blocks = blocks_of(widths, num_decoder_blocks, expansion)
         patch = 2 ** (len(block_out_channels) - len(widths))
-        # A Block leaves its ReLU to what comes after it, a WideBlock does not.
+        # A PatchBlock leaves its ReLU to what comes after it, a WideBlock does not.
         layers: list[nn.Module] = [] if expansion else [nn.ReLU()]
         if last_channels:
             layers += [nn.Conv2d(widths[-1], last_channels, 3, padding=1), nn.ReLU()]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 __all__ = ["PlanarNet"]
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """x + W silu(V (norm(x) + time))."""
 
     def __init__(self, width: int) -> None:
@@ -54,7 +54,7 @@ class PlanarNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is 
             nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width)
         )
         self.embed = nn.Linear(dim * (1 + 2 * frequencies), width)
-        self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
+        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
         self.head = nn.Linear(width, dim)
         nn.init.zeros_(self.head.weight)
 

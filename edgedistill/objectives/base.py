@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edgedistill.common.settings import Settings
 from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
-from edgedistill.diffusion.sampling import Boundary, StepTable
+from edgedistill.diffusion.step_table import Boundary, TorchStepTable
 from edgedistill.networks.scaling import Scaling
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Setup:
     optim: Optim
     tap: str
     example: tuple[Tensor, Condition]
-    init: StepTable | None = None
+    init: TorchStepTable | None = None
     core: str = ""
     smaller: Smaller | None = None
     autoencoder: nn.Module | None = None
@@ -188,7 +188,7 @@ def check_deterministic(name: str, setup: Setup) -> None:
         )
 
 
-def table_of_init(name: str, setup: Setup) -> StepTable:
+def table_of_init(name: str, setup: Setup) -> TorchStepTable:
     """Steps of the student that `name` starts from; ValueError without one that it can train."""
     if setup.init is None:
         raise ValueError(f"method {name!r} starts from a student: set student.init=FOLDER")
@@ -273,7 +273,7 @@ class Objective(ABC):
         """What is kept of the trained student: itself, unless it had more to learn with."""
         return student
 
-    def table(self) -> StepTable | None:
+    def table(self) -> TorchStepTable | None:
         """The student's step table, where it is not that of its times."""
         return None
 
@@ -336,7 +336,7 @@ class Wrapper(Objective):
     def finished(self, student: Denoiser) -> Denoiser:
         return self.method.finished(student)
 
-    def table(self) -> StepTable | None:
+    def table(self) -> TorchStepTable | None:
         return self.method.table()
 
     def boundary(self) -> Boundary | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgedistill.compress import Plan
 from edgedistill.compress.config import Compress
+from edgedistill.compress.plan import Plan
 from edgedistill.objectives.added.embedding import Embedded, Embedding
 from edgedistill.objectives.added.reward import Reward, Rewarded
 from edgedistill.objectives.base import Objective, Setup

@@ -10,8 +10,7 @@ from torch import nn
 from edgedistill.planning.architectures import find, place
 from edgedistill.planning.flops import calls, decoder_flops, denoiser_flops
 from edgedistill.planning.memory import Launch, Memory, frozen, holdings, memory
-from edgedistill.planning.networks import SCHEDULE, Cast, cast
-from edgedistill.recipes.checks import check_depths, check_parts, check_steps
+from edgedistill.planning.networks import Cast, cast
 from edgedistill.recipes.schema import Recipe
 
 __all__ = ["CHECKPOINTS", "Costs", "costs"]
@@ -88,9 +87,6 @@ def costs(recipe: Recipe, launch: Launch) -> Costs:
     Raises:
         ValueError: If the recipe cannot be planned; names the key.
     """
-    check_parts(recipe)
-    check_depths(recipe)
-    check_steps(recipe, SCHEDULE)
     # FLOPs first: measuring memory leaves marks, such as gradients, on the networks.
     made = cast(recipe)
     flop, samples = _flops(made), _samples(made, launch)

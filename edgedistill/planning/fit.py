@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgedistill import recipes
 from edgedistill.planning.memory import Launch, holdings, memory
 from edgedistill.planning.networks import Cast, cast
-from edgedistill.recipes import schema as recipes
 from edgedistill.recipes.schema import Recipe
 
 __all__ = ["UNITS", "Need", "Switch", "Verdict", "fit", "parse_bytes", "switches"]

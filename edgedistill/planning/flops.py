@@ -12,8 +12,8 @@ from torch.utils.flop_counter import flop_registry
 
 from edgedistill.diffusion.denoiser import Denoiser, expand
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import solve, time_grid
 from edgedistill.diffusion.sizes import shape_at
+from edgedistill.diffusion.solvers import solve, time_grid
 from edgedistill.planning.inputs import Net
 from edgedistill.planning.networks import SCHEDULE, Cast
 from edgedistill.planning.tracker.accelerator import LOW_PRECISION, Accelerator

@@ -12,22 +12,22 @@ import torch
 from torch import nn
 
 from edgedistill.common.files import read_json
-from edgedistill.common.plugins import resolve
 from edgedistill.compress.pruned import Smaller, choose
 from edgedistill.diffusion.denoiser import Denoiser, Guided, expand
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable, student_times
-from edgedistill.diffusion.schedule import Linear
+from edgedistill.diffusion.schedules import Linear
+from edgedistill.diffusion.solvers import student_times
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.adapters import adapt
 from edgedistill.networks.bf16 import lower, raised
-from edgedistill.objectives.base import Batch, Objective, Setup
-from edgedistill.objectives.compose import ordered
+from edgedistill.objectives.base import Batch, Objective
 from edgedistill.planning.architectures import architecture, decoder, place
 from edgedistill.planning.inputs import Inputs, Net, inputs_of
-from edgedistill.planning.reward import Judge, judge
+from edgedistill.planning.reward import PlannedReward, judge
 from edgedistill.planning.tracker.live import Live
 from edgedistill.recipes.schema import Recipe
-from edgedistill.teachers import ENTRY_POINTS, TEACHERS, Teacher
+from edgedistill.recipes.setup import build_setup, compose
+from edgedistill.teachers import find_family
 
 __all__ = ["SCHEDULE", "Cast", "cast"]
 
@@ -58,7 +58,7 @@ class Cast:
     student: Denoiser
     small: nn.Module
     objective: Objective
-    judge: Judge | None = None
+    judge: PlannedReward | None = None
     measured: dict[tuple[object, ...], int] = field(default_factory=dict)
 
     def chosen(self, recipe: Recipe) -> Cast:
@@ -111,47 +111,34 @@ def cast(recipe: Recipe) -> Cast:
     small = student.net.get_submodule(core)  # before a method wraps what is around it
     row = inputs.cond
     guidance = recipe.teacher.guidance
-    setup = Setup(
+    kind = find_family(recipe.teacher.family)
+    setup = build_setup(
+        recipe,
+        kind,
         teacher=own if guidance == 1 else Guided(own, row, guidance),
         student=student,
         spawn=lambda: _again(recipe, own, role),
         times=student_times(
             SCHEDULE, recipe.student.steps, recipe.student.spacing, recipe.student.sampler
         ),
-        sampler=recipe.student.sampler,
-        optim=recipe.train.optim,
-        tap=_family(recipe).tap,
         example=(torch.empty(2, *inputs.sample, device="meta"), expand(row, 2)),
         init=table,
         core=core,
         smaller=smaller,
         autoencoder=networks.get("vae"),
         train_steps=recipe.method_steps,
-        time_layer=_family(recipe).time_layer,
         reward=reward,
     )
     with Live():  # which spares operators that are known
-        method = recipe.method()(recipe.method_config(), setup)
-        sections = (recipe.embedding, recipe.reward)
-        objective = ordered(method, setup, recipe.compress, {}, *sections)
+        objective = compose(recipe, setup, {})
     made = Cast(recipe, networks, core, inputs, student, small, objective, reward)
     return made.chosen(recipe)
-
-
-def _family(recipe: Recipe) -> type[Teacher]:
-    kind: type[Teacher] = resolve("teacher family", TEACHERS, recipe.teacher.family, ENTRY_POINTS)
-    return kind
 
 
 def _spawn(recipe: Recipe, own: Denoiser) -> Denoiser:
     """A role that starts as the teacher."""
     if recipe.train.roles == "copies":
         return own.with_net(copy.deepcopy(own.net).requires_grad_(True))
-    if recipe.student.init or recipe.compress.active:
-        raise ValueError(
-            "train.roles=adapters: every role is an adapter of the teacher itself, which "
-            "student.init and compress replace; choose train.roles=copies"
-        )
     with torch.device("meta"):
         return own.with_net(adapt(own.net, recipe.train.adapter, recipe.train.seed))
 
@@ -163,11 +150,11 @@ def _again(recipe: Recipe, own: Denoiser, role: nn.Module) -> Denoiser:
     return own.with_net(copy.deepcopy(role))
 
 
-def _init(folder: Path, core: str, inputs: Inputs) -> tuple[Net, StepTable]:
+def _init(folder: Path, core: str, inputs: Inputs) -> tuple[Net, TorchStepTable]:
     """The student at `folder` without its weights, and its step table."""
     if (folder / "student").is_dir():
         folder = folder / "student"
-    table = StepTable.from_json(read_json(folder / "student.json")["step_table"])
+    table = TorchStepTable.from_json(read_json(folder / "student.json")["step_table"])
     networks = architecture(str(folder))
     if core not in networks:
         raise ValueError(f"student.init={folder}: no {core}, which the teacher has")

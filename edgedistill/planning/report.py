@@ -7,10 +7,10 @@ from typing import Any
 
 from rich.table import Table
 
+from edgedistill import recipes
 from edgedistill.planning.costs import Costs, costs
 from edgedistill.planning.fit import Verdict, fit, parse_bytes
 from edgedistill.planning.memory import Launch
-from edgedistill.recipes import schema as recipes
 
 __all__ = ["as_json", "plan", "tables"]
 

@@ -11,15 +11,14 @@ from edgedistill import rewards
 from edgedistill.networks.scaling import Scaling
 from edgedistill.planning.architectures import find, place
 from edgedistill.planning.inputs import Inputs
-from edgedistill.recipes.checks import check_reward
 from edgedistill.recipes.schema import Recipe
 from edgedistill.teachers.decoders import Decoder
 from edgedistill.teachers.families.wan import VideoDecoder
 
-__all__ = ["Judge", "judge"]
+__all__ = ["PlannedReward", "judge"]
 
 
-class Judge:
+class PlannedReward:
     """A recipe's reward of x0, as `rewards.reward_of` on the meta device.
 
     Args:
@@ -57,7 +56,9 @@ class Judge:
         return torch.cat([self.decoder(piece) for piece in torch.split(latents, 32)])
 
 
-def judge(recipe: Recipe, networks: Mapping[str, nn.Module], inputs: Inputs) -> Judge | None:
+def judge(
+    recipe: Recipe, networks: Mapping[str, nn.Module], inputs: Inputs
+) -> PlannedReward | None:
     """The recipe's reward, if it names one.
 
     Raises:
@@ -66,7 +67,6 @@ def judge(recipe: Recipe, networks: Mapping[str, nn.Module], inputs: Inputs) -> 
     section = recipe.reward
     if section is None:
         return None
-    check_reward(recipe)
     kind = rewards.find(section.name)
     config = kind.Config(**section.options)
     folder = find(place(recipe.teacher))
@@ -76,4 +76,4 @@ def judge(recipe: Recipe, networks: Mapping[str, nn.Module], inputs: Inputs) -> 
             f"reward.name={section.name}: what this reward costs is not known here; plan the "
             "recipe without it: reward=null"
         )
-    return Judge(model, networks.get("vae"), inputs)
+    return PlannedReward(model, networks.get("vae"), inputs)

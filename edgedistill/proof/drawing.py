@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from edgedistill.common.files import read_json, write_json
-from edgedistill.diffusion.sampling import solve
+from edgedistill.diffusion.solvers import solve
 from edgedistill.proof.border import ASKED, border_differences, prompt_of
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.families.flux import unpack

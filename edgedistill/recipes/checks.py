@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Discrete, Schedule
+from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.schedules import Discrete
 from edgedistill.networks.adapters import find_layers
 from edgedistill.objectives.base import Objective
 from edgedistill.objectives.conversion import student_prediction
@@ -15,11 +16,6 @@ from edgedistill.teachers import Teacher
 
 __all__ = [
     "check_adapters",
-    "check_coefficients",
-    "check_depths",
-    "check_parts",
-    "check_paths",
-    "check_reward",
     "check_steps",
     "choose_prediction",
     "has_weights",
@@ -53,13 +49,8 @@ def unplayed(objective: Objective, recipe: Recipe) -> list[str]:
 
 
 def check_steps(recipe: Recipe, schedule: Schedule) -> None:
-    """Raise a ValueError for more steps than the method trains, or the teacher has timesteps."""
+    """Raise a ValueError for more steps than the teacher has timesteps."""
     steps = recipe.student.steps
-    if recipe.method().single_step and steps > 1:
-        name = recipe.objective["name"]
-        raise ValueError(
-            f"student.steps={steps}: {name}'s students take one step; choose student.steps=1"
-        )
     if isinstance(schedule, Discrete) and steps > schedule.num_timesteps:
         raise ValueError(
             f"student.steps={steps}: the teacher has {schedule.num_timesteps} timesteps"
@@ -104,85 +95,8 @@ def has_weights(denoiser: Denoiser) -> bool:
     return any(True for _ in denoiser.parameters())
 
 
-def check_paths(recipe: Recipe) -> None:
-    """Raise a ValueError if stored paths are named that the run has no use for."""
-    if recipe.data.paths is None:
-        return
-    if not recipe.method().needs_paths:
-        name = recipe.objective["name"]
-        raise ValueError(f"data.paths={recipe.data.paths}: method {name!r} needs no paths")
-    if recipe.data.prompts is not None:
-        raise ValueError("data.paths have their own prompts; leave data.prompts out")
-
-
-def check_parts(recipe: Recipe) -> None:
-    """Raise a ValueError if the recipe's students cannot be several."""
-    if recipe.parts.count == 1:
-        return
-    count = f"parts.count={recipe.parts.count}"
-    if recipe.compress.elastic:
-        raise ValueError(
-            f"{count}: compress.elastic makes one student of several depths; not both"
-        )
-    if recipe.data.paths is not None:
-        raise ValueError(
-            f"{count}: data.paths={recipe.data.paths} are of all conditions; leave them out, and "
-            "each student's are made"
-        )
-    product = recipe.method().product
-    if product != "student":
-        name = recipe.objective["name"]
-        raise ValueError(f"{count}: method {name!r} makes a {product}, which needs no conditions")
-
-
-def check_depths(recipe: Recipe) -> None:
-    """Raise a ValueError if the method has no place for several depths that take turns."""
-    if recipe.compress.elastic and recipe.method().restarts:
-        raise ValueError(
-            f"compress.elastic: {recipe.objective['name']} sets the weights of the whole student "
-            "between its stages, while its depths take turns; choose another method"
-        )
-
-
-def check_reward(recipe: Recipe) -> None:
-    """Raise a ValueError if the recipe's reward and its other choices do not go together."""
-    reward, train = recipe.reward, recipe.train
-    if reward is None:
-        return
-    if recipe.method().needs_reward:
-        for key in ("weight", "kind", "group", "start"):
-            if getattr(reward, key) != type(reward).model_fields[key].default:
-                raise ValueError(
-                    f"reward.{key}: method {recipe.objective['name']!r} learns from the reward in "
-                    "its own way; leave it out"
-                )
-    elif reward.kind == "black-box" and train.batch_size % reward.group:
-        raise ValueError(
-            f"train.batch_size={train.batch_size} is no multiple of reward.group={reward.group}"
-        )
-    elif reward.kind == "differentiable" and train.offload:
-        raise ValueError(
-            "train.offload takes the decoder away before the reward's gradient is known; choose "
-            "reward.kind=black-box, or train.offload=false"
-        )
-
-
-def check_coefficients(recipe: Recipe, teacher: Teacher) -> None:
-    """Raise a ValueError if the student's steps will be such that it could not be saved."""
-    if recipe.method().own_coefficients and not teacher.any_table:
-        raise ValueError(
-            f"method {recipe.objective['name']!r}: no diffusers scheduler has coefficients of its "
-            f"own, and students of family {teacher.family} bring one; choose method oss"
-        )
-
-
 def check_adapters(recipe: Recipe, teacher: Teacher) -> None:
     """Raise a ValueError if this teacher's roles cannot be adapters as the recipe asks."""
-    if recipe.student.init is not None:
-        raise ValueError(
-            f"student.init={recipe.student.init}: with train.roles=adapters every role starts as "
-            "the teacher; choose train.roles=copies"
-        )
     if has_weights(teacher.denoiser):
         find_layers(teacher.denoiser.net, recipe.train.adapter.layers)
         return

@@ -1,47 +1,40 @@
-"""Recipes: YAML and key=value overrides -> a typed, frozen Recipe."""
+"""What a recipe may say: its sections, typed, frozen, and closed to unknown keys."""
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from edgedistill import objectives, rewards
+from edgedistill import objectives
 from edgedistill.common.plugins import unknown
-from edgedistill.common.reading import short
 from edgedistill.common.settings import Settings
 from edgedistill.compress.config import Compress
-from edgedistill.diffusion.sampling import SAMPLERS, SOLVERS, SPACINGS
+from edgedistill.diffusion.solvers import SOLVERS, SPACINGS
+from edgedistill.diffusion.step_table import SAMPLERS
 from edgedistill.objectives.added.embedding import Embedding
 from edgedistill.objectives.added.reward import Reward
-from edgedistill.recipes.bounds import check_name, check_numbers
-from edgedistill.recipes.files import find, header, layered, read, shipped
+from edgedistill.recipes.bounds import check_name
+from edgedistill.recipes.rules import RULES
 from edgedistill.training.trainer import Train
 
 __all__ = [
     "Compress",
+    "DataSection",
+    "EvaluateSection",
     "Judged",
+    "Lora",
     "Parts",
     "Recipe",
-    "asked",
-    "dump",
-    "find",
-    "header",
-    "judged",
-    "load",
-    "read",
-    "shipped",
+    "StudentSection",
+    "TeacherSection",
 ]
 
 
@@ -220,6 +213,8 @@ class Recipe(Settings):
         ):
             if name not in table:
                 raise unknown(what, name, table)
+        for rule in RULES:
+            rule(self)
         return self
 
     @property
@@ -236,126 +231,3 @@ class Recipe(Settings):
         """The objective's own configuration."""
         arguments = {k: v for k, v in self.objective.items() if k != "name"}
         return self.method().Config(**arguments)
-
-
-def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Resolve a recipe.
-
-    Args:
-        name: A shipped recipe's name, or a path ending in .yaml.
-        overrides: "key.sub=value" each; values are read as YAML.
-
-    Raises:
-        ValueError: One line that names the recipe, key or value, and the choices.
-    """
-    path = find(name)
-    data = layered(path, overrides)
-    data.setdefault("name", path.stem)
-    return resolve(data)
-
-
-def asked(verb: str, words: Sequence[str]) -> tuple[Recipe, str | None, list[str]]:
-    """The recipe that a verb's words name and override, out=, and the keys they override.
-
-    Raises:
-        ValueError: As `load` says, and if they name no recipe, or anything twice.
-    """
-    for key in PLACES:
-        found = [word for word in words if word.startswith(key)]
-        if len(found) > 1:
-            raise ValueError(f"{short(' '.join(found), 200)[1:-1]}: name one")
-        if found == [key]:
-            raise ValueError(f"{key} names nothing")
-    given = dict(word.partition("=")[::2] for word in words if word.startswith(PLACES))
-    rest = [word for word in words if not word.startswith(PLACES)]
-    if "recipe" not in given:
-        names = ", ".join(shipped())
-        raise ValueError(f"name a recipe: edgedistill {verb} recipe=NAME, one of {names}")
-    keys = [word.partition("=")[0] for word in rest]
-    return load(given["recipe"], rest), given.get("out"), keys
-
-
-PLACES = ("recipe=", "out=")
-"""Words that are no keys of the recipe."""
-
-
-def resolve(data: Mapping[str, Any]) -> Recipe:
-    """Check a plain mapping against the types; the first error becomes a one-line ValueError."""
-    try:
-        recipe = Recipe.model_validate(data)
-    except ValidationError as error:
-        raise _explain(error, Recipe, "") from None
-    try:
-        config = recipe.method_config()
-    except ValidationError as error:
-        raise _explain(error, recipe.method().Config, "objective.") from None
-    if recipe.reward:
-        kind = rewards.find(recipe.reward.name)
-        try:
-            kind.Config(**recipe.reward.options)
-        except ValidationError as error:
-            raise _explain(error, kind.Config, "reward.options.") from None
-    full = {"name": recipe.objective["name"], **config.model_dump(mode="json")}
-    recipe = recipe.model_copy(update={"objective": full})
-    check_numbers(recipe.model_dump())
-    return recipe
-
-
-def judged(data: Mapping[str, Any]) -> Judged:
-    """What a student's own recipe says of its teacher and evaluation."""
-    try:
-        return Judged.model_validate(data)
-    except ValidationError as error:
-        raise _explain(error, Judged, "") from None
-
-
-def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML."""
-    text: str = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=88)
-    return text
-
-
-def _explain(error: ValidationError, model: type[BaseModel], prefix: str) -> ValueError:
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"]]
-    key = (prefix + ".".join(place)).rstrip(".")
-    if first["type"] == "extra_forbidden":
-        known = _fields(model, place[:-1])
-        near = difflib.get_close_matches(place[-1][:100], known, 1)
-        parent = prefix + "".join(f"{part}." for part in place[:-1])
-        hint = f" (did you mean {parent}{near[0]}?)" if near else ""
-        choices = f"; known here: {', '.join(known)}" if known else ""
-        return ValueError(f"unknown key {_cut(key)}{hint}{choices}")
-    if first["type"] == "missing":
-        return ValueError(f"recipe lacks {key}")
-    reason = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] == "model_type":
-        return ValueError(
-            f"{key}={short(first['input'])}: {key} is a section; set its keys, {key}.KEY="
-        )
-    if not key:
-        return ValueError(reason)
-    if first["type"] == "tuple_type":
-        reason = f"a list expected, {key}=[...,...]"
-    key = _cut(key)
-    given, reason = f"={short(first['input'])}: ", f"{reason[0].lower()}{reason[1:]}"
-    if isinstance(first["input"], Mapping):
-        # What a section holds would bury the reason, which may name a key of it.
-        given = "." if re.split("[=:]", reason)[0] in first["input"] else ": "
-    return ValueError(f"{key}{given}{reason}")
-
-
-def _cut(key: str) -> str:
-    return short(key, 200)[1:-1]
-
-
-def _fields(model: type[BaseModel], place: Sequence[str]) -> list[str]:
-    """Keys of the section at `place` in a model; none where it is no section of its own."""
-    for part in place:
-        field = model.model_fields.get(part)
-        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
-        inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-        if not inner:
-            return []
-        model = inner[0]
-    return sorted(model.model_fields)

@@ -10,13 +10,15 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgedistill.common.decibels import decibels
 from edgedistill.common.files import check_writable, read_json, write_text
-from edgedistill.draw.generate import open_subject, runtime_noise
+from edgedistill.draw.generate import open_subject
 from edgedistill.draw.subjects import Subject, student_subject, teacher_subject
 from edgedistill.evaluation.captions import shown_captions
 from edgedistill.evaluation.run import EXAMPLES, keeper
-from edgedistill.evaluation.tables import cell, columns_of, decibels, heading, notes, sections
-from edgedistill.recipes.schema import Judged, judged
+from edgedistill.evaluation.tables import cell, columns_of, heading, notes, sections
+from edgedistill.recipes.load import judged
+from edgedistill.recipes.schema import Judged
 from edgedistill.reporting.charts import clouds, curves, tradeoff
 from edgedistill.reporting.embed import LARGEST, array_uri, image_uri
 from edgedistill.reporting.health import Finding, findings, sparkline
@@ -25,6 +27,7 @@ from edgedistill.students.folder import Student, load_student
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill.teachers.families.mixture import Mixture
 from edgedistill.training.metrics import read_metrics
+from edgedistill_runtime.noise import noise
 
 __all__ = ["write_report"]
 
@@ -96,7 +99,7 @@ def _student_of(run: Path) -> Path:
 
 
 def _subjects(run: Path, recipe: Judged, student: Student, teacher: Teacher) -> list[Subject]:
-    noise, section = runtime_noise(), recipe.teacher
+    section = recipe.teacher
     subjects = [
         teacher_subject(
             "teacher",

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgedistill.common.decibels import decibels
 from edgedistill.evaluation.memory import QUANTILE
-from edgedistill.evaluation.tables import decibels
 
 __all__ = ["EXPLANATIONS", "Facts", "explained", "verdict"]
 
@@ -168,8 +168,7 @@ def _proof(facts: Facts) -> str:
 
 
 def _worst(parity: Figures) -> str:
-    words = decibels(parity["final"]["worst"])
-    return words if words == "identical" else f"{words} dB"
+    return decibels(parity["final"]["worst"], " dB")
 
 
 def explained(columns: Sequence[str]) -> list[str]:

@@ -11,19 +11,19 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from edgedistill.recipes.checks import check_parts
+from edgedistill.common.files import WriteError, read_json, write_json
+from edgedistill.common.pictures import save_samples
 from edgedistill.data import find_captions
 from edgedistill.data.latents import find_pictures
 from edgedistill.data.paths import captions_of
-from edgedistill.runs.run import Run
-from edgedistill.common.files import WriteError, read_json, write_json
 from edgedistill.recipes.schema import Recipe
-from edgedistill.common.pictures import save_samples
-from edgedistill.students.routing import Part, Routes, divide, route
+from edgedistill.runs.run import Run
 from edgedistill.students.group import Students, complete
+from edgedistill.students.routing import Part, divide, route
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill.teachers.latents import Captioned
 from edgedistill.training.trainer import engine
+from edgedistill_runtime.routes import ROUTES, Routes
 
 __all__ = ["Group"]
 
@@ -40,10 +40,7 @@ class Group:
     """
 
     def __init__(self, recipe: Recipe, folder: Path, say: Say) -> None:
-        from edgedistill_runtime.routes import ROUTES
-
         self.recipe, self.folder, self.say = recipe, folder, say
-        check_parts(recipe)
         self.place = folder / "students"
         accelerator = engine(recipe.train.precision)
         with accelerator.main_process_first():  # which writes what the others read
@@ -91,9 +88,7 @@ class Group:
 
     def _kept(self) -> tuple[Routes, str]:
         """The division that is there, and a line about it."""
-        from edgedistill_runtime import routes as files
-
-        routes, count = files.Routes.read(self.place), self.recipe.parts.count
+        routes, count = Routes.read(self.place), self.recipe.parts.count
         if len(routes.parts) != count:
             there = len(routes.parts)
             raise ValueError(f"parts.count={count}: {self.place} is of {there} students")

@@ -3,47 +3,71 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from diffusers import ModelMixin
-from torch import Tensor, nn
+from torch import nn
 
-from edgedistill.recipes.checks import check_adapters, check_coefficients, check_depths, check_paths, check_reward, check_steps, choose_prediction, has_weights, parameters, unplayed
-from edgedistill.compress import Plan, count
-from edgedistill.compress.pruned import Smaller, choose, depths, record
-from edgedistill.compress.variance import keep_variance
-from edgedistill.data import find_captions, open_source
-from edgedistill.data.latents import Pictures, find_pictures
-from edgedistill.data.paths import Paths, captions_of, make_paths, open_paths, spec_of
+from edgedistill.common.files import atomic_folder
+from edgedistill.common.pictures import save_samples
 from edgedistill.diffusion.denoiser import Denoiser, Guided
-from edgedistill.common.files import atomic_folder, read_json, write_json
-from edgedistill.networks.bf16 import lower
-from edgedistill.networks.adapters import Role, adapt
-from edgedistill.objectives.base import Batch, Objective, RewardOf, Setup
+from edgedistill.diffusion.solvers import student_times
+from edgedistill.diffusion.step_table import Boundary, TorchStepTable, few_step_table
+from edgedistill.networks.adapters import Role
+from edgedistill.objectives.base import Objective
 from edgedistill.objectives.conversion import NEAR_ZERO, Conversion, as_target
-from edgedistill.objectives.compose import ordered
 from edgedistill.objectives.prelude import Prelude
+from edgedistill.recipes.checks import (
+    check_adapters,
+    check_steps,
+    choose_prediction,
+    parameters,
+    unplayed,
+)
 from edgedistill.recipes.opening import open_teacher
 from edgedistill.recipes.schema import Recipe
-from edgedistill.common.pictures import save_samples
+from edgedistill.recipes.setup import build_setup, compose
 from edgedistill.rewards import reward_of
+from edgedistill.runs.data import RunData
+from edgedistill.runs.networks import PrunedStudent, first_of
+from edgedistill.runs.preview import preview, preview_roles
+from edgedistill.students.folder import GuidanceInfo, StudentInfo, load_student, save_student
 from edgedistill.students.routing import Part
-from edgedistill.diffusion.sampling import StepTable, few_step_table, student_times
-from edgedistill.students.folder import Guidance, StudentInfo, load_student, save_student
-from edgedistill.teachers.base import Source
-from edgedistill.teachers.latents import Captioned
+from edgedistill.teachers.base import DataSource
 from edgedistill.training.trainer import Hooks, Trainer, engine
 
-__all__ = ["Run", "preview"]
-
-PLANS = "compress.json"
-"""In a run dir: how the student was made smaller."""
+__all__ = ["Run"]
 
 Say = Callable[[str], None]
 Progress = Callable[[int, "dict[str, float] | None"], None]
+
+
+class Held:
+    """Lines that wait: for the first that announces a wait, or for the end of the checks.
+
+    Args:
+        lines: Those that wait from the start.
+        say: Where they go.
+    """
+
+    def __init__(self, lines: list[str], say: Say) -> None:
+        self._lines, self._say = lines, say
+
+    def add(self, line: str) -> None:
+        """Let a line wait."""
+        self._lines.append(line)
+
+    def tell(self, line: str) -> None:
+        """Say a line at once, after those that waited."""
+        self.flush()
+        self._say(line)
+
+    def flush(self) -> None:
+        """Say those that waited."""
+        while self._lines:
+            self._say(self._lines.pop(0))
 
 
 class Run:
@@ -60,73 +84,36 @@ class Run:
         self.recipe, self.folder, self.part = recipe, folder, part
         accelerator = engine(recipe.train.precision)
         device = accelerator.device
-        section = recipe.teacher
+
+        # The teacher.
         self.teacher, proof = open_teacher(recipe, device)
         denoiser, few = self.teacher.denoiser, recipe.student
+
+        # The recipe, checked with it: what is wrong shows before the first line of progress.
         check_steps(recipe, denoiser.schedule)
         self.times = student_times(denoiser.schedule, few.steps, few.spacing, few.sampler)
         self.prediction = choose_prediction(recipe, denoiser, self.times[0])
-        # What can be wrong with the request shows before the first line of progress.
-        check_paths(recipe)
-        data, pictures = recipe.data, self._pictures()
-        captions = self._own(
-            find_captions(self.teacher, data.prompts, data.samples, data.caption)
-            if data.paths is None and pictures is None
-            else []
-        )
-        check_coefficients(recipe, self.teacher)
-        self.teacher.check(
-            few_step_table(denoiser.schedule, self.prediction, self.times, few.sampler)
-        )
+        data = RunData(recipe, self.teacher, folder, part)
+        self._check_table(None)
         if recipe.train.roles == "adapters":
             check_adapters(recipe, self.teacher)
-        self.reward = self._reward()
+        self.reward = reward_of(recipe.reward, self.teacher) if recipe.reward else None
         self.init = load_student(few.init) if few.init else None
-        # Said once the request is known to be right, or before the first wait.
-        lines = [
-            f"run {folder}  method {recipe.objective['name']}  "
-            f"teacher {self.teacher.name}: {parameters(denoiser):,} parameters",
-            *self.teacher.notes,
-        ]
-        lines += [proof] if proof else []
-        if self.converts:
-            alpha = float(denoiser.schedule.alpha(self.times[0]))
-            lines.append(
-                f"the student predicts {self.prediction.value}, which it learns in its first "
-                f"{self.converts} steps; its teacher predicts {denoiser.prediction.value} "
-                f"(alpha {alpha:.1e} at the student's first step)"
-            )
-        self._say = lines.append
 
-        def tell(line: str) -> None:
-            while lines:
-                say(lines.pop(0))
-            say(line)
-
-        def show(made: int) -> None:
-            tell(f"teacher samples {made}/{len(captions) or self._samples}")
-
+        # The data and the objective, whose lines wait until the request is known to be right.
+        lines = Held([*self._header(), *([proof] if proof else []), *self._conversion()], say)
         with accelerator.main_process_first():  # which writes files that the others read
-            self.paths = self._paths(show) if recipe.method().needs_paths else None
-            self.source = self.paths or self._shared(
-                pictures.open(tell)
-                if pictures
-                else open_source(
-                    self.teacher,
-                    captions,
-                    section.guidance,
-                    section.steps,
-                    recipe.train.seed,
-                    folder,
-                    show,
-                )
-            )
-            self.objective = self._objective(device)
-        for line in (*lines, *unplayed(self.objective, recipe)):
-            say(line)
+            self.paths = data.paths(self.times, lines.tell)
+            self.source: DataSource = self.paths or data.source(lines.tell)
+            self.objective = self._objective(device, lines.add)
+        for line in unplayed(self.objective, recipe):
+            lines.add(line)
         if isinstance(self.student.net, Role):
             rank = recipe.train.adapter.rank
-            say(f"adapters of rank {rank}: {parameters(self.student):,} parameters a role")
+            lines.add(f"adapters of rank {rank}: {parameters(self.student):,} parameters a role")
+        lines.flush()
+
+        # The trainer.
         self.trainer = Trainer(
             self.objective,
             self.source,
@@ -135,110 +122,51 @@ class Run:
             Hooks(self._progress, self._preview, say),
             self.paths,
             prompted=self.reward is not None,
-            pictured=bool(self._wants_originals()),
+            pictured=bool(data.wants_originals),
         )
         self._watch: Progress = lambda step, figures: None
 
-    def _check_table(self, method: Objective) -> None:
-        """ValueError if the student, with its method's boundary, could not be saved."""
-        boundary, few = method.boundary(), self.recipe.student.sampler
-        if boundary is not None and not self.recipe.method().own_coefficients:
-            schedule = self.student.schedule
-            self.teacher.check(
-                few_step_table(schedule, self.prediction, self.times, few, boundary)
-            )
+    def _header(self) -> list[str]:
+        teacher, method = self.teacher, self.recipe.objective["name"]
+        about = f"teacher {teacher.name}: {parameters(teacher.denoiser):,} parameters"
+        return [f"run {self.folder}  method {method}  {about}", *teacher.notes]
 
-    def _reward(self) -> RewardOf | None:
-        """What the recipe's reward says of x0, if it names one."""
-        check_reward(self.recipe)
-        return reward_of(self.recipe.reward, self.teacher) if self.recipe.reward else None
+    def _conversion(self) -> list[str]:
+        """A line on what the student learns to predict, where that is not its teacher's."""
+        if not self.converts:
+            return []
+        own = self.teacher.denoiser
+        return [
+            f"the student predicts {self.prediction.value}, which it learns in its first "
+            f"{self.converts} steps; its teacher predicts {own.prediction.value} "
+            f"(alpha {float(own.schedule.alpha(self.times[0])):.1e} at the student's first step)"
+        ]
 
-    def _pictures(self) -> Pictures | None:
-        """The recipe's own pictures, if it names any."""
-        recipe, data = self.recipe, self.recipe.data
-        asked = self._wants_originals()
-        if data.pictures is None:
-            if asked:
-                self._check_originals(*asked)
-            return None
-        if recipe.method().needs_paths:
-            name = recipe.objective["name"]
-            raise ValueError(f"data.pictures={data.pictures}: method {name!r} needs paths instead")
-        home = self.part.home if self.part else self.folder
-        cache = Path(data.cache or home / "data" / "pictures")
-        return find_pictures(
-            self.teacher, data.pictures, cache, data.caption, home, keep=bool(asked)
-        )
+    def _check_table(self, boundary: Boundary | None) -> None:
+        """ValueError if a student with such steps could not be saved."""
+        schedule, few = self.teacher.denoiser.schedule, self.recipe.student.sampler
+        self.teacher.check(few_step_table(schedule, self.prediction, self.times, few, boundary))
 
-    def _check_originals(self, choice: str, other: str) -> None:
-        """ValueError if the teacher's own data does not serve, or has no pictures."""
-        own = self.teacher.source() if self.recipe.data.prompts is None else None
-        if own is None or own.originals(1, torch.Generator()) is None:
-            raise ValueError(
-                f"objective.{choice}: the run's clean data come without the pictures they were "
-                f"encoded from; name some with data.pictures, or choose {other}"
-            )
-
-    def _wants_originals(self) -> tuple[str, str] | None:
-        return self.recipe.method().wants_originals(self.recipe.method_config())
-
-    @property
-    def _samples(self) -> int:
-        """Samples the teacher makes: of several students each has its share."""
-        return -(-self.recipe.data.samples // self.recipe.parts.count)
-
-    def _own(self, captions: list[str]) -> list[str]:
-        """Those that the student is for."""
-        if self.part is None or not captions:
-            return captions
-        return [captions[row] for row in self.part.rows(self.teacher, captions)]
-
-    def _shared(self, source: Source) -> Source:
-        """Clean data of the conditions that the student is for."""
-        if self.part and isinstance(source, Captioned):
-            source.only(self.part.rows(self.teacher, source.captions))
-        return source
-
-    def _paths(self, progress: Callable[[int], None]) -> Paths:
-        """The teacher's paths at the student's times: the recipe's, or made into the run dir."""
+    def _objective(self, device: torch.device, say: Say) -> Objective:
         recipe, teacher = self.recipe, self.teacher
-        section = recipe.teacher
-        captions = self._own(captions_of(teacher, recipe.data.prompts, recipe.data.caption))
-        spec = spec_of(
-            teacher,
-            captions,
-            guidance=section.guidance,
-            solver=section.solver,
-            steps=section.steps,
-            times=self.times,
-            seed=recipe.train.seed,
-        )
-        folder = Path(recipe.data.paths or self.folder / "data" / "paths")
-        if recipe.data.paths is None:
-            make_paths(folder, teacher, spec, captions, self._samples, self._say, progress)
-        return open_paths(folder, teacher, spec, self.times)
-
-    def _objective(self, device: torch.device) -> Objective:
-        recipe, teacher = self.recipe, self.teacher
-
-        first = self._first(device)
-        student = copy.deepcopy(first)
+        first = first_of(recipe, teacher, device)
+        self.student = student = copy.deepcopy(first)
         if self.init is not None:
             student.net = self.init.net.to(device).requires_grad_(True)
             student.prediction = self.init.info.prediction
         elif self.converts:
             student.prediction = self.prediction
-        smaller = self._smaller(student)
-        self.depths = self._depths(student)
+        pruned = PrunedStudent(recipe, teacher, self.source, self.times, self.folder, say)
+        smaller = pruned.smaller(student)
+        self.depths = pruned.depths(student)
         x0, cond = self.source.draw(2, torch.Generator().manual_seed(recipe.train.seed))
-        setup = Setup(
-            teacher=self._target(),
+        setup = build_setup(
+            recipe,
+            teacher,
+            teacher=self._target(say),
             student=student,
             spawn=lambda: copy.deepcopy(first),
             times=self.times,
-            sampler=recipe.student.sampler,
-            optim=recipe.train.optim,
-            tap=teacher.tap,
             example=(x0.to(device), {k: v.to(device) for k, v in cond.items()}),
             init=self.init.table if self.init else None,
             core=teacher.core,
@@ -246,28 +174,22 @@ class Run:
             autoencoder=teacher.autoencoder,
             scaling=teacher.scaling,
             train_steps=recipe.method_steps - self.converts,
-            time_layer=teacher.time_layer,
             reward=self.reward,
         )
-        self.student = student
-        with torch.random.fork_rng(devices=[]):
-            # Networks of the method's own, such as heads, draw their weights from the global one.
-            torch.manual_seed(recipe.train.seed)
-            method = recipe.method()(recipe.method_config(), setup)
-            sections = (recipe.embedding, recipe.reward)
-            whole = ordered(method, setup, recipe.compress, self.depths, *sections)
-        self._check_table(whole)
+        method = compose(recipe, setup, self.depths)
+        if method.boundary() is not None and not recipe.method().own_coefficients:
+            self._check_table(method.boundary())
         if not self.converts:
-            return whole
-        return Prelude(whole, Conversion(Conversion.Config(), setup), self.converts)
+            return method
+        return Prelude(method, Conversion(Conversion.Config(), setup), self.converts)
 
-    def _target(self) -> Denoiser | Guided:
+    def _target(self, say: Say) -> Denoiser | Guided:
         """The guided teacher as the method learns from it."""
         teacher = self.teacher
         guided = teacher.guided(self.recipe.teacher.guidance)
         target = as_target(guided, teacher.denoiser.prediction, teacher.x0_limit)
         if target is not guided:
-            self._say(
+            say(
                 f"the teacher predicts noise, which says nothing of x0 where alpha is below "
                 f"{NEAR_ZERO}: as a target, its x0 is clipped there at {teacher.x0_limit:g}"
             )
@@ -281,86 +203,8 @@ class Run:
         steps = self.recipe.train.steps
         return min(self.recipe.student.prediction_steps or -(-steps // 5), steps)
 
-    def _smaller(self, student: Denoiser) -> Smaller | None:
-        """Make the student's network smaller as the recipe says; the same again when resumed."""
-        section, teacher = self.recipe.compress, self.teacher
-        if not section.active:
-            return None
-        core, kept = self._core(student), self._kept_plans()
-        if kept:
-            smaller = Smaller.make(list(kept.values()), core)
-        else:
-            smaller = choose(section, core, lambda: self._calls(student, core))
-            self._keep_plans({str(i): plan for i, plan in enumerate(smaller.plans)})
-        if section.variance:
-            keep_variance(core, smaller, self._calls(student, core))
-        student.net.set_submodule(teacher.core, smaller.net.requires_grad_(True))
-        left = parameters(student.net)
-        self._say(f"compressed to {left:,} parameters, {left / parameters(teacher.net):.0%}")
-        return smaller
-
-    def _depths(self, student: Denoiser) -> dict[str, Plan]:
-        """The smaller students inside this one; the same again when resumed."""
-        section = self.recipe.compress
-        check_depths(self.recipe)
-        if not section.elastic:
-            return {}
-        core, plans = self._core(student), self._kept_plans()
-        if not plans:
-            plans = depths(section, core, lambda: self._calls(student, core))
-            self._keep_plans(plans)
-        for name, plan in plans.items():
-            left = count(plan, core)
-            self._say(f"depth {name}: {left:,} parameters, {left / parameters(core):.0%}")
-        return plans
-
-    def _core(self, student: Denoiser) -> nn.Module:
-        """What of the student can be made smaller."""
-        if not self.teacher.core:
-            raise ValueError(f"compress: {self.teacher.family} teachers have no blocks to remove")
-        if self.recipe.train.roles == "adapters":
-            raise ValueError(
-                "compress: a smaller student has no base to share; choose train.roles=copies"
-            )
-        return student.net.get_submodule(self.teacher.core)
-
-    def _kept_plans(self) -> dict[str, Plan]:
-        file = self.folder / PLANS
-        if not file.is_file():
-            return {}
-        return {name: Plan.from_json(plan) for name, plan in read_json(file)["plans"].items()}
-
-    def _keep_plans(self, plans: Mapping[str, Plan]) -> None:
-        data = {name: plan.to_json() for name, plan in plans.items()}
-        write_json(self.folder / PLANS, {"schema_version": 1, "plans": data})
-
-    def _calls(self, student: Denoiser, core: nn.Module) -> list[dict[str, Tensor]]:
-        """What the network sees at the student's times."""
-        generator = torch.Generator().manual_seed(self.recipe.train.seed)
-        x0, cond = self.source.draw(8, generator)
-        noise, device = torch.randn(x0.shape, generator=generator), self.times.device
-
-        def run() -> None:
-            for t in self.times[:-1]:
-                student(student.noised(x0, t, noise).to(device), t, cond)
-
-        return record(core, run)
-
-    def _first(self, device: torch.device) -> Denoiser:
-        """What every role starts as a copy of; the teacher's own weights are final then."""
-        train, own = self.recipe.train, self.teacher.denoiser
-        shares, low = train.roles == "adapters", train.base == "bf16"
-        if shares and has_weights(own):
-            if low:
-                lower(own.net)
-            return own.with_net(adapt(own.net, train.adapter, train.seed))
-        first = self.teacher.spawn(torch.Generator().manual_seed(train.seed)).to(device)
-        if low:
-            lower(first.net if shares else own.net)
-        return first.with_net(adapt(first.net, train.adapter, train.seed)) if shares else first
-
     @property
-    def table(self) -> StepTable:
+    def table(self) -> TorchStepTable:
         """The step table of the student."""
         own = self.objective.table()
         return own or few_step_table(
@@ -421,7 +265,7 @@ class Run:
             step_table=self.table.to_json(),
             prediction=self.student.prediction,
             schedule=self.student.schedule.to_json(),
-            guidance=Guidance(mode=mode, scale=section.guidance),
+            guidance=GuidanceInfo(mode=mode, scale=section.guidance),
             latent=teacher.describe(),
             teacher={
                 "name": teacher.name,
@@ -435,45 +279,3 @@ class Run:
             recipe=self.recipe.model_dump(mode="json"),
             depths={name: plan.to_json() for name, plan in self.depths.items()},
         )
-
-
-@torch.no_grad()
-def preview(run: Run, denoiser: Denoiser, step: int) -> None:
-    """Draw the student's samples at `step` into the run dir: always the same noise."""
-    teacher, table = run.teacher, run.table
-    prompts = teacher.preview_prompts()
-    if run.part:
-        prompts = run.part.own(teacher, prompts) or run.source.prompts(8, torch.Generator())
-    count = len(prompts) or (2000 if len(teacher.sample_shape) == 1 else 64)
-    generator = torch.Generator().manual_seed(0)
-    cond = teacher.encode(prompts)
-    device = next(denoiser.parameters()).device
-    noise = table.draw((count, *teacher.sample_shape), generator, device)
-    decoded = teacher.decode(table.sample(denoiser.net, noise, cond))
-    truth = None
-    if decoded.ndim == 2:
-        truth = run.source.draw(count, generator)[0].numpy()
-    save_samples(run.folder / "samples" / f"step-{step:08d}.png", decoded, truth)
-
-
-@torch.no_grad()
-def preview_roles(run: Run, step: int) -> None:
-    """Draw what each role makes of one noised sample, a row each, always of the same noise.
-
-    Of pictures, where the method has such roles.
-    """
-    # A network in shards can be called on all processes only.
-    if len(run.teacher.sample_shape) == 1 or run.trainer.accelerator.num_processes > 1:
-        return
-    generator, shared = (torch.Generator().manual_seed(0) for _ in range(2))
-    x0, cond = run.source.draw(8, generator)
-    device = run.trainer.accelerator.device
-    cond = {name: value.to(device) for name, value in cond.items()}
-    batch = Batch(x0.to(device), cond, generator, shared, step)
-    if run.trainer.pictured:
-        originals = run.source.originals(8, torch.Generator().manual_seed(0))
-        batch = replace(batch, originals=None if originals is None else originals.to(device))
-    found = run.objective.predictions(batch)
-    if found:
-        decoded = run.teacher.decode(torch.cat(list(found.values())))
-        save_samples(run.folder / "samples" / f"roles-{step:08d}.png", decoded)

@@ -10,12 +10,12 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from edgedistill.recipes import schema as recipes
-from edgedistill.runs.claims import RECIPE, Claim, claim_new, claim_old
-from edgedistill.runs.run import Run
+from edgedistill import recipes
 from edgedistill.common.files import WriteError, atomic_link, write_text
-from edgedistill.runs.group import Group
 from edgedistill.recipes.schema import Recipe
+from edgedistill.runs.claims import RECIPE, Claim, claim_new, claim_old
+from edgedistill.runs.group import Group
+from edgedistill.runs.run import Run
 from edgedistill.tiny import make_tiny
 from edgedistill.training.trainer import engine
 

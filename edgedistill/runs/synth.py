@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from edgedistill.common.files import check_writable
 from edgedistill.data import find_captions
 from edgedistill.data.paths import captions_of, make_paths, spec_of
-from edgedistill.common.files import check_writable
+from edgedistill.diffusion.solvers import student_times
 from edgedistill.recipes.schema import Recipe
-from edgedistill.diffusion.sampling import student_times
 from edgedistill.teachers import load_teacher
 from edgedistill.tiny import make_tiny
 from edgedistill.training.trainer import engine

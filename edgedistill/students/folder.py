@@ -22,12 +22,12 @@ from edgedistill.common.progress import remark
 from edgedistill.compress.plan import Plan, build
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
-from edgedistill.diffusion.schedule import schedule_from_json
+from edgedistill.diffusion.schedules import schedule_from_json
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.adapters import Role
 from edgedistill.teachers import ENTRY_POINTS, TEACHERS, Teacher, load_teacher
 
-__all__ = ["Guidance", "Student", "StudentInfo", "load_student", "save_student"]
+__all__ = ["GuidanceInfo", "Student", "StudentInfo", "load_student", "save_student"]
 
 SCHEMA = 2
 
@@ -37,7 +37,7 @@ MACHINE = ("_name_or_path", "name_or_path")
 """Keys of a config in which libraries keep where they had loaded something from."""
 
 
-class Guidance(BaseModel):
+class GuidanceInfo(BaseModel):
     """Where guidance went: baked into the weights, an embedded input, or none."""
 
     model_config = ConfigDict(extra="forbid")
@@ -52,7 +52,7 @@ class StudentInfo(BaseModel):
         schema_version: 2; 1 had no hashes.
         method: Distillation method.
         family: Family that reads the folder; a key of `teachers.TEACHERS`.
-        step_table: `StepTable.to_json`.
+        step_table: `TorchStepTable.to_json`.
         prediction: What the network predicts.
         schedule: `Schedule.to_json`.
         guidance: Where guidance went.
@@ -74,7 +74,7 @@ class StudentInfo(BaseModel):
     step_table: dict[str, Any]
     prediction: Prediction
     schedule: dict[str, Any]
-    guidance: Guidance
+    guidance: GuidanceInfo
     lora_scale: float | None = None
     depths: dict[str, dict[str, Any]] = {}
     """Plans of the smaller students inside this one, by name."""
@@ -96,7 +96,9 @@ class Student:
         net: The few-step network.
     """
 
-    def __init__(self, path: Path, info: StudentInfo, table: StepTable, teacher: Teacher) -> None:
+    def __init__(
+        self, path: Path, info: StudentInfo, table: TorchStepTable, teacher: Teacher
+    ) -> None:
         self.path, self.info, self.table, self.teacher = path, info, table, teacher
         self.net: nn.Module = teacher.net
 
@@ -159,7 +161,7 @@ def load_student(path: str | Path) -> Student:
         raise ValueError(f"{file}: schema_version {version!r}, {SCHEMA} expected")
     try:
         info = StudentInfo.model_validate(data)
-        table = StepTable.from_json(info.step_table)
+        table = TorchStepTable.from_json(info.step_table)
         schedule_from_json(info.schedule)
     except ValidationError as error:
         first = error.errors()[0]
@@ -216,7 +218,7 @@ def save_student(folder: Path, info: StudentInfo, teacher: Teacher, net: nn.Modu
         teacher: Supplies what surrounds the network.
         net: The student's network, or a role that is one.
     """
-    table = StepTable.from_json(info.step_table)
+    table = TorchStepTable.from_json(info.step_table)
     with atomic_folder(folder) as work:
         teacher.save(work, net.fused() if isinstance(net, Role) else net, table)
         usage = _GROWING_USAGE if table.grows else teacher.usage_with(table)
@@ -285,7 +287,7 @@ pipe.scheduler = {scheduler}.from_pretrained(FOLDER, subfolder="scheduler")
 ```"""
 
 
-def _card(info: StudentInfo, table: StepTable, usage: str) -> str:
+def _card(info: StudentInfo, table: TorchStepTable, usage: str) -> str:
     licences = info.teacher.get("licences") or ["other"]
     front = "\n".join(f"- {licence}" for licence in licences)
     for key in ("license_name", "license_link"):

@@ -11,14 +11,13 @@ from torch import Tensor
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.students.folder import Student, load_student
 from edgedistill.students.routing import first
+from edgedistill_runtime.routes import ROUTES, Routes
 
 __all__ = ["Students", "complete", "group_of", "open_student"]
 
 
 def group_of(path: str | Path) -> Path | None:
     """The folder of a group of students: `path` itself, or in the run dir at `path`."""
-    from edgedistill_runtime.routes import ROUTES
-
     for folder in (Path(path), Path(path) / "students"):
         if (folder / ROUTES).is_file() and not (folder / "0" / "manifest.json").is_file():
             return folder
@@ -27,8 +26,6 @@ def group_of(path: str | Path) -> Path | None:
 
 def complete(folder: Path) -> bool:
     """Whether all students of a group are there."""
-    from edgedistill_runtime.routes import Routes
-
     count = len(Routes.read(folder).parts)
     return all((folder / str(i) / "student.json").is_file() for i in range(count))
 
@@ -62,8 +59,6 @@ class Students:
     """
 
     def __init__(self, path: Path) -> None:
-        from edgedistill_runtime.routes import Routes
-
         self.path, self.routes = path, Routes.read(path)
         places = [path / str(index) for index in range(len(self.routes.parts))]
         for index, place in enumerate(places):

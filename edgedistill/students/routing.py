@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -21,6 +20,7 @@ from torch import Tensor
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.teachers import Teacher
 from edgedistill.teachers.classes import NULL, ClassTeacher
+from edgedistill_runtime.routes import Routes, pooled
 
 __all__ = ["Part", "divide", "kmeans", "ranges", "route"]
 
@@ -29,20 +29,6 @@ RESTARTS, ROUNDS = 8, 100
 
 PIECE = 64
 """Captions encoded at once: their tokens' states are large."""
-
-
-class Routes(Protocol):
-    """Which student draws a condition: `edgedistill_runtime.routes.Routes`."""
-
-    @property
-    def parts(self) -> tuple[tuple[float, ...], ...]:
-        """Of each student its classes, or the centroid of its prompts."""
-
-    def of(self, encoded: NDArray[Any]) -> NDArray[np.int64]:
-        """Students of what a text encoder returns first."""
-
-    def to_json(self) -> dict[str, Any]:
-        """What students.json holds."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +98,6 @@ def divide(teacher: Teacher, captions: Sequence[str], count: int, seed: int) -> 
     Raises:
         ValueError: If the teacher takes no conditions, or there are fewer than students.
     """
-    from edgedistill_runtime import routes
-
     if not teacher.prompts:
         raise ValueError(
             f"parts.count={count}: teacher {teacher.name!r} takes no conditions to divide among "
@@ -125,18 +109,18 @@ def divide(teacher: Teacher, captions: Sequence[str], count: int, seed: int) -> 
         null = teacher.classes.get(NULL)
         if null is not None:
             owned[-1].append(null)
-        return routes.Routes("label", tuple(tuple(map(float, own)) for own in owned))
+        return Routes("label", tuple(tuple(map(float, own)) for own in owned))
     different = sorted(set(captions))
     if count > len(different):
         raise ValueError(
             f"parts.count={count}: only {len(different)} different captions to divide"
         )
     means = [
-        torch.from_numpy(routes.pooled(first(teacher.encode(different[start : start + PIECE]))))
+        torch.from_numpy(pooled(first(teacher.encode(different[start : start + PIECE]))))
         for start in range(0, len(different), PIECE)
     ]
     centroids = kmeans(torch.cat(means), count, torch.Generator().manual_seed(seed))
-    return routes.Routes("prompt", tuple(tuple(row) for row in centroids.tolist()))
+    return Routes("prompt", tuple(tuple(row) for row in centroids.tolist()))
 
 
 def ranges(labels: Sequence[int], count: int) -> list[list[int]]:

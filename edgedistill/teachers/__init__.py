@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgedistill.common.plugins import resolve
-from edgedistill.teachers.base import Graph, Teacher
+from edgedistill.teachers.base import ExportGraph, Teacher
 
-__all__ = ["ENTRY_POINTS", "TEACHERS", "Graph", "Teacher", "load_teacher"]
+__all__ = ["ENTRY_POINTS", "TEACHERS", "ExportGraph", "Teacher", "find_family", "load_teacher"]
 
 ENTRY_POINTS = "edgedistill.teachers"
 """Entry-point group by which families of other distributions join."""
@@ -28,6 +28,12 @@ TEACHERS = {
 """Imported when asked for. Others join by `ENTRY_POINTS`."""
 
 
+def find_family(name: str) -> type[Teacher]:
+    """The class of a family, a key of `TEACHERS`; ValueError names the choices."""
+    kind: type[Teacher] = resolve("teacher family", TEACHERS, name, ENTRY_POINTS)
+    return kind
+
+
 def load_teacher(
     family: str,
     path: str | Path,
@@ -40,11 +46,10 @@ def load_teacher(
         family: A key of `TEACHERS`.
         path: A shipped asset's name, a folder, a Hub id or a single .safetensors file.
         config: Folder or Hub id of the configurations for a single file.
-
         loras: Files of LoRAs to fuse into its weights, and a factor on each.
 
     Raises:
         ValueError: If the family is unknown or nothing loadable is at `path`.
     """
-    kind: type[Teacher] = resolve("teacher family", TEACHERS, family, ENTRY_POINTS)
+    kind = find_family(family)
     return kind.load_fused(str(path), config, loras) if loras else kind.load(str(path), config)

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from edgedistill.common.files import read_json
 from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided, cat
-from edgedistill.diffusion.sampling import StepTable, TimeGrid, time_grid
+from edgedistill.diffusion.solvers import TimeGrid, time_grid
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.licences import Rights
 
-__all__ = ["Graph", "PromptCache", "Source", "Teacher"]
+__all__ = ["DataSource", "ExportGraph", "PromptCache", "Teacher"]
 
 
-class Source(Protocol):
+class DataSource(Protocol):
     """Where a run's clean data comes from."""
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -37,7 +38,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Graph:
+class ExportGraph:
     """One network to compile.
 
     Attributes:
@@ -193,7 +194,7 @@ class Teacher(ABC):
         raise ValueError(f"{self.family} teachers have no decoder to replace with {folder!r}")
 
     @abstractmethod
-    def source(self) -> Source | None:
+    def source(self) -> DataSource | None:
         """Clean data that comes with the teacher; None where it brings none."""
 
     def grid(self, steps: int) -> TimeGrid:
@@ -205,19 +206,19 @@ class Teacher(ABC):
         schedule = self.denoiser.schedule
         return TimeGrid.of(schedule, time_grid(schedule, steps))
 
-    def check(self, table: StepTable) -> None:  # noqa: B027  most families have nothing to refuse
+    def check(self, table: TorchStepTable) -> None:  # noqa: B027  most families have nothing to refuse
         """Raise a ValueError if a student with this table could not be saved."""
 
-    def usage_with(self, table: StepTable) -> str:
+    def usage_with(self, table: TorchStepTable) -> str:
         """`usage` of a student with this table."""
         return self.usage.format(steps=len(table.rows))
 
     @abstractmethod
-    def save(self, folder: Path, net: nn.Module, table: StepTable) -> None:
+    def save(self, folder: Path, net: nn.Module, table: TorchStepTable) -> None:
         """Write a loadable folder with `net` in the place of the teacher's network."""
 
     @abstractmethod
-    def graphs(self) -> dict[str, Graph]:
+    def graphs(self) -> dict[str, ExportGraph]:
         """The networks to compile: text_encoder, denoiser, decoder as far as there are such."""
 
     @abstractmethod

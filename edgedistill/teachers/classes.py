@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from edgedistill.common.files import write_text
 from edgedistill.common.text import read_text, split_lines
-from edgedistill.diffusion.sampling import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.teachers.pipeline import PipelineTeacher
 
 __all__ = ["NAMES", "NULL", "ClassTeacher", "Labels", "read_classes"]
@@ -100,7 +100,7 @@ class ClassTeacher(PipelineTeacher):
                 first.setdefault(number, prompt)
         return [first[number] for number in sorted(first)]
 
-    def save(self, folder: Path, net: nn.Module, table: StepTable) -> None:
+    def save(self, folder: Path, net: nn.Module, table: TorchStepTable) -> None:
         super().save(folder, net, table)
         names = self.each
         if any(name != str(number) for number, name in enumerate(names)):

@@ -14,8 +14,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from edgedistill.common.files import read_json
 from edgedistill.common.plugins import unknown
-from edgedistill.diffusion.sampling import StepTable
-from edgedistill.diffusion.schedule import Rectified, Schedule, schedule_from_json
+from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.schedules import Rectified, schedule_from_json
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.teachers.schedulers import (
     FLOW,
     SIBLINGS,
@@ -80,13 +81,13 @@ def shift_asked(scheduler: Any, schedule: Schedule) -> dict[str, float]:
     return {"mu": schedule.shift if linear else math.log(schedule.shift)}
 
 
-def euler(num_timesteps: int, table: StepTable, **choices: Any) -> Any:
+def euler(num_timesteps: int, table: TorchStepTable, **choices: Any) -> Any:
     """The scheduler that lands as the table does, deterministic or renoising."""
     renoises = any(row.c for row in table.rows)
     return FlowMatchEulerDiscreteScheduler(num_timesteps, stochastic_sampling=renoises, **choices)
 
 
-def flow_schedulers(num_timesteps: int, table: StepTable) -> Iterator[Any]:
+def flow_schedulers(num_timesteps: int, table: TorchStepTable) -> Iterator[Any]:
     """Schedulers that walk a table when asked for nothing but its number of steps.
 
     Asked so, diffusers' last step stands at its least timestep, whose picture is nearly done. The

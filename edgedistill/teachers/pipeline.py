@@ -10,38 +10,32 @@ import copy
 import json
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
-from edgedistill import assets
 from edgedistill.common.finite import bad_row, check_finite
-from edgedistill.common.pickles import check_pickles
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable, TimeGrid
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.solvers import TimeGrid
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.scaling import Scaling
-from edgedistill.teachers.base import Graph, PromptCache, Source, Teacher
+from edgedistill.teachers.base import DataSource, ExportGraph, PromptCache, Teacher
 from edgedistill.teachers.decoders import Decoder, channels_of, open_decoder
 from edgedistill.teachers.flow import shift_asked
 from edgedistill.teachers.latents import Latents
-from edgedistill.teachers.licences import Rights, copy_texts, lacks_of, merged, rights_of
-from edgedistill.teachers.loading import FAMILIES, check_configs, check_place, whole_weights
+from edgedistill.teachers.licences import copy_texts, merged, rights_of
+from edgedistill.teachers.loading import whole_weights
 from edgedistill.teachers.loras import fuse, place_of, rights_of_lora
-from edgedistill.teachers.markers import marks_of, read_header
 from edgedistill.teachers.network_inputs import check_network
+from edgedistill.teachers.pipeline_files import read_pipeline
 from edgedistill.teachers.schedulers import (
     bound_of,
     check_grid,
@@ -49,11 +43,10 @@ from edgedistill.teachers.schedulers import (
     grid_of,
     sibling,
 )
-from edgedistill.teachers.single_file import check_file, open_file, read_index
 from edgedistill.teachers.student_schedulers import find_scheduler, takes_timesteps
-from edgedistill.teachers.tokenizers import UNBOUNDED, complete, nulls
+from edgedistill.teachers.tokenizers import UNBOUNDED, complete
 
-__all__ = ["FAMILIES", "PipelineTeacher"]
+__all__ = ["PipelineTeacher"]
 
 _BATCH = 64
 """Prompts a call of the text encoders."""
@@ -147,7 +140,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         """
 
     @abstractmethod
-    def schedulers(self, table: StepTable) -> Iterator[Any]:
+    def schedulers(self, table: TorchStepTable) -> Iterator[Any]:
         """Diffusers schedulers that may walk a table, the plainest first."""
 
     def asks(self, x0: Tensor, prompt: str) -> dict[str, Any] | None:
@@ -202,13 +195,13 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
 
     @classmethod
     def load(cls, path: str, config: str | None = None) -> PipelineTeacher:
-        return cls._read(path, config).teacher(cls)
+        return read_pipeline(cls, path, config).teacher(cls)
 
     @classmethod
     def load_fused(
         cls, path: str, config: str | None, loras: Sequence[tuple[str, float]]
     ) -> PipelineTeacher:
-        read = cls._read(path, config)
+        read = read_pipeline(cls, path, config)
         if not hasattr(read.pipeline, "load_lora_weights"):
             super().load_fused(path, config, loras)
         for file, scale in loras:
@@ -217,59 +210,6 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         teacher.fused = [(place_of(file), scale) for file, scale in loras]
         teacher.rights = merged([teacher.rights, *(rights_of_lora(file) for file, _ in loras)])
         return teacher
-
-    @classmethod
-    def _read(cls, path: str, config: str | None) -> _Read:
-        """The pipeline at a place, and what is known of it."""
-        # A download shows its own bars; loading takes a second and needs none.
-        diffusers_logging.disable_progress_bar()
-        diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)  # errors come as exceptions
-        transformers_logging.disable_progress_bar()
-        if check_file(path):
-            return cls._read_file(path, config)
-        if config is not None:
-            raise ValueError(
-                f"teacher.config={config} is for a single .safetensors file; "
-                f"{path!r} has its own configurations"
-            )
-        shipped = assets.ROOT / path
-        folder = shipped if "/" not in path and shipped.is_dir() else Path(path)
-        check_place(folder, path)
-        check_pickles(folder)
-        check_configs(folder)
-        where = str(folder) if folder.is_dir() else path
-        try:
-            index = DiffusionPipeline.load_config(where)
-            # A folder that names no class is read as the plainest.
-            name = str(index.get("_class_name") or cls.pipelines[0])
-            _check_class(cls, name, where)
-            pipeline = cls.open(name, index, where)
-        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-            if not folder.is_dir():
-                raise ValueError(
-                    f"no folder at {path!r}, and no such model could be had from the Hub; "
-                    "a gated one needs `hf auth login`, or teacher.path=FOLDER of a copy"
-                ) from error
-            first = nulls(folder) or (str(error).strip().splitlines() or [type(error).__name__])[0]
-            if "ip_image_proj" in first:
-                first += "; it was saved with an IP-Adapter, save it after unload_ip_adapter()"
-            raise ValueError(f"cannot load {path!r}: {first}") from error
-        return _Read(Path(path).name, where, pipeline, index, rights_of(where), ())
-
-    @classmethod
-    def _read_file(cls, path: str, config: str | None) -> _Read:
-        """The pipeline around a single file."""
-        where, index = read_index(cls.family, path, config)
-        _check_class(cls, str(index.get("_class_name")), where)
-        try:
-            with whole_weights(path):
-                pipeline = open_file(cls.family, path, where, index, **cls.options)
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise ValueError(f"cannot load {path!r}: {first}") from error
-        marks = marks_of(read_header(path), path)
-        rights = rights_of(path, marks.licence)
-        return _Read(Path(path).stem, path, pipeline, index, rights, marks.notes)
 
     @classmethod
     def open(cls, name: str, index: dict[str, Any], where: str) -> Any:
@@ -387,7 +327,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         self.pipeline.register_modules(vae=vae)
         self.decoder = decoder
 
-    def source(self) -> Source | None:
+    def source(self) -> DataSource | None:
         folder = Path(self.path)
         latents, prompts = folder / "data.safetensors", folder / "prompts.json"
         if not (latents.is_file() and prompts.is_file()):
@@ -405,7 +345,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             originals if originals.is_file() else None,
         )
 
-    def save(self, folder: Path, net: nn.Module, table: StepTable) -> None:
+    def save(self, folder: Path, net: nn.Module, table: TorchStepTable) -> None:
         parts = dict(self.pipeline.components)
         parts[self.core] = net.get_submodule(self.core)
         parts["scheduler"] = self.scheduler(table)
@@ -415,10 +355,10 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         pipeline.save_pretrained(folder, safe_serialization=True)
         copy_texts(self.path, folder)
 
-    def check(self, table: StepTable) -> None:
+    def check(self, table: TorchStepTable) -> None:
         self.scheduler(table)
 
-    def scheduler(self, table: StepTable) -> Any:
+    def scheduler(self, table: TorchStepTable) -> Any:
         """The diffusers scheduler that walks the table, at one size if its steps grow.
 
         Raises:
@@ -426,62 +366,33 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         """
         return self._walker(table)[0]
 
-    def usage_with(self, table: StepTable) -> str:
+    def usage_with(self, table: TorchStepTable) -> str:
         text, steps = self.usage, "num_inference_steps={steps}"
         timesteps = self._walker(table)[1] if steps in text else None
         if timesteps is not None:
             text = text.replace(steps, f"timesteps={timesteps}")
         return text.format(steps=len(table.rows))
 
-    def _walker(self, table: StepTable) -> tuple[Any, list[int] | None]:
+    def _walker(self, table: TorchStepTable) -> tuple[Any, list[int] | None]:
         """The scheduler, and the timesteps it must be given where their number is not enough."""
         own, table = self.pipeline.scheduler, table.at_one_size()
         candidates = [*self.schedulers(table), type(own).from_config(own.config)]
         by_timesteps = takes_timesteps(type(self.pipeline).__call__)
         return find_scheduler(candidates, table, self.set_steps, by_timesteps)
 
-    def graphs(self) -> dict[str, Graph]:
+    def graphs(self) -> dict[str, ExportGraph]:
         prompts = self.prompts[:2]
         x = torch.zeros(2, *self.sample_shape)
         times = self.denoiser.schedule.net_time(torch.tensor([1.0, 0.5]).double()).float()
         denoiser = {"x": x, "t": times, **self.encode(prompts)}
         graphs = {
-            "denoiser": Graph(self.denoiser.net, denoiser, ("f",)),
-            "decoder": Graph(self.decoder, {"x0": x}, ("image",)),
+            "denoiser": ExportGraph(self.denoiser.net, denoiser, ("f",)),
+            "decoder": ExportGraph(self.decoder, {"x0": x}, ("image",)),
         }
         if self.text_encoder is None:
             return graphs
         ids = self.tokenize(prompts)
-        return {"text_encoder": Graph(self.text_encoder, ids, self.conditions), **graphs}
+        return {"text_encoder": ExportGraph(self.text_encoder, ids, self.conditions), **graphs}
 
     def describe(self) -> dict[str, Any]:
         return {"shape": list(self.sample_shape), **self.decoder.scaling.describe()}
-
-
-@dataclass(frozen=True)
-class _Read:
-    """A pipeline and what is known of its files."""
-
-    name: str
-    path: str
-    pipeline: Any
-    index: Mapping[str, Any]
-    rights: Rights
-    notes: Sequence[str]
-
-    def teacher(self, kind: type[PipelineTeacher]) -> PipelineTeacher:
-        made = kind(self.name, self.path, self.pipeline)
-        lacks = [] if made.is_student else lacks_of(self.index)
-        made.rights, made.notes = self.rights, [*self.notes, *lacks]
-        return made
-
-
-def _check_class(kind: type[PipelineTeacher], name: str, where: str) -> None:
-    """ValueError if a pipeline of class `name` is of another family."""
-    if name in kind.pipelines:
-        return
-    other = FAMILIES.get(name)
-    hint = f"it looks like {other}: choose teacher.family={other}" if other else "no such family"
-    raise ValueError(
-        f"{where} holds a {name}, {kind.family} reads {', '.join(kind.pipelines)}; {hint}"
-    )

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from edgedistill.common.plugins import unknown
 from edgedistill.diffusion.denoiser import Bound, Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import TimeGrid, solve
-from edgedistill.diffusion.schedule import Discrete, Karras, Schedule
+from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.schedules import Discrete, Karras
+from edgedistill.diffusion.solvers import TimeGrid, solve
+from edgedistill.diffusion.tensors import expand_like
 
 __all__ = [
     "FLOW",
@@ -306,7 +308,7 @@ class Probe(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """f(x, t), shaped as x (N, ...); t is (N,) or a scalar."""
-        time = torch.as_tensor(t).double().reshape((-1,) + (1,) * (x.ndim - 1)).to(x) / 1000
+        time = expand_like(torch.as_tensor(t).double(), x).to(x) / 1000
         return self.sign * ((x * (1 + time)).tanh() + 0.3 * time)
 
 

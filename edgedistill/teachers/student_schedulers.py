@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,15 +11,15 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, TCDScheduler
 from torch import Tensor, nn
 
-from edgedistill.diffusion.sampling import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.teachers.schedulers import PREDICTIONS
 
 FLOW = "flow_prediction"
 
-__all__ = ["discrete_schedulers", "find_scheduler", "takes_timesteps"]
+__all__ = ["discrete_schedulers", "find_scheduler", "takes_timesteps", "walk"]
 
 
-def discrete_schedulers(scheduler: Any, table: StepTable) -> Iterator[Any]:
+def discrete_schedulers(scheduler: Any, table: TorchStepTable) -> Iterator[Any]:
     """Schedulers over trained timesteps that may walk a table, the plainest first.
 
     A student may predict something else than its teacher.
@@ -32,7 +32,7 @@ def discrete_schedulers(scheduler: Any, table: StepTable) -> Iterator[Any]:
             yield kind.from_config(config, clip_sample=False, thresholding=False, **asked)
 
 
-def _kinds(table: StepTable, n: int) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _kinds(table: TorchStepTable, n: int) -> Iterator[tuple[Any, dict[str, Any]]]:
     if any(row.c for row in table.rows):
         yield LCMScheduler, {"original_inference_steps": n}
         return
@@ -47,7 +47,7 @@ def _kinds(table: StepTable, n: int) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 def find_scheduler(
     candidates: Sequence[Any],
-    table: StepTable,
+    table: TorchStepTable,
     set_steps: Callable[[Any, int], None],
     by_timesteps: bool,
 ) -> tuple[Any, list[int] | None]:
@@ -88,13 +88,34 @@ def _choices(scheduler: Any) -> tuple[dict[str, float], ...]:
     return ({},)
 
 
-def _walks(scheduler: Any, table: StepTable, set_steps: Callable[[], None]) -> bool:
+def _walks(scheduler: Any, table: TorchStepTable, set_steps: Callable[[], None]) -> bool:
     """Whether scheduler, its steps set, and table take the same noise to the same place."""
     for choices in _choices(scheduler):
         set_steps()
         if _agree(scheduler, table, choices):
             return True
     return False
+
+
+def walk(
+    scheduler: Any, net: nn.Module, shape: tuple[int, ...], choices: Mapping[str, Any]
+) -> Tensor:
+    """Where a scheduler, its steps set, takes noise of seed 0 with a network net(x, t).
+
+    Args:
+        scheduler: Of diffusers.
+        net: Called with x of `shape` and one timestep a sample, (N,).
+        shape: Of the noise (N, ...).
+        choices: What each step is told besides.
+    """
+    generator = torch.Generator().manual_seed(0)
+    # Flow schedulers know neither a first scale nor one a step.
+    x = torch.randn(*shape, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
+    for t in scheduler.timesteps:
+        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        f = net(seen, t.expand(len(x)))
+        x = scheduler.step(f, t, x, generator=generator, **choices).prev_sample
+    return x
 
 
 class _Probe(nn.Module):
@@ -104,15 +125,10 @@ class _Probe(nn.Module):
         return x.tanh()
 
 
-def _agree(scheduler: Any, table: StepTable, choices: dict[str, float]) -> bool:
+def _agree(scheduler: Any, table: TorchStepTable, choices: dict[str, float]) -> bool:
     wanted = torch.tensor([row.t for row in table.rows])
     if not torch.allclose(scheduler.timesteps.float(), wanted, atol=0.5):
         return False
     ours = table.sample(_Probe(), table.draw((4, 1, 4, 4), torch.Generator().manual_seed(0)), {})
-    generator = torch.Generator().manual_seed(0)
-    # Flow schedulers know neither a first scale nor one a step.
-    x = torch.randn(4, 1, 4, 4, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
-    for t in scheduler.timesteps:
-        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        x = scheduler.step(_Probe()(seen, t), t, x, generator=generator, **choices).prev_sample
+    x = walk(scheduler, _Probe(), (4, 1, 4, 4), choices)
     return bool((x - ours).abs().max() <= 1e-4 * ours.abs().max().clamp(min=1))

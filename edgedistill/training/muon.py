@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 __all__ = ["Muon", "is_matrix", "orthogonalize"]
 
@@ -66,8 +67,8 @@ class Muon(torch.optim.Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             if "rounds" in group:
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
                 self._matrices(params, group)
             else:
                 self._others(params, group)
@@ -96,19 +97,23 @@ class Muon(torch.optim.Optimizer):
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
-        states, (first, second) = [self.state[p] for p in params], group["betas"]
-        gradients = [p.grad for p in params if p.grad is not None]
-        means = [state["exp_avg"] for state in states]
-        squares = [state["exp_avg_sq"] for state in states]
-        torch._foreach_lerp_(means, gradients, 1 - first)
-        torch._foreach_mul_(squares, second)
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
-        for parameter, state in zip(params, states, strict=True):
-            state["step"] += 1
-            count = state["step"].item()
-            size = state["exp_avg_sq"].sqrt().div_((1 - second**count) ** 0.5).add_(group["eps"])
-            rate = group["lr"] / (1 - first**count)
-            parameter.addcdiv_(state["exp_avg"], size, value=-rate)
+        states, (beta1, beta2) = [self.state[p] for p in params], group["betas"]
+        adamw(
+            list(params),
+            [p.grad for p in params if p.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            foreach=False,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
 
 
 def orthogonalize(matrices: Tensor, rounds: int = 5) -> Tensor:

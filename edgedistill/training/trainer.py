@@ -23,7 +23,7 @@ from edgedistill.common.settings import Settings
 from edgedistill.networks.adapters import Adapter
 from edgedistill.networks.ema import EMA
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim
-from edgedistill.teachers.base import Source
+from edgedistill.teachers.base import DataSource
 from edgedistill.training import checkpoint, optimizers
 from edgedistill.training.metrics import Metrics
 from edgedistill.training.player import Seat
@@ -124,7 +124,7 @@ class Trainer:
     def __init__(
         self,
         objective: Objective,
-        source: Source,
+        source: DataSource,
         config: Train,
         folder: Path,
         hooks: Hooks,

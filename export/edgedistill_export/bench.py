@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SCHEMA_VERSION",
-    "Subject",
+    "BenchSubject",
     "chart",
     "find_subjects",
     "home_of",
@@ -42,10 +42,14 @@ _STAGES = {
     "pipeline": ("fused", "#72b7b2"),
     "other": ("other", "#9d9da1"),
 }
+"""By key, what a stage is called and its colour."""
+
+_TOTAL = "#4b4453"
+"""Colour of what is the time of no stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class BenchSubject:
     """What one process measures.
 
     Attributes:
@@ -73,13 +77,15 @@ class Subject:
         return command
 
 
-def find_subjects(paths: Sequence[str | Path]) -> list[Subject]:
-    """Subjects of bundle and student dirs; the first student brings its teacher along.
+def find_subjects(paths: Sequence[str | Path]) -> list[BenchSubject]:
+    """Subjects of bundles, students and run dirs; the first student brings its teacher along.
+
+    A run dir stands for its student and all its bundles.
 
     Raises:
         ValueError: For a folder that is neither, or a broken manifest.json or student.json.
     """
-    found: dict[str, Subject] = {}
+    found: dict[str, BenchSubject] = {}
     for path in map(Path, paths):
         for subject in _subjects(path):
             name, count = subject.name, 1
@@ -106,19 +112,20 @@ def _is_run(path: Path) -> bool:
     return (path / "student" / "student.json").is_file()
 
 
-def _subjects(path: Path) -> list[Subject]:
+def _subjects(path: Path) -> list[BenchSubject]:
     if (path / FILE_NAME).is_file():
         Manifest.read(path)
-        return [Subject(name=f"bundle:{path.resolve().name}", path=str(path), bundle=True)]
+        return [BenchSubject(name=f"bundle:{path.resolve().name}", path=str(path), bundle=True)]
     if _is_run(path):
-        path = path / "student"
+        bundles = sorted(file.parent for file in path.glob(f"bundles/*/{FILE_NAME}"))
+        return [s for each in (path / "student", *bundles) for s in _subjects(each)]
     group = group_of(path)
     if group:
         raise ValueError(f"{path}: several students; name one, as {group / '0'}")
     if not (path / "student.json").is_file():
         raise ValueError(f"{path}: neither a bundle ({FILE_NAME}) nor a student (student.json)")
     info = read_json(path / "student.json")
-    student = Subject(name=STUDENT, path=str(path))
+    student = BenchSubject(name=STUDENT, path=str(path))
     # A closed-form teacher is no pipeline, and its time says nothing.
     if not (path / "model_index.json").is_file():
         return [student]
@@ -127,7 +134,7 @@ def _subjects(path: Path) -> list[Subject]:
     where = str(teacher.get("path") or teacher.get("name") or "")
     shipped = assets.ROOT / where
     return [
-        Subject(
+        BenchSubject(
             name=TEACHER,
             path=str(shipped) if where and shipped.is_dir() else where,
             steps=int(chosen.get("steps") or 25),
@@ -137,12 +144,12 @@ def _subjects(path: Path) -> list[Subject]:
     ]
 
 
-def _named(subject: Subject, name: str) -> Subject:
-    return Subject(**{**vars(subject), "name": name})
+def _named(subject: BenchSubject, name: str) -> BenchSubject:
+    return BenchSubject(**{**vars(subject), "name": name})
 
 
 def run_bench(
-    subjects: Sequence[Subject],
+    subjects: Sequence[BenchSubject],
     runs: int = 30,
     *,
     threads: int | None = None,
@@ -186,7 +193,7 @@ def subjects_of(results: Mapping[str, Any]) -> dict[str, Any]:
     return {name: r for name, r in results.items() if isinstance(r, dict) and "p50_s" in r}
 
 
-def _measure(subject: Subject, runs: int, threads: int) -> dict[str, Any]:
+def _measure(subject: BenchSubject, runs: int, threads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figures.json"
         process = subprocess.run(
@@ -297,7 +304,7 @@ def chart(results: Mapping[str, Any], path: Path) -> None:
 
 def _draw_totals(axes: Axes, results: Mapping[str, Any]) -> None:
     times = [1000 * r["p50_s"] for r in subjects_of(results).values()]
-    axes.barh(range(len(times)), times, color="#4c78a8", height=0.6)
+    axes.barh(range(len(times)), times, color=_TOTAL, height=0.6)
     axes.set_xscale("log")
     axes.set_xlim(min(times) / 3, max(times) * 6)
     for row, (name, value) in enumerate(zip(subjects_of(results), times, strict=True)):

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from edgedistill.common.decibels import decibels
 from edgedistill.common.files import atomic_folder, check_writable, recover
 from edgedistill.students.folder import Student, load_student
-from edgedistill.teachers.base import Graph
+from edgedistill.teachers.base import ExportGraph
 from edgedistill_export.fuse import fuse, inside
 from edgedistill_export.memory import WeightsOnDisk, watch_peak, weights_mb
 from edgedistill_export.parity import (
@@ -27,6 +26,7 @@ from edgedistill_export.parity import (
 )
 from edgedistill_export.prompts import calibration_prompts, parity_prompts
 from edgedistill_export.quantize.budget import Budget
+from edgedistill_export.settings import ExportSettings
 from edgedistill_export.targets import (
     PROOFS,
     TARGETS,
@@ -47,7 +47,7 @@ from edgedistill_runtime.routes import ROUTES
 from edgedistill_runtime.steps import Row, StepTable
 from edgedistill_runtime.tokenizer import open_tokenizer
 
-__all__ = ["Peaks", "Settings", "default_place", "export_student"]
+__all__ = ["ExportSettings", "Peaks", "check_gate", "default_place", "export_student"]
 
 Progress = Callable[[int, int, str], None]
 """Called as progress(done, total, what) when `what` begins, and at the end with done == total."""
@@ -72,74 +72,6 @@ _UNPROVEN = schema.Parity(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Choices of an export besides target and precision.
-
-    Attributes:
-        options: The target's own options, as text.
-        prompts: What to compare on; by default the recipe's, the teacher's or those built in.
-        calibration: What quantization is calibrated on, likewise.
-        calibration_count: How many prompts that is.
-        keep: By network, paths of the layers that quantization leaves in floating point.
-        min_psnr: Leave further ones there, the costliest first by a sensitivity scan, until the
-            mean PSNR of the sample is at least this, in dB.
-        max_size: Leave as many there as fit into so many MiB of weights.
-        fused: Compile the whole student, its steps unrolled, as one graph.
-        depth: Which of an elastic student's depths; "" is the whole.
-        decoder: A decoder folder, as method `decoder` makes them, or the run dir of one, in place
-            of the student's own.
-        strict: Fail under the parity floor; else write the bundle with `passed` false.
-    """
-
-    options: Mapping[str, str] = field(default_factory=dict)
-    prompts: Sequence[str] | None = None
-    calibration: Sequence[str] | None = None
-    calibration_count: int = 32
-    keep: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    min_psnr: float | None = None
-    max_size: float | None = None
-    fused: bool = False
-    depth: str = ""
-    decoder: Path | None = None
-    strict: bool = True
-
-    @property
-    def suffix(self) -> str:
-        """What tells such a bundle from the plain one by name."""
-        parts = [self.depth, "fused" if self.fused else "", self._decoder]
-        return "".join(f"-{part}" for part in parts if part)
-
-    @property
-    def _decoder(self) -> str:
-        """Name of the decoder: its run's, or its folder's."""
-        if self.decoder is None:
-            return ""
-        folder = self.decoder.absolute()
-        name = folder.parent.name if folder.name == "decoder" else folder.name
-        return name if "decoder" in name else f"decoder-{name}"
-
-    def _decoder_files(self) -> list[Path]:
-        assert self.decoder is not None
-        made = self.decoder / "decoder"  # where a run has it
-        return sorted((made if made.is_dir() else self.decoder).iterdir())
-
-    def sha256(self, student: Student, target: Target, precision: str, options: Options) -> str:
-        """Hash over everything a bundle is made from, but for the versions of the SDKs."""
-        named = {
-            "student": student.sha256,
-            "target": [target.name, precision, options.model_dump(mode="json")],
-            "prompts": self.prompts and list(self.prompts),
-            "calibration": [self.calibration and list(self.calibration), self.calibration_count],
-            "keep": {name: sorted(paths) for name, paths in sorted(self.keep.items())},
-            "budget": [self.min_psnr, self.max_size],
-            "fused": self.fused,
-            "depth": self.depth,
-            "decoder": self.decoder and [schema.sha256(f) for f in self._decoder_files()],
-        }
-        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
-
-
 def default_place(student: str | Path, target: str, precision: str, suffix: str = "") -> Path:
     """Where a bundle goes unless told otherwise: bundles/TARGET-PRECISION beside the student.
 
@@ -157,7 +89,7 @@ def export_student(
     precision: str | None = None,
     out: str | Path | None = None,
     *,
-    settings: Settings | None = None,
+    settings: ExportSettings | None = None,
     rebuild: bool = False,
     progress: Progress | None = None,
     peaks: Peaks | None = None,
@@ -184,7 +116,7 @@ def export_student(
             student, or an `out` that holds something else.
         ParityError: If the bundle is not equal to its student; nothing is left behind.
     """
-    settings = settings or Settings()
+    settings = settings or ExportSettings()
     goal = find_target(target)
     precision = precision or next(iter(goal.precisions))
     goal.check(precision)
@@ -204,29 +136,32 @@ def export_student(
         raise ValueError(f"{place}: exists and is no bundle; choose another place")
     check_writable(place.parent / schema.FILE_NAME, f"--out {place}")
     made_from = settings.sha256(student, goal, precision, options)
-    if not rebuild and _up_to_date(place, made_from):
+    if not rebuild and _up_to_date(place, made_from, settings.strict):
         if progress:
             progress(1, 1, "up to date")
         return place
     if out and not rebuild:
         _check_owner(place, student)
-    budget = Budget(student, precision, settings.min_psnr, settings.max_size, progress)
+    floor = TIERS[goal.precisions[precision]].final_db if settings.strict else 0.0
+    least = settings.min_psnr and max(settings.min_psnr, floor)
+    budget = Budget(student, precision, least, settings.max_size, progress)
     with atomic_folder(place) as work:
         for keep in budget.proposals(settings.keep):
             _empty(work)
-            chosen = replace(settings, keep=keep)
+            # The gate judges when the budget has no more to propose.
+            chosen = replace(settings, keep=keep, strict=False)
             export = _Export(student, goal, precision, options, chosen, work)
             manifest = export.build(progress)
             if peaks is not None:
                 peaks.update(export.peaks)
-            budget.reached = manifest.parity.final.mean
-        _check_budget(manifest, settings)
+            budget.reached = manifest.parity.final.worst
+        check_gate(manifest, settings)
         write_terms(student.path, student.info.teacher, work)
         replace(manifest, made_from=made_from).write(work)
     return place
 
 
-def _check_sizes(student: Student, target: Target, settings: Settings) -> None:
+def _check_sizes(student: Student, target: Target, settings: ExportSettings) -> None:
     """ValueError if the student's steps grow and the bundle's could not."""
     if not student.table.grows:
         return
@@ -260,23 +195,30 @@ def _empty(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _check_budget(manifest: schema.Manifest, settings: Settings) -> None:
-    reached, wanted = manifest.parity.final.mean, settings.min_psnr or 0.0
-    if settings.strict and reached < wanted:
+def check_gate(manifest: schema.Manifest, settings: ExportSettings) -> None:
+    """Raise a ParityError for what is under a floor, or under what was asked for."""
+    if not settings.strict:
+        return
+    parity = manifest.parity
+    if not parity.passed:
+        raise ParityError(shortfall(parity), parity)
+    reached, wanted = parity.final.worst, settings.min_psnr or 0.0
+    if reached < wanted:
         raise ParityError(
-            f"mean PSNR {reached:.1f} dB with the costliest layers kept; {wanted:g} asked",
-            manifest.parity,
+            f"worst sample {decibels(reached, ' dB')} with the costliest layers kept; "
+            f"{wanted:g} asked",
+            parity,
         )
 
 
-def _up_to_date(place: Path, made_from: str) -> bool:
+def _up_to_date(place: Path, made_from: str, strict: bool) -> bool:
     try:
         manifest = schema.Manifest.read(place)
         manifest.verify(place)
     except schema.BundleError:
         return False
     newest = manifest.schema_version == schema.SCHEMA_VERSION
-    return newest and manifest.made_from == made_from
+    return newest and manifest.made_from == made_from and (manifest.parity.passed or not strict)
 
 
 class _Export:
@@ -288,7 +230,7 @@ class _Export:
         target: Target,
         precision: str,
         options: Options,
-        settings: Settings,
+        settings: ExportSettings,
         work: Path,
     ) -> None:
         self.student, self.target, self.precision = student, target, precision
@@ -333,7 +275,7 @@ class _Export:
         report("done")
         return replace(manifest, parity=parity)
 
-    def _store(self, graphs: Mapping[str, Graph]) -> dict[str, WeightsOnDisk]:
+    def _store(self, graphs: Mapping[str, ExportGraph]) -> dict[str, WeightsOnDisk]:
         """Move all weights out of memory, so that no network's export holds another's."""
         folder = self.work / ".weights"
         folder.mkdir()
@@ -373,8 +315,6 @@ class _Export:
         if prompts is None:
             prompts = parity_prompts(self.student, TIERS[tier].samples)
         comparison = compare(self.student, pipe, prompts, tier, find_features(self.student))
-        if settings.strict and not comparison.parity.passed:
-            raise ParityError(shortfall(comparison.parity), comparison.parity)
         save_worst(comparison, self.work / "worst.png")
         return replace(comparison.parity, backend=self.target.proof or self.target.backend)
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from edgedistill.diffusion.sampling import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.students.folder import Student
-from edgedistill.teachers.base import Graph
+from edgedistill.teachers.base import ExportGraph
 
 __all__ = ["fuse", "inside"]
 
 
-def fuse(student: Student) -> Graph:
+def fuse(student: Student) -> ExportGraph:
     """The one network, with inputs noise (N, draws, *sample shape) and the text encoder's."""
     graphs = student.teacher.graphs()
     inputs = {"noise": torch.randn(2, student.table.draws, *student.teacher.sample_shape)}
@@ -23,7 +23,7 @@ def fuse(student: Student) -> Graph:
         inputs |= graphs["text_encoder"].inputs
     if "decoder" in graphs:
         outputs += graphs["decoder"].outputs
-    return Graph(_Fused(graphs, student.table), inputs, tuple(outputs))
+    return ExportGraph(_Fused(graphs, student.table), inputs, tuple(outputs))
 
 
 def inside(layers: Mapping[str, frozenset[str]]) -> frozenset[str]:
@@ -34,7 +34,7 @@ def inside(layers: Mapping[str, frozenset[str]]) -> frozenset[str]:
 class _Fused(nn.Module):
     """The networks under their names, joined by the step table."""
 
-    def __init__(self, graphs: Mapping[str, Graph], table: StepTable) -> None:
+    def __init__(self, graphs: Mapping[str, ExportGraph], table: TorchStepTable) -> None:
         super().__init__()
         self.graphs, self.table = graphs, table
         for name, graph in graphs.items():

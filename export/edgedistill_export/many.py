@@ -9,22 +9,22 @@ from pathlib import Path
 
 from rich.table import Table
 
+from edgedistill.common.decibels import decibels
 from edgedistill.common.files import write_json
-from edgedistill.evaluation.tables import decibels
-from edgedistill_export.bundle import Peaks, Settings, export_student
+from edgedistill_export.bundle import ExportSettings, Peaks, export_student
 from edgedistill_export.parity import ParityError
 from edgedistill_export.targets import find_target, target_names
 from edgedistill_runtime.manifest import FILE_NAME, Manifest, Parity
 from edgedistill_runtime.routes import ROUTES, Routes
 
-__all__ = ["Row", "export_group", "export_many", "memory_lines", "pairs", "table"]
+__all__ = ["ExportRow", "export_group", "export_many", "memory_lines", "pairs", "table"]
 
 ALL = "all"
 """As a target: all that build here. As a precision: all that the target has."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ExportRow:
     """One export.
 
     Attributes:
@@ -34,6 +34,7 @@ class Row:
         size_mb: All files, MiB.
         parity: The figures, of a bundle that failed its floor too.
         error: Why there is no bundle, "" if there is.
+        problem: The exception that it is of.
         peaks: Memory that compiling each network took; empty if nothing had to be built.
     """
 
@@ -43,6 +44,7 @@ class Row:
     size_mb: float
     parity: Parity | None
     error: str
+    problem: Exception | None = None
     peaks: Peaks = field(default_factory=dict)
 
 
@@ -75,13 +77,13 @@ def export_many(
     student: Path,
     wanted: Sequence[tuple[str, str]],
     out: Path | None,
-    settings: Settings,
+    settings: ExportSettings,
     *,
     rebuild: bool = False,
     keep_going: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
-) -> list[Row]:
-    """Export to each (target, precision) in turn; one that fails stops no other.
+) -> list[ExportRow]:
+    """Export to each (target, precision) in turn; one that fails or is refused stops no other.
 
     Args:
         student: A student dir.
@@ -89,12 +91,39 @@ def export_many(
         out: The bundle dir of a single export.
         settings: Choices for all.
         rebuild: Build also what is up to date.
-        keep_going: Of a single export, too, note an SDK's failure instead of raising it.
+        keep_going: Of a single export, too, note a failure instead of raising it.
         progress: Called as each part begins.
 
     Raises:
-        ValueError: For a request that is wrong.
+        ValueError: For a request that is wrong for every target.
     """
+    rows = _rows(student, wanted, out, settings, rebuild=rebuild, progress=progress)
+    if len(rows) == 1 and not keep_going:
+        [problem] = [row.problem for row in rows]
+        if problem and not isinstance(problem, ParityError):
+            raise problem
+    _check_request(rows)
+    return rows
+
+
+def _check_request(rows: Sequence[ExportRow]) -> None:
+    """Raise a ValueError that all exports ended in: it is the request that is wrong."""
+    problems = [row.problem for row in rows]
+    refused = [problem for problem in problems if isinstance(problem, ValueError)]
+    if refused and len(refused) == len(rows) and len({row.error for row in rows}) == 1:
+        raise refused[0]
+
+
+def _rows(
+    student: Path,
+    wanted: Sequence[tuple[str, str]],
+    out: Path | None,
+    settings: ExportSettings,
+    *,
+    rebuild: bool,
+    progress: Callable[[int, int, str], None] | None,
+) -> list[ExportRow]:
+    """`export_many`, with every failure in its row."""
     rows = []
     for index, (target, precision) in enumerate(wanted):
         name = f"{target}-{precision}{settings.suffix}"
@@ -104,7 +133,7 @@ def export_many(
                 progress(index * total + done, len(wanted) * total, f"{name} {what}")
 
         start = time.perf_counter()
-        place, parity, error = None, None, ""
+        place, parity, error, failure = None, None, "", None
         peaks: Peaks = {}
         try:
             place = export_student(
@@ -118,40 +147,41 @@ def export_many(
                 peaks=peaks,
             )
             parity = Manifest.read(place).parity
-        except ParityError as problem:
-            parity, error = problem.parity, str(problem)
-        except ValueError:
-            raise
-        except Exception as problem:  # of an SDK, on one bundle of several
-            if len(wanted) == 1 and not keep_going:
-                raise
-            error = (
-                f"{type(problem).__name__}: {str(problem).strip() or 'no message'}".splitlines()[0]
-            )
+        except Exception as problem:  # an SDK's own may be of any kind
+            failure, error = problem, _told(problem)
+            parity = problem.parity if isinstance(problem, ParityError) else None
         seconds = time.perf_counter() - start
         rows.append(
-            Row(
+            ExportRow(
                 name=name,
                 place=place,
                 seconds=seconds,
                 size_mb=_size_mb(place) if place else 0.0,
                 parity=parity,
                 error=error,
+                problem=failure,
                 peaks=peaks,
             )
         )
     return rows
 
 
+def _told(problem: Exception) -> str:
+    """One line; what has words of ours needs no name."""
+    words = (str(problem).strip() or "no message").splitlines()[0]
+    ours = isinstance(problem, ParityError | ValueError)
+    return words if ours else f"{type(problem).__name__}: {words}"
+
+
 def export_group(
     group: Path,
     wanted: Sequence[tuple[str, str]],
     out: Path | None,
-    settings: Settings,
+    settings: ExportSettings,
     *,
     rebuild: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
-) -> list[Row]:
+) -> list[ExportRow]:
     """Export each of several students, for each (target, precision) to one folder of bundles.
 
     There students.json lies beside them once all are built, as `edgedistill_runtime.Router` reads
@@ -179,18 +209,17 @@ def export_group(
 
             place = out / str(part) if out else None
             student = group / str(part)
-            made += export_many(
-                student, [pair], place, settings, rebuild=rebuild, keep_going=True, progress=tell
-            )
+            made += _rows(student, [pair], place, settings, rebuild=rebuild, progress=tell)
             made[-1] = replace(made[-1], name=f"{made[-1].name}/{part}")
         places = [row.place for row in made if row.place]
         if len(places) == count:
             write_json(places[0].parent / ROUTES, routes.to_json())
         rows += made
+    _check_request(rows)
     return rows
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[ExportRow]) -> Table:
     """For the terminal."""
     made = Table(box=None)
     made.add_column("bundle", no_wrap=True)
@@ -206,7 +235,7 @@ def table(rows: Sequence[Row]) -> Table:
     return made
 
 
-def memory_lines(row: Row) -> list[str]:
+def memory_lines(row: ExportRow) -> list[str]:
     """What compiling each network took, a line each."""
     return [
         f"{row.name} {name}: peak memory {peak:.0f} MiB, float32 weights {weights:.0f} MiB"

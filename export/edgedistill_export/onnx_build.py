@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgedistill.teachers.base import Graph
+from edgedistill.teachers.base import ExportGraph
 from edgedistill_export import onnx_files
 from edgedistill_export.passes.fp16 import fp16
 from edgedistill_export.passes.static_reshapes import static_reshapes
@@ -13,7 +13,7 @@ from edgedistill_export.trace import trace
 __all__ = ["build_onnx"]
 
 
-def build_onnx(graph: Graph, path: Path, *, half: bool = False) -> None:
+def build_onnx(graph: ExportGraph, path: Path, *, half: bool = False) -> None:
     """Trace a network and simplify it.
 
     Args:

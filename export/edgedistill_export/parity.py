@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgedistill.common import decibels
 from edgedistill.students.folder import Student
 from edgedistill_export.prompts import home_of_teacher
 from edgedistill_export.walk import Recorded, Walk, walk
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from edgedistill.networks.clip import Features
 
 __all__ = [
-    "EQUAL_DB",
     "TIERS",
     "Comparison",
     "ParityError",
@@ -37,9 +36,6 @@ __all__ = [
 ]
 
 Array: TypeAlias = NDArray[Any]
-
-EQUAL_DB = 200.0
-"""What equal tensors count as: JSON has no infinity."""
 
 _SEED = 0
 
@@ -99,7 +95,7 @@ class Comparison:
 
 
 def psnr(reference: Array, found: Array, peak: float | None = None) -> list[float]:
-    """PSNR of each row in dB, between 0 and `EQUAL_DB`.
+    """PSNR of each row in dB (see `decibels.psnr`).
 
     Args:
         reference: (N, ...).
@@ -107,14 +103,9 @@ def psnr(reference: Array, found: Array, peak: float | None = None) -> list[floa
         peak: What the error is held against; by default the largest magnitude in reference.
     """
     peak = peak or float(np.abs(reference).max()) or 1.0
-    difference = (found.astype(np.float64) - reference).reshape(len(reference), -1)
-    error = np.sqrt(np.mean(difference**2, axis=1))
-    # A NaN or infinity is as wrong as can be, and would pass a comparison with the floor.
-    return [_decibel(e / peak) if math.isfinite(e) else 0.0 for e in error]
-
-
-def _decibel(ratio: float) -> float:
-    return EQUAL_DB if ratio == 0 else min(EQUAL_DB, max(0.0, -20 * math.log10(ratio)))
+    with np.errstate(invalid="ignore"):
+        difference = (found.astype(np.float64) - reference).reshape(len(reference), -1)
+    return [decibels.psnr(rmse / peak) for rmse in np.sqrt(np.mean(difference**2, axis=1))]
 
 
 def find_features(student: Student) -> Features | None:
@@ -162,8 +153,11 @@ def compare(
     noise = [torch.from_numpy(draw.copy()) for draw in draws]
     way = walk(student, tokens, noise, fused=FUSED in pipe.graphs)
     graphs = {name: _graph_figures(pipe, name, calls) for name, calls in way.calls.items()}
-    ours, theirs, peak = _finals(pipe, prompts, draws, way)
-    final = psnr(ours, theirs, peak)
+    ours, theirs, peak, finite = _finals(pipe, prompts, draws, way)
+    final = [
+        each if whole else decibels.NOT_FINITE_DB
+        for each, whole in zip(psnr(ours, theirs, peak), finite, strict=True)
+    ]
     worst = int(np.argmin(final))
     perceptual, ratio = None, None
     if features is not None and peak is not None:
@@ -196,7 +190,7 @@ def _low(parity: Parity) -> list[str]:
     parts = [(name, figures, parity.floor_db) for name, figures in parity.graphs.items()]
     parts.append(("final", parity.final, parity.final_floor_db))
     low = [
-        f"{name} {figures.worst:.1f} dB (floor {floor:g})"
+        f"{name} {decibels.decibels(figures.worst, ' dB')} (floor {floor:g})"
         for name, figures, floor in parts
         if figures.worst < floor
     ]
@@ -228,15 +222,17 @@ def _graph_figures(pipe: Pipeline, name: str, calls: Sequence[Recorded]) -> Figu
 
 def _finals(
     pipe: Pipeline, prompts: Sequence[str], noise: list[NDArray[np.float32]], way: Walk
-) -> tuple[Array, Array, float | None]:
-    """(student's, bundle's) samples, and 255 if they are pictures."""
+) -> tuple[Array, Array, float | None, Array]:
+    """(student's, bundle's) samples, 255 if they are pictures, and which are finite (N,)."""
     if pipe.tokenizer is None:
         result = pipe.samples(len(prompts), noise=noise)
     else:
         result = pipe(prompts, noise=noise)
+    # A picture of bytes hides what its sample says.
+    finite = np.asarray(np.isfinite(result.samples).reshape(len(prompts), -1).all(axis=1))
     if way.images is None or result.images is None:
-        return way.samples.numpy(), result.samples, None
-    return to_uint8(way.images.numpy()), result.images, 255.0
+        return way.samples.numpy(), result.samples, None, finite
+    return to_uint8(way.images.numpy()), result.images, 255.0, finite
 
 
 def _text_ratio(features: Features, prompts: Sequence[str], ours: Array, theirs: Array) -> float:
@@ -246,7 +242,9 @@ def _text_ratio(features: Features, prompts: Sequence[str], ours: Array, theirs:
 
 
 def _figures(values: Sequence[float]) -> Figures:
-    return Figures(mean=float(np.mean(values)), worst=min(values))
+    worst = min(values)
+    lost = worst == decibels.NOT_FINITE_DB  # of which no mean says anything
+    return Figures(mean=worst if lost else float(np.mean(values)), worst=worst)
 
 
 def save_worst(comparison: Comparison, path: Path) -> None:

@@ -24,9 +24,10 @@ def write_terms(student: Path, teacher: dict[str, Any], folder: Path) -> None:
     """
     copy_texts(str(student), folder)
     notes, details = teacher.get("notes") or [], [key for key in NAMES if teacher.get(key)]
-    if not (notes or details or texts_in(student)):
+    licences = teacher.get("licences") or []
+    if not (notes or details or licences or texts_in(student)):
         return
-    front = [f"- {licence}" for licence in teacher.get("licences") or ["other"]]
+    front = [f"- {licence}" for licence in licences or ["other"]]
     front += [f"{key}: {json.dumps(teacher[key])}" for key in details]
     lines = ["---", "license:", *front, "tags:", "- edgedistill", "---"]
     lines += [f"A bundle of a student of {teacher.get('name')}.", "", *(f"- {n}" for n in notes)]

@@ -15,7 +15,7 @@ import onnx_ir
 import torch
 from torch.utils._pytree import tree_map_only
 
-from edgedistill.teachers.base import Graph
+from edgedistill.teachers.base import ExportGraph
 from edgedistill_export import onnx_files
 from edgedistill_runtime.manifest import Port
 
@@ -32,7 +32,7 @@ OPSET = 20
 kernels run 5 % (U-Net) to 12 % (decoder) slower than what 20 makes of them."""
 
 
-def trace(graph: Graph, path: Path) -> None:
+def trace(graph: ExportGraph, path: Path) -> None:
     """Export a network to an ONNX file with a free batch axis, and a free size where asked for.
 
     Two traces of the same network give the same names. Weights over 2 GiB go to `path`.data.
@@ -108,7 +108,9 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @torch.no_grad()
-def ports(graph: Graph, batch: int | None = None) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+def ports(
+    graph: ExportGraph, batch: int | None = None
+) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     """Inputs and outputs as the manifest describes them, of any batch or a fixed one."""
     result = graph.module(*graph.inputs.values())
     results = result if isinstance(result, tuple) else (result,)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgedistill.diffusion.sizes import shape_at
 from edgedistill.students.folder import Student
-from edgedistill.teachers.base import Graph
+from edgedistill.teachers.base import ExportGraph
 from edgedistill_export.targets import Call
 from edgedistill_runtime.manifest import FUSED
 from edgedistill_runtime.noise import noise as draw_noise
@@ -49,7 +49,7 @@ class _Recorder(nn.Module):
         return f
 
 
-def networks(student: Student) -> dict[str, Graph]:
+def networks(student: Student) -> dict[str, ExportGraph]:
     """The networks to compile, the denoiser for every size that the student's steps have."""
     graphs, shape = student.teacher.graphs(), student.teacher.sample_shape
     if not student.table.grows:

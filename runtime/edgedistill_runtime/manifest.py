@@ -129,7 +129,7 @@ class Image:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """Agreement with the torch student in dB (PSNR), 200 when equal."""
+    """Agreement with the torch student in dB (PSNR), 200 when equal, -1 if not finite."""
 
     mean: float
     worst: float

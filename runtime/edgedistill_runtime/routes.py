@@ -1,15 +1,21 @@
 """students.json: which of several students draws a condition.
 
-    {"schema_version": 1, "kind": "label", "labels": [[0, 1], [2, 3]]}
-    {"schema_version": 1, "kind": "prompt", "centroids": [[0.1, ...], [0.3, ...]]}
+    {"schema_version": 2, "kind": "label", "labels": [[0, 1], [2, 3]], "sha256": "..."}
+    {"schema_version": 2, "kind": "prompt", "centroids": [[0.1, ...], ...], "sha256": "..."}
 
-beside the folders 0, 1, ... of the students, or of their bundles. A condition is read from what
+beside the folders 0, 1, ... of the students, or of their bundles. The hash is that of the other
+keys as JSON with sorted keys and no spaces; schema 1 has none. A condition is read from what
 the text encoder returns first: the number of a class, or the states of a prompt's tokens, of which
 the mean is taken.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
@@ -25,9 +31,15 @@ from edgedistill_runtime.strict_json import short
 __all__ = ["ROUTES", "Routes", "pooled"]
 
 ROUTES = "students.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, 2)
+HASHED_SINCE = 2
+"""Version from which on the file holds its own hash."""
+
 KEYS = {"label": "labels", "prompt": "centroids"}
 """By kind, the key of what belongs to each student."""
+
+_log = logging.getLogger(__name__)
 
 Kind: TypeAlias = Literal["label", "prompt"]
 
@@ -89,15 +101,32 @@ class Routes:
         except ValueError as error:
             raise BundleError(f"{path}: not JSON: {error}") from None
         try:
-            return cls(*_check(data))
+            routes = cls(*_check(data))
         except Problem as problem:
             raise BundleError(f"{path}: {problem}") from None
+        if data["schema_version"] < HASHED_SINCE:
+            _tell_old(path, data["schema_version"])
+        return routes
 
     def to_json(self) -> dict[str, Any]:
         """What the file holds."""
         whole = self.kind == "label"
         parts = [[int(x) for x in own] if whole else list(own) for own in self.parts]
-        return {"schema_version": SCHEMA_VERSION, "kind": self.kind, KEYS[self.kind]: parts}
+        data = {"schema_version": SCHEMA_VERSION, "kind": self.kind, KEYS[self.kind]: parts}
+        return {**data, "sha256": _sha256(data)}
+
+
+def _sha256(data: Mapping[str, Any]) -> str:
+    """Of all keys but the hash itself."""
+    rest = {key: value for key, value in data.items() if key != "sha256"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@functools.cache
+def _tell_old(path: Path, version: int) -> None:
+    """Say once in one line what an older file lacks."""
+    _log.warning("%s: schema_version %d of an older edgedistill, under no hash", path, version)
 
 
 MAX_STUDENTS = 1000
@@ -105,11 +134,17 @@ MAX_LABEL = 2**31
 MAX_COORDINATE = 1e30
 
 
+def _check_version(data: Any) -> None:
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if type(version) is not int or version not in READABLE:
+        raise Problem(f"schema_version: {short(version)}; one of {READABLE} expected")
+    if version >= HASHED_SINCE and data.get("sha256") != _sha256(data):
+        raise Problem("damaged or changed: it is not what its sha256 says")
+
+
 def _check(data: Any) -> tuple[Kind, tuple[tuple[float, ...], ...]]:
     """Kind and parts of the file's content; Problem says what is wrong with it."""
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if type(version) is not int or version != SCHEMA_VERSION:
-        raise Problem(f"schema_version: {short(version)}; {SCHEMA_VERSION} expected")
+    _check_version(data)
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in KEYS:
         raise Problem(f"kind: {short(kind)}; one of {', '.join(KEYS)} expected")

@@ -1,6 +1,7 @@
 // A bundle, in a folder or behind a URL, checked before it is used.
 
 import { findProblem, short, tokenizers } from "./sense.mjs";
+import * as strictJson from "./strict_json.mjs";
 
 const READABLE = [2, 3];
 /** Version from which on manifest.sha256 lies beside manifest.json. */
@@ -86,7 +87,7 @@ async function sha256(bytes) {
 function parse(bytes, path) {
   let manifest;
   try {
-    manifest = JSON.parse(new TextDecoder().decode(bytes));
+    manifest = strictJson.parse(bytes);
   } catch (error) {
     throw new BundleError(`${path}: not JSON: ${error.message}`);
   }

@@ -158,7 +158,7 @@ def test_wrong_options_are_refused(places, tmp_path, name, kind, options, messag
 
 
 def test_a_family_that_is_not_installed_is_named(places, tmp_path, monkeypatch):
-    monkeypatch.setattr("edgedistill.adoption.adopt.TEACHERS", {"mixture": "none:none"})
+    monkeypatch.setattr("edgedistill.adoption.adopting.TEACHERS", {"mixture": "none:none"})
     with pytest.raises(ValueError, match="unknown teacher family 'stable_diffusion'"):
         adopt(str(places / "fast"), "turbo", out=tmp_path / "student")
 

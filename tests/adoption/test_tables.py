@@ -21,9 +21,10 @@ from edgedistill.adoption.schedulers import (
     prediction_of,
     shift_of,
 )
-from edgedistill.adoption.tables import renoise, step_table, tcd
+from edgedistill.adoption.tables import tcd
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Discrete, Rectified
+from edgedistill.diffusion.schedules import Discrete, Rectified
+from edgedistill.diffusion.step_table import landed_table, renoise
 
 SD = DDIMScheduler(
     beta_start=0.00085,
@@ -248,7 +249,7 @@ def test_distance_sees_a_wrong_table():
     kind = KINDS["lcm"]
     scheduler = make_scheduler(kind, SD, 4)
     assert distance(kind, scheduler, table_of("lcm", 4), SHAPE) < 1e-5
-    unbounded = step_table(
+    unbounded = landed_table(
         Discrete(SD.alphas_cumprod),
         Prediction.EPS,
         kind.grid(Discrete(SD.alphas_cumprod), 4, 1.0) - 1e-3,
@@ -258,7 +259,7 @@ def test_distance_sees_a_wrong_table():
 
 
 def test_the_boundary_of_lcm_shows_at_small_timesteps():
-    (row,) = step_table(
+    (row,) = landed_table(
         Discrete(SD.alphas_cumprod),
         Prediction.X0,
         torch.tensor([2e-3]).double(),
@@ -277,7 +278,7 @@ def test_flux_shifts_with_the_picture_and_schnell_does_not():
 def test_eps_at_a_time_without_signal_is_refused():
     schedule = Discrete(torch.tensor([0.9, 0.5, 0.0]))
     with pytest.raises(ValueError, match="zero terminal SNR"):
-        step_table(schedule, Prediction.EPS, torch.tensor([1.0]), renoise)
+        landed_table(schedule, Prediction.EPS, torch.tensor([1.0]), renoise)
 
 
 def test_an_unknown_kind_names_the_nearest():

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from edgedistill import recipes
 from edgedistill.cli import app
-from edgedistill.recipes import schema as recipes
 from edgedistill.teachers.families.mixture import Mixture
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

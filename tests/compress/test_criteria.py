@@ -5,16 +5,9 @@ import torch
 from compress.nets import calls, dit, flux, output, sd, sdxl, silence
 from torch import nn
 
-from edgedistill.compress import (
-    build,
-    cheapest,
-    count,
-    linear_probe,
-    plan_for_budget,
-    removal_costs,
-    units,
-    without,
-)
+from edgedistill.compress.criteria import cheapest, linear_probe, plan_for_budget, removal_costs
+from edgedistill.compress.plan import build, count
+from edgedistill.compress.units import units, without
 
 
 def test_the_cost_is_the_relative_change_of_the_output():

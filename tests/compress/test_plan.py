@@ -7,7 +7,9 @@ import torch
 from compress.nets import SD15, calls, full, output, sd
 from torch.testing import assert_close
 
-from edgedistill.compress import Channels, Plan, build, count, preset, share, without
+from edgedistill.compress.plan import Channels, Plan, build, count, share
+from edgedistill.compress.presets import preset
+from edgedistill.compress.units import without
 
 
 def test_a_plan_survives_json():

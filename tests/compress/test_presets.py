@@ -5,7 +5,9 @@ import torch
 from compress.nets import SD15, SD21, SDXL, calls, dit, full, output, sd, sdxl, silence
 from torch.testing import assert_close
 
-from edgedistill.compress import PRESETS, build, count, preset, units
+from edgedistill.compress.plan import build, count
+from edgedistill.compress.presets import PRESETS, preset
+from edgedistill.compress.units import units
 from edgedistill.teachers import load_teacher
 
 SIZES = [

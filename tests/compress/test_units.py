@@ -21,7 +21,8 @@ from compress.nets import (
 )
 from torch.testing import assert_close
 
-from edgedistill.compress import build, count, share, units, without
+from edgedistill.compress.plan import build, count, share
+from edgedistill.compress.units import units, without
 
 TRANSFORMERS = (dit, pixart, sana, flux, sd3, qwen)
 

@@ -5,8 +5,8 @@ import torch
 from compress.nets import calls, dit, output, pixart, sd3
 from diffusers import WanTransformer3DModel
 
-from edgedistill.compress import without
 from edgedistill.compress.pruned import Smaller
+from edgedistill.compress.units import without
 from edgedistill.compress.variance import keep_variance
 
 

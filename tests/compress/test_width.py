@@ -7,7 +7,9 @@ import torch
 from compress.nets import SD15, calls, dit, full, output, sd, sdxl
 from torch.testing import assert_close
 
-from edgedistill.compress import Channels, Plan, build, count, narrower, preset, share
+from edgedistill.compress.plan import Channels, Plan, build, count, share
+from edgedistill.compress.presets import preset
+from edgedistill.compress.width import narrower
 
 EVEN = {"block_out_channels": (8, 16, 32, 32)}
 

@@ -116,6 +116,15 @@ def test_every_turn_of_exif(turn, kind):
     assert (got[0].float() - torch.tensor(np.array(image)).float()).abs().mean() < 8
 
 
+@pytest.mark.parametrize("size", [1, 8, 15])
+def test_a_picture_as_small_as_it_is_asked_for_is_one(size):
+    image = Image.fromarray(np.arange(size * size, dtype=np.uint8).reshape(size, size))
+    got = read_picture(stored(image), 1, size, size)
+    assert got[0].tolist() == np.asarray(image).tolist()
+    with pytest.raises(ValueError, match=f"{size} x {size} pixels$"):
+        read_picture(stored(image), 1, size + 1, size + 1)
+
+
 @pytest.mark.parametrize(
     ("data", "what"),
     [

@@ -9,12 +9,11 @@ import torch
 from oracles import Gaussian
 from safetensors.torch import load_file, save_file
 
-from edgedistill import cli
+from edgedistill import cli, recipes
 from edgedistill.data.paths import Paths, captions_of, follow, make_paths, open_paths, spec_of
-from edgedistill.diffusion.sampling import time_grid
-from edgedistill.diffusion.schedule import Discrete, Trig
+from edgedistill.diffusion.schedules import Discrete, Trig
+from edgedistill.diffusion.solvers import time_grid
 from edgedistill.diffusion.times import refine
-from edgedistill.recipes import schema as recipes
 from edgedistill.runs.run_dir import open_run
 from edgedistill.runs.synth import synth
 from edgedistill.teachers.families.mixture import Mixture

@@ -16,8 +16,8 @@ from edgedistill.data import latents, open_source
 from edgedistill.data.latents import find_pictures
 from edgedistill.data.paths import captions_of, make_paths, open_paths, spec_of
 from edgedistill.data.shards import fault_of, write_shard
-from edgedistill.diffusion.sampling import time_grid
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
+from edgedistill.diffusion.solvers import time_grid
 from edgedistill.teachers import load_teacher
 from edgedistill.teachers.families.mixture import Mixture
 from edgedistill.tiny import make_tiny
@@ -133,6 +133,25 @@ def test_damage_to_paths_is_named_and_synth_makes_them_again(teacher, tmp_path):
         open_paths(tmp_path, teacher, spec, TIMES)
 
 
+def swap(one: Path, other: Path) -> None:
+    """Each file as the other, whole as both are."""
+    data = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(data)
+
+
+def test_shards_of_paths_that_changed_places_are_named(teacher, tmp_path):
+    spec, lines = write(tmp_path, teacher, 2048), []
+    shards = [tmp_path / f"{number:05d}.safetensors" for number in range(2)]
+    before = [shard.read_bytes() for shard in shards]
+    swap(*shards)
+    with pytest.raises(ValueError, match=r"0\.safetensors: once 00001\.safetensors, not 00000"):
+        open_paths(tmp_path, teacher, spec, TIMES)
+    write(tmp_path, teacher, 2048, lines.append)
+    assert [shard.read_bytes() for shard in shards] == before
+    assert len(lines) == 2
+
+
 @pytest.mark.parametrize("row", [0, 13])
 def test_paths_with_a_row_that_is_not_finite_stay_out(teacher, tmp_path, row):
     """However they came there."""
@@ -215,6 +234,19 @@ def find(tmp_path, monkeypatch):
         )
 
     return found
+
+
+def test_shards_of_pictures_that_changed_places_are_made_again(find, monkeypatch):
+    monkeypatch.setattr(latents, "SHARD", 64 * 2)
+    found, lines = find(), []
+    found.open(silent)
+    shards = sorted(found.folder.glob("*.safetensors"))
+    before = [shard.read_bytes() for shard in shards]
+    assert len(shards) > 1
+    swap(*shards[:2])
+    find().open(lines.append)
+    assert [shard.read_bytes() for shard in shards] == before
+    assert sum("made again" in line for line in lines) == 2
 
 
 def test_damage_to_a_picture_cache_is_mended(find, monkeypatch):

@@ -9,7 +9,7 @@ from torch import nn
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.gan import GAMES, accuracy, r1, r1_by_difference
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
 from edgedistill.networks.heads import Discriminator
 from edgedistill.networks.planar import PlanarNet
 

@@ -7,25 +7,19 @@ from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.prediction import Prediction, to_eps, to_x0
-from edgedistill.diffusion.sampling import (
-    SAMPLERS,
-    SPACINGS,
-    StepTable,
-    few_step_table,
-    solve,
-    time_grid,
-)
-from edgedistill.diffusion.schedule import (
+from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.schedules import (
     VE,
     Cosine,
     Discrete,
     Karras,
     Linear,
     Rectified,
-    Schedule,
     Trig,
     schedule_from_json,
 )
+from edgedistill.diffusion.solvers import SPACINGS, solve, time_grid
+from edgedistill.diffusion.step_table import SAMPLERS, TorchStepTable, few_step_table
 
 
 def ddpm(kind: str = "squaredcos_cap_v2", zero_snr: bool = False) -> Discrete:
@@ -275,7 +269,7 @@ def test_guidance_is_linear_and_one_is_none() -> None:
 
 def test_step_table_json_round_trips_and_refuses_nonsense() -> None:
     table = few_step_table(Trig(), Prediction.V, time_grid(Trig(), 3))
-    assert StepTable.from_json(table.to_json()) == table
+    assert TorchStepTable.from_json(table.to_json()) == table
     for broken in (
         {},
         {"init_scale": 1.0, "rows": []},
@@ -283,7 +277,7 @@ def test_step_table_json_round_trips_and_refuses_nonsense() -> None:
         {"init_scale": float("nan"), "rows": table.to_json()["rows"]},
     ):
         with pytest.raises(ValueError, match="step_table"):
-            StepTable.from_json(broken)
+            TorchStepTable.from_json(broken)
 
 
 @pytest.mark.parametrize(

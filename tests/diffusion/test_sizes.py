@@ -5,11 +5,12 @@ import torch
 from torch.nn import functional as F
 
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import Step, StepTable, few_step_table, time_grid
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.sizes import resized, shape_at
+from edgedistill.diffusion.solvers import time_grid
+from edgedistill.diffusion.step_table import Step, TorchStepTable, few_step_table
 
-GROWING = StepTable(
+GROWING = TorchStepTable(
     (Step(900.0, 0.5, 0.25, 2.0, 0.5, size=0.5), Step(100.0, 1.0, 1.0, -1.0, 0.0)), 2.0
 )
 
@@ -59,7 +60,7 @@ def test_sizes_are_in_json_where_they_are_not_1():
     table = few_step_table(Trig(), Prediction.V, times, sizes=[0.5, 0.75, 1])
     assert table.shapes((4, 8, 8)) == [(4, 4, 4), (4, 6, 6), (4, 8, 8)]
     assert [row.get("size") for row in table.to_json()["rows"]] == [0.5, 0.75, None]
-    assert StepTable.from_json(table.to_json()) == table
+    assert TorchStepTable.from_json(table.to_json()) == table
     flat = few_step_table(Trig(), Prediction.V, times)
     assert table.at_one_size() == flat
 
@@ -84,9 +85,9 @@ def test_deterministic_steps_do_not_grow():
     # Where nothing grows noise may be left out.
     still, noisy = (Step(1.0, 1.0, 0.5, 0.5, c, size=0.5) for c in (0.0, 0.5))
     last = Step(0.5, 1.0, 1.0, 1.0, 0.0)
-    assert StepTable((still, noisy, last)).draws == 2
+    assert TorchStepTable((still, noisy, last)).draws == 2
     with pytest.raises(ValueError, match="draws noise"):
-        StepTable((noisy, still, last))
+        TorchStepTable((noisy, still, last))
 
 
 def test_what_does_not_come_out_whole():
@@ -101,4 +102,4 @@ def test_what_does_not_come_out_whole():
 def test_a_table_without_rows_gives_its_noise():
     """As methods take the steps before the first one."""
     noise = torch.randn(2, 3)
-    assert torch.equal(StepTable((), 2.0).sample(torch.nn.Identity(), [noise], {}), 2 * noise)
+    assert torch.equal(TorchStepTable((), 2.0).sample(torch.nn.Identity(), [noise], {}), 2 * noise)

@@ -7,11 +7,12 @@ from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import few_step_table, solve, time_grid
-from edgedistill.diffusion.schedule import VE, Cosine, Discrete, Karras, Rectified, Trig
+from edgedistill.diffusion.schedules import VE, Cosine, Discrete, Karras, Rectified, Trig
+from edgedistill.diffusion.solvers import solve, time_grid
+from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.draw.generate import generate
 from edgedistill.draw.teacher_help import Help, sample_with, time_told
-from edgedistill.recipes.schema import load
+from edgedistill.recipes.load import load
 from edgedistill.runs.run_dir import open_run
 
 DATA = Gaussian([0.7, -0.4], 0.5, Trig())

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from edgedistill.common.decibels import EQUAL_DB, decibels
 from edgedistill.evaluation import fidelity
 from edgedistill.evaluation.fidelity import Reference, floor_of, frechet_distance, kernel_distance
-from edgedistill.evaluation.figures import EQUAL_DB, check_finite, ratios, to_teacher_figures
-from edgedistill.evaluation.tables import cell, decibels
+from edgedistill.evaluation.figures import check_finite, ratios, to_teacher_figures
+from edgedistill.evaluation.tables import cell
 
 
 def draws(count: int, seed: int, size: int = 5) -> torch.Tensor:

@@ -1,12 +1,16 @@
 import json
 from io import StringIO
+from shutil import copytree
 
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
+from edgedistill_export import bench as benching
 from edgedistill_export.bench import (
-    Subject,
+    BenchSubject,
     chart,
     find_subjects,
     home_of,
@@ -43,8 +47,18 @@ def test_subjects_are_found_in_order_with_the_students_teacher(
         "bundle:ort-fp32",
         "bundle:ort-fp32-2",
     ]
-    assert found[0] == Subject(name="teacher", path=str(tiny_sd), steps=2, guidance=3.0)
+    assert found[0] == BenchSubject(name="teacher", path=str(tiny_sd), steps=2, guidance=3.0)
     assert [s.name for s in find_subjects([planar_dir])] == ["student"]
+
+
+def test_a_run_dir_brings_its_bundles_along(student_dir, bundle, tmp_path):
+    run = tmp_path / "run"
+    (run / "bundles").mkdir(parents=True)
+    (run / "student").symlink_to(student_dir)
+    for name in ("ort-int8", "ort-fp32"):
+        copytree(bundle, run / "bundles" / name)
+    names = [subject.name for subject in find_subjects([run])]
+    assert names == ["teacher", "student", "bundle:ort-fp32", "bundle:ort-int8"]
 
 
 def test_a_folder_that_is_neither_is_named(tmp_path):
@@ -71,7 +85,7 @@ def test_student_and_bundle_run_in_processes_of_their_own(student_dir, bundle):
 
 
 def test_a_broken_subject_is_reported_in_its_own_words(tmp_path):
-    broken = Subject(name="bundle:x", path=str(tmp_path), bundle=True)
+    broken = BenchSubject(name="bundle:x", path=str(tmp_path), bundle=True)
     with pytest.raises(ValueError, match=r"bundle:x: .*manifest\.json: no such file"):
         run_bench([broken], runs=1)
 
@@ -92,6 +106,14 @@ def test_chart_is_a_picture(tmp_path):
     with Image.open(tmp_path / "bench.png") as picture:
         assert picture.width > 1000
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 5
+
+
+def test_a_total_has_the_colour_of_no_stage():
+    axes = Figure().add_subplot()
+    benching._draw_totals(axes, RESULTS)
+    totals = {to_hex(bar.get_facecolor()) for bar in axes.patches}
+    assert len(totals) == 1
+    assert totals.isdisjoint(colour for _, colour in benching._STAGES.values())
 
 
 def test_figures_belong_to_the_run_that_all_subjects_are_of(tmp_path, monkeypatch):

@@ -8,11 +8,11 @@ import torch
 
 from edgedistill.students.folder import load_student
 from edgedistill_export import ParityError, export_student
-from edgedistill_export.bundle import Settings
+from edgedistill_export.bundle import ExportSettings
 from edgedistill_export.targets import ort as ort_target
 from edgedistill_runtime import Manifest, Pipeline
 
-RED = Settings(prompts=["red"])
+RED = ExportSettings(prompts=["red"])
 
 
 def test_the_bundle_draws_what_the_student_draws(student, bundle):

@@ -4,7 +4,7 @@ import pytest
 from diffusers import AutoencoderTiny
 
 from edgedistill_export import export_student
-from edgedistill_export.bundle import Settings
+from edgedistill_export.bundle import ExportSettings
 from edgedistill_runtime import Pipeline
 from edgedistill_runtime.manifest import Manifest
 
@@ -21,10 +21,12 @@ def folder(tmp_path):
 
 
 def test_a_bundle_carries_the_decoder_named(student_dir, folder, tmp_path):
-    settings = Settings(decoder=folder)
+    settings = ExportSettings(decoder=folder)
     assert settings.suffix == f"-decoder-{tmp_path.name}"
-    assert Settings(decoder=tmp_path).suffix == settings.suffix
-    assert Settings(decoder=tmp_path / "runs/emoji-decoder/decoder").suffix == "-emoji-decoder"
+    assert ExportSettings(decoder=tmp_path).suffix == settings.suffix
+    assert (
+        ExportSettings(decoder=tmp_path / "runs/emoji-decoder/decoder").suffix == "-emoji-decoder"
+    )
     plain = export_student(student_dir, out=tmp_path / "plain")
     place = export_student(student_dir, out=tmp_path / "small", settings=settings)
     assert Manifest.read(place).parity.graphs["decoder"].worst > 60
@@ -32,7 +34,7 @@ def test_a_bundle_carries_the_decoder_named(student_dir, folder, tmp_path):
     assert abs(found.samples - other.samples).max() < 1e-5
     assert (found.images != other.images).any()
     # Its run dir stands for it.
-    again = export_student(student_dir, out=place, settings=Settings(decoder=tmp_path))
+    again = export_student(student_dir, out=place, settings=ExportSettings(decoder=tmp_path))
     assert Manifest.read(again).made_from == Manifest.read(place).made_from
     # A changed decoder is another bundle.
     made = Manifest.read(place).made_from
@@ -49,6 +51,6 @@ def test_a_decoder_of_another_size_is_refused(student_dir, tmp_path):
     AutoencoderTiny(latent_channels=4, **blocks, **sizes).save_pretrained(tmp_path / "big")
     with pytest.raises(ValueError, match=r"big' makes 16x16 of latents of 4x4, .* own 8x8"):
         export_student(
-            student_dir, out=tmp_path / "b", settings=Settings(decoder=tmp_path / "big")
+            student_dir, out=tmp_path / "b", settings=ExportSettings(decoder=tmp_path / "big")
         )
     assert not (tmp_path / "b").exists()

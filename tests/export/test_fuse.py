@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from edgedistill_export import export_student
-from edgedistill_export.bundle import Settings
+from edgedistill_export.bundle import ExportSettings
 from edgedistill_export.fuse import fuse, inside
 from edgedistill_runtime import Pipeline
 from edgedistill_runtime.manifest import Manifest
 
-FUSED = Settings(fused=True)
+FUSED = ExportSettings(fused=True)
 TEXTS = ["red apple", "blue car"]
 
 
@@ -54,7 +54,7 @@ def test_layers_keep_their_names_inside(student):
 @pytest.mark.parametrize(("target", "precision"), [("ort", "int8"), ("openvino", "fp16")])
 def test_other_precisions_and_targets_fuse_too(student_dir, tmp_path, target, precision):
     keep = {"denoiser": frozenset({"unet.conv_in"})}
-    settings = Settings(fused=True, strict=False, keep=keep)
+    settings = ExportSettings(fused=True, strict=False, keep=keep)
     place = export_student(student_dir, target, precision, tmp_path / "one", settings=settings)
     manifest = Manifest.read(place)
     assert manifest.parity.final.mean > (40 if precision == "fp16" else 20)

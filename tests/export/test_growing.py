@@ -9,14 +9,14 @@ from javascript import draw, needs_node, node
 from tiny import save
 from torch import nn
 
-from edgedistill.draw.generate import open_subject, runtime_noise
+from edgedistill.draw.generate import open_subject
 from edgedistill.draw.subjects import student_subject
 from edgedistill.draw.teacher_help import Help
 from edgedistill.students.folder import load_student
-from edgedistill.teachers.base import Graph
+from edgedistill.teachers.base import ExportGraph
 from edgedistill.teachers.families.stable_diffusion import StableDiffusion
 from edgedistill_export import export_student
-from edgedistill_export.bundle import Settings
+from edgedistill_export.bundle import ExportSettings
 from edgedistill_export.targets import TARGETS
 from edgedistill_export.trace import trace
 from edgedistill_export.walk import networks
@@ -49,7 +49,7 @@ def test_the_bundle_draws_what_the_student_draws(growing_dir, growing):
     found = pipe(PROMPTS, noise=[z.numpy() for z in noise])
     np.testing.assert_allclose(found.samples, x0.numpy(), atol=1e-4)
     # From the same seed too.
-    ours = student_subject("student", student, runtime_noise()).draw(PROMPTS, 5, lambda done: None)
+    ours = student_subject("student", student, noise).draw(PROMPTS, 5, lambda done: None)
     assert np.abs(ours.astype(int) - pipe(PROMPTS, seed=5).images).max() <= 1
     assert measure(growing, 1, threads=1)["p50_s"] > 0
 
@@ -81,7 +81,7 @@ def test_a_manifest_with_wrong_sizes_is_refused(growing, tmp_path):
 def test_other_precisions_and_targets(growing_dir, tmp_path, target, precision, floor):
     if problem := TARGETS[target].problem():
         pytest.skip(problem)
-    settings = Settings(strict=False)
+    settings = ExportSettings(strict=False)
     place = export_student(growing_dir, target, precision, tmp_path / "b", settings=settings)
     assert Manifest.read(place).parity.final.mean > floor
 
@@ -141,7 +141,7 @@ def test_targets_of_one_size_refuse_before_any_work(growing_dir, tmp_path, targe
 
 def test_steps_that_grow_are_not_one_graph(growing_dir, tmp_path):
     with pytest.raises(ValueError, match=r"--fused: the steps of .* grow"):
-        export_student(growing_dir, out=tmp_path / "b", settings=Settings(fused=True))
+        export_student(growing_dir, out=tmp_path / "b", settings=ExportSettings(fused=True))
 
 
 def test_the_teacher_does_not_help_where_steps_grow(growing_dir):
@@ -177,9 +177,9 @@ class Halving(nn.Module):
 
 def test_a_network_that_halves_further_is_refused(student, tmp_path):
     inputs = {"x": torch.zeros(2, 1, 8, 8), "t": torch.zeros(2)}
-    trace(Graph(Halving(), inputs, ("f",), step=(2, 2)), tmp_path / "denoiser.onnx")
+    trace(ExportGraph(Halving(), inputs, ("f",), step=(2, 2)), tmp_path / "denoiser.onnx")
     inputs["x"] = torch.zeros(2, 1, 9, 9)
-    graph = Graph(Halving(), inputs, ("f",), step=(1, 3))
+    graph = ExportGraph(Halving(), inputs, ("f",), step=(1, 3))
     with pytest.raises(ValueError, match=r"denoiser: no one graph for .* multiples of 1 x 3"):
         trace(graph, tmp_path / "denoiser.onnx")
     assert networks(student)["denoiser"].step is None

@@ -6,12 +6,14 @@ import pytest
 from rich.console import Console
 
 from edgedistill_export import many, targets
-from edgedistill_export.bundle import Settings, default_place, export_student
+from edgedistill_export.bundle import ExportSettings, check_gate, default_place, export_student
 from edgedistill_export.many import export_many, memory_lines, pairs, table
-from edgedistill_export.targets import Built, Options, Target
+from edgedistill_export.parity import TIERS, ParityError
+from edgedistill_export.targets import Built, Options, Target, ort
 from edgedistill_runtime import Manifest
+from edgedistill_runtime.manifest import Figures
 
-RED = Settings(prompts=["red"], calibration=["red", "blue"])
+RED = ExportSettings(prompts=["red"], calibration=["red", "blue"])
 
 
 def test_each_precision_for_each_target():
@@ -35,8 +37,6 @@ def test_all_leaves_out_what_does_not_build_here(monkeypatch):
 
 
 def test_one_that_fails_stops_no_other(planar_dir, tmp_path, monkeypatch):
-    from edgedistill_export.parity import TIERS
-
     monkeypatch.setitem(TIERS, "int4", replace(TIERS["int4"], final_db=201.0))
     seen = []
     rows = export_many(
@@ -61,7 +61,9 @@ def test_one_that_fails_stops_no_other(planar_dir, tmp_path, monkeypatch):
     assert seen[-1] == (4, 4, "ort-fp32 done")
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
     console.print(table(rows))
-    assert "200.0" in console.export_text()
+    text = console.export_text()
+    assert "identical" in text
+    assert "200.0" not in text
 
 
 def test_what_is_up_to_date_stays(planar_dir, tmp_path):
@@ -132,11 +134,55 @@ def test_an_sdk_that_fails_stops_no_other_bundle(planar_dir, tmp_path, monkeypat
 
     monkeypatch.setattr(many, "export_student", fails)
     both = [("ort", "fp16"), ("ort", "fp32")]
-    failed, made = many.export_many(planar_dir, both, None, Settings())
+    failed, made = many.export_many(planar_dir, both, None, ExportSettings())
     assert failed.error == "RuntimeError: execute() failed with error 0x10"
     assert made.place == tmp_path / "fp32"
     # Alone it says all it can.
     with pytest.raises(RuntimeError, match="0x10"):
-        many.export_many(planar_dir, both[:1], None, Settings())
-    (row,) = many.export_many(planar_dir, both[:1], None, Settings(), keep_going=True)
+        many.export_many(planar_dir, both[:1], None, ExportSettings())
+    (row,) = many.export_many(planar_dir, both[:1], None, ExportSettings(), keep_going=True)
     assert row.place is None
+
+
+def test_a_refusal_of_one_target_stops_no_other(planar_dir, tmp_path, monkeypatch):
+    build = ort.build
+
+    def refuse(job):
+        if job.precision == "fp16":
+            raise ValueError("denoiser: takes no such network")
+        return build(job)
+
+    monkeypatch.setattr(ort, "build", refuse)
+    both = [("ort", "fp16"), ("ort", "fp32")]
+    rows = export_many(planar_dir, both, None, RED, rebuild=True)
+    assert rows[0].error == "denoiser: takes no such network"
+    assert rows[0].place is None
+    assert rows[1].parity.passed
+    # Alone, and where all say the same, the request is wrong.
+    with pytest.raises(ValueError, match="takes no such network"):
+        export_many(planar_dir, both[:1], None, RED)
+    with pytest.raises(ValueError, match="no student or bundle folder"):
+        export_many(tmp_path / "nowhere", both, None, RED)
+
+
+def test_a_psnr_that_is_asked_for_is_that_of_the_worst_sample(planar_dir, tmp_path):
+    manifest = Manifest.read(export_student(planar_dir, "ort", out=tmp_path / "b", settings=RED))
+    asked = replace(RED, min_psnr=27.0)
+    final = Figures(mean=35.4, worst=26.9)
+    low = replace(manifest, parity=replace(manifest.parity, final=final))
+    with pytest.raises(ParityError, match=r"worst sample 26\.9 dB with .* kept; 27 asked"):
+        check_gate(low, asked)
+    check_gate(low, RED)
+    check_gate(replace(low, parity=replace(low.parity, final=replace(final, worst=27.0))), asked)
+
+
+def test_what_is_under_the_floor_goes_on_to_what_was_asked(planar_dir, tmp_path, monkeypatch):
+    few = ExportSettings(calibration=["red", "blue"])
+    plain = export_student(planar_dir, "ort", "int8", tmp_path / "plain", settings=few)
+    floor = Manifest.read(plain).parity.final.worst + 2
+    monkeypatch.setitem(TIERS, "int8", replace(TIERS["int8"], final_db=floor))
+    with pytest.raises(ParityError, match="not equal to its student: final"):
+        export_student(planar_dir, "ort", "int8", tmp_path / "no", settings=few)
+    asked = replace(few, min_psnr=floor - 3)
+    place = export_student(planar_dir, "ort", "int8", tmp_path / "yes", settings=asked)
+    assert Manifest.read(place).parity.final.worst >= floor

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgedistill_export.parity import EQUAL_DB, compare, psnr, shortfall
+from edgedistill.common.decibels import EQUAL_DB, NOT_FINITE_DB, decibels
+from edgedistill_export.parity import compare, psnr, shortfall
 from edgedistill_runtime import Pipeline
 
 
@@ -16,10 +17,10 @@ def test_psnr_of_a_known_error():
     assert psnr(reference, found, peak=0.4) == pytest.approx([20.0, 0.0], abs=1e-9)
 
 
-def test_psnr_of_equal_rows_is_finite_and_of_broken_ones_zero():
+def test_psnr_of_equal_rows_is_finite_and_of_broken_ones_named():
     reference = np.ones((3, 2))
     found = np.array([[1, 1], [1, math.nan], [1, math.inf]])
-    assert psnr(reference, found) == [EQUAL_DB, 0.0, 0.0]
+    assert psnr(reference, found) == [EQUAL_DB, NOT_FINITE_DB, NOT_FINITE_DB]
 
 
 def test_an_exported_bundle_is_its_student(student, bundle):
@@ -49,3 +50,25 @@ def test_another_step_table_shows_in_the_final_picture_only(student, bundle):
 def test_without_prompts_there_is_nothing_to_compare(student, bundle):
     with pytest.raises(ValueError, match="at least one prompt"):
         compare(student, Pipeline.load(bundle, threads=1), [], "fp32")
+
+
+def test_what_is_not_finite_is_named_so(student, bundle):
+    pipe = Pipeline.load(bundle, threads=1)
+    pipe = Pipeline(pipe.manifest, dict(pipe.graphs), pipe.tokenizer, finite=False)
+    run = pipe.graphs["denoiser"]
+
+    def broken(**inputs):
+        return {name: value * math.nan for name, value in run(**inputs).items()}
+
+    pipe.graphs["denoiser"] = broken
+    parity = compare(student, pipe, student.teacher.prompts[:2], "int8").parity
+    assert shortfall(parity) == (
+        "not equal to its student: denoiser not finite (floor 0), final not finite (floor 25)"
+    )
+    assert parity.graphs["denoiser"].mean == NOT_FINITE_DB
+    assert parity.graphs["decoder"].worst > 100
+
+
+def test_decibels_in_words():
+    told = [decibels(value, " dB") for value in (EQUAL_DB, 31.26, 0.0, NOT_FINITE_DB)]
+    assert told == ["identical", "31.3 dB", "0.0 dB", "not finite"]

@@ -7,16 +7,17 @@ import pytest
 import torch
 from tiny import save
 
-from edgedistill.draw.generate import generate, open_subject, runtime_noise
+from edgedistill.draw.generate import generate, open_subject
 from edgedistill.draw.subjects import student_subject
 from edgedistill.students.group import Students
 from edgedistill.students.routing import divide
 from edgedistill.teachers import load_teacher
 from edgedistill.teachers.families.stable_diffusion import StableDiffusion
 from edgedistill.tiny import make_tiny
-from edgedistill_export.bundle import Settings
+from edgedistill_export.bundle import ExportSettings
 from edgedistill_export.many import export_group
 from edgedistill_runtime import BundleError, Pipeline, Router
+from edgedistill_runtime.noise import noise
 
 PROMPTS = ["red", "a blue one", "red red", "blue", ""]
 
@@ -35,7 +36,7 @@ def run(tiny_sd, tmp_path_factory):
         prediction = teacher.denoiser.prediction
         save(root / "students" / str(part), teacher, student.net, prediction, steps=2)
     (root / "students" / "students.json").write_text(json.dumps(routes.to_json()))
-    rows = export_group(root / "students", [("ort", "fp32")], None, Settings())
+    rows = export_group(root / "students", [("ort", "fp32")], None, ExportSettings())
     assert [row.name for row in rows] == ["ort-fp32/0", "ort-fp32/1"]
     assert [row.error for row in rows] == ["", ""]
     return root
@@ -52,7 +53,7 @@ def test_bundles_draw_as_their_students(run):
         ).tolist()
     )
     assert set(owners) == {0, 1}
-    expected = student_subject("x", students, runtime_noise()).draw(PROMPTS, 4, lambda done: None)
+    expected = student_subject("x", students, noise).draw(PROMPTS, 4, lambda done: None)
     drawn = router(PROMPTS, seed=4)
     assert np.abs(drawn.images.astype(int) - expected.astype(int)).max() <= 1
     for i, (prompt, owner) in enumerate(zip(PROMPTS, owners, strict=True)):
@@ -82,10 +83,10 @@ def test_the_folder_is_a_subject_like_any_other(run, tmp_path):
 
 def test_what_cannot_be_routed_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match="--fused: a fused bundle has no text encoder"):
-        export_group(run / "students", [("ort", "fp32")], None, Settings(fused=True))
+        export_group(run / "students", [("ort", "fp32")], None, ExportSettings(fused=True))
     place = run / "bundles" / "ort-fp32" / "0"
     with pytest.raises(ValueError, match="holds one bundle"):
-        export_group(run / "students", [("ort", "fp32")], place, Settings())
+        export_group(run / "students", [("ort", "fp32")], place, ExportSettings())
     with pytest.raises(BundleError, match=r"students\.json: no such file"):
         Router(tmp_path)
 
@@ -96,7 +97,9 @@ def test_classes_find_their_bundles(tmp_path):
     for part in range(2):
         save(tmp_path / "students" / str(part), teacher, teacher.net, prediction, steps=1)
     (tmp_path / "students" / "students.json").write_text(json.dumps(routes.to_json()))
-    rows = export_group(tmp_path / "students", [("ort", "fp32")], tmp_path / "out", Settings())
+    rows = export_group(
+        tmp_path / "students", [("ort", "fp32")], tmp_path / "out", ExportSettings()
+    )
     assert [row.error for row in rows] == ["", ""]
     router = Router(tmp_path / "out")
     assert router.of(["blue", "500", "499", "999", "a red one", ""]) == [0, 1, 0, 1, 0, 1]

@@ -4,7 +4,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from edgedistill.teachers.base import Graph
+from edgedistill.teachers.base import ExportGraph
 from edgedistill_export import onnx_build, onnx_files
 from edgedistill_export.passes.static_reshapes import static_reshapes
 from edgedistill_export.trace import ports, trace
@@ -18,7 +18,7 @@ def traced(student, tmp_path_factory):
     return graph, folder / "denoiser.onnx"
 
 
-def draw(graph: Graph, batch: int) -> dict[str, torch.Tensor]:
+def draw(graph: ExportGraph, batch: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(batch)
     return {
         name: torch.randn(batch, *tensor.shape[1:], generator=generator)
@@ -89,7 +89,7 @@ def test_weights_beyond_the_limit_lie_beside_the_graph(traced, tmp_path, monkeyp
 
 
 def test_a_traced_file_may_lie_beside_its_weights(tmp_path, monkeypatch):
-    linear = Graph(torch.nn.Linear(64, 64), {"input": torch.zeros(2, 64)}, ("f",))
+    linear = ExportGraph(torch.nn.Linear(64, 64), {"input": torch.zeros(2, 64)}, ("f",))
     monkeypatch.setattr(onnx_files, "INLINE_LIMIT", 1000)
     path = tmp_path / "linear.onnx"
     trace(linear, path)
@@ -103,7 +103,7 @@ class Fixed(torch.nn.Module):
 
 
 def test_a_network_that_fixes_its_batch_does_not_export(tmp_path):
-    graph = Graph(Fixed(), {"x": torch.zeros(2, 4)}, ("f",))
+    graph = ExportGraph(Fixed(), {"x": torch.zeros(2, 4)}, ("f",))
     with pytest.raises(ValueError, match="fixed: x is fixed to the batch it was traced with"):
         trace(graph, tmp_path / "fixed.onnx")
 
@@ -126,5 +126,5 @@ class Ratio(torch.nn.Module):
     ],
 )
 def test_onnx_computes_what_torch_does(net, x, tmp_path):
-    trace(Graph(net, {"x": x}, ("f",)), tmp_path / "net.onnx")
+    trace(ExportGraph(net, {"x": x}, ("f",)), tmp_path / "net.onnx")
     np.testing.assert_allclose(run(str(tmp_path / "net.onnx"), {"x": x}), net(x).numpy())

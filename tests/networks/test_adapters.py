@@ -10,11 +10,11 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from edgedistill import recipes
 from edgedistill.networks.adapters import LAYERS, Adapter, Role, adapt, find_layers
 from edgedistill.networks.ema import EMA
 from edgedistill.networks.heads import Tap
 from edgedistill.networks.planar import PlanarNet
-from edgedistill.recipes import schema as recipes
 from edgedistill.runs.run import Run
 from edgedistill.students.folder import load_student
 from edgedistill.teachers.families.stable_diffusion import StableDiffusion

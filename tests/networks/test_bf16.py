@@ -5,8 +5,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from edgedistill import recipes
 from edgedistill.networks.bf16 import lower, raised
-from edgedistill.recipes import schema as recipes
 from edgedistill.runs.run import Run
 from edgedistill.tiny import make_tiny
 

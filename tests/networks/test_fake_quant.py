@@ -7,7 +7,7 @@ from torch import nn
 from edgedistill.networks.fake_quant import (
     SCHEMES,
     FakeQuantize,
-    Scheme,
+    FakeQuantScheme,
     layers,
     quantized,
     quantized_weight,
@@ -26,31 +26,33 @@ def test_an_activation_is_off_by_half_a_step_at_most_and_keeps_zero():
 
 def test_each_channel_of_a_weight_has_its_own_scale():
     weight = torch.tensor([[1.27, 0.004], [127.0, 0.4]])
-    found = quantized_weight(weight, Scheme(8))
+    found = quantized_weight(weight, FakeQuantScheme(8))
     torch.testing.assert_close(found, torch.tensor([[1.27, 0.0], [127.0, 0.0]]))
 
 
 def test_blocks_have_their_own_scale_where_they_divide_the_inputs():
     weight = torch.tensor([[8.0, 0.4, -0.08, 0.004, 0.0, 0.0]])
-    whole = quantized_weight(weight, Scheme(4))
-    blocks = quantized_weight(weight, Scheme(4, block=2))
+    whole = quantized_weight(weight, FakeQuantScheme(4))
+    blocks = quantized_weight(weight, FakeQuantScheme(4, block=2))
     torch.testing.assert_close(whole, torch.tensor([[8.0, 0.0, 0.0, 0.0, 0.0, 0.0]]))
     torch.testing.assert_close(blocks, torch.tensor([[8.0, 0.0, -0.08, 0.0, 0.0, 0.0]]))
 
 
 def test_what_blocks_do_not_divide_gets_8_bits_a_channel():
     torch.manual_seed(0)
-    scheme = Scheme(4, block=4)
+    scheme = FakeQuantScheme(4, block=4)
     for weight in (torch.randn(3, 6), torch.randn(3, 4, 2, 2)):
         assert scheme.bits(weight) == 8
-        assert torch.equal(quantized_weight(weight, scheme), quantized_weight(weight, Scheme(8)))
+        assert torch.equal(
+            quantized_weight(weight, scheme), quantized_weight(weight, FakeQuantScheme(8))
+        )
     assert scheme.bits(torch.randn(3, 8)) == 4
 
 
 def test_blocks_round_as_onnxruntime_does():
     """The scale's sign is that of the largest, so that one side has a value more."""
     weight = torch.tensor([[4.0, -3.9, 1.2, 0.3]], requires_grad=True)
-    found = quantized_weight(weight, Scheme(4, block=4))
+    found = quantized_weight(weight, FakeQuantScheme(4, block=4))
     torch.testing.assert_close(found, torch.tensor([[4.0, -3.5, 1.0, 0.5]]))
     found.sum().backward()
     assert weight.grad.tolist() == [[1.0] * 4]

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from edgedistill import recipes
 from edgedistill.diffusion.denoiser import Bound, Denoiser, Guided
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Discrete, Trig
+from edgedistill.diffusion.schedules import Discrete, Trig
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Setup
 from edgedistill.objectives.conversion import CLEAR, Conversion, as_target, student_prediction
 from edgedistill.objectives.prelude import Prelude
-from edgedistill.recipes import schema as recipes
 from edgedistill.recipes.checks import choose_prediction
 
 

@@ -13,11 +13,10 @@ import torch
 import yaml
 from oracles import Gaussian
 
-from edgedistill import objectives
-from edgedistill.diffusion.sampling import time_grid
-from edgedistill.diffusion.schedule import Trig
+from edgedistill import objectives, recipes
+from edgedistill.diffusion.schedules import Trig
+from edgedistill.diffusion.solvers import time_grid
 from edgedistill.objectives.base import Batch, Optim, Setup
-from edgedistill.recipes import schema as recipes
 from edgedistill.runs.run import Run
 from edgedistill.students.folder import load_student
 from edgedistill.training import trainer

@@ -10,8 +10,8 @@ from torch import nn
 
 from edgedistill.compress.plan import Plan
 from edgedistill.diffusion.denoiser import Denoiser
-from edgedistill.diffusion.sampling import time_grid
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
+from edgedistill.diffusion.solvers import time_grid
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Setup, Wrapper
 from edgedistill.objectives.compression.elastic import Elastic

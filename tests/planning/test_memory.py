@@ -10,15 +10,15 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPModel
 
-from edgedistill import assets
+from edgedistill import assets, recipes
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import few_step_table, time_grid
+from edgedistill.diffusion.solvers import time_grid
+from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.added.reward import Rewarded
 from edgedistill.planning.memory import Launch, holdings, memory
 from edgedistill.planning.networks import SCHEDULE, cast
 from edgedistill.planning.tracker.accelerator import Accelerator
 from edgedistill.planning.tracker.live import Live, called, modules
-from edgedistill.recipes import schema as recipes
 from edgedistill.runs.run import Run
 
 SMALL = ["train.batch_size=2", "train.steps=6"]

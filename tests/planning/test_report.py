@@ -6,7 +6,7 @@ import time
 import pytest
 from transformers import CLIPModel
 
-from edgedistill import assets
+from edgedistill import assets, recipes
 from edgedistill.networks.diffusion_decoder import DiffusionDecoder
 from edgedistill.networks.patch_decoder import PatchDecoder
 from edgedistill.planning.costs import costs
@@ -15,7 +15,6 @@ from edgedistill.planning.flops import calls
 from edgedistill.planning.memory import Launch, memory
 from edgedistill.planning.networks import cast
 from edgedistill.planning.report import as_json, plan, tables
-from edgedistill.recipes import schema as recipes
 
 SDXL = "teacher.path=stabilityai/stable-diffusion-xl-base-1.0"
 SD15 = "teacher.path=runwayml/stable-diffusion-v1-5"

@@ -9,7 +9,7 @@ import torch
 
 from edgedistill.diffusion.denoiser import Bound
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Discrete
+from edgedistill.diffusion.schedules import Discrete
 from edgedistill.proof.drawing import TOLERANCE, differences, prove
 from edgedistill.teachers import load_teacher
 from edgedistill.tiny import TINY, make_tiny

@@ -5,8 +5,8 @@ from fractions import Fraction
 
 import pytest
 
+from edgedistill import recipes
 from edgedistill.objectives import OBJECTIVES
-from edgedistill.recipes import schema as recipes
 
 REAL = sorted(name for name in recipes.shipped() if "/" in recipes.load(name).teacher.path)
 BATCH = re.compile(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from edgedistill.recipes import schema as recipes
+from edgedistill import recipes
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 from edgedistill.tiny import TINY

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from edgedistill import recipes
 from edgedistill.objectives import OBJECTIVES
-from edgedistill.recipes import schema as recipes
 
 
 def write(folder: Path, name: str, text: str) -> str:

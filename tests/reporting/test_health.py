@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgedistill.recipes import schema as recipes
+from edgedistill import recipes
 from edgedistill.reporting.health import CHECKS, Check, Finding, findings, sparkline
 from edgedistill.reporting.page import write_report
 from edgedistill.runs.run import Run

@@ -6,11 +6,11 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from edgedistill.recipes import schema as recipes
-from edgedistill.compress import units
+from edgedistill import recipes
+from edgedistill.compress.units import units
 from edgedistill.objectives.trajectory import progressive
 from edgedistill.planning.report import plan
-from edgedistill.recipes.schema import resolve
+from edgedistill.recipes.load import resolve
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 from edgedistill.teachers.families.stable_diffusion import StableDiffusion

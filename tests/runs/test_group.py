@@ -9,13 +9,13 @@ import pytest
 import torch
 import yaml
 
-from edgedistill.recipes import schema as recipes
+from edgedistill import recipes
 from edgedistill.draw.generate import generate
 from edgedistill.runs.group import Group
-from edgedistill.students.routing import divide, kmeans, ranges, route
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 from edgedistill.students.group import Students, open_student
+from edgedistill.students.routing import divide, kmeans, ranges, route
 from edgedistill.teachers import load_teacher
 from edgedistill.tiny import CAPTIONS, make_tiny
 from edgedistill_export.bench import find_subjects
@@ -270,4 +270,4 @@ def test_what_reads_one_student_says_that_there_are_several(opened, tmp_path):
         load_student(tmp_path / "run")
     with pytest.raises(ValueError, match=r"several students; name one, as .*students/0"):
         find_subjects([tmp_path / "run"])
-    assert json.loads((tmp_path / "run/students/students.json").read_text())["schema_version"] == 1
+    assert json.loads((tmp_path / "run/students/students.json").read_text())["schema_version"] == 2

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from edgedistill.training import checkpoint
-from edgedistill.recipes import schema as recipes
+from edgedistill import recipes
 from edgedistill.runs.run import Run
+from edgedistill.training import checkpoint
 from edgedistill.training.metrics import read_metrics
 
 STEPS, EVERY = 400, 10

@@ -8,10 +8,10 @@ import torch
 from tiny import save
 
 from edgedistill.common import progress
-from edgedistill.evaluation import run as evaluation
-from edgedistill.draw.generate import generate
-from edgedistill.networks.planar import PlanarNet
 from edgedistill.diffusion.prediction import Prediction
+from edgedistill.draw.generate import generate
+from edgedistill.evaluation import run as evaluation
+from edgedistill.networks.planar import PlanarNet
 from edgedistill.reporting.page import write_report
 from edgedistill.students.folder import load_student
 from edgedistill.teachers.families.mixture import Mixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from edgedistill.recipes import schema as recipes
+from edgedistill import recipes
 from edgedistill.runs.run import Run
 
 RECIPE = """

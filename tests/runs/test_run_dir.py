@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from edgedistill.recipes import schema as recipes
+from edgedistill import recipes
+from edgedistill.common.files import WriteError
 from edgedistill.runs import run_dir
 from edgedistill.runs.claims import claim_new
-from edgedistill.common.files import WriteError
 from edgedistill.runs.run_dir import open_run
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs flock")
@@ -94,14 +94,9 @@ def test_a_stored_recipe_that_cannot_be_read_names_its_file(mine, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["boot", "emd", "instaflow", "slimflow", "swiftbrush"])
-def test_students_of_one_step_take_no_more(method, tmp_path, two_modes):
-    """Refused before the first line, let alone the teacher's paths."""
-    recipe = recipes.load(f"mixture-{method}", ["student.steps=4", f"teacher.path={two_modes}"])
-    said = []
+def test_students_of_one_step_take_no_more(method):
     with pytest.raises(ValueError, match=f"student.steps=4: {method}'s students take one step"):
-        open_run(recipe, str(tmp_path / "run"), False, said.append, tmp_path)
-    assert not said
-    assert not list(tmp_path.glob("run/data/*"))
+        recipes.load(f"mixture-{method}", ["student.steps=4"])
 
 
 @pytest.mark.parametrize(
@@ -222,7 +217,7 @@ for claim, text in kept:
 def test_a_run_is_one_process_s_until_it_ends_or_is_killed(begin, tmp_path, two_modes):
     program = """
 import sys
-from edgedistill.recipes import schema as recipes
+from edgedistill import recipes
 from edgedistill.runs.run_dir import open_run
 from edgedistill.teachers.families import mixture
 mixture.FIT_STEPS, mixture.FIT_BATCH = 20, 64
@@ -252,7 +247,7 @@ input()
 @linux
 def test_a_run_lets_go_when_nobody_needs_it(begin):
     run = begin(out="run")
-    ask = [sys.executable, "-c", "import sys, pathlib; from edgedistill.disk import lock;"]
+    ask = [sys.executable, "-c", "import sys, pathlib; from edgedistill.common.disk import lock;"]
     ask[-1] += "lock(pathlib.Path('run'))"
     assert subprocess.run(ask, capture_output=True).returncode == 1
     del run

@@ -1,6 +1,7 @@
 """Which of several students draws a condition."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -41,13 +42,36 @@ def test_the_file_is_read_as_it_was_written(tmp_path, routes):
     assert Routes.read(tmp_path) == routes
 
 
+def test_a_changed_number_is_noticed_and_old_files_are_read(tmp_path, caplog):
+    file, routes = tmp_path / "students.json", Routes("label", ((0.0, 1.0), (2.0, 3.0)))
+    data = routes.to_json()
+    file.write_text(json.dumps(dict(reversed(data.items())), indent=2))
+    assert Routes.read(tmp_path) == routes
+    for changed in (
+        {"labels": [[0, 2], [1, 3]]},
+        {"sha256": "0" * 64},
+        {"sha256": None},
+        {"a": 1},
+    ):
+        file.write_text(json.dumps(data | changed))
+        with pytest.raises(BundleError, match=r"students\.json: damaged or changed"):
+            Routes.read(tmp_path)
+    file.write_text(json.dumps({"schema_version": 1, "kind": "label", "labels": data["labels"]}))
+    with caplog.at_level(logging.WARNING, "edgedistill_runtime"):
+        assert Routes.read(tmp_path) == routes
+        assert Routes.read(tmp_path) == routes
+    (said,) = caplog.messages
+    assert said == f"{file}: schema_version 1 of an older edgedistill, under no hash"
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
         (None, "no such file"),
         ("{", "not JSON"),
         ("[]", "schema_version"),
-        ('{"schema_version": 2}', "schema_version"),
+        ('{"schema_version": 3}', "schema_version"),
+        ('{"schema_version": 2, "kind": "label", "labels": [[0]]}', "sha256"),
         ('{"schema_version": 1, "kind": "word"}', "kind: 'word'"),
         ('{"schema_version": 1, "kind": "label"}', "labels"),
         ('{"schema_version": 1, "kind": "label", "labels": [[0], []]}', "labels"),

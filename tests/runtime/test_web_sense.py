@@ -1,13 +1,15 @@
 """The JavaScript runtime reads the same manifests, and refuses the same ones."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import pytest
 from javascript import needs_node, node
 from senseless import GOLDEN, WITHOUT_SENSE, put, rehash
 
-from edgedistill_runtime import Pipeline
+from edgedistill_runtime import BundleError, Pipeline, strict_json
 
 pytestmark = needs_node
 
@@ -46,6 +48,59 @@ def test_what_python_refuses_javascript_refuses(picture_bundle, tmp_path):
         # Keys that no language needs are not looked at.
         assert name == "loaded"
         assert len(keys[-1]) > 99, (keys, str(value)[:80], message)
+
+
+PARSE = """
+import { parse } from "./strict_json.mjs";
+const read = (text) => {
+  try {
+    return [true, parse(Uint8Array.from(text))];
+  } catch (error) {
+    return [false, error.message];
+  }
+};
+give(input.map(read));
+"""
+
+TEXTS = [
+    (b'{"a": 1, "b": {"a": 2}, "c": [{"a": 3}, {"a": 4}]}', ""),
+    (b'\xef\xbb\xbf{"a": "\\"b\\": 1, \\\\", "b": -1.5e3}', ""),
+    (b'{"a:": "{", "b": "a", "a": [":"]}', ""),
+    (b"[" * 64 + b"]" * 64, ""),
+    (b'{"a": 1, "b": 2, "a": 1}', "twice"),
+    (b'{"a": [{"b": 1, "\\u0062": 1}]}', "twice"),
+    (b'{"a": 1e999}', "is no finite number"),
+    (b'{"a": -1e999}', "is no finite number"),
+    (b'{"a": 18446744073709551616}', "is no integer below 2^64"),
+    (b"[" * 65 + b"]" * 65, "nested deeper than 64 levels"),
+    (b'{"a": "\xff"}', "not UTF-8"),
+    (b'{"a": NaN}', "NaN"),
+]
+
+
+def test_json_is_as_strict_as_in_python():
+    told = node(PARSE, *(list(text) for text, _ in TEXTS))
+    for (text, refusal), (taken, found) in zip(TEXTS, told, strict=True):
+        if not refusal:
+            assert (taken, found) == (True, strict_json.parse(text))
+            continue
+        assert not taken, text[:60]
+        with pytest.raises(ValueError, match=re.escape(refusal)):
+            strict_json.parse(text)
+        assert refusal in found
+        assert "\n" not in found
+
+
+def test_a_key_that_is_there_twice_is_refused(planar_bundle, tmp_path):
+    folder = Path(shutil.copytree(planar_bundle, tmp_path / "bundle"))
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace("{", '{"backend": "ort",', 1))
+    rehash(folder)
+    ((name, message),) = node(LOAD, str(folder))["results"]
+    assert name == "BundleError"
+    assert message.endswith('manifest.json: not JSON: key "backend" twice')
+    with pytest.raises(BundleError, match="key 'backend' twice"):
+        Pipeline.load(folder)
 
 
 def test_the_hash_is_checked_and_old_bundles_are_read(planar_bundle, tmp_path):

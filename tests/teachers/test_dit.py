@@ -5,7 +5,7 @@ import torch
 from diffusers import DiTPipeline, EulerDiscreteScheduler
 from tiny import save
 
-from edgedistill.diffusion.sampling import solve
+from edgedistill.diffusion.solvers import solve
 from edgedistill.students.folder import load_student
 from edgedistill.teachers import load_teacher
 from edgedistill.teachers.families.dit import DiT

@@ -7,7 +7,7 @@ import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 from tiny import LENGTH, save
 
-from edgedistill.diffusion.sampling import solve
+from edgedistill.diffusion.solvers import solve
 from edgedistill.students.folder import load_student
 from edgedistill.teachers import load_teacher
 from edgedistill.teachers.schedulers import sibling

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from edgedistill.diffusion.sampling import solve, time_grid
-from edgedistill.diffusion.schedule import Rectified
+from edgedistill.diffusion.schedules import Rectified
+from edgedistill.diffusion.solvers import solve, time_grid
 from edgedistill.teachers import load_teacher
 from edgedistill.teachers.families.flux import pack, unpack
 from edgedistill.tiny.flux import pipeline as make_flux

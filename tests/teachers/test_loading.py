@@ -6,9 +6,11 @@ import shutil
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
+from edgedistill import assets
 from edgedistill.common.finite import check_finite
 from edgedistill.networks.clip import Features
 from edgedistill.teachers import load_teacher
@@ -215,3 +217,14 @@ def test_a_tokenizer_of_another_model_is_refused(folder):
 def test_a_text_encoder_s_sizes_may_not_be_left_out(folder, key):
     config(folder, "text_encoder/config.json", **{key: ...})
     refused(folder, "CLIPTextModel")
+
+
+def test_the_parts_that_ship_open_with_one_dtype():
+    kinds = {"dtype", "torch_dtype"}
+    for file in (assets.ROOT / "emoji").rglob("config.json"):
+        if file.parent.name != "clip":  # which is no part of the pipeline
+            named = {str(v) for k, v in json.loads(file.read_text()).items() if k in kinds}
+            assert named <= {"float32"}, file
+    pipe = DiffusionPipeline.from_pretrained(assets.ROOT / "emoji")
+    parts = {n: c.dtype for n, c in pipe.components.items() if isinstance(c, torch.nn.Module)}
+    assert parts == dict.fromkeys(("unet", "vae", "text_encoder"), torch.float32)

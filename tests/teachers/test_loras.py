@@ -6,9 +6,9 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from tiny import make_pipeline, save
 
+from edgedistill import recipes
 from edgedistill.draw.generate import teacher_of
 from edgedistill.proof.drawing import differences, prove
-from edgedistill.recipes import schema as recipes
 from edgedistill.students.folder import load_student
 from edgedistill.teachers import load_teacher
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import save
 
-from edgedistill.diffusion.sampling import solve, time_grid
+from edgedistill.diffusion.solvers import solve, time_grid
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.students.folder import load_student
 from edgedistill.teachers import load_teacher

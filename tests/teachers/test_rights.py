@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny import make_pipeline
 
-from edgedistill.recipes import schema as recipes
+from edgedistill import recipes
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 from edgedistill.teachers.licences import lacks_of, rights_of
@@ -129,8 +129,10 @@ def test_a_bundle_has_the_texts_and_a_card(tmp_path):
     student, bundle = tmp_path / "student", tmp_path / "bundle"
     for folder in (student, bundle):
         folder.mkdir()
-    write_terms(student, {"name": "own", "licences": ["mit"]}, bundle)
+    write_terms(student, {"name": "own", "licences": []}, bundle)
     assert list(bundle.iterdir()) == []
+    write_terms(student, {"name": "own", "licences": ["mit"]}, bundle)
+    assert "license:\n- mit\n" in (bundle / "README.md").read_text()
     teacher = {"name": "own", "licences": ["other"], "license_name": "x", "notes": ["no checker"]}
     (student / "LICENSE.md").write_text("Terms")
     (student / "student.json").write_text(json.dumps({"teacher": teacher}))

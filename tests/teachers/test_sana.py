@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-from edgedistill.diffusion.schedule import Rectified
-from edgedistill.teachers.families.sana import Sana, Transformer
+from edgedistill.diffusion.schedules import Rectified
+from edgedistill.teachers.families.sana import Sana, SanaNet
 from edgedistill.tiny.sana import pipeline
 
 RELEASED = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
@@ -32,5 +32,5 @@ def test_the_network_reads_its_time_scaled():
     core = pipeline().transformer.eval()
     x, cond = torch.ones(1, 8, 4, 4), (torch.ones(1, 8, 16), torch.ones(1, 8))
     with torch.no_grad():
-        scaled = Transformer(core, 0.001)(x, torch.tensor([500.0]), *cond)
-        torch.testing.assert_close(scaled, Transformer(core, 1.0)(x, torch.tensor([0.5]), *cond))
+        scaled = SanaNet(core, 0.001)(x, torch.tensor([500.0]), *cond)
+        torch.testing.assert_close(scaled, SanaNet(core, 1.0)(x, torch.tensor([0.5]), *cond))

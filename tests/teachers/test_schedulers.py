@@ -6,7 +6,7 @@ import torch
 
 from edgedistill.diffusion.denoiser import Bound, Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Rectified
+from edgedistill.diffusion.schedules import Rectified
 from edgedistill.teachers import schedulers
 from edgedistill.teachers.flow import flow_schedule, shift_asked
 from edgedistill.teachers.schedulers import (

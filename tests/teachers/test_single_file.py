@@ -9,10 +9,10 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from edgedistill import recipes
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import solve, time_grid
+from edgedistill.diffusion.solvers import solve, time_grid
 from edgedistill.planning.architectures import place
-from edgedistill.recipes import schema as recipes
 from edgedistill.teachers import load_teacher
 from edgedistill.teachers.single_file import family_of
 from edgedistill.tiny import sdxl

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from edgedistill.recipes import schema as recipes
+from edgedistill import recipes
 from edgedistill.runs.run_dir import open_run
 from edgedistill.teachers import load_teacher
 from edgedistill.tiny import make_tiny

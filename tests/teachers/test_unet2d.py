@@ -9,14 +9,13 @@ from diffusers import DDIMPipeline, DDPMPipeline, EDMEulerScheduler
 from safetensors.torch import load_file
 from tiny import save
 
-from edgedistill import assets
+from edgedistill import assets, recipes
 from edgedistill.common.progress import bar
-from edgedistill.diffusion.sampling import solve
-from edgedistill.diffusion.schedule import Karras
+from edgedistill.diffusion.schedules import Karras
+from edgedistill.diffusion.solvers import solve
 from edgedistill.draw.bench import measure
 from edgedistill.draw.generate import generate
 from edgedistill.evaluation.run import evaluate_subjects
-from edgedistill.recipes import schema as recipes
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 from edgedistill.teachers import load_teacher

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, UniPCMultistepScheduler, WanPipeline
 from PIL import Image
 from tiny import save
 
-from edgedistill.diffusion.schedule import Rectified
+from edgedistill.diffusion.schedules import Rectified
 from edgedistill.draw.bench import measure
 from edgedistill.draw.generate import generate
 from edgedistill.networks.adapters import Adapter, adapt

@@ -13,9 +13,9 @@ from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from edgedistill import recipes
 from edgedistill.networks.ema import EMA
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings
-from edgedistill.recipes import schema as recipes
 from edgedistill.runs.run import Run
 from edgedistill.training import checkpoint
 from edgedistill.training.metrics import Metrics, read_metrics

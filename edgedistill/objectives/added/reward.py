@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import take
-from edgedistill.diffusion.sampling import StepTable, few_step_table
+from edgedistill.diffusion.step_table import TorchStepTable, few_step_table
 from edgedistill.objectives.added.on_samples import Beside
 from edgedistill.objectives.base import Batch, Losses, Objective, RewardOf, Settings, Setup
 from edgedistill.objectives.preference.policy import actions, check_random, log_prob, walk
@@ -126,7 +126,7 @@ class Rewarded(Beside):
         index = rows.to(batch.x0.device)
         return replace(batch, x0=batch.x0[index], cond=take(batch.cond, index), prompts=prompts)
 
-    def _table(self) -> StepTable:
+    def _table(self) -> TorchStepTable:
         own, student = self.method.table(), self.student
         return own or few_step_table(
             student.schedule,

@@ -15,8 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.prediction import expand_like, to_x0
-from edgedistill.diffusion.sampling import Step, StepTable, init_scale
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.solvers import init_scale
+from edgedistill.diffusion.step_table import Step, TorchStepTable
 from edgedistill.objectives.adversarial.parts import GAN, Round
 from edgedistill.objectives.base import Batch
 
@@ -63,7 +64,7 @@ class DDGAN(GAN):
         p, q, r = (expand_like(number, x_t).to(x_t) for number in found)
         return p * x_t + q * x0 + r * batch.noise()
 
-    def table(self) -> StepTable:
+    def table(self) -> TorchStepTable:
         schedule, prediction = self.student.schedule, self.student.prediction
         times = self.times.double().cpu()
         rows = []
@@ -73,4 +74,4 @@ class DDGAN(GAN):
             scale = schedule.input_scale(t)
             numbers = [schedule.net_time(t), scale, p + q * x0.x, q * x0.y, r]
             rows.append(Step(*(float(number) for number in numbers)))
-        return StepTable(tuple(rows), init_scale(schedule, times[0]))
+        return TorchStepTable(tuple(rows), init_scale(schedule, times[0]))

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.distances import Ensemble, ensembled
-from edgedistill.diffusion.sampling import ddim_step
+from edgedistill.diffusion.solvers import ddim_step
 from edgedistill.objectives.adversarial.parts import GAN, Round
 from edgedistill.objectives.base import Batch, Setup, check_deterministic
 from edgedistill.objectives.trajectory.kd import stored_step

@@ -19,7 +19,8 @@ from torch import Tensor
 from edgedistill.diffusion.boundary import bounded, lcm_boundary
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.losses import matching_gradient, surrogate_loss
-from edgedistill.diffusion.sampling import SOLVERS, Boundary
+from edgedistill.diffusion.solvers import SOLVERS
+from edgedistill.diffusion.step_table import Boundary
 from edgedistill.diffusion.times import refine, stratified
 from edgedistill.networks.heads import Shown
 from edgedistill.objectives.adversarial.parts import GAN, Round

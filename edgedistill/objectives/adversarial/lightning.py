@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from edgedistill.diffusion.sampling import ddim_step
+from edgedistill.diffusion.solvers import ddim_step
 from edgedistill.objectives.adversarial.parts import GAN, Round
 from edgedistill.objectives.base import Batch, Losses, Player, Setup
 from edgedistill.objectives.trajectory.progressive import Progressive

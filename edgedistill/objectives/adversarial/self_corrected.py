@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.prediction import expand_like
-from edgedistill.diffusion.sampling import ddim_step, init_scale
+from edgedistill.diffusion.solvers import ddim_step, init_scale
 from edgedistill.diffusion.times import stratified
 from edgedistill.networks.ema import follow
 from edgedistill.objectives.adversarial.parts import CLEAN, GAN, Round

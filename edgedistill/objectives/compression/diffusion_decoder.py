@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgedistill.diffusion.schedule import Rectified
+from edgedistill.diffusion.schedules import Rectified
 from edgedistill.diffusion.times import TimeSampling, sample_times
 from edgedistill.networks.diffusion_decoder import DiffusionDecoder
 from edgedistill.networks.ema import follow

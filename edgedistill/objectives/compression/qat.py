@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgedistill.diffusion.denoiser import Condition
-from edgedistill.diffusion.sampling import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.fake_quant import SCHEMES, FakeQuantize, Observe, layers
 from edgedistill.objectives.base import (
     Batch,
@@ -50,7 +50,7 @@ class QAT(Objective):
     def players(self) -> list[Player]:
         return [Player("student", self.student, self.optim)]
 
-    def table(self) -> StepTable:
+    def table(self) -> TorchStepTable:
         return self._table
 
     def loss(self, player: str, batch: Batch) -> Losses:
@@ -75,12 +75,12 @@ class QAT(Objective):
 
 
 def _steps(
-    net: nn.Module, table: StepTable, noise: list[Tensor], cond: Condition
+    net: nn.Module, table: TorchStepTable, noise: list[Tensor], cond: Condition
 ) -> Iterator[Tensor]:
     """Yield x after each row of the table, cut off from the rows before it."""
     fresh = iter(noise)
     x = table.init_scale * next(fresh)
     for row in table.rows:
         some = [x.detach(), *([next(fresh)] if row.c else [])]
-        x = StepTable((row,)).sample(net, some, cond)
+        x = TorchStepTable((row,)).sample(net, some, cond)
         yield x

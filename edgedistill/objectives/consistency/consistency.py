@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from edgedistill.diffusion.boundary import boundary_of, bounded
 from edgedistill.diffusion.denoiser import Condition, Denoiser
 from edgedistill.diffusion.distances import Distance, distance
-from edgedistill.diffusion.sampling import Boundary, ddim_step, time_grid
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.solvers import ddim_step, time_grid
+from edgedistill.diffusion.step_table import Boundary
 from edgedistill.diffusion.times import (
     TimeSampling,
     doubling,

@@ -18,8 +18,8 @@ from edgedistill.diffusion.boundary import landed
 from edgedistill.diffusion.denoiser import Condition, Denoiser
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.losses import gan_discriminator, gan_generator
-from edgedistill.diffusion.sampling import ddim_step, time_grid
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.solvers import ddim_step, time_grid
 from edgedistill.diffusion.times import TimeSampling, sample_times, with_edges
 from edgedistill.networks.ema import follow
 from edgedistill.networks.heads import Tap, head_for
@@ -67,7 +67,9 @@ class CTM(Objective):
         self.student.net = TwoTimes(self.student.net, setup.time_layer, steps).to(device)
         self.target = copy.deepcopy(self.student).requires_grad_(False)
         self.grid = with_edges(time_grid(schedule, config.intervals), setup.times)
-        self.judge: Judge | None = Judge(setup) if config.adversarial else None
+        self.judge: CtmDiscriminator | None = (
+            CtmDiscriminator(setup) if config.adversarial else None
+        )
 
     def players(self) -> list[Player]:
         student = Player("student", self.student, self.setup.optim)
@@ -163,7 +165,7 @@ class CTM(Objective):
         return Losses(loss)
 
 
-class Judge:
+class CtmDiscriminator:
     """Trainable heads on features of a frozen copy of the teacher's network.
 
     Args:

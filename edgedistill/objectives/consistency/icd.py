@@ -21,7 +21,7 @@ from edgedistill.diffusion.distances import distance
 from edgedistill.diffusion.times import above, neighbours
 from edgedistill.networks.ema import follow
 from edgedistill.objectives.base import Batch, Losses, Optim, Player, Setup
-from edgedistill.objectives.consistency.pcm import PCM, Legs, agreement
+from edgedistill.objectives.consistency.pcm import PCM, Phases, agreement
 
 __all__ = ["ICD"]
 
@@ -103,7 +103,7 @@ class ICD(PCM):
         teacher = self.teacher.denoiser if isinstance(self.teacher, Guided) else self.teacher
         edges, upward = self.edges[0], self.path(0)[1][:-1].flip(0)
         t, s = neighbours(upward, len(batch.x0), batch.generator)
-        legs = Legs(t, s, above(edges, t)).to(batch.x0.device)
+        legs = Phases(t, s, above(edges, t)).to(batch.x0.device)
         metric, target = self.config.distance, self.encoder_target
         return agreement(metric, self.encoder, target, teacher, batch, legs)
 

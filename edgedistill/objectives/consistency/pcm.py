@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from edgedistill.diffusion.boundary import landed
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.distances import Distance, distance
-from edgedistill.diffusion.sampling import ddim_step, time_grid
+from edgedistill.diffusion.solvers import ddim_step, time_grid
 from edgedistill.diffusion.times import below, neighbours, with_edges
 from edgedistill.networks.ema import follow
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
 
-__all__ = ["PCM", "TDD", "Legs", "agreement", "stage_of", "wanted"]
+__all__ = ["PCM", "TDD", "Phases", "agreement", "stage_of", "wanted"]
 
 
 def stage_of(step: int, counts: tuple[int, ...], steps: int) -> int:
@@ -50,21 +50,21 @@ CHOICES: dict[str, Callable[[tuple[int, ...], Batch, int], int]] = {
 
 
 @dataclass(frozen=True)
-class Legs:
+class Phases:
     """Times of a consistency step: of x_t, of its neighbour x_s, and of where both lead; (N,)."""
 
     t: Tensor
     s: Tensor
     edge: Tensor
 
-    def to(self, device: torch.device) -> Legs:
+    def to(self, device: torch.device) -> Phases:
         """Move the times to a device."""
-        return Legs(self.t.to(device), self.s.to(device), self.edge.to(device))
+        return Phases(self.t.to(device), self.s.to(device), self.edge.to(device))
 
 
 @torch.no_grad()
 def wanted(
-    target: Denoiser, guide: Denoiser | Guided, batch: Batch, legs: Legs
+    target: Denoiser, guide: Denoiser | Guided, batch: Batch, legs: Phases
 ) -> tuple[Tensor, Tensor]:
     """x_t, noised data, and where the target lands at the edge from x_s, a step of `guide` on."""
     schedule, t, s = target.schedule, legs.t, legs.s
@@ -79,7 +79,7 @@ def agreement(
     target: Denoiser,
     guide: Denoiser | Guided,
     batch: Batch,
-    legs: Legs,
+    legs: Phases,
 ) -> Tensor:
     """Mean distance at the edges between where the student lands from x_t and what is `wanted`."""
     x_t, edge = wanted(target, guide, batch, legs)
@@ -154,11 +154,11 @@ class PCM(Objective):
         stage = self.stage(batch)
         guide, grid = self.path(stage)
         t, s = neighbours(grid, len(batch.x0), batch.generator)
-        legs = Legs(t, s, below(self.edges[stage], t)).to(batch.x0.device)
+        legs = Phases(t, s, below(self.edges[stage], t)).to(batch.x0.device)
         loss = self.apart(guide, batch, legs)
         return Losses(loss, {"consistency": loss.detach()})
 
-    def apart(self, guide: Denoiser | Guided, batch: Batch, legs: Legs) -> Tensor:
+    def apart(self, guide: Denoiser | Guided, batch: Batch, legs: Phases) -> Tensor:
         """How far the student is from its target."""
         return agreement(self.config.distance, self.student, self.target, guide, batch, legs)
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from edgedistill.diffusion.denoiser import cat, take
-from edgedistill.diffusion.sampling import ddim_step, init_scale
+from edgedistill.diffusion.solvers import ddim_step, init_scale
 from edgedistill.diffusion.times import sample_times
 from edgedistill.objectives.base import Batch, Setup
 from edgedistill.objectives.consistency.scm import SCM, Points

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.distances import Distance, distance
-from edgedistill.diffusion.sampling import one_step_x0
+from edgedistill.diffusion.solvers import one_step_x0
 from edgedistill.diffusion.times import with_edges
 from edgedistill.networks.ema import follow
 from edgedistill.objectives.base import Batch, Setup
-from edgedistill.objectives.consistency.pcm import PCM, Legs, stage_of, wanted
+from edgedistill.objectives.consistency.pcm import PCM, Phases, stage_of, wanted
 from edgedistill.objectives.trajectory.progressive import WEIGHTS
 
 __all__ = ["TRACT"]
@@ -88,7 +88,7 @@ class TRACT(PCM):
             follow(self.stage_teacher.denoiser, self.average, 0.0)
             self.stage_teacher.stage.fill_(stage)
 
-    def apart(self, guide: Denoiser | Guided, batch: Batch, legs: Legs) -> Tensor:
+    def apart(self, guide: Denoiser | Guided, batch: Batch, legs: Phases) -> Tensor:
         """Distance of the x0 with which one step leads to the edge (progressive distillation)."""
         schedule, t = self.student.schedule, legs.t
         x_t, edge = wanted(self.target, guide, batch, legs)

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.losses import matching_gradient, surrogate_loss
-from edgedistill.diffusion.sampling import ddim_step
+from edgedistill.diffusion.solvers import ddim_step
 from edgedistill.objectives.base import Batch, Losses, Setup, check_deterministic
 from edgedistill.objectives.matching.decoupled_dmd import DecoupledDMD
 from edgedistill.objectives.matching.rollout import Rollout, Sample, TeacherRegression

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.losses import matching_gradient
-from edgedistill.diffusion.sampling import one_step_x0
+from edgedistill.diffusion.solvers import one_step_x0
 from edgedistill.objectives.base import Batch, Losses, Setup
 from edgedistill.objectives.matching.parts import Matching
 from edgedistill.objectives.matching.rollout import Rollout

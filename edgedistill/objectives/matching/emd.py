@@ -21,7 +21,7 @@ from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.diffusion.losses import surrogate_loss
-from edgedistill.diffusion.sampling import init_scale
+from edgedistill.diffusion.solvers import init_scale
 from edgedistill.objectives.base import Batch, Losses
 from edgedistill.objectives.matching.parts import Matching, View, health
 

@@ -16,7 +16,7 @@ from edgedistill.diffusion.losses import matching_gradient
 from edgedistill.objectives.base import Batch, Losses, Setup
 from edgedistill.objectives.matching.parts import Matching
 from edgedistill.objectives.matching.rollout import Rollout
-from edgedistill.objectives.matching.tdm import Landing
+from edgedistill.objectives.matching.tdm import LandingNoise
 from edgedistill.objectives.stages import Stages
 
 __all__ = ["PhasedDMD"]
@@ -30,9 +30,9 @@ class PhasedDMD(Matching):
     def __init__(self, config: PhasedDMD.Config, setup: Setup) -> None:
         begin = config.regression + config.warmup
         stages = Stages(max(1, setup.train_steps - begin), len(setup.times) - 1)
-        rollout = Growing(Rollout.of(setup, config.rollout), stages, begin)
+        rollout = PhasedRollout(Rollout.of(setup, config.rollout), stages, begin)
         super().__init__(config, setup, rollout=rollout)
-        self.noising = Landing(self.rollout, top=self.times[0])
+        self.noising = LandingNoise(self.rollout, top=self.times[0])
 
     def student_loss(self, batch: Batch) -> Losses:
         sample = self.rollout(batch)
@@ -41,7 +41,7 @@ class PhasedDMD(Matching):
         return self.descent(sample, view, gradient, batch)
 
 
-class Growing(Rollout):
+class PhasedRollout(Rollout):
     """A rollout that goes one step further at each stage.
 
     Args:

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.prediction import expand_like
-from edgedistill.diffusion.sampling import SOLVERS, ddim_step, init_scale, one_step_x0
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.solvers import SOLVERS, ddim_step, init_scale, one_step_x0
 from edgedistill.diffusion.times import stratified
 from edgedistill.objectives.base import Batch, Setup
 

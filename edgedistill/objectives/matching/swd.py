@@ -25,8 +25,9 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Denoiser
-from edgedistill.diffusion.sampling import StepTable, few_step_table, init_scale
 from edgedistill.diffusion.sizes import check_sizes, reduced, resized, shape_at
+from edgedistill.diffusion.solvers import init_scale
+from edgedistill.diffusion.step_table import TorchStepTable, few_step_table
 from edgedistill.networks.scaling import latents_of, picture_of
 from edgedistill.objectives.base import Batch, Losses, Setup
 from edgedistill.objectives.matching.pdm import PDM
@@ -51,7 +52,7 @@ class Sized(Batch):
     whole: Batch | None = None
 
 
-class Growing(Rollout):
+class MultiResolutionRollout(Rollout):
     """Where the student's own steps take it, each at its size; batches are `Sized`.
 
     Args:
@@ -138,7 +139,7 @@ class SWD(PDM):
     def __init__(self, config: SWD.Config, setup: Setup) -> None:
         self.sizes, self.vae = config.sizes, setup.autoencoder
         self._check(config, setup)
-        rollout = Growing(
+        rollout = MultiResolutionRollout(
             setup.student, setup.times, setup.sampler, config.rollout, self.sizes, self.small
         )
         super().__init__(config, setup, rollout)
@@ -210,7 +211,7 @@ class SWD(PDM):
             pictures = picture_of(self.vae, self.scaling, batch.x0)
         return latents_of(self.vae, self.scaling, reduced(pictures, size))
 
-    def table(self) -> StepTable:
+    def table(self) -> TorchStepTable:
         student, sampler = self.student, self.rollout.sampler
         kind, sizes = student.prediction, self.sizes
         return few_step_table(student.schedule, kind, self.times, sampler, sizes=sizes)

@@ -18,10 +18,10 @@ from edgedistill.objectives.base import Batch, Losses, Setup, check_deterministi
 from edgedistill.objectives.matching.parts import Matching
 from edgedistill.objectives.matching.rollout import Noised, Rollout, Sample, onward
 
-__all__ = ["TDM", "Landing"]
+__all__ = ["TDM", "LandingNoise"]
 
 
-class Landing:
+class LandingNoise:
     """The noising of where the student's step lands, further from there on.
 
     Args:
@@ -52,7 +52,7 @@ class TDM(Matching):
     def __init__(self, config: TDM.Config, setup: Setup) -> None:
         check_deterministic(self.name, setup)
         super().__init__(config, setup)
-        self.noising = Landing(self.rollout)
+        self.noising = LandingNoise(self.rollout)
 
     def student_loss(self, batch: Batch) -> Losses:
         sample = self.rollout(batch)

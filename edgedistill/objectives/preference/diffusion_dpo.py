@@ -25,26 +25,18 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Denoiser, cat
-from edgedistill.diffusion.sampling import StepTable
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.objectives.base import Batch, Losses, Settings, Setup
 from edgedistill.objectives.preference.policy import Preferring
 
 __all__ = ["DiffusionDPO", "times_of"]
 
 
-def times_of(table: StepTable, schedule: Schedule) -> Tensor:
-    """At which times the rows of a table set out, (rows,), from what they tell the network.
-
-    By bisection: a network's own time grows with the noise in every schedule.
-    """
+def times_of(table: TorchStepTable, schedule: Schedule) -> Tensor:
+    """At which times the rows of a table set out, (rows,), from what they tell the network."""
     told = torch.tensor([row.t for row in table.rows], dtype=torch.float64)
-    low, high = torch.zeros_like(told), torch.ones_like(told)
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        early = schedule.net_time(middle) < told
-        low, high = torch.where(early, middle, low), torch.where(early, high, middle)
-    return schedule.snap(high)
+    return schedule.snap(schedule.time_of_net_time(told).clamp(0, 1))
 
 
 class DiffusionDPO(Preferring):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgedistill.diffusion.denoiser import Condition
-from edgedistill.diffusion.sampling import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.objectives.base import (
     Batch,
     Losses,
@@ -30,7 +30,7 @@ from edgedistill.objectives.base import (
 __all__ = ["Preferring", "actions", "check_random", "log_prob", "preference", "walk"]
 
 
-def check_random(what: str, table: StepTable) -> None:
+def check_random(what: str, table: TorchStepTable) -> None:
     """ValueError if no row of the table draws noise: nothing is left to chance."""
     if table.draws == 1:
         raise ValueError(
@@ -40,7 +40,7 @@ def check_random(what: str, table: StepTable) -> None:
 
 
 @torch.no_grad()
-def walk(net: nn.Module, table: StepTable, cond: Condition, batch: Batch) -> list[Tensor]:
+def walk(net: nn.Module, table: TorchStepTable, cond: Condition, batch: Batch) -> list[Tensor]:
     """Where each row of the table sets out, and where the last one ends: (N, ...) each."""
     places = [table.init_scale * batch.noise()]
     for row in table.rows:
@@ -49,13 +49,13 @@ def walk(net: nn.Module, table: StepTable, cond: Condition, batch: Batch) -> lis
     return places
 
 
-def actions(table: StepTable) -> list[int]:
+def actions(table: TorchStepTable) -> list[int]:
     """The rows that draw noise."""
     return [i for i, row in enumerate(table.rows) if row.c]
 
 
 def log_prob(
-    net: nn.Module, table: StepTable, index: int, places: Sequence[Tensor], cond: Condition
+    net: nn.Module, table: TorchStepTable, index: int, places: Sequence[Tensor], cond: Condition
 ) -> Tensor:
     """Log-density of where row `index` landed on a walk, (N,), without its constant.
 
@@ -99,7 +99,7 @@ class Preferring(Objective):
     def players(self) -> list[Player]:
         return [Player("student", self.student, self.optim)]
 
-    def table(self) -> StepTable:
+    def table(self) -> TorchStepTable:
         return self._table
 
     def walks(self, batch: Batch) -> list[list[Tensor]]:

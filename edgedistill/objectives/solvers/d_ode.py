@@ -20,8 +20,9 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Condition, Denoiser
-from edgedistill.diffusion.sampling import StepTable, ddim_step, solver_table
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.solvers import ddim_step
+from edgedistill.diffusion.step_table import TorchStepTable, solver_table
 from edgedistill.diffusion.times import refine
 from edgedistill.objectives.base import Batch, Settings, Setup
 from edgedistill.objectives.solvers.oss import Search
@@ -87,7 +88,7 @@ class DODE(Search):
         path = self.path(batch)[:, places]
         self.stretches = best_stretches(self.student, path, self.times, batch.cond)
 
-    def table(self) -> StepTable:
+    def table(self) -> TorchStepTable:
         schedule = self.student.schedule
         moves = stretched(schedule, self.times, self.stretches)
         return solver_table(schedule, self.student.prediction, self.times, moves)

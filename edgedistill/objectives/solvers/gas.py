@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from edgedistill.diffusion.denoiser import Condition, Denoiser
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.losses import gan_relative
-from edgedistill.diffusion.sampling import StepTable, solver_table
+from edgedistill.diffusion.step_table import TorchStepTable, solver_table
 from edgedistill.diffusion.times import stratified
 from edgedistill.networks.heads import Tap, head_for
 from edgedistill.objectives.base import (
@@ -134,7 +134,7 @@ class GAS(Objective):
         self.kept = student.net
         return student.with_net(student.net.net)
 
-    def table(self) -> StepTable:
+    def table(self) -> TorchStepTable:
         student, solver = self.student, self.kept
         with torch.no_grad():
             times, moves, told = solver.times(), solver.moves(student), solver.told()

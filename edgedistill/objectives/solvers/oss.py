@@ -20,7 +20,8 @@ from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
 from edgedistill.diffusion.distances import Distance, distance
-from edgedistill.diffusion.sampling import StepTable, ddim_step, few_step_table, init_scale
+from edgedistill.diffusion.solvers import ddim_step, init_scale
+from edgedistill.diffusion.step_table import TorchStepTable, few_step_table
 from edgedistill.diffusion.times import refine
 from edgedistill.objectives.base import (
     Batch,
@@ -135,6 +136,6 @@ class OSS(Search):
         places = best_times(self.student, there, self.grid, self.steps, batch.cond, kind)
         self.times = self.grid[places]
 
-    def table(self) -> StepTable:
+    def table(self) -> TorchStepTable:
         student = self.student
         return few_step_table(student.schedule, student.prediction, self.times, "ddim")

@@ -17,7 +17,8 @@ from edgedistill.diffusion.boundary import landed
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.prediction import to_eps
-from edgedistill.diffusion.sampling import SOLVERS, StepTable, few_step_table
+from edgedistill.diffusion.solvers import SOLVERS
+from edgedistill.diffusion.step_table import TorchStepTable, few_step_table
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
 
 __all__ = ["BackwardDistill", "noise_corrected"]
@@ -49,7 +50,7 @@ class BackwardDistill(Objective):
     def players(self) -> list[Player]:
         return [Player("student", self.student, self.setup.optim)]
 
-    def table(self) -> StepTable:
+    def table(self) -> TorchStepTable:
         student, sampler = self.student, self.setup.sampler
         table = few_step_table(student.schedule, student.prediction, self.times, sampler)
         if sampler == "ddim" and self.config.noise_correction:
@@ -69,7 +70,7 @@ class BackwardDistill(Objective):
 
     def own(self, index: int, batch: Batch) -> Tensor:
         """The student's own sample at times[index], (N, ...)."""
-        steps = StepTable(self.steps.rows[:index], self.steps.init_scale)
+        steps = TorchStepTable(self.steps.rows[:index], self.steps.init_scale)
         noise = [batch.noise() for _ in range(steps.draws)]
         return steps.sample(self.student.net, noise, batch.cond)
 
@@ -84,7 +85,7 @@ class BackwardDistill(Objective):
         return SOLVERS["dpm++2m"](self.teacher, x, times, batch.cond)
 
 
-def noise_corrected(table: StepTable, student: Denoiser, times: Tensor) -> StepTable:
+def noise_corrected(table: TorchStepTable, student: Denoiser, times: Tensor) -> TorchStepTable:
     """A deterministic table whose first step has x_T for its noise in place of what is predicted.
 
     At the first time x_T is all noise, up to its scale, so that x_s = alpha_s x0 + sigma_s x_T /
@@ -98,4 +99,4 @@ def noise_corrected(table: StepTable, student: Denoiser, times: Tensor) -> StepT
     left = schedule.sigma(s) * (s > 0)
     a = first.a + float(left * (1 / sigma - eps.x))
     b = first.b - float(left * eps.y)
-    return StepTable((replace(first, a=a, b=b), *table.rows[1:]), table.init_scale)
+    return TorchStepTable((replace(first, a=a, b=b), *table.rows[1:]), table.init_scale)

@@ -19,7 +19,7 @@ from torch import Tensor
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.prediction import expand_like, to_x0
-from edgedistill.diffusion.sampling import init_scale
+from edgedistill.diffusion.solvers import init_scale
 from edgedistill.diffusion.times import neighbours, refine
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
 

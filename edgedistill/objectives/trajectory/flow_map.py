@@ -29,7 +29,8 @@ from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
 from edgedistill.diffusion.prediction import expand_like
-from edgedistill.diffusion.schedule import Rectified, Schedule
+from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.schedules import Rectified
 from edgedistill.diffusion.tangents import DERIVATIVES, Derivative
 from edgedistill.diffusion.times import TimeSampling, sample_times
 from edgedistill.networks.two_times import TwoTimes, steps_of

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from edgedistill.diffusion.distances import Distance, distance
-from edgedistill.diffusion.sampling import init_scale, solve
+from edgedistill.diffusion.solvers import init_scale, solve
 from edgedistill.diffusion.times import refine
 from edgedistill.networks.ema import follow
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup

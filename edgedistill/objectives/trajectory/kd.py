@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edgedistill.diffusion.distances import Distance, distance
-from edgedistill.diffusion.sampling import ddim_step
+from edgedistill.diffusion.solvers import ddim_step
 from edgedistill.objectives.base import (
     Batch,
     Losses,

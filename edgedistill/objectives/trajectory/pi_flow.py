@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Denoiser
-from edgedistill.diffusion.sampling import ddim_step, init_scale
+from edgedistill.diffusion.solvers import ddim_step, init_scale
 from edgedistill.diffusion.times import stratified
 from edgedistill.networks.extra_heads import Headed
 from edgedistill.objectives.base import (

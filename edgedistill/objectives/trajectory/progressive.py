@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.distances import Distance, distance
-from edgedistill.diffusion.sampling import ddim_step, one_step_x0
+from edgedistill.diffusion.solvers import ddim_step, one_step_x0
 from edgedistill.diffusion.times import refine
 from edgedistill.networks.ema import follow
 from edgedistill.objectives.base import (

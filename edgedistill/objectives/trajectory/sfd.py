@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 
 from edgedistill.diffusion.distances import Distance, distance
-from edgedistill.diffusion.sampling import ddim_step
+from edgedistill.diffusion.solvers import ddim_step
 from edgedistill.objectives.base import Batch, Losses
 from edgedistill.objectives.trajectory.kd import KD
 

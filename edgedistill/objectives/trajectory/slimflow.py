@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.distances import distance
-from edgedistill.diffusion.sampling import init_scale
+from edgedistill.diffusion.solvers import init_scale
 from edgedistill.objectives.base import Batch
 from edgedistill.objectives.trajectory.instaflow import InstaFlow
 from edgedistill.objectives.trajectory.reflow import straight_time

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from edgedistill.common.files import read_json, write_json
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.teachers.classes import NULL, ClassTeacher
 from edgedistill.teachers.schedulers import check_unscaled, discrete_border
 from edgedistill.teachers.student_schedulers import discrete_schedulers
@@ -29,7 +29,7 @@ IMAGENET = 1000
 """Classes."""
 
 
-class Transformer(nn.Module):
+class DiTNet(nn.Module):
     """DiTTransformer2DModel called as net(x, t, class_labels)."""
 
     def __init__(self, transformer: nn.Module) -> None:
@@ -62,22 +62,22 @@ class DiT(ClassTeacher):
         check_unscaled(self.pipeline.scheduler, self.path)
         return discrete_border(self.pipeline.scheduler, self.path)
 
-    def wrap(self, core: nn.Module) -> Transformer:
+    def wrap(self, core: nn.Module) -> DiTNet:
         for module in core.modules():
             if isinstance(module, LabelEmbedding):
                 # Training drops labels by it, from the global generator; distillation drops none.
                 module.dropout_prob = 0.0
-        return Transformer(core)
+        return DiTNet(core)
 
     def asks(self, x0: Tensor, prompt: str) -> dict[str, Any] | None:
         # The pipeline's null class is the one after ImageNet's 1000, whatever the network has.
         scale = 2.0 if self.classes[NULL] == IMAGENET else 1.0
         return {"class_labels": [self.classes[prompt]], "guidance_scale": scale}
 
-    def schedulers(self, table: StepTable) -> Iterator[Any]:
+    def schedulers(self, table: TorchStepTable) -> Iterator[Any]:
         return discrete_schedulers(self.pipeline.scheduler, table)
 
-    def save(self, folder: Path, net: nn.Module, table: StepTable) -> None:
+    def save(self, folder: Path, net: nn.Module, table: TorchStepTable) -> None:
         super().save(folder, net, table)
         names: dict[str, list[str]] = {}
         for label, number in self.pipeline.labels.items():

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
-from edgedistill.diffusion.schedule import Rectified, Schedule
+from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.schedules import Rectified
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.decoders import shifted
 from edgedistill.teachers.flow import euler, flow_schedule, shift_asked
@@ -45,7 +46,7 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     return F.pixel_shuffle(patches.reshape(*patches.shape[:2], height // 2, width // 2), 2)
 
 
-class Transformer(nn.Module):
+class FluxNet(nn.Module):
     """FluxTransformer2DModel called as net(x, t, encoder_hidden_states, pooled_projections).
 
     Args:
@@ -91,7 +92,7 @@ class Transformer(nn.Module):
         return unpack(tokens, x.shape[2], x.shape[3])
 
 
-class TextEncoders(nn.Module):
+class FluxTextEncoders(nn.Module):
     """T5's tokens and CLIP's pooled output.
 
     input_ids (N, L), input_ids_2 (N, L2) -> encoder_hidden_states (N, L2, D2),
@@ -147,16 +148,16 @@ class Flux(PipelineTeacher):
     def scaling_of(cls, config: Any) -> Scaling:
         return shifted(config)
 
-    def wrap(self, core: nn.Module) -> Transformer:
+    def wrap(self, core: nn.Module) -> FluxNet:
         return self._reading(core, GUIDANCE)
 
-    def _reading(self, core: nn.Module, guidance: float) -> Transformer:
+    def _reading(self, core: nn.Module, guidance: float) -> FluxNet:
         """The network around `core`; it reads `guidance` if it reads any."""
         scale = guidance if self.embeds else None
-        return Transformer(core, self.shape(), self.length("tokenizer_2"), scale)
+        return FluxNet(core, self.shape(), self.length("tokenizer_2"), scale)
 
-    def encoder(self) -> TextEncoders:
-        return TextEncoders(self.pipeline.text_encoder, self.pipeline.text_encoder_2)
+    def encoder(self) -> FluxTextEncoders:
+        return FluxTextEncoders(self.pipeline.text_encoder, self.pipeline.text_encoder_2)
 
     def guided(self, scale: float) -> Denoiser | Guided:
         """The scale is what dev reads; schnell is guided by two calls, as by true_cfg_scale."""
@@ -169,7 +170,7 @@ class Flux(PipelineTeacher):
         given = super().asks(x0, prompt) or {}
         return {**given, "latents": pack(x0), "guidance_scale": GUIDANCE}
 
-    def schedulers(self, table: StepTable) -> Iterator[Any]:
+    def schedulers(self, table: TorchStepTable) -> Iterator[Any]:
         schedule = self.denoiser.schedule
         assert isinstance(schedule, Rectified)
         yield euler(schedule.num_timesteps, table, shift=schedule.shift)

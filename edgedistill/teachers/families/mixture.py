@@ -20,10 +20,11 @@ from edgedistill.common.pickles import check_pickles
 from edgedistill.common.text import parse_json, read_text
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
-from edgedistill.diffusion.schedule import Schedule, Trig
+from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.schedules import Trig
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.planar import PlanarNet
-from edgedistill.teachers.base import Graph, Source, Teacher
+from edgedistill.teachers.base import DataSource, ExportGraph, Teacher
 from edgedistill.teachers.loading import whole_weights
 
 __all__ = ["Mixture", "MixtureNet"]
@@ -151,10 +152,10 @@ class Mixture(Teacher):
     def decode(self, x0: Tensor) -> Tensor:
         return x0
 
-    def source(self) -> Source:
+    def source(self) -> DataSource:
         return _Draws(self)
 
-    def save(self, folder: Path, net: nn.Module, table: StepTable) -> None:
+    def save(self, folder: Path, net: nn.Module, table: TorchStepTable) -> None:
         assert isinstance(net, PlanarNet)
         net.save_pretrained(folder / "net")
         numbers = {
@@ -164,9 +165,9 @@ class Mixture(Teacher):
         }
         (folder / "mixture.json").write_text(json.dumps(numbers, indent=1) + "\n")
 
-    def graphs(self) -> dict[str, Graph]:
+    def graphs(self) -> dict[str, ExportGraph]:
         inputs = {"x": torch.zeros(2, *self.sample_shape), "t": torch.full((2,), 0.5)}
-        return {"denoiser": Graph(self.net, inputs, ("f",))}
+        return {"denoiser": ExportGraph(self.net, inputs, ("f",))}
 
     def describe(self) -> dict[str, Any]:
         return {"shape": list(self.sample_shape), "scaling_factor": 1.0, "shift_factor": 0.0}

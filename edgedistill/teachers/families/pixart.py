@@ -19,8 +19,8 @@ from tokenizers import normalizers
 from torch import Tensor, nn
 
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.teachers.pipeline import PipelineTeacher
 from edgedistill.teachers.schedulers import discrete_border
 from edgedistill.teachers.student_schedulers import discrete_schedulers
@@ -35,7 +35,7 @@ LARGE = 128
 """Size of the latents of networks that Alpha's pipeline tells the picture's size."""
 
 
-class Transformer(nn.Module):
+class PixArtNet(nn.Module):
     """PixArtTransformer2DModel called as net(x, t, encoder_hidden_states, encoder_attention_mask).
 
     Args:
@@ -110,11 +110,11 @@ class PixArt(PipelineTeacher):
     def border(self) -> tuple[Schedule, Prediction]:
         return discrete_border(self.pipeline.scheduler, self.path)
 
-    def wrap(self, core: nn.Module) -> Transformer:
+    def wrap(self, core: nn.Module) -> PixArtNet:
         height, width = (size * self.pipeline.vae_scale_factor for size in self.shape()[1:])
         alpha = isinstance(self.pipeline, PixArtAlphaPipeline)
         sized = alpha and self.pipeline.transformer.config.sample_size == LARGE
-        return Transformer(core, (height, width) if sized else None)
+        return PixArtNet(core, (height, width) if sized else None)
 
     def encoder(self) -> MaskedEncoder:
         return MaskedEncoder(self.pipeline.text_encoder)
@@ -122,7 +122,7 @@ class PixArt(PipelineTeacher):
     def longest(self, tokenizer: str) -> int | None:
         return LENGTHS[type(self.pipeline).__name__]
 
-    def schedulers(self, table: StepTable) -> Iterator[Any]:
+    def schedulers(self, table: TorchStepTable) -> Iterator[Any]:
         return discrete_schedulers(self.pipeline.scheduler, table)
 
 

@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.teachers.families.pixart import MaskedEncoder, bias, lower
 from edgedistill.teachers.flow import flow_schedule, flow_schedulers
 from edgedistill.teachers.pipeline import PipelineTeacher
@@ -28,7 +28,7 @@ LENGTH = 300
 """Tokens of a prompt, as the pipeline has it unless told otherwise."""
 
 
-class Transformer(nn.Module):
+class SanaNet(nn.Module):
     """SanaTransformer2DModel called as net(x, t, encoder_hidden_states, encoder_attention_mask).
 
     Args:
@@ -82,8 +82,8 @@ class Sana(PipelineTeacher):
         tokens = (height // patch) * (width // patch)
         return flow_schedule(scheduler, tokens, self.path), Prediction.FLOW
 
-    def wrap(self, core: nn.Module) -> Transformer:
-        return Transformer(core, self.pipeline.transformer.config.timestep_scale)
+    def wrap(self, core: nn.Module) -> SanaNet:
+        return SanaNet(core, self.pipeline.transformer.config.timestep_scale)
 
     def encoder(self) -> MaskedEncoder:
         return MaskedEncoder(self.pipeline.text_encoder)
@@ -91,5 +91,5 @@ class Sana(PipelineTeacher):
     def longest(self, tokenizer: str) -> int | None:
         return LENGTH
 
-    def schedulers(self, table: StepTable) -> Iterator[Any]:
+    def schedulers(self, table: TorchStepTable) -> Iterator[Any]:
         return flow_schedulers(self.pipeline.scheduler.config.num_train_timesteps, table)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.decoders import shifted
 from edgedistill.teachers.flow import flow_schedule, flow_schedulers
@@ -28,7 +28,7 @@ T5_LENGTH = 256
 """Tokens of T5's prompt, as the pipeline has it unless told otherwise."""
 
 
-class Transformer(nn.Module):
+class SD3Net(nn.Module):
     """SD3Transformer2DModel called as net(x, t, encoder_hidden_states, pooled_projections)."""
 
     def __init__(self, transformer: nn.Module) -> None:
@@ -48,7 +48,7 @@ class Transformer(nn.Module):
         return result
 
 
-class TextEncoders(nn.Module):
+class SD3TextEncoders(nn.Module):
     """Two CLIP encoders and T5, or zeros in T5's place.
 
     input_ids, input_ids_2 (N, L), input_ids_3 (N, L3) -> encoder_hidden_states (N, L + L3, width),
@@ -108,12 +108,14 @@ class StableDiffusion3(PipelineTeacher):
     def scaling_of(cls, config: Any) -> Scaling:
         return shifted(config)
 
-    def wrap(self, core: nn.Module) -> Transformer:
-        return Transformer(core)
+    def wrap(self, core: nn.Module) -> SD3Net:
+        return SD3Net(core)
 
-    def encoder(self) -> TextEncoders:
+    def encoder(self) -> SD3TextEncoders:
         parts, width = self.pipeline, self.pipeline.transformer.config.joint_attention_dim
-        return TextEncoders(parts.text_encoder, parts.text_encoder_2, parts.text_encoder_3, width)
+        return SD3TextEncoders(
+            parts.text_encoder, parts.text_encoder_2, parts.text_encoder_3, width
+        )
 
     def longest(self, tokenizer: str) -> int | None:
         return T5_LENGTH if tokenizer == "tokenizer_3" else None
@@ -123,5 +125,5 @@ class StableDiffusion3(PipelineTeacher):
         length = self.length("tokenizer_3") if "tokenizer_3" in self.tokenizers else T5_LENGTH
         return {**given, "max_sequence_length": length}
 
-    def schedulers(self, table: StepTable) -> Iterator[Any]:
+    def schedulers(self, table: TorchStepTable) -> Iterator[Any]:
         return flow_schedulers(self.pipeline.scheduler.config.num_train_timesteps, table)

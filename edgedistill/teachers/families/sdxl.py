@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.pipeline import PipelineTeacher
 from edgedistill.teachers.schedulers import discrete_border
@@ -23,7 +23,7 @@ from edgedistill.teachers.student_schedulers import discrete_schedulers
 __all__ = ["StableDiffusionXL"]
 
 
-class UNet(nn.Module):
+class SDXLNet(nn.Module):
     """UNet2DConditionModel with SDXL's conditions; size and crop are those of a whole picture.
 
     Args:
@@ -49,7 +49,7 @@ class UNet(nn.Module):
         return result
 
 
-class TextEncoders(nn.Module):
+class SDXLTextEncoders(nn.Module):
     """Two CLIP encoders: their last but one layers side by side, and the second's pooled output.
 
     input_ids, input_ids_2 (N, L) -> encoder_hidden_states (N, L, D1 + D2), text_embeds (N, D2).
@@ -85,14 +85,14 @@ class StableDiffusionXL(PipelineTeacher):
             return Scaling(config.scaling_factor)
         return Scaling(config.scaling_factor, mean, deviation)
 
-    def wrap(self, core: nn.Module) -> UNet:
+    def wrap(self, core: nn.Module) -> SDXLNet:
         height, width = (size * self.pipeline.vae_scale_factor for size in self.shape()[1:])
-        return UNet(core, (height, width, 0, 0, height, width))
+        return SDXLNet(core, (height, width, 0, 0, height, width))
 
-    def encoder(self) -> TextEncoders:
-        return TextEncoders(self.pipeline.text_encoder, self.pipeline.text_encoder_2)
+    def encoder(self) -> SDXLTextEncoders:
+        return SDXLTextEncoders(self.pipeline.text_encoder, self.pipeline.text_encoder_2)
 
-    def schedulers(self, table: StepTable) -> Iterator[Any]:
+    def schedulers(self, table: TorchStepTable) -> Iterator[Any]:
         return discrete_schedulers(self.pipeline.scheduler, table)
 
     def null(self) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.teachers.pipeline import PipelineTeacher
 from edgedistill.teachers.schedulers import discrete_border
 from edgedistill.teachers.student_schedulers import discrete_schedulers
@@ -17,7 +17,7 @@ from edgedistill.teachers.student_schedulers import discrete_schedulers
 __all__ = ["StableDiffusion"]
 
 
-class UNet(nn.Module):
+class SDNet(nn.Module):
     """UNet2DConditionModel called as net(x, t, encoder_hidden_states)."""
 
     def __init__(self, unet: nn.Module) -> None:
@@ -29,7 +29,7 @@ class UNet(nn.Module):
         return result
 
 
-class TextEncoder(nn.Module):
+class SDTextEncoder(nn.Module):
     """input_ids (N, L) -> encoder_hidden_states (N, L, D).
 
     With attention_mask (N, L) where the encoder's config has `use_attention_mask`.
@@ -65,11 +65,11 @@ class StableDiffusion(PipelineTeacher):
     def border(self) -> tuple[Schedule, Prediction]:
         return discrete_border(self.pipeline.scheduler, self.path)
 
-    def wrap(self, core: nn.Module) -> UNet:
-        return UNet(core)
+    def wrap(self, core: nn.Module) -> SDNet:
+        return SDNet(core)
 
-    def encoder(self) -> TextEncoder:
-        return TextEncoder(self.pipeline.text_encoder)
+    def encoder(self) -> SDTextEncoder:
+        return SDTextEncoder(self.pipeline.text_encoder)
 
-    def schedulers(self, table: StepTable) -> Iterator[Any]:
+    def schedulers(self, table: TorchStepTable) -> Iterator[Any]:
         return discrete_schedulers(self.pipeline.scheduler, table)

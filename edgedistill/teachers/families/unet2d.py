@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from edgedistill.common.plugins import unknown
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
-from edgedistill.diffusion.schedule import Karras, Schedule
+from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.schedules import Karras
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.classes import ClassTeacher, read_classes
@@ -36,7 +37,7 @@ SIGNS = {"epsilon": -1.0, "v_prediction": 1.0}
 """By diffusers' names: what turns the output of a network under EDM's preconditioning into v."""
 
 
-class UNet(nn.Module):
+class UNet2DNet(nn.Module):
     """UNet2DModel called as net(x, t), or net(x, t, class_labels).
 
     Args:
@@ -56,7 +57,7 @@ class UNet(nn.Module):
         return result if self.sign == 1 else self.sign * result
 
 
-class Pixels(nn.Module):
+class PixelDecoder(nn.Module):
     """x0 (N, C, H, W) of one channel or three -> pictures (N, 3, H, W) in [-1, 1].
 
     Args:
@@ -129,11 +130,13 @@ image = pipe(num_inference_steps={steps}).images[0]
         levels = Karras(config.sigma_min, config.sigma_max, config.rho, config.sigma_data)
         return levels, Prediction.V
 
-    def wrap(self, core: nn.Module) -> UNet:
-        return UNet(core, SIGNS[self.pipeline.scheduler.config.prediction_type] if self.edm else 1)
+    def wrap(self, core: nn.Module) -> UNet2DNet:
+        return UNet2DNet(
+            core, SIGNS[self.pipeline.scheduler.config.prediction_type] if self.edm else 1
+        )
 
-    def decoder_of(self, autoencoder: nn.Module | None) -> Pixels:
-        return Pixels(1 / self.pipeline.scheduler.config.sigma_data if self.edm else 1.0)
+    def decoder_of(self, autoencoder: nn.Module | None) -> PixelDecoder:
+        return PixelDecoder(1 / self.pipeline.scheduler.config.sigma_data if self.edm else 1.0)
 
     def encoder(self) -> nn.Module | None:
         return super().encoder() if self.classes else None
@@ -150,10 +153,10 @@ image = pipe(num_inference_steps={steps}).images[0]
         # No pipeline of diffusers feeds classes, or scales as EDM's networks want it.
         return None if self.edm or self.classes else {"batch_size": 1}
 
-    def schedulers(self, table: StepTable) -> Iterator[Any]:
+    def schedulers(self, table: TorchStepTable) -> Iterator[Any]:
         return discrete_schedulers(self.pipeline.scheduler, table)
 
-    def scheduler(self, table: StepTable) -> Any:
+    def scheduler(self, table: TorchStepTable) -> Any:
         # No pipeline of diffusers scales its input and its first noise as EDM's scheduler wants.
         # The teacher's stays, to say how the network is preconditioned.
         return self.pipeline.scheduler if self.edm else super().scheduler(table)

@@ -21,8 +21,8 @@ from tokenizers import Regex, normalizers
 from torch import Tensor, nn
 
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.decoders import Decoder
 from edgedistill.teachers.flow import flow_schedule, flow_schedulers
@@ -37,7 +37,7 @@ SIZE = (21, 60, 104)
 """Frames, height and width of a latent, likewise."""
 
 
-class Transformer(nn.Module):
+class WanNet(nn.Module):
     """WanTransformer3DModel called as net(x, t, encoder_hidden_states)."""
 
     def __init__(self, transformer: nn.Module) -> None:
@@ -57,7 +57,7 @@ class TimeEmbedding(TimestepEmbedding):  # type: ignore[misc]
         return iter(own or [self.linear_1.weight])
 
 
-class TextEncoder(nn.Module):
+class WanTextEncoder(nn.Module):
     """input_ids, attention_mask (N, L) -> encoder_hidden_states (N, L, D), zero after the last."""
 
     def __init__(self, text_encoder: Any) -> None:
@@ -119,12 +119,12 @@ export_to_video(video, "video.mp4", fps=16)
         scheduler = self.pipeline.scheduler
         return flow_schedule(scheduler, 0, self.path), Prediction.FLOW
 
-    def wrap(self, core: nn.Module) -> Transformer:
+    def wrap(self, core: nn.Module) -> WanNet:
         core.get_submodule("condition_embedder.time_embedder").__class__ = TimeEmbedding
-        return Transformer(core)
+        return WanNet(core)
 
-    def encoder(self) -> TextEncoder:
-        return TextEncoder(self.pipeline.text_encoder)
+    def encoder(self) -> WanTextEncoder:
+        return WanTextEncoder(self.pipeline.text_encoder)
 
     @classmethod
     def scaling_of(cls, config: Any) -> Scaling:
@@ -153,7 +153,7 @@ export_to_video(video, "video.mp4", fps=16)
             "max_sequence_length": self.length("tokenizer"),
         }
 
-    def schedulers(self, table: StepTable) -> Iterator[Any]:
+    def schedulers(self, table: TorchStepTable) -> Iterator[Any]:
         return flow_schedulers(self.pipeline.scheduler.config.num_train_timesteps, table)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from edgedistill.networks.fake_quant import SCHEMES
 from edgedistill.students.folder import Student
 from edgedistill_export.prompts import calibration_prompts
-from edgedistill_export.quantize.scan import Scan, keep_for_psnr, keep_for_size, scan
+from edgedistill_export.quantize.scan import Scan, keep_for_psnr, keep_for_size, predicted, scan
 
 __all__ = ["Budget", "scan_file", "scheme_of"]
 
@@ -43,7 +43,7 @@ class Budget:
     Args:
         student: The student.
         precision: The target's precision.
-        min_psnr: Mean PSNR of the sample to reach, in dB.
+        min_psnr: PSNR of the worst sample to reach, in dB.
         max_size: MiB that all weights may take.
         progress: Of the scan, where one has to be made.
 
@@ -78,10 +78,13 @@ class Budget:
         else:
             aim = self.min_psnr
             for _ in range(_ATTEMPTS):
-                yield _joined(fixed, keep_for_psnr(self.scan, aim))
+                keep = keep_for_psnr(self.scan, aim)
+                yield _joined(fixed, keep)
                 if self.reached is None or self.reached >= self.min_psnr:
                     return
-                aim += self.min_psnr - self.reached + _MARGIN_DB
+                # The scan speaks of the mean: the worst sample lies so far below it.
+                gap = predicted(self.scan, keep) - self.reached
+                aim = self.min_psnr + gap + _MARGIN_DB
 
 
 def _scanned(

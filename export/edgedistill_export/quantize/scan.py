@@ -8,7 +8,8 @@ budget is met by taking the costliest layers out until the sum of the rest fits.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgedistill.common.decibels import psnr
 from edgedistill.common.files import read_json, write_json
-from edgedistill.networks.fake_quant import SCHEMES, FakeQuantize, Scheme, layers
+from edgedistill.networks.fake_quant import SCHEMES, FakeQuantize, FakeQuantScheme, layers
 from edgedistill.students.folder import Student
 from edgedistill_export.walk import walk
 from edgedistill_runtime.noise import noise as draw_noise
 from edgedistill_runtime.pipeline import to_uint8
 
-__all__ = ["Cost", "Scan", "keep_for_psnr", "keep_for_size", "scan"]
+__all__ = ["Cost", "Scan", "keep_for_psnr", "keep_for_size", "predicted", "scan"]
 
 SCHEMA_VERSION = 2
 _SEED = 2
@@ -52,7 +54,7 @@ class Cost:
     @property
     def psnr(self) -> float:
         """The same in dB."""
-        return _decibel(self.mse)
+        return psnr(math.sqrt(self.mse))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ class Scan:
         """Write as JSON, with each cost also in dB."""
         data = {"schema_version": SCHEMA_VERSION, **asdict(self)}
         data["layers"] = [{**asdict(cost), "psnr": cost.psnr} for cost in self.layers]
-        write_json(path, {**data, "together_psnr": _decibel(self.together)})
+        write_json(path, {**data, "together_psnr": psnr(math.sqrt(self.together))})
 
     @classmethod
     def read(cls, path: Path) -> Scan:
@@ -154,17 +156,23 @@ def keep_for_psnr(found: Scan, decibel: float) -> dict[str, frozenset[str]]:
     """
     if decibel <= 0:
         raise ValueError(f"a PSNR of {decibel:g} dB is no budget; name a positive one")
-    allowed = 10 ** (-decibel / 10)
+    for count in range(len(found.layers)):
+        if _predicted(found, found.layers[:count]) >= decibel:
+            return _by_graph(found.layers[:count])
+    return _by_graph(found.layers)
+
+
+def predicted(found: Scan, keep: Mapping[str, frozenset[str]]) -> float:
+    """Mean PSNR of the sample to expect with these layers in floating point, in dB."""
+    kept = [cost for cost in found.layers if cost.layer in keep.get(cost.graph, ())]
+    return _predicted(found, kept)
+
+
+def _predicted(found: Scan, kept: Sequence[Cost]) -> float:
     # What single layers cost does not quite add up; the measured whole says by how much.
     total = sum(cost.mse for cost in found.layers)
-    factor = found.together / total if total else 1.0
-    left, kept = found.together, []
-    for cost in found.layers:
-        if left <= allowed:
-            break
-        kept.append(cost)
-        left -= factor * cost.mse
-    return _by_graph(kept)
+    gone = sum(cost.mse for cost in kept) / total if total else 0.0
+    return psnr(math.sqrt(max(0.0, found.together * (1 - gone))))
 
 
 def keep_for_size(found: Scan, megabytes: float) -> dict[str, frozenset[str]]:
@@ -217,7 +225,7 @@ def _drawer(student: Student, prompts: Sequence[str], batch: int = 8) -> Draw:
     return draw
 
 
-def _quantized(draw: Draw, modules: Sequence[nn.Module], scheme: Scheme) -> NDArray[Any]:
+def _quantized(draw: Draw, modules: Sequence[nn.Module], scheme: FakeQuantScheme) -> NDArray[Any]:
     with FakeQuantize(modules, scheme):
         return draw()
 
@@ -241,10 +249,6 @@ def _used(student: Student, draw: Draw) -> dict[tuple[str, str], nn.Module]:
 def _error(truth: NDArray[Any], drawn: NDArray[Any]) -> float:
     peak = float(np.abs(truth).max()) or 1.0
     return float(np.mean(((drawn - truth) / peak).astype(np.float64) ** 2))
-
-
-def _decibel(mse: float) -> float:
-    return min(200.0, -10 * float(np.log10(mse))) if mse > 0 else 200.0
 
 
 def _by_graph(costs: Sequence[Cost]) -> dict[str, frozenset[str]]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgedistill.common.plugins import unknown
-from edgedistill.teachers.base import Graph
+from edgedistill.teachers.base import ExportGraph
 
 __all__ = [
     "ENTRY_POINTS",
@@ -28,6 +28,7 @@ __all__ = [
     "Job",
     "Options",
     "Target",
+    "UnsupportedError",
     "find_target",
     "target_names",
 ]
@@ -40,6 +41,10 @@ PROOFS = ".proof"
 
 Call: TypeAlias = dict[str, NDArray[Any]]
 """Inputs of one call of a network, a batch of one, by name."""
+
+
+class UnsupportedError(ValueError):
+    """A target's SDK cannot have a student; told before any work, with the SDK's own limit."""
 
 
 class Options(BaseModel):
@@ -66,7 +71,7 @@ class Job:
     """
 
     name: str
-    graph: Graph
+    graph: ExportGraph
     precision: str
     folder: Path
     options: Options = field(default_factory=Options)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgedistill.teachers.base import Graph
+from edgedistill.teachers.base import ExportGraph
 from edgedistill_export.mil.sdk import coremltools, quiet
 from edgedistill_export.targets.coreml_ranks import drop_batch_axis
 
@@ -105,7 +105,7 @@ DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
 """What the converter gets wrong or makes slow, in torch operators that it gets right."""
 
 
-def lower(graph: Graph, name: str) -> Any:
+def lower(graph: ExportGraph, name: str) -> Any:
     """Export a network with torch, a batch of one, in operators that coremltools has.
 
     It has torch's large ones (group norm, attention), so only what it lacks is taken apart, by

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from edgedistill_export.mil.sdk import coremltools
 from edgedistill_export.targets.coreml_palette import find_palette
 
-__all__ = ["LAYERS", "SCHEMES", "Scheme"]
+__all__ = ["LAYERS", "SCHEMES", "WeightScheme"]
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 """What has a weight to compress; Core ML leaves those up to 2048 numbers alone."""
@@ -77,7 +77,7 @@ def _shape(layer: nn.Module) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Scheme:
+class WeightScheme:
     """A precision.
 
     Attributes:
@@ -108,18 +108,18 @@ class Scheme:
         return passes
 
 
-SCHEMES: Mapping[str, Scheme] = {
-    "fp32": Scheme(half=False),
-    "fp16": Scheme(),
-    "pal8": Scheme(steps=(_Palette(8),)),
-    "pal6": Scheme(steps=(_Palette(6),)),
-    "pal4": Scheme("iOS18", steps=(_Palette(4, group=16),)),
-    "pal3": Scheme("iOS18", steps=(_Palette(3, group=16),)),
-    "pal2": Scheme("iOS18", steps=(_Palette(2, group=16),)),
-    "pal1": Scheme("iOS18", steps=(_Palette(1, group=16),)),
-    "int8": Scheme(steps=(_Linear("int8"),)),
-    "int4": Scheme("iOS18", steps=(_Linear("int4", block=32),)),
-    "joint": Scheme("iOS18", steps=(_Palette(4, group=16), _Linear("int8", joint=True))),
+SCHEMES: Mapping[str, WeightScheme] = {
+    "fp32": WeightScheme(half=False),
+    "fp16": WeightScheme(),
+    "pal8": WeightScheme(steps=(_Palette(8),)),
+    "pal6": WeightScheme(steps=(_Palette(6),)),
+    "pal4": WeightScheme("iOS18", steps=(_Palette(4, group=16),)),
+    "pal3": WeightScheme("iOS18", steps=(_Palette(3, group=16),)),
+    "pal2": WeightScheme("iOS18", steps=(_Palette(2, group=16),)),
+    "pal1": WeightScheme("iOS18", steps=(_Palette(1, group=16),)),
+    "int8": WeightScheme(steps=(_Linear("int8"),)),
+    "int4": WeightScheme("iOS18", steps=(_Linear("int4", block=32),)),
+    "joint": WeightScheme("iOS18", steps=(_Palette(4, group=16), _Linear("int8", joint=True))),
 }
 """By precision; the compressed ones start from float16. With 3 bits and fewer, networks of a few
 million weights fall under the parity floor, and `--no-strict` writes them all the same."""

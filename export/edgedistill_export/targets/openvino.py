@@ -27,7 +27,7 @@ with without_telemetry():
 
 ov = load_openvino()
 
-__all__ = ["PRECISIONS", "Options", "Precision", "build"]
+__all__ = ["PRECISIONS", "OpenVINOPrecision", "Options", "build"]
 
 Model: TypeAlias = Any
 """openvino.Model, which is untyped."""
@@ -227,7 +227,7 @@ def _compute(**devices: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Precision:
+class OpenVINOPrecision:
     """One of the target's precisions.
 
     Attributes:
@@ -247,11 +247,11 @@ class Precision:
 
 
 PRECISIONS = {
-    "fp32": Precision(notes=_compute(CPU="f32", GPU="f32")),
-    "fp16": Precision(half=True),
-    "bf16": Precision(half=True, notes=_compute(CPU="bf16")),
-    "int8": Precision(change=_int8),
-    "int8-hybrid": Precision(read=_transposed, change=_int8_hybrid),
-    "int8-weights": Precision(read=_transposed, change=_int8_weights),
-    "int4-weights": Precision(read=_transposed, change=_int4_weights),
+    "fp32": OpenVINOPrecision(notes=_compute(CPU="f32", GPU="f32")),
+    "fp16": OpenVINOPrecision(half=True),
+    "bf16": OpenVINOPrecision(half=True, notes=_compute(CPU="bf16")),
+    "int8": OpenVINOPrecision(change=_int8),
+    "int8-hybrid": OpenVINOPrecision(read=_transposed, change=_int8_hybrid),
+    "int8-weights": OpenVINOPrecision(read=_transposed, change=_int8_weights),
+    "int4-weights": OpenVINOPrecision(read=_transposed, change=_int4_weights),
 }

@@ -34,7 +34,7 @@ __all__ = [
     "DEFAULT",
     "PRECISIONS",
     "Options",
-    "Precision",
+    "TensorRTPrecision",
     "build",
     "compile_engine",
 ]
@@ -106,7 +106,7 @@ def _at_least(lower: str, value: int, info: ValidationInfo) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Precision:
+class TensorRTPrecision:
     """How a precision is made.
 
     Attributes:
@@ -137,13 +137,17 @@ def _weights(job: Job, path: Path, bits: int) -> onnx.ModelProto:
 
 
 PRECISIONS = {
-    "fp16": Precision(convert=lambda job, path: fp16(onnx_files.read(path))),
-    "fp32": Precision(convert=lambda job, path: onnx_files.read(path)),
-    "bf16": Precision(convert=lambda job, path: bf16(onnx_files.read(path)), least="8.0"),
-    "int8": Precision(convert=_int8, least="8.0"),
-    "int8-weights": Precision(convert=lambda job, path: _weights(job, path, 8), least="8.0"),
-    "int4-weights": Precision(convert=lambda job, path: _weights(job, path, 4), least="8.0"),
-    "fp8": Precision(convert=_fp8, least="8.9"),
+    "fp16": TensorRTPrecision(convert=lambda job, path: fp16(onnx_files.read(path))),
+    "fp32": TensorRTPrecision(convert=lambda job, path: onnx_files.read(path)),
+    "bf16": TensorRTPrecision(convert=lambda job, path: bf16(onnx_files.read(path)), least="8.0"),
+    "int8": TensorRTPrecision(convert=_int8, least="8.0"),
+    "int8-weights": TensorRTPrecision(
+        convert=lambda job, path: _weights(job, path, 8), least="8.0"
+    ),
+    "int4-weights": TensorRTPrecision(
+        convert=lambda job, path: _weights(job, path, 4), least="8.0"
+    ),
+    "fp8": TensorRTPrecision(convert=_fp8, least="8.9"),
 }
 """What the types of the model decide: TensorRT computes in the type a tensor has. Where not all is
 float32, it is float16 (or bfloat16) between the quantized layers."""

@@ -4,7 +4,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from edgedistill.teachers.base import Graph
+from edgedistill.teachers.base import ExportGraph
 from edgedistill_export.passes.fp16 import bf16, fp16
 from edgedistill_export.trace import trace
 
@@ -33,7 +33,7 @@ class Net(torch.nn.Module):
 def pair(tmp_path_factory):
     path = tmp_path_factory.mktemp("fp16") / "net.onnx"
     inputs = {"x": torch.zeros(2, 2, 2, 2), "t": torch.zeros(2)}
-    trace(Graph(Net(), inputs, ("image", "emb")), path)
+    trace(ExportGraph(Net(), inputs, ("image", "emb")), path)
     full = path.read_bytes()
     return full, fp16(onnx.load_from_string(full))
 

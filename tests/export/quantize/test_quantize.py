@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from saturation import exact_int8
 from torch import nn
 
-from edgedistill.teachers.base import Graph
+from edgedistill.teachers.base import ExportGraph
 from edgedistill_export.onnx_build import build_onnx
 from edgedistill_export.quantize.qdq import layer_nodes, quantize_dynamic, quantize_static
 from edgedistill_export.quantize.weights import quantize_weights
@@ -35,7 +35,7 @@ def traced(tmp_path_factory) -> tuple[Path, Net]:
     torch.manual_seed(0)
     net = Net()
     path = tmp_path_factory.mktemp("net") / "net.onnx"
-    build_onnx(Graph(net, {"x": torch.randn(2, 4, 8, 8)}, ("y",)), path)
+    build_onnx(ExportGraph(net, {"x": torch.randn(2, 4, 8, 8)}, ("y",)), path)
     return path, net
 
 

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from edgedistill.teachers.base import Graph
+from edgedistill.teachers.base import ExportGraph
 from edgedistill_export import ParityError, export_student
-from edgedistill_export.bundle import Settings
+from edgedistill_export.bundle import ExportSettings
 from edgedistill_export.parity import psnr
 from edgedistill_export.targets import Job, find_target
 from edgedistill_export.trace import ports
 from edgedistill_runtime import Manifest, Pipeline
 from edgedistill_runtime.manifest import BundleError
-from edgedistill_runtime.manifest import Graph as Entry
+from edgedistill_runtime.manifest import ExportGraph as Entry
 
 ct = pytest.importorskip("coremltools")
 
@@ -32,7 +32,7 @@ from edgedistill_export.targets.coreml_palette import find_palette  # noqa: E402
 from edgedistill_export.targets.coreml_weights import SCHEMES  # noqa: E402
 
 WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
-RED = Settings(prompts=["red"])
+RED = ExportSettings(prompts=["red"])
 
 
 class Net(nn.Module):
@@ -55,7 +55,7 @@ class Net(nn.Module):
 
 X = torch.linspace(-3, 3, 512).sin().reshape(2, 4, 8, 8)
 INPUTS = {"x": X, "t": torch.tensor([997.0, 3.0]), "ids": torch.tensor([[5], [99]])}
-NET = Graph(Net(), INPUTS, ("f",))
+NET = ExportGraph(Net(), INPUTS, ("f",))
 
 
 def build(folder, precision="fp16", name="denoiser", keep=(), **options):

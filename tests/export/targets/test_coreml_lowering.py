@@ -8,7 +8,7 @@ from torch.nn import functional as F
 pytest.importorskip("coremltools")
 
 from edgedistill.teachers import load_teacher
-from edgedistill.teachers.base import Graph
+from edgedistill.teachers.base import ExportGraph
 from edgedistill.tiny import make_tiny
 from edgedistill_export.mil import Interpreter, read_package
 from edgedistill_export.parity import psnr
@@ -119,7 +119,7 @@ FUNCTIONS = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_means_the_same_when_interpreted(name, tmp_path):
     function = FUNCTIONS[name]
-    program, values = build(Graph(Net(function), {"x": X}, ("f",)), tmp_path, "fp32")
+    program, values = build(ExportGraph(Net(function), {"x": X}, ("f",)), tmp_path, "fp32")
     assert min(values) > 110
     slots = [slot for operation in program.operations for slot in operation.outputs]
     assert max(len(slot.shape) for slot in slots) <= MAX_RANK
@@ -141,7 +141,7 @@ LOUD = {
 @pytest.mark.parametrize("loudness", [1, 3000])
 def test_a_norm_in_float16_takes_what_its_squares_cannot(name, loudness, tmp_path):
     """3000 squared is 9e6; the largest float16 is 65504."""
-    graph = Graph(Net(lambda x: LOUD[name](x * loudness)), {"x": X}, ("f",))
+    graph = ExportGraph(Net(lambda x: LOUD[name](x * loudness)), {"x": X}, ("f",))
     program, values = build(graph, tmp_path)
     assert min(values) > 60
     assert "fp16" in {op.outputs[0].stored.name for op in program.operations}
@@ -154,14 +154,14 @@ def test_only_the_mean_squares_stay_in_float32(tmp_path):
         normed = LOUD["rms norm spelt out"](x)
         return normed * 2 + x.square().mean((1, 2, 3), keepdim=True) + x
 
-    program, _ = build(Graph(Net(function), {"x": X}, ("f",)), tmp_path)
+    program, _ = build(ExportGraph(Net(function), {"x": X}, ("f",)), tmp_path)
     wide = [op.kind for op in program.operations if op.outputs[0].stored.name == "fp32"]
     assert set(wide) <= {"cast", "square", "pow", "mul", "reduce_mean", "add", "rsqrt"}
     assert max(wide.count("add"), wide.count("mul")) <= 1
 
 
 def test_an_operator_that_is_not_to_be_had_is_named():
-    graph = Graph(Net(torch.special.bessel_j0), {"x": X}, ("f",))
+    graph = ExportGraph(Net(torch.special.bessel_j0), {"x": X}, ("f",))
     with pytest.raises(
         ValueError, match=r"net: coremltools .* has no conversion for aten\.special_bessel_j0"
     ):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 pytest.importorskip("executorch")
 
-from edgedistill.teachers.base import Graph
+from edgedistill.teachers.base import ExportGraph
 from edgedistill_export import export_student
 from edgedistill_export.backends.executorch import ExecuTorchSession, portable_lib
 from edgedistill_export.passes.xnnpack import for_xnnpack
@@ -18,7 +18,7 @@ from edgedistill_export.quiet import no_stderr, quiet
 from edgedistill_export.targets import Job, find_target
 from edgedistill_export.targets.executorch import build
 from edgedistill_runtime import Manifest, Pipeline
-from edgedistill_runtime.manifest import Graph as Entry
+from edgedistill_runtime.manifest import ExportGraph as Entry
 from edgedistill_runtime.manifest import Port
 
 
@@ -144,7 +144,7 @@ CALL = CALLS[-1]
 def block():
     torch.manual_seed(0)
     inputs = {"x": torch.zeros(2, 8, 6, 6), "t": torch.zeros(2, 8)}
-    return Graph(Block().eval(), inputs, ("y",))
+    return ExportGraph(Block().eval(), inputs, ("y",))
 
 
 def compiled(graph, folder, precision, calls=CALLS, keep=()):
@@ -228,7 +228,7 @@ class Around(nn.Module):
 
 def test_int8_around_a_residual(block, tmp_path):
     torch.manual_seed(0)
-    graph = Graph(Around().eval(), block.inputs, ("y",))
+    graph = ExportGraph(Around().eval(), block.inputs, ("y",))
     made = compiled(graph, tmp_path, "int8")
     assert ratio_of_error(opened(made, graph), graph, CALLS[0]) < 0.03
 
@@ -262,7 +262,7 @@ class Sums(nn.Module):
 
 
 def test_a_network_that_xnnpack_cannot_run_is_refused(tmp_path):
-    graph = Graph(Sums(), {"x": torch.zeros(2, 3, 4)}, ("y",))
+    graph = ExportGraph(Sums(), {"x": torch.zeros(2, 3, 4)}, ("y",))
     message = r"denoiser: XNNPACK takes 1 of \d operators, under 75%; left out: 2 aten::cumsum"
     with pytest.raises(ValueError, match=message):
         compiled(graph, tmp_path, "fp32")

@@ -8,7 +8,7 @@ import torch
 from saturation import exact_int8
 
 from edgedistill_export import export_student
-from edgedistill_export.bundle import Settings
+from edgedistill_export.bundle import ExportSettings
 from edgedistill_export.parity import psnr
 from edgedistill_export.targets import Job, find_target
 from edgedistill_export.targets.openvino import PRECISIONS, ov
@@ -228,7 +228,7 @@ def test_a_fixed_batch_runs_calls_of_any_size(student, make, tmp_path):
 
 
 def test_a_planar_student_quantizes_too(planar_dir, tmp_path):
-    settings = Settings(strict=False)
+    settings = ExportSettings(strict=False)
     out = export_student(planar_dir, "openvino", "int8", tmp_path / "b", settings=settings)
     assert Manifest.read(out).parity.final.worst > 15
 

@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from edgedistill.teachers.base import Graph
+from edgedistill.teachers.base import ExportGraph
 from edgedistill_export import export_student
 from edgedistill_export.targets import Job, find_target
 from edgedistill_export.trace import ports
@@ -25,7 +25,7 @@ from edgedistill_runtime.backends.trt import (
     gpu_capability,
     load_cuda,
 )
-from edgedistill_runtime.manifest import Graph as Entry
+from edgedistill_runtime.manifest import ExportGraph as Entry
 
 trt = pytest.importorskip("tensorrt_rtx")
 
@@ -64,7 +64,7 @@ def calls(count, batch=1):
 
 @pytest.fixture(scope="module")
 def graph():
-    return Graph(Net(), {"x": torch.zeros(2, 4, 8, 8), "t": torch.zeros(2)}, ("y",))
+    return ExportGraph(Net(), {"x": torch.zeros(2, 4, 8, 8), "t": torch.zeros(2)}, ("y",))
 
 
 @pytest.fixture

@@ -4,14 +4,14 @@ import pytest
 import torch
 from oracles import Affine, Gaussian
 
+from edgedistill import recipes
 from edgedistill.diffusion.boundary import lcm_boundary
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import time_grid
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
+from edgedistill.diffusion.solvers import time_grid
 from edgedistill.objectives.added.embedding import Embedded, Embedding, features, mmd
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Setup
-from edgedistill.recipes import schema as recipes
 from edgedistill.runs.run import Run
 
 DATA = Gaussian([0.7, -0.4], 0.5, Trig())

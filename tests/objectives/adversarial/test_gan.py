@@ -8,18 +8,18 @@ import torch
 from oracles import Affine, Gaussian
 from torch import nn
 
+from edgedistill import recipes
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.distances import Ensemble
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import ddim_step, one_step_x0, time_grid
-from edgedistill.diffusion.schedule import Discrete, Trig
+from edgedistill.diffusion.schedules import Discrete, Trig
+from edgedistill.diffusion.solvers import ddim_step, one_step_x0, time_grid
 from edgedistill.diffusion.times import TimeSampling
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.objectives import find
 from edgedistill.objectives.adversarial.ddgan import DDGAN, posterior
 from edgedistill.objectives.adversarial.flash import mode_masses, stage_shares
 from edgedistill.objectives.base import Batch, Optim, Setup
-from edgedistill.recipes import schema as recipes
 from edgedistill.runs.run_dir import open_run
 
 SCHEDULE = Trig()

@@ -8,10 +8,11 @@ from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable, few_step_table, time_grid
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
+from edgedistill.diffusion.solvers import time_grid
+from edgedistill.diffusion.step_table import TorchStepTable, few_step_table
 from edgedistill.networks import fake_quant
-from edgedistill.networks.fake_quant import FakeQuantize, Observe, Scheme
+from edgedistill.networks.fake_quant import FakeQuantize, FakeQuantScheme, Observe
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.compression.qat import QAT
 
@@ -50,7 +51,7 @@ def batch(seed: int) -> Batch:
 
 
 def loss(monkeypatch, bits: int, seed: int = 0):
-    monkeypatch.setitem(fake_quant.SCHEMES, "int8", Scheme(bits, None))
+    monkeypatch.setitem(fake_quant.SCHEMES, "int8", FakeQuantScheme(bits, None))
     method = QAT(QAT.Config(), setup())
     return method, method.loss("student", batch(seed))
 
@@ -73,7 +74,7 @@ def test_a_step_errs_with_all_the_steps_before_it(monkeypatch):
     noise = [drawn.noise() for _ in range(TABLE.draws)]
     errors = []
     for count, row in enumerate(rows, 1):
-        way = StepTable(rows[:count], TABLE.init_scale)
+        way = TorchStepTable(rows[:count], TABLE.init_scale)
         truth = way.sample(method.float_net, noise[: way.draws], {})
         with FakeQuantize([method.student.net.layer], method.scheme):
             found = way.sample(method.student.net, noise[: way.draws], {})
@@ -95,7 +96,7 @@ def test_activations_are_held_to_the_ranges_of_the_whole_way():
     assert len(inputs) == 3
     assert low == torch.stack(inputs).min()
     assert high == torch.stack(inputs).max()
-    with FakeQuantize([method.student.net.layer], Scheme(16, 8), observe.ranges):
+    with FakeQuantize([method.student.net.layer], FakeQuantScheme(16, 8), observe.ranges):
         found = method.student.net.layer(100 * torch.ones(1, 2))
     clipped = method.student.net.layer(high.expand(1, 2))
     torch.testing.assert_close(found, clipped.clamp(*observe.ranges[0][1]), atol=0.05, rtol=0)

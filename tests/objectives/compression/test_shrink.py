@@ -7,9 +7,11 @@ import torch
 from compress import nets
 from torch import nn
 
-from edgedistill.compress import Plan, build, preset, without
 from edgedistill.compress.config import Compress
+from edgedistill.compress.plan import Plan, build
+from edgedistill.compress.presets import preset
 from edgedistill.compress.pruned import Smaller, choose, depths, record
+from edgedistill.compress.units import without
 from edgedistill.networks.taps import Taps
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Setup
 from edgedistill.objectives.compression.elastic import Elastic
@@ -20,7 +22,7 @@ from edgedistill.objectives.compression.shrink import (
     feature_loss,
     tap_paths,
 )
-from edgedistill.recipes.schema import load
+from edgedistill.recipes.load import load
 from edgedistill.teachers.families.stable_diffusion import StableDiffusion
 
 

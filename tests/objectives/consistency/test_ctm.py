@@ -9,8 +9,8 @@ from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import time_grid
-from edgedistill.diffusion.schedule import Rectified, Trig
+from edgedistill.diffusion.schedules import Rectified, Trig
+from edgedistill.diffusion.solvers import time_grid
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.consistency.ctm import CTM, balance, edm_weight

@@ -6,8 +6,9 @@ from oracles import Affine, Gaussian
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import few_step_table, time_grid
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
+from edgedistill.diffusion.solvers import time_grid
+from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.diffusion.times import below
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.consistency.pcm import PCM, TDD

@@ -7,8 +7,10 @@ from oracles import Affine, Gaussian
 from edgedistill.diffusion.boundary import bounded, noise_boundary
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import few_step_table, time_grid
-from edgedistill.diffusion.schedule import VE, Discrete, Linear, Rectified, Schedule, Trig
+from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.schedules import VE, Discrete, Linear, Rectified, Trig
+from edgedistill.diffusion.solvers import time_grid
+from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.consistency.scm import SCM, Points, RunningLoss
 from edgedistill.objectives.consistency.tbcm import TBCM

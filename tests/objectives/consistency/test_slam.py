@@ -5,8 +5,8 @@ import torch
 from oracles import Gaussian, consistency_student
 
 from edgedistill.diffusion.boundary import noise_boundary
-from edgedistill.diffusion.sampling import ddim_step, time_grid
-from edgedistill.diffusion.schedule import Discrete, Rectified, Trig
+from edgedistill.diffusion.schedules import Discrete, Rectified, Trig
+from edgedistill.diffusion.solvers import ddim_step, time_grid
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.consistency.slam import SLAM, between
 

@@ -7,7 +7,7 @@ from scored import DATA, FAR, batch, located, method, stepped
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
 from edgedistill.objectives.matching.cdm import CDM
 from edgedistill.objectives.matching.decoupled_dmd import DecoupledDMD
 

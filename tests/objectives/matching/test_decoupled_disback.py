@@ -8,8 +8,8 @@ from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import time_grid
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
+from edgedistill.diffusion.solvers import time_grid
 from edgedistill.objectives.base import Optim, Setup
 from edgedistill.objectives.matching.decoupled_dmd import DecoupledDMD
 from edgedistill.objectives.matching.disback import DisBack

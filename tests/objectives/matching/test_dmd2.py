@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.losses import matching_gradient, surrogate_loss
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import few_step_table, time_grid
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
+from edgedistill.diffusion.solvers import time_grid
+from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.matching.dmd2 import DMD2

@@ -4,7 +4,7 @@ import torch
 from oracles import Gaussian
 from scored import DATA, FAR, batch, located, method, stepped
 
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
 from edgedistill.objectives.matching.emd import EMD
 from edgedistill.objectives.matching.vsd import VSD
 

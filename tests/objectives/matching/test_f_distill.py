@@ -7,7 +7,7 @@ from scored import DATA, FAR, Blocks, batch, located, method, setup_of, stepped
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
 from edgedistill.objectives.matching.dmd2 import DMD2
 from edgedistill.objectives.matching.f_distill import WEIGHTS, FDistill, density_ratio
 from edgedistill.objectives.matching.parts import FakeScore

@@ -19,8 +19,8 @@ from scored import (
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import time_grid
-from edgedistill.diffusion.schedule import Discrete, Trig
+from edgedistill.diffusion.schedules import Discrete, Trig
+from edgedistill.diffusion.solvers import time_grid
 from edgedistill.objectives.base import Optim, Setup
 from edgedistill.objectives.matching.dmd import DMD
 from edgedistill.objectives.matching.parts import View, health

@@ -7,8 +7,8 @@ from scored import DATA, FAR, batch, exact_steps, guided, located, method, seed_
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import ddim_step
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
+from edgedistill.diffusion.solvers import ddim_step
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.objectives.matching.moment_matching import MomentMatching, MomentMatchingGradient
 from edgedistill.objectives.matching.rollout import renoised

@@ -7,7 +7,7 @@ from scored import DATA, FAR, Blocks, batch, located, method
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.objectives.matching.pdm import PDM, patch_distance, patches
 

@@ -7,7 +7,7 @@ from scored import DATA, FAR, Conditioned, Told, batch, guided, judging, located
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.objectives.matching.sid import SiD
 

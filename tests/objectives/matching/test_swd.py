@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import time_grid
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
+from edgedistill.diffusion.solvers import time_grid
 from edgedistill.objectives.added.on_samples import Beside
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.matching.pdm import PDM
 from edgedistill.objectives.matching.swd import SWD
-from edgedistill.recipes.schema import load
+from edgedistill.recipes.load import load
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 from edgedistill.teachers.families.stable_diffusion import StableDiffusion

@@ -5,8 +5,8 @@ from scored import DATA, batch
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import time_grid
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
+from edgedistill.diffusion.solvers import time_grid
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.objectives.base import Optim, Setup
 from edgedistill.objectives.matching.twinflow import TwinFlow

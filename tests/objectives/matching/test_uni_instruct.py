@@ -9,7 +9,7 @@ from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
 from edgedistill.objectives.matching.f_distill import WEIGHTS
 from edgedistill.objectives.matching.parts import FakeScore
 from edgedistill.objectives.matching.uni_instruct import UniInstruct, expanded, with_rest

@@ -21,7 +21,7 @@ from scored import (
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
 from edgedistill.objectives.matching.sds import NFSD, SDS
 from edgedistill.objectives.matching.vsd import PGSB, VSD, DiffInstruct
 

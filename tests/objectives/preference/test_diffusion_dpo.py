@@ -6,13 +6,14 @@ import pytest
 import torch
 from scored import FAR, batch, located
 
+from edgedistill import recipes
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import few_step_table, student_times, time_grid
-from edgedistill.diffusion.schedule import Discrete, Karras, Rectified, Trig
+from edgedistill.diffusion.schedules import Discrete, Karras, Rectified, Trig
+from edgedistill.diffusion.solvers import student_times, time_grid
+from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.base import Optim, Setup
 from edgedistill.objectives.preference.diffusion_dpo import DiffusionDPO, times_of
-from edgedistill.recipes import schema as recipes
 from edgedistill.runs.run import Run
 
 SIDE = torch.tensor([0.6, -0.8])
@@ -148,10 +149,11 @@ def test_a_recipe_starts_from_a_student(tmp_path, two_modes, quick_fit):
     assert run.table == first.table
     assert run.objective.times.tolist() == [1.0]
     run.train(lambda step, figures: None)
+    with pytest.raises(ValueError, match=r"reward\.weight: .* from the reward in its own way"):
+        recipes.load("mixture-diffusion-dpo", [*told, "reward.weight=2"])
     for without, message in (
         ("reward=null", "learns from a reward"),
         ("student.init=null", "starts from a student"),
-        ("reward.weight=2", r"reward\.weight: .* learns from the reward in its own way"),
     ):
         asked = recipes.load("mixture-diffusion-dpo", [*told, without])
         with pytest.raises(ValueError, match=message):

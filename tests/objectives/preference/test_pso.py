@@ -6,15 +6,16 @@ import pytest
 import torch
 from scored import FAR, batch, located
 
+from edgedistill import recipes
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import few_step_table, time_grid
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
+from edgedistill.diffusion.solvers import time_grid
+from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.added.embedding import Embedded
 from edgedistill.objectives.base import Optim, Setup
 from edgedistill.objectives.preference.policy import preference, walk
 from edgedistill.objectives.preference.pso import PSO
-from edgedistill.recipes import schema as recipes
 from edgedistill.runs.run import Run
 
 SIDE = torch.tensor([0.6, -0.8])
@@ -130,10 +131,11 @@ def test_a_recipe_starts_from_a_student(tmp_path, two_modes, quick_fit):
     beside = Run(recipes.load("mixture-pso", [*told, "embedding.weight=1"]), tmp_path, print)
     assert isinstance(beside.objective, Embedded)
     assert (beside.objective.name, beside.objective.method.name) == ("pso", "pso")
+    with pytest.raises(ValueError, match=r"reward\.weight: .* from the reward in its own way"):
+        recipes.load("mixture-pso", [*told, "reward.weight=2"])
     for without, message in (
         ("reward=null", "method 'pso' learns from a reward"),
         ("student.init=null", "method 'pso' starts from a student"),
-        ("reward.weight=2", r"reward\.weight: method 'pso' learns from the reward in its own way"),
     ):
         asked = recipes.load("mixture-pso", [*told, without])
         with pytest.raises(ValueError, match=message):

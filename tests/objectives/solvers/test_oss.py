@@ -8,11 +8,12 @@ from oracles import Gaussian
 
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.distances import Distance
-from edgedistill.diffusion.sampling import few_step_table, solve, time_grid
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
+from edgedistill.diffusion.solvers import solve, time_grid
+from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.solvers.oss import OSS, best_times
-from edgedistill.recipes.schema import load
+from edgedistill.recipes.load import load
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 

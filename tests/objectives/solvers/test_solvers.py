@@ -4,16 +4,15 @@ import pytest
 import torch
 from oracles import Gaussian
 
-from edgedistill.diffusion.sampling import few_step_table, solve, solver_table, time_grid
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
+from edgedistill.diffusion.solvers import solve, time_grid
+from edgedistill.diffusion.step_table import few_step_table, solver_table
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.solvers.d_ode import DODE, best_stretches, stretched
 from edgedistill.objectives.solvers.gas import GAS, Solver, walk
-from edgedistill.recipes.schema import load
-from edgedistill.runs.run import check_coefficients
+from edgedistill.recipes.load import load
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
-from edgedistill.teachers import load_teacher
 
 DATA = Gaussian([0.0, 0.0], 0.6, Trig())
 TIMES = time_grid(Trig(), 3)
@@ -140,6 +139,6 @@ def test_a_run_keeps_the_network_and_saves_its_steps(name, words, two_modes, qui
 
 @pytest.mark.parametrize("method", ["d-ode", "gas"])
 def test_diffusers_pipelines_are_refused(method, tiny_sd):
-    teacher = load_teacher("stable_diffusion", str(tiny_sd))
+    words = ["teacher.family=stable_diffusion", f"teacher.path={tiny_sd}"]
     with pytest.raises(ValueError, match=f"method '{method}': no diffusers scheduler"):
-        check_coefficients(load(f"mixture-{method}"), teacher)
+        load(f"mixture-{method}", words)

@@ -9,8 +9,9 @@ from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import ddim_step, few_step_table, time_grid
-from edgedistill.diffusion.schedule import Linear, Trig
+from edgedistill.diffusion.schedules import Linear, Trig
+from edgedistill.diffusion.solvers import ddim_step, time_grid
+from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.trajectory.backward_distill import BackwardDistill, noise_corrected
 

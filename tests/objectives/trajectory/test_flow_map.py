@@ -8,8 +8,9 @@ from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import ddim_step, few_step_table, time_grid
-from edgedistill.diffusion.schedule import Cosine, Discrete, Linear, Trig
+from edgedistill.diffusion.schedules import Cosine, Discrete, Linear, Trig
+from edgedistill.diffusion.solvers import ddim_step, time_grid
+from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.networks.adapters import Adapter, adapt
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.networks.two_times import TwoTimes, steps_of
@@ -17,7 +18,7 @@ from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.trajectory.flow_map import RULES, FlowMap, Path, over, tau_of, time_at
 from edgedistill.objectives.trajectory.shortcut import Shortcut
 from edgedistill.objectives.trajectory.traflow import TraFlow, trajectory
-from edgedistill.recipes.schema import load
+from edgedistill.recipes.load import load
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 

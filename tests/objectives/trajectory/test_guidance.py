@@ -7,15 +7,15 @@ from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import time_grid
-from edgedistill.diffusion.schedule import Trig
+from edgedistill.diffusion.schedules import Trig
+from edgedistill.diffusion.solvers import time_grid
 from edgedistill.networks.adapters import Adapter, Role, adapt
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.trajectory.guidance import Guidance
 from edgedistill.objectives.trajectory.guide_adapter import GuideAdapter
 from edgedistill.objectives.trajectory.progressive import WEIGHTS
-from edgedistill.recipes.schema import load
+from edgedistill.recipes.load import load
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 

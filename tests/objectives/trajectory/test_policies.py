@@ -7,14 +7,15 @@ from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import ddim_step, few_step_table, time_grid
-from edgedistill.diffusion.schedule import Cosine, Rectified, Trig
+from edgedistill.diffusion.schedules import Cosine, Rectified, Trig
+from edgedistill.diffusion.solvers import ddim_step, time_grid
+from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.networks.extra_heads import Headed
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.trajectory.arcflow import ArcFlow, Momenta
 from edgedistill.objectives.trajectory.flow_map import tau_of, time_at
 from edgedistill.objectives.trajectory.pi_flow import Lines, PiFlow
-from edgedistill.recipes.schema import load
+from edgedistill.recipes.load import load
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 

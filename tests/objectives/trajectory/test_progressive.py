@@ -6,8 +6,9 @@ from oracles import Affine, Gaussian
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import ddim_step, few_step_table, one_step_x0, solve, time_grid
-from edgedistill.diffusion.schedule import Discrete, Trig
+from edgedistill.diffusion.schedules import Discrete, Trig
+from edgedistill.diffusion.solvers import ddim_step, one_step_x0, solve, time_grid
+from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.stages import Stages
 from edgedistill.objectives.trajectory.progressive import WEIGHTS, Progressive

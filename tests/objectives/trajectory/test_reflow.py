@@ -10,8 +10,10 @@ from oracles import Affine, Gaussian
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.distances import Distance
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import few_step_table, init_scale, time_grid
-from edgedistill.diffusion.schedule import VE, Cosine, Discrete, Rectified, Schedule, Trig
+from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.schedules import VE, Cosine, Discrete, Rectified, Trig
+from edgedistill.diffusion.solvers import init_scale, time_grid
+from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.trajectory.instaflow import InstaFlow
 from edgedistill.objectives.trajectory.reflow import (
@@ -22,7 +24,7 @@ from edgedistill.objectives.trajectory.reflow import (
     velocity,
 )
 from edgedistill.objectives.trajectory.slimflow import ANNEALINGS, SlimFlow
-from edgedistill.recipes.schema import load
+from edgedistill.recipes.load import load
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 

@@ -17,7 +17,7 @@ from edgedistill.adoption.schedulers import TOLERANCE, distance, make_scheduler,
 from edgedistill.common.files import write_text
 from edgedistill.common.plugins import names, resolve, unknown
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.sampling import StepTable
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.students.folder import StudentInfo, save_student
 from edgedistill.teachers import ENTRY_POINTS, TEACHERS
 from edgedistill.teachers.adapter_weights import fuse_lora, plain_unet, put_weights
@@ -89,7 +89,7 @@ def _info(
     kind: Kind,
     looks: Looks,
     teacher: PipelineTeacher,
-    table: StepTable,
+    table: TorchStepTable,
     guidance: float,
 ) -> StudentInfo:
     family, where = teacher.family, teacher.path

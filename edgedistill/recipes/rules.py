@@ -1,0 +1,129 @@
+"""What of a recipe does not go together, whatever the teacher: checked where it is read.
+
+`distill` and `plan` refuse alike, since neither can hold a recipe that breaks a rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from edgedistill.teachers import find_family
+
+if TYPE_CHECKING:
+    from edgedistill.recipes.schema import Recipe
+
+__all__ = ["RULES"]
+
+
+def check_single_step(recipe: Recipe) -> None:
+    """Raise a ValueError for more steps than the method trains."""
+    steps = recipe.student.steps
+    if recipe.method().single_step and steps > 1:
+        name = recipe.objective["name"]
+        raise ValueError(
+            f"student.steps={steps}: {name}'s students take one step; choose student.steps=1"
+        )
+
+
+def check_roles(recipe: Recipe) -> None:
+    """Raise a ValueError if roles are adapters of the teacher, and the student is another."""
+    if recipe.train.roles != "adapters":
+        return
+    if recipe.student.init is not None:
+        raise ValueError(
+            f"student.init={recipe.student.init}: with train.roles=adapters every role starts as "
+            "the teacher; choose train.roles=copies"
+        )
+    if recipe.compress.active or recipe.compress.elastic:
+        raise ValueError(
+            "compress: a smaller student has no base to share; choose train.roles=copies"
+        )
+
+
+def check_paths(recipe: Recipe) -> None:
+    """Raise a ValueError if paths are named that no one needs, or data in their place."""
+    needed, name = recipe.method().needs_paths, recipe.objective["name"]
+    if needed and recipe.data.pictures is not None:
+        raise ValueError(
+            f"data.pictures={recipe.data.pictures}: method {name!r} needs paths instead"
+        )
+    if recipe.data.paths is None:
+        return
+    if not needed:
+        raise ValueError(f"data.paths={recipe.data.paths}: method {name!r} needs no paths")
+    if recipe.data.prompts is not None:
+        raise ValueError("data.paths have their own prompts; leave data.prompts out")
+
+
+def check_parts(recipe: Recipe) -> None:
+    """Raise a ValueError if the recipe's students cannot be several."""
+    if recipe.parts.count == 1:
+        return
+    count = f"parts.count={recipe.parts.count}"
+    if recipe.compress.elastic:
+        raise ValueError(
+            f"{count}: compress.elastic makes one student of several depths; not both"
+        )
+    if recipe.data.paths is not None:
+        raise ValueError(
+            f"{count}: data.paths={recipe.data.paths} are of all conditions; leave them out, and "
+            "each student's are made"
+        )
+    product = recipe.method().product
+    if product != "student":
+        name = recipe.objective["name"]
+        raise ValueError(f"{count}: method {name!r} makes a {product}, which needs no conditions")
+
+
+def check_depths(recipe: Recipe) -> None:
+    """Raise a ValueError if the method has no place for several depths that take turns."""
+    if recipe.compress.elastic and recipe.method().restarts:
+        raise ValueError(
+            f"compress.elastic: {recipe.objective['name']} sets the weights of the whole student "
+            "between its stages, while its depths take turns; choose another method"
+        )
+
+
+def check_reward(recipe: Recipe) -> None:
+    """Raise a ValueError if the recipe's reward and its other choices do not go together."""
+    reward, train = recipe.reward, recipe.train
+    if reward is None:
+        return
+    if recipe.method().needs_reward:
+        for key in ("weight", "kind", "group", "start"):
+            if getattr(reward, key) != type(reward).model_fields[key].default:
+                raise ValueError(
+                    f"reward.{key}: method {recipe.objective['name']!r} learns from the reward in "
+                    "its own way; leave it out"
+                )
+    elif reward.kind == "black-box" and train.batch_size % reward.group:
+        raise ValueError(
+            f"train.batch_size={train.batch_size} is no multiple of reward.group={reward.group}"
+        )
+    elif reward.kind == "differentiable" and train.offload:
+        raise ValueError(
+            "train.offload takes the decoder away before the reward's gradient is known; choose "
+            "reward.kind=black-box, or train.offload=false"
+        )
+
+
+def check_coefficients(recipe: Recipe) -> None:
+    """Raise a ValueError if the student's steps will be such that it could not be saved."""
+    family = recipe.teacher.family
+    if recipe.method().own_coefficients and not find_family(family).any_table:
+        raise ValueError(
+            f"method {recipe.objective['name']!r}: no diffusers scheduler has coefficients of its "
+            f"own, and students of family {family} bring one; choose method oss"
+        )
+
+
+RULES: tuple[Callable[[Recipe], None], ...] = (
+    check_single_step,
+    check_paths,
+    check_roles,
+    check_parts,
+    check_depths,
+    check_reward,
+    check_coefficients,
+)

@@ -1,0 +1,124 @@
+"""A run's student and the further networks that start as its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from edgedistill.common.files import read_json, write_json
+from edgedistill.compress.plan import Plan, count
+from edgedistill.compress.pruned import Smaller, choose, depths, record
+from edgedistill.compress.variance import keep_variance
+from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.networks.adapters import adapt
+from edgedistill.networks.bf16 import lower
+from edgedistill.recipes.checks import has_weights, parameters
+from edgedistill.recipes.schema import Recipe
+from edgedistill.teachers.base import DataSource, Teacher
+
+__all__ = ["PrunedStudent", "first_of"]
+
+PLANS = "compress.json"
+"""In a run dir: how the student was made smaller."""
+
+
+def first_of(recipe: Recipe, teacher: Teacher, device: torch.device) -> Denoiser:
+    """What every role starts as a copy of; the teacher's own weights are final then."""
+    train, own = recipe.train, teacher.denoiser
+    shares, low = train.roles == "adapters", train.base == "bf16"
+    if shares and has_weights(own):
+        if low:
+            lower(own.net)
+        return own.with_net(adapt(own.net, train.adapter, train.seed))
+    first = teacher.spawn(torch.Generator().manual_seed(train.seed)).to(device)
+    if low:
+        lower(first.net if shares else own.net)
+    return first.with_net(adapt(first.net, train.adapter, train.seed)) if shares else first
+
+
+class PrunedStudent:
+    """Makes a student's network smaller as a recipe says; the same again when resumed.
+
+    Args:
+        recipe: Its choices.
+        teacher: Whose core is pruned.
+        source: Data on which blocks and channels are judged.
+        times: The student's, (steps + 1,).
+        folder: The run dir, which keeps the plans.
+        say: Called with a line on what is left.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        teacher: Teacher,
+        source: DataSource,
+        times: Tensor,
+        folder: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        self.recipe, self.teacher, self.source = recipe, teacher, source
+        self.times, self.folder, self.say = times, folder, say
+
+    def smaller(self, student: Denoiser) -> Smaller | None:
+        """Prune the student's network in place; None where the recipe keeps all of it."""
+        section, teacher = self.recipe.compress, self.teacher
+        if not section.active:
+            return None
+        core, kept = self._core(student), self._kept_plans()
+        if kept:
+            smaller = Smaller.make(list(kept.values()), core)
+        else:
+            smaller = choose(section, core, lambda: self._calls(student, core))
+            self._keep_plans({str(i): plan for i, plan in enumerate(smaller.plans)})
+        if section.variance:
+            keep_variance(core, smaller, self._calls(student, core))
+        student.net.set_submodule(teacher.core, smaller.net.requires_grad_(True))
+        left = parameters(student.net)
+        self.say(f"compressed to {left:,} parameters, {left / parameters(teacher.net):.0%}")
+        return smaller
+
+    def depths(self, student: Denoiser) -> dict[str, Plan]:
+        """The smaller students inside this one, by name."""
+        section = self.recipe.compress
+        if not section.elastic:
+            return {}
+        core, plans = self._core(student), self._kept_plans()
+        if not plans:
+            plans = depths(section, core, lambda: self._calls(student, core))
+            self._keep_plans(plans)
+        for name, plan in plans.items():
+            left = count(plan, core)
+            self.say(f"depth {name}: {left:,} parameters, {left / parameters(core):.0%}")
+        return plans
+
+    def _core(self, student: Denoiser) -> nn.Module:
+        """What of the student can be made smaller."""
+        if not self.teacher.core:
+            raise ValueError(f"compress: {self.teacher.family} teachers have no blocks to remove")
+        return student.net.get_submodule(self.teacher.core)
+
+    def _kept_plans(self) -> dict[str, Plan]:
+        file = self.folder / PLANS
+        if not file.is_file():
+            return {}
+        return {name: Plan.from_json(plan) for name, plan in read_json(file)["plans"].items()}
+
+    def _keep_plans(self, plans: Mapping[str, Plan]) -> None:
+        data = {name: plan.to_json() for name, plan in plans.items()}
+        write_json(self.folder / PLANS, {"schema_version": 1, "plans": data})
+
+    def _calls(self, student: Denoiser, core: nn.Module) -> list[dict[str, Tensor]]:
+        """What the network sees at the student's times."""
+        generator = torch.Generator().manual_seed(self.recipe.train.seed)
+        x0, cond = self.source.draw(8, generator)
+        noise, device = torch.randn(x0.shape, generator=generator), self.times.device
+
+        def run() -> None:
+            for t in self.times[:-1]:
+                student(student.noised(x0, t, noise).to(device), t, cond)
+
+        return record(core, run)

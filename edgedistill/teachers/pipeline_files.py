@@ -1,0 +1,127 @@
+"""A pipeline of diffusers from a folder, a Hub id or a single file, and what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from edgedistill import assets
+from edgedistill.common.pickles import check_pickles
+from edgedistill.teachers.licences import Rights, lacks_of, rights_of
+from edgedistill.teachers.loading import FAMILIES, check_configs, check_place, whole_weights
+from edgedistill.teachers.markers import marks_of, read_header
+from edgedistill.teachers.single_file import check_file, open_file, read_index
+from edgedistill.teachers.tokenizers import nulls
+
+if TYPE_CHECKING:
+    from edgedistill.teachers.pipeline import PipelineTeacher
+
+__all__ = ["PipelineFiles", "read_pipeline"]
+
+
+@dataclass(frozen=True)
+class PipelineFiles:
+    """A pipeline and what is known of its files.
+
+    Attributes:
+        name: Of the teacher.
+        path: Where it came from.
+        pipeline: Diffusers' pipeline.
+        index: Its model_index.json.
+        rights: Its licence.
+        notes: Lines for its user.
+    """
+
+    name: str
+    path: str
+    pipeline: Any
+    index: Mapping[str, Any]
+    rights: Rights
+    notes: Sequence[str]
+
+    def teacher(self, kind: type[PipelineTeacher]) -> PipelineTeacher:
+        """The teacher of a family that this pipeline is."""
+        made = kind(self.name, self.path, self.pipeline)
+        lacks = [] if made.is_student else lacks_of(self.index)
+        made.rights, made.notes = self.rights, [*self.notes, *lacks]
+        return made
+
+
+def read_pipeline(kind: type[PipelineTeacher], path: str, config: str | None) -> PipelineFiles:
+    """Open the pipeline of a family.
+
+    Args:
+        kind: The family.
+        path: A shipped asset's name, a folder, a Hub id, or a single .safetensors file.
+        config: Folder or Hub id of a single file's configurations.
+
+    Raises:
+        ValueError: If there is none, it is of another family, or broken; names the place.
+    """
+    # A download shows its own bars; loading takes a second and needs none.
+    diffusers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)  # errors come as exceptions
+    transformers_logging.disable_progress_bar()
+    if check_file(path):
+        return _read_file(kind, path, config)
+    if config is not None:
+        raise ValueError(
+            f"teacher.config={config} is for a single .safetensors file; "
+            f"{path!r} has its own configurations"
+        )
+    shipped = assets.ROOT / path
+    folder = shipped if "/" not in path and shipped.is_dir() else Path(path)
+    check_place(folder, path)
+    check_pickles(folder)
+    check_configs(folder)
+    where = str(folder) if folder.is_dir() else path
+    try:
+        index = DiffusionPipeline.load_config(where)
+        # A folder that names no class is read as the plainest.
+        name = str(index.get("_class_name") or kind.pipelines[0])
+        _check_class(kind, name, where)
+        pipeline = kind.open(name, index, where)
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        if not folder.is_dir():
+            raise ValueError(
+                f"no folder at {path!r}, and no such model could be had from the Hub; "
+                "a gated one needs `hf auth login`, or teacher.path=FOLDER of a copy"
+            ) from error
+        first = nulls(folder) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "ip_image_proj" in first:
+            first += "; it was saved with an IP-Adapter, save it after unload_ip_adapter()"
+        raise ValueError(f"cannot load {path!r}: {first}") from error
+    return PipelineFiles(Path(path).name, where, pipeline, index, rights_of(where), ())
+
+
+def _read_file(kind: type[PipelineTeacher], path: str, config: str | None) -> PipelineFiles:
+    """The pipeline around a single file."""
+    where, index = read_index(kind.family, path, config)
+    _check_class(kind, str(index.get("_class_name")), where)
+    try:
+        with whole_weights(path):
+            pipeline = open_file(kind.family, path, where, index, **kind.options)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"cannot load {path!r}: {first}") from error
+    marks = marks_of(read_header(path), path)
+    rights = rights_of(path, marks.licence)
+    return PipelineFiles(Path(path).stem, path, pipeline, index, rights, marks.notes)
+
+
+def _check_class(kind: type[PipelineTeacher], name: str, where: str) -> None:
+    """ValueError if a pipeline of class `name` is of another family."""
+    if name in kind.pipelines:
+        return
+    other = FAMILIES.get(name)
+    hint = f"it looks like {other}: choose teacher.family={other}" if other else "no such family"
+    raise ValueError(
+        f"{where} holds a {name}, {kind.family} reads {', '.join(kind.pipelines)}; {hint}"
+    )
