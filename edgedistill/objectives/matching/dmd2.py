@@ -74,9 +74,8 @@ class DMD2(Matching):
         # The student's samples as they are now, noised to all levels.
         with torch.no_grad():
             sample = self.rollout(batch)
-            noised = renoised(
-                student, sample.x0, stratified(len(batch.x0), batch.generator), batch
-            )
+            anywhere = stratified(len(sample.x0), batch.generator)
+            noised = renoised(student, sample.x0, anywhere, batch)
 
         # The fake score learns to denoise them, and its head to tell them from data (Sec. 4.3).
         if config.gan_weight == 0:
