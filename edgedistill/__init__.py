@@ -1,0 +1,63 @@
+"""Distil diffusion and flow teachers, export the students, prove and measure them.
+
+    import edgedistill as ed
+
+    recipe = ed.load_recipe("emoji-4step", **{"train.steps": 100})
+    run = ed.distill(recipe, out="runs/mine")
+    bundle = run.student.export(target="ort")
+    print(ed.bench([run.student, bundle]))
+
+Nothing is imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgedistill.verbs.measuring import Figures, bench, evaluate, report
+    from edgedistill.verbs.students import Bundle, StudentDir, adopt, load_bundle, load_student
+    from edgedistill.verbs.training import Plan, TrainedRun, distill, load_recipe, plan
+
+__all__ = [
+    "Bundle",
+    "Figures",
+    "Plan",
+    "StudentDir",
+    "TrainedRun",
+    "adopt",
+    "bench",
+    "distill",
+    "evaluate",
+    "load_bundle",
+    "load_recipe",
+    "load_student",
+    "plan",
+    "report",
+]
+
+_PLACES = {
+    "edgedistill.verbs.measuring": ("Figures", "bench", "evaluate", "report"),
+    "edgedistill.verbs.students": (
+        "Bundle",
+        "StudentDir",
+        "adopt",
+        "load_bundle",
+        "load_student",
+    ),
+    "edgedistill.verbs.training": ("Plan", "TrainedRun", "distill", "load_recipe", "plan"),
+}
+_MODULES = {name: module for module, names in _PLACES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("edgedistill")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'edgedistill' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, "__version__"])

@@ -20,9 +20,11 @@ FLOORS = (
     ("runs", "planning", "evaluation"),
     ("reporting",),
     ("edgedistill_export",),
+    ("verbs",),
+    ("commands",),
     ("edgedistill",),
 )
-"""From the ground up. The last is `cli`, `doctor` and what `import edgedistill` gives."""
+"""From the ground up. `verbs` is what `import edgedistill` gives, and `commands` prints it."""
 
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 

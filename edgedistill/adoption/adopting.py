@@ -7,7 +7,6 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from edgedistill import assets
@@ -21,6 +20,7 @@ from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.students.folder import StudentInfo, save_student
 from edgedistill.teachers import ENTRY_POINTS, TEACHERS
 from edgedistill.teachers.adapter_weights import fuse_lora, plain_unet, put_weights
+from edgedistill.teachers.loading import BROKEN, reason
 from edgedistill.teachers.pipeline import PipelineTeacher
 
 __all__ = ["adopt"]
@@ -215,9 +215,8 @@ def _open(opener: type[PipelineTeacher], where: str) -> Any:
     try:
         index = DiffusionPipeline.load_config(where)
         return opener.open(opener.pipelines[0], index, where)
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"cannot load {where!r}: {first}") from error
+    except BROKEN as error:
+        raise ValueError(f"cannot load {where!r}: {reason(error)}") from error
 
 
 def _check_prediction(kind: Kind, scheduler: Any, where: str) -> None:

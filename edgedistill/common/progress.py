@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 import unicodedata
@@ -21,7 +22,17 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ["Bar", "Handler", "answers", "bar", "console", "remark", "say", "visible"]
+__all__ = [
+    "Bar",
+    "Handler",
+    "answers",
+    "bar",
+    "console",
+    "remark",
+    "say",
+    "visible",
+    "visible_lines",
+]
 
 _HIDDEN = ("Cc", "Cs", "Zl", "Zp")
 """Unicode categories of control characters, lone surrogates and separators of lines."""
@@ -38,6 +49,16 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(_escape(char) if _acts(char) else char for char in text)
+
+
+def visible_lines(value: Any) -> Any:
+    """A text with its lines and tabs kept, and all else as `visible` has it.
+
+    What is no text, or is HTML already, stays.
+    """
+    if type(value) is not str or value.isprintable():
+        return value
+    return re.sub(r"[^\n\t]+", lambda found: visible(found[0]), value)
 
 
 def _acts(char: str) -> bool:
@@ -61,9 +82,12 @@ class _Plain(Console):
         return super().render_str(visible(text), **options)
 
 
-console = _Plain(stderr=True)
+FILE_WIDTH = 160
+"""Characters of a line of a table in a file or a pipe: wide enough that no heading is cut."""
+
+console = _Plain(stderr=True, width=None if sys.stderr.isatty() else FILE_WIDTH)
 """Of work that goes on: how far it is, where its files are, what is wrong."""
-answers = _Plain(width=None if sys.stdout.isatty() else 160)
+answers = _Plain(width=None if sys.stdout.isatty() else FILE_WIDTH)
 """Of a verb whose result is what it prints: stdout, to be kept and piped, a row a line."""
 
 

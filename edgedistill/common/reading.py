@@ -17,7 +17,7 @@ MAX_YAML = 2**20
 MAX_YAML_DEPTH = 32
 """Levels that mappings and sequences may be nested in each other."""
 
-MAX_YAML_NODES = 20_000
+MAX_YAML_NODES = 5_000
 """Scalars, sequences and mappings of a text after its aliases are unfolded."""
 
 

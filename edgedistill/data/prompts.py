@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from edgedistill.common.progress import remark
+from edgedistill.common.reading import short
 from edgedistill.common.text import (
     check_file,
     is_folder,
@@ -17,7 +20,10 @@ from edgedistill.common.text import (
 from edgedistill.data.tables import CAPTION, TABLES, column, read_table
 from edgedistill.data.tars import read_samples
 
-__all__ = ["CAPTION", "read_prompts"]
+__all__ = ["CAPTION", "read_prompts", "tell_weights"]
+
+_WEIGHT = re.compile(r"\([^()\n]+:\s*[-+]?\d*\.?\d+\s*\)|\(\([^()\n]+\)\)|<\w+:[^<>\n]+>")
+"""(word:1.2), ((word)), <lora:name:0.8>."""
 
 LARGEST = 2**29
 """Characters of all prompts together."""
@@ -55,7 +61,18 @@ def read_prompts(path: str | Path, caption: str = CAPTION) -> list[str]:
                 )
     if not prompts:
         raise ValueError(f"{shown(path)}: no prompts in it")
+    tell_weights(prompts, f"{shown(path)}: ")
     return prompts
+
+
+def tell_weights(prompts: Sequence[str], what: str = "") -> None:
+    """Say in one line if prompts have weights as some programs read them: here they are text."""
+    found = [match[0] for match in map(_WEIGHT.search, prompts) if match]
+    if found:
+        remark(
+            f"{what}{len(found)} of {len(prompts)} prompts have weights such as "
+            f"{short(found[0])}: they are read as plain text"
+        )
 
 
 def _read(file: Path, caption: str) -> Iterable[str]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from edgedistill.common.files import read_json
 from edgedistill.diffusion.step_table import TorchStepTable
+from edgedistill.teachers.loading import BROKEN, reason
 from edgedistill_runtime.bench import PROMPTS, peak_rss_mb, summary
 
 __all__ = ["main", "measure"]
@@ -192,8 +193,8 @@ def measure(folder: str, steps: int | None, guidance: float, runs: int) -> dict[
     try:
         load = _load_pipeline if _index(folder).keys() >= PARTS else _load_own
         draw, load_s = load(folder, steps, guidance, stages)
-    except OSError as error:
-        raise ValueError(f"cannot load {folder!r}: {str(error).splitlines()[0]}") from error
+    except BROKEN as error:
+        raise ValueError(f"cannot load {folder!r}: {reason(error)}") from error
 
     def timings(index: int) -> dict[str, float]:
         return stages.time(lambda: draw(PROMPTS[index % len(PROMPTS)], index))

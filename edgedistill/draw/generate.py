@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgedistill.common.files import atomic_file, check_writable, recover
 from edgedistill.common.pictures import grid, scatter
+from edgedistill.data.prompts import tell_weights
 from edgedistill.draw.subjects import (
     Subject,
     bundle_subject,
@@ -23,7 +26,7 @@ from edgedistill.teachers import Teacher, load_teacher
 from edgedistill_runtime import Pipeline, Router
 from edgedistill_runtime.noise import noise
 
-__all__ = ["Negative", "generate", "open_subject"]
+__all__ = ["Negative", "draw_samples", "generate", "open_subject"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,38 @@ def teacher_of(student: Student) -> Teacher:
     return load_teacher(family, str(named["path"]), named.get("config"), loras)
 
 
+def draw_samples(
+    source: str,
+    prompt: str | None,
+    *,
+    seed: int,
+    count: int,
+    given: Help = ALONE,
+    negative: Negative | None = None,
+) -> NDArray[Any]:
+    """Draw: pictures (N, H, W, 3) in uint8, or points (N, D) in float32.
+
+    Args:
+        source: Folder of a student or bundle.
+        prompt: What to draw, None for those that take none.
+        seed: With it sample i depends on i alone.
+        count: How many.
+        given: What the student's teacher does.
+        negative: What the student's attention moves away from.
+
+    Raises:
+        ValueError: For a prompt missing or too many, or a folder that is neither.
+    """
+    subject, takes_prompts = open_subject(source, given, negative)
+    if takes_prompts and prompt is None:
+        raise ValueError(f"{source} draws from a prompt; say what to draw")
+    if not takes_prompts and prompt is not None:
+        raise ValueError(f"{source} takes no prompt, got {prompt!r}")
+    tell_weights([text for text in (prompt, negative and negative.prompt) if text])
+    asked = count if prompt is None else [prompt] * count
+    return subject.draw(asked, seed, lambda done: None)
+
+
 def generate(
     source: str,
     prompt: str | None,
@@ -100,30 +135,15 @@ def generate(
     given: Help = ALONE,
     negative: Negative | None = None,
 ) -> None:
-    """Draw `count` samples and write them: .npy holds (N, ...), .png a grid or a scatter plot.
-
-    Args:
-        source: Folder of a student or bundle.
-        prompt: What to draw, None for those that take none.
-        seed: With it sample i depends on i alone.
-        count: How many.
-        out: The file.
-        given: What the student's teacher does.
-        negative: What the student's attention moves away from.
+    """Draw as `draw_samples` and write a file: .npy holds (N, ...), .png a grid or a plot.
 
     Raises:
-        ValueError: For a prompt missing or too many, or another kind of file.
+        ValueError: As `draw_samples`, for another kind of file, or a place that cannot be written.
     """
     if out.suffix not in (".npy", ".png"):
         raise ValueError(f"--out {out}: a .png or .npy file expected")
-    subject, takes_prompts = open_subject(source, given, negative)
-    if takes_prompts and prompt is None:
-        raise ValueError(f"{source} draws from a prompt; say what to draw")
-    if not takes_prompts and prompt is not None:
-        raise ValueError(f"{source} takes no prompt, got {prompt!r}")
-    asked = count if prompt is None else [prompt] * count
     check_writable(out, f"--out {out}")
-    drawn = subject.draw(asked, seed, lambda done: None)
+    drawn = draw_samples(source, prompt, seed=seed, count=count, given=given, negative=negative)
     with atomic_file(out) as made:
         if out.suffix == ".npy":
             np.save(made, drawn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -205,6 +206,8 @@ def model_type(path: str) -> str:
 @contextmanager
 def _named(path: str) -> Iterator[None]:
     """Turns what loading a model raises into one line with its path."""
+    if os.path.lexists(path) and not Path(path).is_dir():
+        raise ValueError(f"features={path}: a folder expected")
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

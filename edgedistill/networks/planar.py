@@ -9,7 +9,29 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from edgedistill.common.reading import short
+
 __all__ = ["PlanarNet"]
+
+
+LARGEST = {"dim": 2**16, "width": 2**13, "depth": 256, "frequencies": 2**12}
+"""Of each size."""
+
+MOST = 2**28
+"""Weights of the largest network."""
+
+
+def _check_sizes(**sizes: int) -> None:
+    """ValueError if a size is none, or the network would be too large to allocate."""
+    for name, size in sizes.items():
+        least = 0 if name == "depth" else 1
+        if type(size) is not int or not least <= size <= LARGEST[name]:
+            expected = f"an integer from {least} to {LARGEST[name]} expected"
+            raise ValueError(f"config.json: {name}={short(size)}: {expected}")
+    dim, width, depth, frequencies = sizes.values()
+    weights = width * (dim * (2 + 2 * frequencies) + 2 * frequencies + (1 + 2 * depth) * width)
+    if weights > MOST:
+        raise ValueError(f"config.json: {weights} weights by its sizes; at most {MOST} expected")
 
 
 class ResidualBlock(nn.Module):
@@ -35,6 +57,9 @@ class PlanarNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is 
         depth: Residual blocks.
         frequencies: Fourier features of time and of each coordinate.
         extent: Half-width of the region the coordinates' features resolve.
+
+    Raises:
+        ValueError: For sizes beyond `LARGEST`, or more weights than `MOST`; nothing is allocated.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -47,6 +72,7 @@ class PlanarNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is 
         extent: float = 4.0,
     ) -> None:
         super().__init__()
+        _check_sizes(dim=dim, width=width, depth=depth, frequencies=frequencies)
         rates = torch.arange(1, frequencies + 1)
         self.register_buffer("time_rates", 0.5 * math.pi * rates, persistent=False)
         self.register_buffer("space_rates", math.pi / extent * rates, persistent=False)

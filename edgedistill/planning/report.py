@@ -12,7 +12,7 @@ from edgedistill.planning.costs import Costs, costs
 from edgedistill.planning.fit import Verdict, fit, parse_bytes
 from edgedistill.planning.memory import Launch
 
-__all__ = ["as_json", "plan", "tables"]
+__all__ = ["as_json", "cost_recipe", "plan", "tables"]
 
 
 def plan(
@@ -35,12 +35,22 @@ def plan(
         )
     # Where the run dir will be changes no cost.
     rest = [word for word in words if not word.startswith(("recipe=", "out="))]
+    return cost_recipe(named[0], rest, size, launch or Launch())
+
+
+def cost_recipe(
+    name: str, overrides: Sequence[str], size: str | None, launch: Launch
+) -> tuple[Costs, Verdict | None]:
+    """What a recipe costs, and whether it fits a device of `size`, such as "24GB", if named.
+
+    Raises:
+        ValueError: If the recipe or the size is wrong or cannot be planned; one line.
+    """
     limit = None if size is None else parse_bytes(size)
-    launch = launch or Launch()
-    found = costs(recipes.load(named[0], rest), launch)
+    found = costs(recipes.load(name, overrides), launch)
     if limit is None:
         return found, None
-    return found, fit(named[0], rest, launch, limit, found.memory.total, found.cast)
+    return found, fit(name, overrides, launch, limit, found.memory.total, found.cast)
 
 
 def as_json(found: Costs, verdict: Verdict | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from edgedistill.common.decibels import decibels
 from edgedistill.common.files import check_writable, read_json, write_text
+from edgedistill.common.progress import visible_lines
 from edgedistill.draw.generate import open_subject
 from edgedistill.draw.subjects import Subject, student_subject, teacher_subject
 from edgedistill.evaluation.captions import shown_captions
@@ -60,7 +61,9 @@ def write_report(run: Path, out: Path, say: Callable[[str], None]) -> Path:
         given = captions if teacher.prompts else len(captions)
         drawn.append(subject.draw(given, SEED, lambda done: None))
     environment = Environment(
-        loader=PackageLoader("edgedistill.reporting"), autoescape=select_autoescape()
+        loader=PackageLoader("edgedistill.reporting"),
+        autoescape=select_autoescape(),
+        finalize=visible_lines,
     )
     environment.filters.update(cell=lambda value, column: cell(column, value), db=decibels)
     planar = isinstance(teacher, Mixture)

@@ -145,7 +145,22 @@ def load_student(path: str | Path) -> Student:
         ValueError: If there is no student.json or something in the folder is wrong; names the
             file and the key.
     """
-    folder = Path(path)
+    folder = _student_folder(Path(path))
+    info, table = _read_info(folder)
+    return Student(folder, info, table, load_teacher(info.family, folder))
+
+
+def load_student_info(path: str | Path) -> StudentInfo:
+    """Read the student.json of a student folder or run dir, without its weights.
+
+    Raises:
+        ValueError: As `load_student`.
+    """
+    return _read_info(_student_folder(Path(path)))[0]
+
+
+def _student_folder(folder: Path) -> Path:
+    """The folder of a student: `folder`, or the one in the run dir at `folder`."""
     recover(folder)
     file = folder / INFO
     if not folder.is_dir():
@@ -154,7 +169,13 @@ def load_student(path: str | Path) -> Student:
         recover(folder / "student")
         if not (folder / "student" / INFO).is_file():
             raise _no_student(folder)
-        return load_student(folder / "student")
+        return folder / "student"
+    return folder
+
+
+def _read_info(folder: Path) -> tuple[StudentInfo, TorchStepTable]:
+    """What student.json holds; the hashes of the folder's files are checked."""
+    file = folder / INFO
     data = read_json(file)
     if data.get("schema_version") not in (1, SCHEMA):
         version = data.get("schema_version")
@@ -173,7 +194,7 @@ def load_student(path: str | Path) -> Student:
     if info.family not in families:
         raise ValueError(f"{file}: family: {unknown('teacher family', info.family, families)}")
     _check_hashes(file, data)
-    return Student(folder, info, table, load_teacher(info.family, folder))
+    return info, table
 
 
 def _check_hashes(file: Path, data: dict[str, Any]) -> None:

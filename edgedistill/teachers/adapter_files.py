@@ -36,6 +36,9 @@ _ROLES = {
 }
 """By what it is to a layer: ends of keys, of kohya's, peft's and diffusers' names."""
 
+_PEFT = {".lora.down.weight": ".lora_A.weight", ".lora.up.weight": ".lora_B.weight"}
+"""Ends of keys: diffusers' own names of attention, and peft's."""
+
 _OTHERS = {
     "hada_": "LoHa",
     "lokr_": "LoKr",
@@ -163,19 +166,29 @@ def energy(down: Tensor, up: Tensor, scale: float) -> float:
 def write_plain(file: Path, layers: Mapping[str, Layer], target: Path) -> None:
     """Write the layers of a file as a LoRA without alphas and magnitudes, in float32.
 
-    The scales are in the factors: diffusers mixes up alphas where layers have several.
+    The scales are in the factors: diffusers mixes up alphas where layers have several. Where a
+    file calls some layers as peft does all are called so: diffusers writes attention under names
+    of its own beside them, and then reads one kind alone.
     """
     with safe_open(file, "pt") as opened:
         metadata, keys = opened.metadata() or {}, list(opened.keys())
     if CONFIG in metadata:
         config = {k: v for k, v in json.loads(metadata[CONFIG]).items() if "use_dora" not in k}
         metadata[CONFIG] = json.dumps(config)
+    mixed = any(key.endswith(tuple(_PEFT.values())) for key in keys)
     state = {}
     for name, roles in check_keys(file, keys).items():
         layer = layers[name]
-        state[roles["down"]] = layer.down.float().contiguous()
-        state[roles["up"]] = (layer.scale * layer.up).float().contiguous()
+        down, up = (_as_peft(roles[role]) if mixed else roles[role] for role in ("down", "up"))
+        state[down] = layer.down.float().contiguous()
+        state[up] = (layer.scale * layer.up).float().contiguous()
     save_file(state, target, metadata)
+
+
+def _as_peft(key: str) -> str:
+    for end, other in _PEFT.items():
+        key = key.removesuffix(end) + other if key.endswith(end) else key
+    return key
 
 
 def magnify(weight: Tensor, magnitude: Tensor) -> Tensor:

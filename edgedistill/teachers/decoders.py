@@ -13,7 +13,6 @@ from diffusers import (
     AutoencoderTiny,
 )
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from edgedistill.common.files import read_json
@@ -23,7 +22,7 @@ from edgedistill.common.plugins import unknown
 from edgedistill.networks.diffusion_decoder import DiffusionDecoder
 from edgedistill.networks.patch_decoder import PatchDecoder
 from edgedistill.networks.scaling import Scaling
-from edgedistill.teachers.loading import whole_weights
+from edgedistill.teachers.loading import BROKEN, reason, whole_weights
 
 __all__ = ["DECODERS", "Decoder", "channels_of", "decoder_class", "open_decoder", "shifted"]
 
@@ -113,9 +112,8 @@ def open_decoder(folder: str, channels: int, name: str) -> Any:
         with whole_weights(folder):
             vae = decoder_class(folder).from_pretrained(folder, use_safetensors=True)
         check_finite(folder, vae.state_dict())
-    except (OSError, ValueError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"cannot load decoder {folder!r}: {first}") from error
+    except BROKEN as error:
+        raise ValueError(f"cannot load decoder {folder!r}: {reason(error)}") from error
     found = vae.config.latent_channels
     if found != channels:
         raise ValueError(

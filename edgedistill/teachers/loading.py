@@ -8,6 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+__all__ = [
+    "BROKEN",
+    "FAMILIES",
+    "check_configs",
+    "check_place",
+    "reason",
+    "whole_weights",
+]
 __all__ = ["FAMILIES", "check_configs", "check_place", "whole_weights"]
 
 FAMILIES = {
@@ -26,6 +36,12 @@ FAMILIES = {
 """Family by the class that a folder's model_index.json names."""
 
 
+_WORDED = (OSError, ValueError, RuntimeError, SafetensorError)
+"""Errors of libraries that say what is wrong."""
+
+BROKEN = (*_WORDED, TypeError, AttributeError, LookupError, ArithmeticError)
+"""What libraries raise of a folder whose configurations are wrong, or do not fit its weights."""
+
 _LIBRARIES = ("diffusers", "transformers")
 
 _MISSING = (
@@ -37,6 +53,13 @@ _UNUSED = re.compile(
     r"Some weights of the model checkpoint.*initializing (?P<model>\w+).*?\[(?P<names>.*?)\]", re.S
 )
 """Of diffusers alone: a text encoder's file may hold more layers, or another tower, by design."""
+
+
+def reason(error: Exception) -> str:
+    """What a library says of a folder that it cannot load, in one line."""
+    name = type(error).__name__
+    first = (str(error).strip().splitlines() or [name])[0]
+    return first if isinstance(error, _WORDED) else f"its configs do not fit ({name}: {first})"
 
 
 def check_configs(folder: Path) -> None:

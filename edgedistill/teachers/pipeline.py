@@ -12,6 +12,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -155,7 +156,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             "latents": x0,
             "height": height,
             "width": width,
-            "max_sequence_length": self.length(list(self.tokenizers)[-1]),
+            "max_sequence_length": self.text_length,
         }
 
     def set_steps(self, scheduler: Any, steps: int) -> None:
@@ -271,6 +272,10 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             )
         return length
 
+    @property
+    def text_length(self) -> int:  # which pipelines call max_sequence_length
+        return self.length(list(self.tokenizers)[-1])
+
     def tokenize(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         inputs = {}
         for component, name in self.tokenizers.items():
@@ -368,6 +373,9 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
 
     def usage_with(self, table: TorchStepTable) -> str:
         text, steps = self.usage, "num_inference_steps={steps}"
+        if "max_sequence_length" in signature(type(self.pipeline).__call__).parameters:
+            length = f"max_sequence_length={self.text_length}"
+            text = text if length in text else text.replace(steps, f"{steps}, {length}")
         timesteps = self._walker(table)[1] if steps in text else None
         if timesteps is not None:
             text = text.replace(steps, f"timesteps={timesteps}")

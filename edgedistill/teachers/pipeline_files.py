@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from edgedistill import assets
 from edgedistill.common.pickles import check_pickles
 from edgedistill.teachers.licences import Rights, lacks_of, rights_of
-from edgedistill.teachers.loading import FAMILIES, check_configs, check_place, whole_weights
+from edgedistill.teachers.loading import (
+    BROKEN,
+    FAMILIES,
+    check_configs,
+    check_place,
+    reason,
+    whole_weights,
+)
 from edgedistill.teachers.markers import marks_of, read_header
 from edgedistill.teachers.single_file import check_file, open_file, read_index
 from edgedistill.teachers.tokenizers import nulls
@@ -88,13 +94,13 @@ def read_pipeline(kind: type[PipelineTeacher], path: str, config: str | None) ->
         name = str(index.get("_class_name") or kind.pipelines[0])
         _check_class(kind, name, where)
         pipeline = kind.open(name, index, where)
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+    except BROKEN as error:
         if not folder.is_dir():
             raise ValueError(
                 f"no folder at {path!r}, and no such model could be had from the Hub; "
                 "a gated one needs `hf auth login`, or teacher.path=FOLDER of a copy"
             ) from error
-        first = nulls(folder) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = nulls(folder) or reason(error)
         if "ip_image_proj" in first:
             first += "; it was saved with an IP-Adapter, save it after unload_ip_adapter()"
         raise ValueError(f"cannot load {path!r}: {first}") from error
@@ -108,9 +114,8 @@ def _read_file(kind: type[PipelineTeacher], path: str, config: str | None) -> Pi
     try:
         with whole_weights(path):
             pipeline = open_file(kind.family, path, where, index, **kind.options)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"cannot load {path!r}: {first}") from error
+    except BROKEN as error:
+        raise ValueError(f"cannot load {path!r}: {reason(error)}") from error
     marks = marks_of(read_header(path), path)
     rights = rights_of(path, marks.licence)
     return PipelineFiles(Path(path).stem, path, pipeline, index, rights, marks.notes)

@@ -196,7 +196,7 @@ def subjects_of(results: Mapping[str, Any]) -> dict[str, Any]:
 def _measure(subject: BenchSubject, runs: int, threads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figures.json"
-        process = subprocess.run(
+        process = subprocess.run(  # noqa: S603  this Python and our modules, and no shell
             subject.command(runs, threads, file),
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             capture_output=True,

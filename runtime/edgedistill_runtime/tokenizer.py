@@ -34,8 +34,9 @@ class Tokenizer:
             if pad_token is None:
                 raise ValueError(f"has no token of id {pad_id}, which the manifest pads with")
             self._tokenizer.enable_padding(length=length, pad_id=pad_id, pad_token=pad_token)
-        except Exception as error:  # the library raises nothing narrower
-            raise BundleError(f"{path}: {error}") from None
+            self._tokenizer.encode("")  # with the special tokens, which it may not have
+        except BaseException as error:  # the library raises nothing narrower
+            raise BundleError(f"{path}: {_said(error)}") from None
 
     def __call__(self, prompts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Token ids and 1 where they are no padding, both (N, length).
@@ -51,8 +52,19 @@ class Tokenizer:
     def _encode(self, prompt: str) -> tokenizers.Encoding:
         try:
             return self._tokenizer.encode(prompt)
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"this bundle cannot read the prompt {prompt!r}: {error}") from None
+        except BaseException as error:  # the library raises nothing narrower
+            said = _said(error)
+            raise ValueError(f"this bundle cannot read the prompt {prompt!r}: {said}") from None
+
+
+def _said(error: BaseException) -> str:
+    """What the library says; what is not its own is raised again.
+
+    Rust's panics are no Exception, and their class has no name to import.
+    """
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+        return str(error)
+    raise error
 
 
 class Tokenizers:

@@ -1,12 +1,15 @@
 """What the command line prints of others' texts is those texts, never markup."""
 
 import io
+import subprocess
+import sys
 
 import pytest
 from rich.table import Table
 
 from edgedistill.common import progress
-from edgedistill.common.progress import Bar, bar, console, say, visible
+from edgedistill.common.progress import Bar, bar, console, say, visible, visible_lines
+from edgedistill.evaluation.tables import heading
 
 TEXTS = ["[/x]", "a[bold]b", ":smile:", "[link=x]y[/link]", "run [v2]", "\\[x]", "{task.id}"]
 
@@ -49,6 +52,32 @@ def test_control_characters_are_shown_escaped(printed, monkeypatch, hidden):
     assert f"c{visible(hidden)}d" in lines
     assert f"e{visible(hidden)}f" in lines
     assert hidden == "\n" or hidden not in lines
+
+
+def test_tables_in_a_file_keep_their_headings_and_figures():
+    """Those of `evaluate`, with a CLIP model and captions: the widest that there are."""
+    program = """
+from edgedistill.evaluation.tables import tables
+from edgedistill.common.progress import console
+row = dict.fromkeys(%r, 0.0123)
+for table in tables({"bundle:ort-int8": {"calls": 50, **row, "samples": 512}}):
+    console.print(table)
+"""
+    keys = ["fd", "kid", "text_image_score", "retrieval_top1", "diversity", "fd_ratio"]
+    keys += ["text_image_ratio", "diversity_ratio"]
+    command = [sys.executable, "-c", program % keys]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert "\u2026" not in said
+    (heads,) = [line for line in said.splitlines() if "subject" in line]
+    assert all(heading(key) in heads for key in keys)
+    assert said.count("0.0123") == len(keys)
+
+
+def test_a_text_of_many_lines_keeps_them():
+    assert visible_lines("a: 1\n\tb\x1b[0m\r\n\x85") == "a: 1\n\tb\\x1b[0m\\r\n\\x85"
+    assert visible_lines("plain") == "plain"
+    for value in (None, 3, ["\x1b"]):
+        assert visible_lines(value) is value
 
 
 def test_a_bar_on_a_terminal_escapes_its_title(printed, monkeypatch):

@@ -9,6 +9,8 @@ import yaml
 
 from edgedistill.common.files import read_json, write_json
 from edgedistill.common.reading import MAX_YAML_NODES, check_yaml, parse_json, read_bytes, short
+from edgedistill.recipes.files import read
+from edgedistill.recipes.load import load
 
 DEEP = 100_000
 
@@ -106,6 +108,18 @@ def test_yaml_that_would_take_memory_is_refused_at_once(text):
     with pytest.raises((ValueError, yaml.YAMLError)):
         check_yaml(text)
     assert time.perf_counter() - start < 20
+
+
+def test_a_recipe_of_many_values_is_refused_in_one_line_at_once(tmp_path):
+    file, text = tmp_path / "r.yaml", "train: {steps: 3}\nname: [" + "1, " * 300_000 + "1]\n"
+    file.write_text(text)
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=rf"r\.yaml: more than {MAX_YAML_NODES} values") as error:
+        read(file)
+    with pytest.raises(ValueError, match=f"more than {MAX_YAML_NODES} values") as other:
+        load("mixture-lcm", ["data.prompts=[" + "1," * 300_000 + "1]"])
+    assert time.perf_counter() - start < 10
+    assert all("\n" not in str(e.value) and len(str(e.value)) < 300 for e in (error, other))
 
 
 def test_plain_aliases_are_taken():

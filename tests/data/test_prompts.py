@@ -12,6 +12,25 @@ from edgedistill.recipes.load import load
 from edgedistill.teachers.families.stable_diffusion import StableDiffusion
 
 
+@pytest.mark.parametrize(
+    ("prompt", "weight"),
+    [
+        ("a (red:1.2) apple", "(red:1.2)"),
+        ("(deep red: .5), apple", "(deep red: .5)"),
+        ("((red)) apple", "((red))"),
+        ("apple <lora:fruit:0.8>", "<lora:fruit:0.8>"),
+        ("a (red) apple at 10:30 (left: one)", ""),
+        ("x < 3: y > 2", ""),
+    ],
+)
+def test_weights_in_prompts_are_text_and_said_to_be(tmp_path, capsys, prompt, weight):
+    (tmp_path / "p.txt").write_text(f"plain\n{prompt}\n{prompt}, again\n")
+    assert read_prompts(tmp_path / "p.txt")[1] == prompt
+    said = " ".join(capsys.readouterr().err.split())
+    line = f"2 of 3 prompts have weights such as '{weight}': they are read as plain text"
+    assert said == (f"{tmp_path / 'p.txt'}: {line}" if weight else "")
+
+
 @pytest.fixture
 def shards(tmp_path):
     """A folder of two tars, with four captions under two keys."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +258,10 @@ def test_features_by_name(grey_classes, tmp_path, tiny_sd):
     assert isinstance(open_features(teacher, "pixels"), PixelFeatures)
     with pytest.raises(ValueError, match=r"features=.*: no vision model there"):
         open_features(teacher, str(tmp_path / "nothing"))
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):  # which no Hub is asked for
+        with pytest.raises(ValueError, match=f"features={path}: a folder expected"):
+            open_features(teacher, str(path))
     with pytest.raises(ValueError, match="have no U-Net that sees pictures"):
         open_features(load_teacher("stable_diffusion", tiny_sd), "teacher")
 

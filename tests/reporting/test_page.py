@@ -75,7 +75,7 @@ def test_every_family_has_a_report(family, tmp_path):
     assert "nan" not in page.replace("data:", "").split("<style>")[0].lower()
 
 
-EVIL = '<script>alert("1")</script> $x_1$ [bold] {{ 7 * 7 }} \u202e'
+EVIL = '<script>alert("1")</script> $x_1$ [bold] {{ 7 * 7 }} \u202e \x1b[31m \x07 \x9b \u2028'
 
 
 def test_text_of_users_is_text(tmp_path):
@@ -92,6 +92,8 @@ def test_text_of_users_is_text(tmp_path):
     evaluated(student, samples=4)
     page = write_report(tmp_path / "run", tmp_path / "page.html", lambda line: None).read_text()
     assert "<script" not in page
-    escaped = Environment(autoescape=True).from_string("{{ x }}").render(x=EVIL)
+    shown = EVIL.encode("unicode_escape").decode()
+    escaped = Environment(autoescape=True).from_string("{{ x }}").render(x=shown)
     assert page.count(escaped) > 6
     assert "49" not in page.split("<style>")[0]
+    assert [char for char in page if not char.isprintable() and char != "\n"] == []

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
+from edgedistill_runtime import BundleError
 from edgedistill_runtime.tokenizer import Tokenizer
 
 LENGTH = 16
@@ -82,3 +83,25 @@ def test_merges_were_used(reference):
     vocab = reference.get_vocab()
     assert vocab["red</w>"] in reference("red apple").input_ids
     assert json.loads(reference.backend_tokenizer.to_str())["model"]["type"] == "BPE"
+
+
+def test_what_makes_the_library_panic_is_refused_by_name(tmp_path):
+    """A template whose special token is nowhere told: no Exception in Python."""
+    rules = {
+        "version": "1.0",
+        "model": {"type": "WordLevel", "vocab": {"red": 0, "pad": 1}, "unk_token": "pad"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "end", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {},
+        },
+    }
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(rules))
+    with pytest.raises(BundleError, match=r"tokenizer\.json: ") as error:
+        Tokenizer(file, 4, 1)
+    assert "\n" not in str(error.value)
+    rules["post_processor"]["single"] = [{"Sequence": {"id": "A", "type_id": 0}}]
+    file.write_text(json.dumps(rules))
+    assert Tokenizer(file, 4, 1)(["red"])[0].tolist() == [[0, 1, 1, 1]]

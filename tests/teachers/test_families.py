@@ -1,5 +1,6 @@
 """Every family of pipelines against diffusers' own, from a tiny checkpoint on the disk."""
 
+import inspect
 import shutil
 
 import pytest
@@ -106,6 +107,9 @@ def test_diffusers_draws_the_students_picture(family, folder, tmp_path, sampler)
     scale = STUDENT_GUIDANCE.get(family, 1.0)
     theirs = latents(family, pipeline, num_inference_steps=4, guidance_scale=scale)
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+    card, word = (place / "README.md").read_text(), "max_sequence_length"
+    takes = word in inspect.signature(type(pipeline).__call__).parameters
+    assert card.count(f"{word}={ASKED.get(family, {}).get(word, '')}") == takes
 
 
 @pytest.mark.parametrize("family", sorted(TINY.keys() - PICTURES - UNSCALED), indirect=True)

@@ -46,6 +46,14 @@ def load(folder):
     return load_teacher("stable_diffusion", folder)
 
 
+def refusal(folder):
+    try:
+        load(folder)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def refused(folder, *words):
     with pytest.raises(ValueError, match=words[0]) as caught:
         load(folder)
@@ -106,6 +114,22 @@ def test_the_libraries_logs_are_as_before(folder):
     with pytest.raises(ValueError, match="no weights for"), whole_weights("place"):
         CLIPTextModel.from_pretrained(folder / "text_encoder")
     assert before == [(each.handlers, each.level, each.propagate) for each in loggers]
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "scheduler"])
+def test_a_key_that_a_config_leaves_out_is_made_up_rightly_or_refused_in_one_line(folder, part):
+    file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    whole = file.read_text()
+    for key in json.loads(whole):
+        config(folder, file.relative_to(folder), **{key: ...})
+        said = refusal(folder)
+        assert not said or (str(folder) in said and len(said.splitlines()) == 1)
+        file.write_text(whole)
+
+
+def test_configs_that_do_not_fit_together_are_named(folder):
+    config(folder, "vae/config.json", block_out_channels=...)
+    refused(folder, "cannot load", str(folder), "configs do not fit", "IndexError")
 
 
 # --- Pickles ------------------------------------------------------------------------------------

@@ -3,6 +3,9 @@
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from tiny import make_pipeline, save
 
@@ -53,6 +56,25 @@ def test_it_draws_what_diffusers_draws_with_the_loras_loaded(base, tmp_path):
         assert not torch.allclose(plain(x, t, **cond), theirs, atol=1e-3)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     assert max(differences(teacher).values()) < 1e-3
+
+
+def test_attention_and_convolutions_as_diffusers_own_scripts_write_them(base, tmp_path):
+    """Whose converter gives attention other names than convolutions."""
+    pipeline = DiffusionPipeline.from_pretrained(base)
+    torch.manual_seed(1)
+    layers = ["to_q", "conv1"]
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=layers, init_lora_weights=False)
+    pipeline.unet.add_adapter(config)
+    state = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet))
+    assert len({key.partition(".lora")[2] for key in state}) == 4
+    pipeline.save_lora_weights(tmp_path / "lora", unet_lora_layers=state)
+    teacher = load_teacher("stable_diffusion", base, None, [(str(tmp_path / "lora"), 1.0)])
+    x, t = torch.ones(1, 4, 4, 4), torch.tensor([500.0])
+    cond = teacher.encode(["red"])
+    with torch.no_grad():
+        trained = pipeline.unet(x, t, *cond.values(), return_dict=False)[0]
+        ours = teacher.net(x, t, **cond)
+    torch.testing.assert_close(ours, trained, atol=1e-5, rtol=1e-5)
 
 
 def test_a_proof_is_of_the_loras_too(base, tmp_path):

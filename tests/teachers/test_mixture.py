@@ -2,16 +2,41 @@
 
 import json
 import math
+import resource
 
 import pytest
 import torch
 from tiny import save
 
+from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.solvers import solve, time_grid
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.students.folder import load_student
 from edgedistill.teachers import load_teacher
 from edgedistill.teachers.families.mixture import Mixture
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        *({"dim": 10**9}, {"width": 10**9}, {"depth": 10**9}, {"frequencies": 10**9}),
+        *({"width": 0}, {"width": -1}, {"width": True}, {"width": 2.5}, {"width": "8"}),
+        *({"dim": 2**16, "frequencies": 2**12}, {"width": 2**13, "depth": 256}),
+        {"extent": 0},
+    ],
+)
+def test_sizes_of_a_network_are_bounded_before_it_is_allocated(sizes, mixture, tmp_path):
+    net = mixture.spawn(torch.Generator().manual_seed(0)).net
+    folder = save(tmp_path / "student", mixture, net, Prediction.V, steps=2)
+    file, info = folder / "net" / "config.json", folder / "student.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | sizes))
+    data = json.loads(info.read_text()) | {"schema_version": 1}
+    info.write_text(json.dumps({k: v for k, v in data.items() if k != "sha256"}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"net: .*(config\.json: |do not fit)") as caught:
+        load_student(folder)
+    assert "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from edgedistill import assets
@@ -25,7 +24,7 @@ from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.teachers.base import DataSource, ExportGraph, Teacher
-from edgedistill.teachers.loading import whole_weights
+from edgedistill.teachers.loading import BROKEN, reason, whole_weights
 
 __all__ = ["Mixture", "MixtureNet"]
 
@@ -194,8 +193,8 @@ def _read_net(folder: Path) -> PlanarNet:
             net: PlanarNet = PlanarNet.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True
             )
-    except (LookupError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder}: {str(error).strip().splitlines()[0]}") from error
+    except BROKEN as error:
+        raise ValueError(f"{folder}: {reason(error)}") from error
     check_finite(str(folder), net.state_dict())
     net.eval().requires_grad_(False)
     return net

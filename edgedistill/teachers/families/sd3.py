@@ -120,10 +120,10 @@ class StableDiffusion3(PipelineTeacher):
     def longest(self, tokenizer: str) -> int | None:
         return T5_LENGTH if tokenizer == "tokenizer_3" else None
 
-    def asks(self, x0: Tensor, prompt: str) -> dict[str, Any] | None:
-        given = super().asks(x0, prompt) or {}
-        length = self.length("tokenizer_3") if "tokenizer_3" in self.tokenizers else T5_LENGTH
-        return {**given, "max_sequence_length": length}
+    @property
+    def text_length(self) -> int:
+        # Without T5 its pipeline pads with as many zeros.
+        return self.length("tokenizer_3") if "tokenizer_3" in self.tokenizers else T5_LENGTH
 
     def schedulers(self, table: TorchStepTable) -> Iterator[Any]:
         return flow_schedulers(self.pipeline.scheduler.config.num_train_timesteps, table)

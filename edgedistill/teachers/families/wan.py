@@ -150,7 +150,7 @@ export_to_video(video, "video.mp4", fps=16)
             "num_frames": (frames - 1) * pipeline.vae_scale_factor_temporal + 1,
             "height": height * side,
             "width": width * side,
-            "max_sequence_length": self.length("tokenizer"),
+            "max_sequence_length": self.text_length,
         }
 
     def schedulers(self, table: TorchStepTable) -> Iterator[Any]:

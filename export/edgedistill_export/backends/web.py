@@ -101,7 +101,7 @@ class WebSession:
             *files_of(path),
         ]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603  our script, and no shell
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
         )
         self._end = weakref.finalize(self, _end, self._process, self._errors)

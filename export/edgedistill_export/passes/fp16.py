@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
@@ -22,6 +24,14 @@ BF16_OPSET = 22
 
 ANGLES = {"Sin", "Cos"}
 """Kept in float32 with all that leads to them: a float16 of 999 rad has steps of 0.5."""
+
+SUMS = {"ReduceMean", "ReduceSum"}
+
+ROOTS = {"Add", "Clip", "Max", "Pow", "Reciprocal", "Sqrt"}
+"""Kept in float32 from a mean of squares to its root: in float16, 256 squared is infinite."""
+
+DENOMINATORS = {("Div", 1), ("Pow", 0), ("Reciprocal", 0), ("Sqrt", 0)}
+"""(operator, input) that must not be 0, which an epsilon under 6e-8 is in float16."""
 
 FLOAT_INPUTS = {("Resize", 1), ("Resize", 2)}
 """(operator, input) that the standard fixes to float32."""
@@ -61,6 +71,8 @@ class _Converter:
 
     def run(self) -> None:
         kept = _ancestors(self.graph, ANGLES)
+        if self.half == TensorProto.FLOAT16:
+            kept |= _rooted_squares(self.graph) | _epsilons(self.graph, self.weights)
         results = _rename_outputs(self.graph, self.floats)
         for index, node in enumerate(self.graph.node):
             self._convert(node, FLOAT if index in kept else self.half)
@@ -120,6 +132,62 @@ def _ancestors(graph: GraphProto, operators: set[str]) -> set[int]:
             found.add(index)
             todo += [producer[name] for name in graph.node[index].input if name in producer]
     return found
+
+
+def _readers(graph: GraphProto) -> dict[str, list[tuple[int, int]]]:
+    """By tensor, (index of the node, number of the input) that reads it."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for index, node in enumerate(graph.node):
+        for place, name in enumerate(node.input):
+            found.setdefault(name, []).append((index, place))
+    return found
+
+
+def _rooted_squares(graph: GraphProto) -> set[int]:
+    """Indices of the nodes from a square through its mean to the root of it."""
+    producer = {name: i for i, node in enumerate(graph.node) for name in node.output}
+    readers = _readers(graph)
+    found: set[int] = set()
+    for index, node in enumerate(graph.node):
+        square = producer.get(node.input[0]) if node.op_type in SUMS else None
+        if square is None or not _is_square(graph.node[square]):
+            continue
+        after, todo = {square, index}, [index]
+        while todo:
+            for reader, _ in readers.get(graph.node[todo.pop()].output[0], ()):
+                if graph.node[reader].op_type in ROOTS and reader not in after:
+                    after.add(reader)
+                    todo.append(reader)
+        found |= after
+    return found
+
+
+def _is_square(node: NodeProto) -> bool:
+    return bool(node.op_type == "Pow" or (node.op_type == "Mul" and len({*node.input}) == 1))
+
+
+def _epsilons(graph: GraphProto, weights: Mapping[str, TensorProto]) -> set[int]:
+    """Indices of the nodes that add what float16 takes for 0, and of those that divide by it."""
+    readers = _readers(graph)
+    found: set[int] = set()
+    for index, node in enumerate(graph.node):
+        if node.op_type not in ("Add", "Max"):
+            continue
+        if not any(name in weights and _vanishes(weights[name]) for name in node.input):
+            continue
+        divided = {
+            reader
+            for reader, place in readers.get(node.output[0], ())
+            if (graph.node[reader].op_type, place) in DENOMINATORS
+        }
+        found |= {index, *divided} if divided else set()
+    return found
+
+
+def _vanishes(weight: TensorProto) -> bool:
+    values = np.abs(numpy_helper.to_array(weight))
+    least = float(np.finfo(np.float16).smallest_subnormal)
+    return values.size == 1 and 0 < float(values.item()) < least
 
 
 def _rename_outputs(graph: GraphProto, floats: set[str]) -> dict[str, str]:

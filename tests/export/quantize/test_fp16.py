@@ -3,8 +3,10 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from onnx import helper, numpy_helper
 
 from edgedistill.teachers.base import ExportGraph
+from edgedistill_export.passes.emulate import emulate
 from edgedistill_export.passes.fp16 import bf16, fp16
 from edgedistill_export.trace import trace
 
@@ -99,3 +101,47 @@ def test_a_subgraph_is_refused():
     )
     with pytest.raises(ValueError, match=r"if: subgraphs \(If\)"):
         fp16(onnx.helper.make_model(graph))
+
+
+def _mean_square_norm(epsilon):
+    """x / sqrt(mean(x^2) + epsilon)."""
+    nodes = [
+        helper.make_node("Pow", ["x", "two"], ["square"]),
+        helper.make_node("ReduceMean", ["square", "axes"], ["mean"], keepdims=1),
+        helper.make_node("Add", ["mean", "epsilon"], ["sum"]),
+        helper.make_node("Sqrt", ["sum"], ["root"]),
+        helper.make_node("Div", ["x", "root"], ["y"]),
+    ]
+    constants = {"two": np.float32(2), "epsilon": np.float32(epsilon), "axes": np.array([1])}
+    return _graph(nodes, constants)
+
+
+def _ratio(epsilon):
+    """x / (x + epsilon): 0 of 0."""
+    nodes = [
+        helper.make_node("Add", ["x", "epsilon"], ["sum"]),
+        helper.make_node("Div", ["x", "sum"], ["y"]),
+    ]
+    return _graph(nodes, {"epsilon": np.float32(epsilon)})
+
+
+def _graph(nodes, constants):
+    ports = [helper.make_tensor_value_info(n, FLOAT, ["batch", 4]) for n in ("x", "y")]
+    weights = [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()]
+    made = helper.make_graph(nodes, "g", ports[:1], ports[1:], weights)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (_mean_square_norm(1e-6), [[300.0, -2000, 5, 40000]]),
+        (_mean_square_norm(1e-6), [[1e-4, -2e-4, 0, 3e-4]]),
+        (_ratio(1e-15), [[0.0, 1, -2, 1e-3]]),
+    ],
+)
+def test_squares_and_epsilons_that_float16_does_not_hold_stay_in_float32(model, x):
+    x = np.array(x, np.float32)
+    expected = run(model.SerializeToString(), x=x)[0]
+    found = run(emulate(fp16(model)).SerializeToString(), x=x)[0]
+    np.testing.assert_allclose(found, expected, rtol=5e-3, atol=1e-4)

@@ -1,0 +1,1 @@
+"""What `import edgedistill` gives, and what the command line calls: one function a verb."""

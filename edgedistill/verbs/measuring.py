@@ -1,0 +1,145 @@
+"""Figures: quality, latency, and one page with all of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from edgedistill.common.files import check_writable, write_json
+from edgedistill.common.progress import bar
+from edgedistill.evaluation import tables as evaluation_tables
+from edgedistill.evaluation.run import evaluate_subjects
+from edgedistill.reporting.page import write_report
+from edgedistill.verbs.html import table_html
+from edgedistill_export import bench as benching
+
+__all__ = ["LATEST", "Figures", "bench", "evaluate", "report"]
+
+log = logging.getLogger("edgedistill")
+
+LATEST = Path("runs/latest")
+"""The newest run."""
+
+Place = str | os.PathLike[str]
+
+
+class Figures(dict[str, Any]):
+    """Results by name, with tables for people.
+
+    Args:
+        results: What the JSON file holds.
+        file: The JSON file.
+        tables: For a terminal or a notebook.
+        notes: Lines below the tables.
+    """
+
+    def __init__(
+        self,
+        results: Mapping[str, Any],
+        file: Path,
+        tables: Sequence[Table],
+        notes: Sequence[str] = (),
+    ) -> None:
+        super().__init__(results)
+        self.file, self.tables, self.notes = file, list(tables), list(notes)
+
+    def __repr__(self) -> str:
+        return f"Figures({str(self.file)!r}, {', '.join(self)})"
+
+    def _repr_html_(self) -> str:
+        lines = "".join(f"<p>{escape(line)}</p>" for line in self.notes)
+        return "".join(table_html(table) for table in self.tables) + lines
+
+
+def newest() -> Path:
+    """The newest run's student, or its group of them."""
+    group = LATEST / "students"
+    return group if group.is_dir() else LATEST / "student"
+
+
+def evaluate(
+    subjects: Place | Sequence[Place] | None = None,
+    samples: int | None = None,
+    prompts: Path | None = None,
+    features: str | None = None,
+    json: Path | None = None,
+) -> Figures:
+    """Measure quality against teacher and data: FD, KID, distances, classes, memorization.
+
+    Args:
+        subjects: A student and its bundles; the newest run's student if None.
+        samples: Pictures that each draws, at least 2; the recipe's number if None.
+        prompts: A file of captions, a line each.
+        features: Folder or Hub id of a vision model that judges, "pixels" or "teacher".
+        json: Where the figures go; eval.json beside the student if None.
+
+    Raises:
+        ValueError: If a path is neither student nor bundle, or they are of different students.
+        FloatingPointError: If a picture or a figure is not finite.
+    """
+    given = _listed(subjects) or [str(newest())]
+    with bar("evaluate", 1) as meter:
+        results, file = evaluate_subjects(given, samples, prompts, json, meter, features)
+    return Figures(
+        results, file, evaluation_tables.tables(results), evaluation_tables.notes(results)
+    )
+
+
+def bench(
+    subjects: Place | Sequence[Place] | None = None,
+    runs: int = 20,
+    json: Path | None = None,
+) -> Figures:
+    """Time teacher, student and bundles: load, first call, percentiles by stage, memory.
+
+    Args:
+        subjects: Students and bundles; those of the newest run, and its teacher, if None.
+        runs: Timed calls of each, at least 1.
+        json: Where the figures go; bench.json in the run of what is measured if None.
+
+    Raises:
+        ValueError: If a path is neither student nor bundle.
+    """
+    given = _listed(subjects)
+    bundles = sorted(path.parent for path in LATEST.glob("bundles/*/manifest.json"))
+    planned = benching.find_subjects(given or [LATEST / "student", *bundles])
+    home = (benching.home_of(given) or Path()) if given else LATEST
+    file = json or Path(os.path.relpath(home)) / "bench.json"
+    check_writable(file, f"--json {file}")
+    with bar("bench", len(planned)) as meter:
+        results = benching.run_bench(planned, runs, progress=meter.step)
+    write_json(file, results)
+    benching.chart(results, file.with_suffix(".png"))
+    return Figures(results, file, benching.tables(results))
+
+
+def report(
+    run: Place = LATEST, out: Path | None = None, say: Callable[[str], None] = log.info
+) -> Path:
+    """Write one self-contained HTML page: pictures side by side, losses, latencies, figures.
+
+    Args:
+        run: A run dir, or a student.
+        out: The page; report.html in the run dir if None.
+        say: Called with a line at each stage.
+
+    Raises:
+        ValueError: If the run has no student; names the file.
+    """
+    place = out or Path(run) / "report.html"
+    check_writable(place, f"--out {place}")
+    return write_report(Path(run), place, say)
+
+
+def _listed(subjects: Place | Sequence[Place] | None) -> list[str]:
+    if subjects is None:
+        return []
+    if isinstance(subjects, (str, os.PathLike)):
+        return [os.fspath(subjects)]
+    return [os.fspath(each) for each in subjects]

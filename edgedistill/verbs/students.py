@@ -1,0 +1,207 @@
+"""Student folders and bundles as objects: draw, export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgedistill import adoption
+from edgedistill.common.pictures import grid
+from edgedistill.draw.generate import draw_samples
+from edgedistill.students.folder import StudentInfo, load_student_info
+from edgedistill.students.group import group_of
+from edgedistill.verbs.html import figures_html
+from edgedistill_export.many import ExportRow, export_group, export_many, pairs
+from edgedistill_export.settings import ExportSettings
+from edgedistill_runtime.manifest import Manifest
+
+__all__ = ["Bundle", "StudentDir", "adopt", "export_all", "load_bundle", "load_student"]
+
+
+class Drawing:
+    """What students and bundles share: a folder that draws.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def samples(self, prompt: str | None = None, *, seed: int = 0, count: int = 1) -> NDArray[Any]:
+        """Draw: uint8 pictures (N, H, W, 3), or points (N, D). Sample i is of seed and i alone."""
+        return draw_samples(str(self.path), prompt, seed=seed, count=count)
+
+    def draw(self, prompt: str | None = None, *, seed: int = 0, count: int = 1) -> Image.Image:
+        """Draw pictures as one image, a grid where there are several.
+
+        Raises:
+            ValueError: If the samples are points, not pictures.
+        """
+        found = self.samples(prompt, seed=seed, count=count)
+        if found.ndim != 4:
+            raise ValueError(f"{self.path}: its samples are points; take samples()")
+        return grid(found)
+
+
+class StudentDir(Drawing):
+    """A student folder.
+
+    Attributes:
+        path: The folder, with student.json; of several students the folder of students.json.
+    """
+
+    @cached_property
+    def info(self) -> StudentInfo:
+        """Its student.json, the first student's of several."""
+        group = group_of(self.path)
+        return load_student_info(group / "0" if group else self.path)
+
+    @property
+    def steps(self) -> int:
+        """How often its network is called for a picture."""
+        return len(self.info.step_table["rows"])
+
+    def export(
+        self,
+        target: str = "ort",
+        precision: str | None = None,
+        out: str | Path | None = None,
+        *,
+        rebuild: bool = False,
+        progress: Callable[[int, int, str], None] | None = None,
+        **settings: Any,
+    ) -> Bundle:
+        """Compile the student for a device and prove that the bundle is still the student.
+
+        Args:
+            target: ort, openvino, trt, coreml, executorch, web or one that a plug-in brings.
+            precision: As the target offers; its first if None.
+            out: The bundle's folder; by default beside the student.
+            rebuild: Build also what is up to date.
+            progress: Called as progress(done, total, what) as each part begins.
+            settings: Fields of `edgedistill_export.settings.ExportSettings`, such as `min_psnr`.
+
+        Raises:
+            ValueError: If the request is wrong, or the bundle is not equal to its student.
+        """
+        wanted = pairs([target], [precision] if precision else [])
+        place = None if out is None else Path(out)
+        chosen = ExportSettings(**settings)
+        (row,) = export_all(self.path, wanted, place, chosen, rebuild=rebuild, progress=progress)
+        if row.place is None:
+            raise ValueError(f"{row.name}: {row.error}")
+        return Bundle(row.place)
+
+    def __repr__(self) -> str:
+        return f"StudentDir({str(self.path)!r}, {self.info.family}, {self.steps} steps)"
+
+    def _repr_html_(self) -> str:
+        info = self.info
+        about = {"family": info.family, "method": info.method, "steps": self.steps}
+        return figures_html(f"student {self.path}", {**about, **(info.evaluation or {})})
+
+
+class Bundle(Drawing):
+    """A bundle: the graphs of a student for one target, and their manifest.
+
+    Attributes:
+        path: The folder, with manifest.json.
+    """
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Its manifest, read and checked."""
+        return Manifest.read(self.path)
+
+    @property
+    def size_mb(self) -> float:
+        """Size of all its files in MiB."""
+        return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file()) / 2**20
+
+    def __repr__(self) -> str:
+        return f"Bundle({str(self.path)!r}, {self.size_mb:.1f} MiB)"
+
+    def _repr_html_(self) -> str:
+        return f"<p>bundle <code>{escape(str(self.path))}</code>, {self.size_mb:.1f} MiB</p>"
+
+
+def load_student(path: str | Path) -> StudentDir:
+    """Open a student folder, the student of a run dir, or a folder of several students.
+
+    Raises:
+        ValueError: If there is none; names the file and the key.
+    """
+    folder = Path(path)
+    group = group_of(folder)
+    inner = folder / "student"
+    student = StudentDir(group or (inner if (inner / "student.json").is_file() else folder))
+    _ = student.info  # for what it refuses
+    return student
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """Open a bundle.
+
+    Raises:
+        BundleError: If there is none, or its manifest is wrong; names the file and the key.
+    """
+    bundle = Bundle(path)
+    _ = bundle.manifest  # for what it refuses
+    return bundle
+
+
+def adopt(
+    checkpoint: str | Path,
+    kind: str,
+    *,
+    base: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    out: str | Path | None = None,
+) -> StudentDir:
+    """Make a student dir of a few-step student that was made elsewhere.
+
+    Args:
+        checkpoint: A pipeline folder, a U-Net's or transformer's .safetensors, or a LoRA.
+        kind: How it was made: lcm, turbo, lightning, dmd2, ...; a wrong one lists all.
+        base: Pipeline folder or Hub id that weights or a LoRA are for.
+        steps: Network calls; as published if None.
+        guidance: Guidance scale that an LCM is fixed at.
+        out: The student dir; runs/CHECKPOINT/student if None.
+
+    Raises:
+        ValueError: If it is none of this kind, or does not fit its base; names the key.
+    """
+    place = None if out is None else Path(out)
+    return StudentDir(
+        adoption.adopt(str(checkpoint), kind, base=base, steps=steps, guidance=guidance, out=place)
+    )
+
+
+def export_all(
+    student: Path,
+    wanted: Sequence[tuple[str, str]],
+    out: Path | None,
+    settings: ExportSettings,
+    *,
+    rebuild: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[ExportRow]:
+    """Export a student, or several, for each (target, precision); one that fails stops no other.
+
+    Raises:
+        ValueError: If all are refused as requests.
+    """
+    group = group_of(student)
+    build = export_group if group else export_many
+    return build(group or student, wanted, out, settings, rebuild=rebuild, progress=progress)

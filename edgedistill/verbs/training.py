@@ -1,0 +1,193 @@
+"""Recipes, their costs and their runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edgedistill import recipes
+from edgedistill.common.progress import bar
+from edgedistill.planning.costs import Costs
+from edgedistill.planning.fit import Verdict
+from edgedistill.planning.memory import Launch
+from edgedistill.planning.report import as_json, cost_recipe, tables
+from edgedistill.recipes.schema import Recipe
+from edgedistill.runs.run import Run
+from edgedistill.runs.run_dir import open_run
+from edgedistill.training.metrics import read_metrics
+from edgedistill.verbs.html import figures_html, picture_html, table_html
+from edgedistill.verbs.students import StudentDir, load_student
+
+__all__ = ["Plan", "TrainedRun", "distill", "load_recipe", "plan"]
+
+log = logging.getLogger("edgedistill")
+
+Progress = Callable[[int, "dict[str, float] | None"], None]
+"""(steps done, figures of the last interval or None)."""
+
+
+def load_recipe(name: str, overrides: Sequence[str] = (), **keys: Any) -> Recipe:
+    """Resolve a recipe.
+
+    Args:
+        name: A shipped recipe's name, or a path ending in .yaml.
+        overrides: "key.sub=value" each, as on the command line.
+        keys: Further overrides as Python values, e.g. `**{"train.steps": 100}`.
+
+    Raises:
+        ValueError: One line that names the recipe, key or value, and the choices.
+    """
+    words = [*overrides, *(f"{key}={_yaml(value)}" for key, value in keys.items())]
+    return recipes.load(name, words)
+
+
+def _yaml(value: Any) -> str:
+    """A value as YAML in one line."""
+    plain = str(value) if isinstance(value, Path) else value
+    text: str = yaml.safe_dump(plain, default_flow_style=True, width=10**9)
+    return text.removesuffix("\n...\n").strip()
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run.
+
+    Attributes:
+        folder: The run dir.
+        product: What it made: the student's folder, a decoder's, or that of several students.
+    """
+
+    folder: Path
+    product: Path
+
+    @property
+    def student(self) -> StudentDir:
+        """The student; ValueError if the run made something else."""
+        return load_student(self.product)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Training figures, one mapping an interval, as metrics.jsonl holds them."""
+        return read_metrics(self.folder)
+
+    @property
+    def samples(self) -> list[Path]:
+        """Pictures of the student while it was trained, the oldest first."""
+        return sorted((self.folder / "samples").glob("step-*.png"))
+
+    def __repr__(self) -> str:
+        return f"TrainedRun({str(self.folder)!r}, product={self.product.name!r})"
+
+    def _repr_html_(self) -> str:
+        lines = self.metrics
+        last = {k: f"{v:.4g}" for k, v in lines[-1].items()} if lines else {}
+        shown = [picture_html(file) for file in self.samples[-1:]]
+        return figures_html(f"run {self.folder}", last, shown)
+
+
+def distill(
+    recipe: Recipe | str,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = log.info,
+    typed: Sequence[str] | None = None,
+    opened: Callable[[Run], None] = lambda run: None,
+) -> TrainedRun:
+    """Train what a recipe describes.
+
+    Args:
+        recipe: A recipe, or a shipped one's name.
+        out: The run dir; runs/NAME, or the next free runs/NAME-2, ... if None.
+        resume: Take up the run that is there, from its newest checkpoint.
+        progress: Called after each step; a progress bar on stderr if None.
+        say: Called with a line at each stage.
+        typed: Keys that a user typed, which a resumed run is compared with.
+        opened: Called with each run before it is trained.
+
+    Returns:
+        The finished run, whose `student` can be drawn with, exported and measured.
+
+    Raises:
+        ValueError: If the recipe asks for what cannot be, or `out` holds a run already.
+        FloatingPointError: If training diverges; the last checkpoint stays.
+        Interrupted: On Ctrl-C, after a checkpoint was written.
+    """
+    resolved = recipes.load(recipe) if isinstance(recipe, str) else recipe
+    group = open_run(resolved, None if out is None else str(out), resume, say, typed=typed)
+    made = group.folder
+    for run in group.runs():
+        opened(run)
+        begin = run.restore() if resume else 0
+        if resume:
+            say(f"resuming at step {begin}")
+        with _meter(run.recipe.train.steps, begin, progress) as follow:
+            made = run.train(follow)
+        say(f"{run.objective.product} {made}")
+        del run  # before the next one is opened
+    several = resolved.parts.count > 1
+    return TrainedRun(group.folder, made.parent if several else made)
+
+
+@contextmanager
+def _meter(steps: int, begin: int, progress: Progress | None) -> Iterator[Progress]:
+    if progress is not None:
+        yield progress
+        return
+    with bar("distil", steps, begin) as meter:
+        yield meter.follow
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe costs, and whether it fits a device.
+
+    Attributes:
+        costs: Parameters, memory by role, disk, compute.
+        verdict: Whether it fits and what would make it fit; None where no device was named.
+    """
+
+    costs: Costs
+    verdict: Verdict | None
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures, as `edgedistill plan --json` prints them."""
+        return as_json(self.costs, self.verdict)
+
+    def __repr__(self) -> str:
+        total = self.costs.memory.total / 1e9
+        return f"Plan({total:.2f} GB{f', {self.verdict}' if self.verdict else ''})"
+
+    def _repr_html_(self) -> str:
+        shown = "".join(table_html(table) for table in tables(self.costs))
+        return shown + (f"<p>{self.verdict}</p>" if self.verdict else "")
+
+
+def plan(
+    recipe: str,
+    overrides: Sequence[str] = (),
+    *,
+    memory: str | None = None,
+    processes: int = 1,
+    shard: bool = False,
+) -> Plan:
+    """Say what a recipe costs. Nothing is downloaded, and no weight is read.
+
+    Args:
+        recipe: A shipped recipe's name, or a path ending in .yaml.
+        overrides: "key.sub=value" each.
+        memory: Memory of a device, such as "24GB".
+        processes: Processes, one on each device.
+        shard: Whether trained networks are cut over them, by FSDP or ZeRO.
+
+    Raises:
+        ValueError: If the request is wrong or cannot be planned; one line.
+    """
+    return Plan(*cost_recipe(recipe, list(overrides), memory, Launch(processes, shard)))
