@@ -103,8 +103,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         self.loads_lora = hasattr(pipeline, "load_lora_weights")
         self.rights, self.notes = rights_of(path), []
         self.fused: list[tuple[Path, float]] = []
-        self._cache = PromptCache()
-        self.offload = False
+        self._cache, self.offload = PromptCache(), False
 
     def _check(self) -> None:
         """Raise a ValueError for a network or an autoencoder that would be used wrongly."""
@@ -344,12 +343,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         row = bad_row(x0)
         if row is not None:
             raise ValueError(f"{latents}: latents: row {row} is not finite")
-        return Latents(
-            x0,
-            captions,
-            self,
-            originals if originals.is_file() else None,
-        )
+        return Latents(x0, captions, self, originals if originals.is_file() else None)
 
     def save(self, folder: Path, net: nn.Module, table: TorchStepTable) -> None:
         parts = dict(self.pipeline.components)
@@ -390,8 +384,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         return find_scheduler(candidates, table, self.set_steps, by_timesteps)
 
     def graphs(self) -> dict[str, ExportGraph]:
-        prompts = self.prompts[:2]
-        x = torch.zeros(2, *self.sample_shape)
+        prompts, x = self.prompts[:2], torch.zeros(2, *self.sample_shape)
         times = self.denoiser.schedule.net_time(torch.tensor([1.0, 0.5]).double()).float()
         denoiser = {"x": x, "t": times, **self.encode(prompts)}
         graphs = {

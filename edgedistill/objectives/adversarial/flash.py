@@ -155,7 +155,7 @@ class Flash(GAN):
 
     @torch.no_grad()
     def _solved(self, made: Placed, batch: Batch) -> Tensor:
-        """Where the teacher's solver gets from x_t."""
+        """Follow the teacher's solver from x_t."""
         return SOLVERS["dpm++2m"](self.teacher, made.x_t, self.grid[made.place :], batch.cond)
 
     def _matching(self, x0: Tensor, batch: Batch) -> Tensor:

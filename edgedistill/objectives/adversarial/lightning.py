@@ -25,7 +25,7 @@ __all__ = ["Lightning"]
 
 
 class Lightning(GAN):
-    """Where one step of the student lands is as likely as where two of the teacher do."""
+    """A discriminator makes one step of the student land as likely as two of the teacher."""
 
     class Config(GAN.Config):
         """Hyperparameters (the paper's: 128 steps, at once 32, then 8, 4, 2, 1)."""

@@ -43,7 +43,7 @@ class Between:
         self.rollout = rollout
 
     def __call__(self, sample: Sample, t: Tensor, batch: Batch) -> Noised:
-        """Where the step is at a share t (N,) of the way back up."""
+        """The time at a share t (N,) of the way back up from a step."""
         rollout, x0 = self.rollout, sample.x0
         first, s = rollout.times[sample.index], rollout.times[sample.index + 1]
         level = rollout.student.schedule.snap(s + (first - s) * t).to(x0.device)

@@ -1,4 +1,4 @@
-"""Where the student's own steps take it, where the teacher's ODE does, and noise on that."""
+"""Samples: by the student's own steps, by the teacher's ODE, and noise added to them."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Renoising:
 
 
 class Rollout:
-    """Where the student's own steps take it.
+    """Samples of the student's own steps.
 
     Args:
         student: The student.
@@ -148,7 +148,7 @@ class Rollout:
         return x_t
 
     def landed(self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, batch: Batch) -> Tensor:
-        """Where the student's step from t to s lands."""
+        """Samples of the student's step from t to s."""
         t, s = t.to(x_t.device), s.to(x_t.device)
         if self.sampler == "renoise":
             return self.student.noised(x0, s, batch.noise())

@@ -53,7 +53,7 @@ class Sized(Batch):
 
 
 class MultiResolutionRollout(Rollout):
-    """Where the student's own steps take it, each at its size; batches are `Sized`.
+    """Samples of the student's own steps, each at its size; batches are `Sized`.
 
     Args:
         student: Whose.

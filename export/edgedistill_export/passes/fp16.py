@@ -135,7 +135,7 @@ def _ancestors(graph: GraphProto, operators: set[str]) -> set[int]:
 
 
 def _readers(graph: GraphProto) -> dict[str, list[tuple[int, int]]]:
-    """By tensor, (index of the node, number of the input) that reads it."""
+    """Readers of each tensor: (index of the node, number of the input)."""
     found: dict[str, list[tuple[int, int]]] = {}
     for index, node in enumerate(graph.node):
         for place, name in enumerate(node.input):
