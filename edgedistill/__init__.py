@@ -16,14 +16,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgedistill.verbs.measuring import Figures, bench, evaluate, report
+    from edgedistill.verbs.measuring import Results, bench, evaluate, report
     from edgedistill.verbs.students import Bundle, StudentDir, adopt, load_bundle, load_student
-    from edgedistill.verbs.training import Plan, TrainedRun, distill, load_recipe, plan
+    from edgedistill.verbs.training import CostReport, TrainedRun, distill, load_recipe, plan
 
 __all__ = [
     "Bundle",
-    "Figures",
-    "Plan",
+    "CostReport",
+    "Results",
     "StudentDir",
     "TrainedRun",
     "adopt",
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 _PLACES = {
-    "edgedistill.verbs.measuring": ("Figures", "bench", "evaluate", "report"),
+    "edgedistill.verbs.measuring": ("Results", "bench", "evaluate", "report"),
     "edgedistill.verbs.students": (
         "Bundle",
         "StudentDir",
@@ -46,7 +46,7 @@ _PLACES = {
         "load_bundle",
         "load_student",
     ),
-    "edgedistill.verbs.training": ("Plan", "TrainedRun", "distill", "load_recipe", "plan"),
+    "edgedistill.verbs.training": ("CostReport", "TrainedRun", "distill", "load_recipe", "plan"),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 

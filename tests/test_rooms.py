@@ -98,10 +98,17 @@ def test_every_folder_is_a_room_on_a_floor():
 
 def test_files_are_short_and_folders_are_small():
     sizes = {name: len(file.read_text("utf-8").splitlines()) for name, file in modules()}
-    assert [name for name, size in sizes.items() if size > LONGEST.get(name, 400)] == []
+    assert [name for name, size in sizes.items() if size > 400] == []
     for package in PACKAGES.values():
         folders = {file.parent for file in package.rglob("*.py")}
         assert [str(f) for f in folders if len(list(f.glob("*.py"))) > 20] == []
 
 
-LONGEST: dict[str, int] = {}
+def test_a_class_name_stands_for_one_thing():
+    """Only a target's `Options` have their name in common."""
+    places: dict[str, list[str]] = {}
+    for name, file in modules():
+        for node in ast.parse(file.read_text("utf-8")).body:
+            if isinstance(node, ast.ClassDef) and node.name != "Options":
+                places.setdefault(node.name, []).append(name)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

@@ -19,7 +19,7 @@ from edgedistill.reporting.page import write_report
 from edgedistill.verbs.html import table_html
 from edgedistill_export import bench as benching
 
-__all__ = ["LATEST", "Figures", "bench", "evaluate", "report"]
+__all__ = ["LATEST", "Results", "bench", "evaluate", "report"]
 
 log = logging.getLogger("edgedistill")
 
@@ -29,7 +29,7 @@ LATEST = Path("runs/latest")
 Place = str | os.PathLike[str]
 
 
-class Figures(dict[str, Any]):
+class Results(dict[str, Any]):
     """Results by name, with tables for people.
 
     Args:
@@ -50,7 +50,7 @@ class Figures(dict[str, Any]):
         self.file, self.tables, self.notes = file, list(tables), list(notes)
 
     def __repr__(self) -> str:
-        return f"Figures({str(self.file)!r}, {', '.join(self)})"
+        return f"Results({str(self.file)!r}, {', '.join(self)})"
 
     def _repr_html_(self) -> str:
         lines = "".join(f"<p>{escape(line)}</p>" for line in self.notes)
@@ -69,7 +69,7 @@ def evaluate(
     prompts: Path | None = None,
     features: str | None = None,
     json: Path | None = None,
-) -> Figures:
+) -> Results:
     """Measure quality against teacher and data: FD, KID, distances, classes, memorization.
 
     Args:
@@ -86,7 +86,7 @@ def evaluate(
     given = _listed(subjects) or [str(newest())]
     with bar("evaluate", 1) as meter:
         results, file = evaluate_subjects(given, samples, prompts, json, meter, features)
-    return Figures(
+    return Results(
         results, file, evaluation_tables.tables(results), evaluation_tables.notes(results)
     )
 
@@ -95,7 +95,7 @@ def bench(
     subjects: Place | Sequence[Place] | None = None,
     runs: int = 20,
     json: Path | None = None,
-) -> Figures:
+) -> Results:
     """Time teacher, student and bundles: load, first call, percentiles by stage, memory.
 
     Args:
@@ -116,7 +116,7 @@ def bench(
         results = benching.run_bench(planned, runs, progress=meter.step)
     write_json(file, results)
     benching.chart(results, file.with_suffix(".png"))
-    return Figures(results, file, benching.tables(results))
+    return Results(results, file, benching.tables(results))
 
 
 def report(

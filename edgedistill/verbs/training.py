@@ -24,7 +24,7 @@ from edgedistill.training.metrics import read_metrics
 from edgedistill.verbs.html import figures_html, picture_html, table_html
 from edgedistill.verbs.students import StudentDir, load_student
 
-__all__ = ["Plan", "TrainedRun", "distill", "load_recipe", "plan"]
+__all__ = ["CostReport", "TrainedRun", "distill", "load_recipe", "plan"]
 
 log = logging.getLogger("edgedistill")
 
@@ -146,7 +146,7 @@ def _meter(steps: int, begin: int, progress: Progress | None) -> Iterator[Progre
 
 
 @dataclass(frozen=True)
-class Plan:
+class CostReport:
     """Costs of a recipe, and whether it fits a device.
 
     Attributes:
@@ -163,7 +163,7 @@ class Plan:
 
     def __repr__(self) -> str:
         total = self.costs.memory.total / 1e9
-        return f"Plan({total:.2f} GB{f', {self.verdict}' if self.verdict else ''})"
+        return f"CostReport({total:.2f} GB{f', {self.verdict}' if self.verdict else ''})"
 
     def _repr_html_(self) -> str:
         shown = "".join(table_html(table) for table in tables(self.costs))
@@ -177,8 +177,8 @@ def plan(
     memory: str | None = None,
     processes: int = 1,
     shard: bool = False,
-) -> Plan:
-    """Plan the costs of a recipe. Nothing is downloaded, and no weight is read.
+) -> CostReport:
+    """CostReport the costs of a recipe. Nothing is downloaded, and no weight is read.
 
     Args:
         recipe: A shipped recipe's name, or a path ending in .yaml.
@@ -190,4 +190,4 @@ def plan(
     Raises:
         ValueError: If the request is wrong or cannot be planned; one line.
     """
-    return Plan(*cost_recipe(recipe, list(overrides), memory, Launch(processes, shard)))
+    return CostReport(*cost_recipe(recipe, list(overrides), memory, Launch(processes, shard)))
