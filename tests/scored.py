@@ -32,8 +32,8 @@ def located(mean: list[float], scale: float) -> Denoiser:
     return Denoiser(Located(mean, scale), Trig(), Prediction.X0)
 
 
-def method(kind, student, fake=None, *, steps=1, sampler="renoise", teacher=None, **config):
-    setup = Setup(
+def setup_of(student, fake=None, *, steps=1, sampler="renoise", teacher=None) -> Setup:
+    return Setup(
         teacher=teacher or DATA.denoiser(),
         student=student,
         spawn=lambda: fake or DATA.denoiser(),
@@ -44,6 +44,10 @@ def method(kind, student, fake=None, *, steps=1, sampler="renoise", teacher=None
         example=(torch.zeros(2, 2), {}),
         train_steps=100,
     )
+
+
+def method(kind, student, fake=None, *, steps=1, sampler="renoise", teacher=None, **config):
+    setup = setup_of(student, fake, steps=steps, sampler=sampler, teacher=teacher)
     return kind(kind.Config(**config), setup)
 
 
@@ -141,6 +145,7 @@ def judging(objective) -> list[Tensor]:
     """Give it a discriminator; the conditions under which that will judge, as they come."""
     shown: list[Tensor] = []
     objective.config = objective.config.model_copy(update={"gan_weight": 0.1})
-    objective.tap = Shown(objective.fake_score.net, shown)
-    objective.head = nn.Identity()
+    fake_score = objective.fake_score
+    fake_score.tap = Shown(fake_score.denoiser.net, shown)
+    fake_score.head = nn.Identity()
     return shown

@@ -54,7 +54,7 @@ class Optim(Settings):
     lr: float = Field(1e-4, gt=0, le=10)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     momentum: float = Field(0.95, ge=0, lt=1)
-    """Of Muon's matrices."""
+    """Momentum of Muon's matrix updates."""
     weight_decay: float = Field(0.0, ge=0, le=10)
     eps: float = Field(1e-8, gt=0, le=1)
 
@@ -139,6 +139,17 @@ class Losses:
 
     total: Tensor
     logs: dict[str, Tensor] = field(default_factory=dict)
+
+    def plus(self, name: str, weight: float, term: Tensor, **logs: Tensor) -> Losses:
+        """These losses and another term (a scalar) at its weight, logged by its name.
+
+        Args:
+            name: Its name.
+            weight: Its weight.
+            term: Its value, unweighted.
+            logs: Further figures to log.
+        """
+        return Losses(self.total + weight * term, {**self.logs, name: term.detach(), **logs})
 
 
 @dataclass(frozen=True)
@@ -228,9 +239,20 @@ class Objective(ABC):
         """What `player` minimises on this batch."""
 
     def search(self, batch: Batch) -> None:  # noqa: B027  most methods train all they need
-        """Find what needs no training, from the run's first batch; called before all steps.
+        """Find what needs no training, from the run's first batch; called before `search_step`.
 
         A resumed run calls it again with the same batch, so that nothing of it is kept.
+        """
+
+    def search_step(self) -> int:
+        """The step (0, 1, ...) before which the loop calls `search`."""
+        return 0
+
+    def started(self, step: int) -> None:  # noqa: B027  most methods train in one stage
+        """Change weights where a stage of the method begins.
+
+        The loop calls it once before each step (0, 1, ...), whatever players take turns in it and
+        however many batches they have. A run resumed at a step calls it again for that step.
         """
 
     def predictions(self, batch: Batch) -> dict[str, Tensor]:
@@ -261,19 +283,46 @@ class Objective(ABC):
 
 
 class Wrapper(Objective):
-    """A method around another, which it is in all that it does not override."""
+    """A method around another, which it is in all that it does not override.
 
+    Whatever `Objective` defines is delegated by name: a hook left out here would be taken from
+    `Objective`, and the method's own would never be called.
+    """
+
+    FLAGS = (
+        "name",
+        "product",
+        "needs_paths",
+        "needs_reward",
+        "single_step",
+        "searches",
+        "own_coefficients",
+        "restarts",
+        "wants_originals",
+    )
+    """What a method says of its class."""
     name = "wrapper"
     Config = Settings
 
     def __init__(self, method: Objective) -> None:
         self.method = method
+        for flag in self.FLAGS:
+            setattr(self, flag, getattr(method, flag))
 
     def players(self) -> list[Player]:
         return self.method.players()
 
     def loss(self, player: str, batch: Batch) -> Losses:
         return self.method.loss(player, batch)
+
+    def search(self, batch: Batch) -> None:
+        self.method.search(batch)
+
+    def search_step(self) -> int:
+        return self.method.search_step()
+
+    def started(self, step: int) -> None:
+        self.method.started(step)
 
     def predictions(self, batch: Batch) -> dict[str, Tensor]:
         return self.method.predictions(batch)

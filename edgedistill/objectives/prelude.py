@@ -33,6 +33,15 @@ class Prelude(Wrapper):
             return replace(player, start=start)
         return replace(player, start=start, prelude=player.prelude + self.first)
 
+    def started(self, step: int) -> None:
+        if step < self.first:
+            self.lesson.started(step)
+        else:
+            self.method.started(step - self.first)
+
+    def search_step(self) -> int:
+        return self.first + self.method.search_step()
+
     def loss(self, player: str, batch: Batch) -> Losses:
         if batch.step < self.first:
             return self.lesson.loss(player, batch)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
+from edgedistill.diffusion.prediction import expand_like
 from edgedistill.diffusion.times import stratified
 from edgedistill.networks.two_times import TwoTimes
 from edgedistill.objectives.base import Batch, Setup
@@ -63,7 +64,7 @@ class Scales:
     def guided(self, x_t: Tensor, t: Tensor, cond: Condition, scale: Tensor) -> Tensor:
         """Return the teacher's x0 at each row's scale, (N, ...)."""
         null, wanted = self.teacher.both(x_t, t, cond)
-        weight = scale.reshape((-1,) + (1,) * (x_t.ndim - 1)).to(x_t)
+        weight = expand_like(scale, x_t).to(x_t)
         return self.teacher.bounded(torch.lerp(null, wanted, weight), t)
 
     def kept(self, student: Denoiser) -> Denoiser:

@@ -51,7 +51,7 @@ class Train(Settings):
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=0, le=2**16)
     optim: Optim = Optim()
-    """Optimizer of the student; other players have theirs in the objective's section."""
+    """The student's optimizer; other players bring theirs in the objective's section."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     lr_warmup: int = Field(0, ge=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -146,6 +146,7 @@ class Trainer:
         self.ema = EMA(student, config.ema)
         self.step = 0
         self._stop = False
+        self._searched = False
 
     # --- State ----------------------------------------------------------------------------------
 
@@ -227,11 +228,11 @@ class Trainer:
         begin = self.step
         if metrics and metrics.damaged:
             self.hooks.say(f"{metrics.path}: {metrics.damaged} damaged lines left out")
-        if self.objective.searches:
-            self.objective.search(self._batch(0, 0, 0))
         try:
             with self._signals():
                 while self.step < config.steps:
+                    self._search()
+                    self.objective.started(self.step)
                     self._one_step(metrics)
                     self.step += 1
                     figures = None
@@ -249,11 +250,19 @@ class Trainer:
                         self.save()
                     if self._stop:
                         raise Interrupted(f"stopped after step {self.step}")
+            self._search()
         finally:
             if metrics:
                 metrics.close()
         self._tell_skipped()
         return self.ema.net
+
+    def _search(self) -> None:
+        """Have the objective search, once, from its step on or after the last one."""
+        begin = min(self.objective.search_step(), self.config.steps)
+        if self.objective.searches and not self._searched and self.step >= begin:
+            self.objective.search(self._batch(0, 0, 0))
+            self._searched = True
 
     def _tell_skipped(self) -> None:
         """Report skipped updates; FloatingPointError if a player had no other."""

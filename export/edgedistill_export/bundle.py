@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from edgedistill.common.decibels import decibels
 from edgedistill.common.files import atomic_folder, check_writable, recover
 from edgedistill.students.folder import Student, load_student
 from edgedistill.teachers.base import ExportGraph
+from edgedistill_export.contents import hashes_of, new_manifest
 from edgedistill_export.fuse import fuse, inside
 from edgedistill_export.memory import WeightsOnDisk, watch_peak, weights_mb
 from edgedistill_export.parity import (
@@ -44,7 +44,6 @@ from edgedistill_runtime import manifest as schema
 from edgedistill_runtime.backends import open_graph
 from edgedistill_runtime.pipeline import Pipeline
 from edgedistill_runtime.routes import ROUTES
-from edgedistill_runtime.steps import Row, StepTable
 from edgedistill_runtime.tokenizer import open_tokenizer
 
 __all__ = ["ExportSettings", "Peaks", "check_gate", "default_place", "export_student"]
@@ -57,20 +56,6 @@ Peaks: TypeAlias = dict[str, tuple[float | None, float]]
 """Memory by network: (peak resident memory, its weights in float32), MiB."""
 
 _CALIBRATION_SEED = 1
-_UNPROVEN = schema.Parity(
-    tier="",
-    backend="",
-    samples=0,
-    floor_db=0.0,
-    final_floor_db=0.0,
-    text_image_floor=0.0,
-    passed=False,
-    graphs={},
-    final=schema.Figures(mean=0.0, worst=0.0),
-    worst_prompt="",
-    perceptual=None,
-    text_image=None,
-)
 
 
 def default_place(student: str | Path, target: str, precision: str, suffix: str = "") -> Path:
@@ -268,7 +253,7 @@ class _Export:
             if built.proof:
                 proofs[name] = built.proof.relative_to(self.work).as_posix()
         report("parity")
-        manifest = _manifest(
+        manifest = new_manifest(
             self.student, self.target, self.precision, compiled, self._tokenizers()
         )
         parity = self._prove(manifest, proofs)
@@ -301,7 +286,7 @@ class _Export:
         inputs, outputs = ports(job.graph, built.batch)
         return schema.Graph(
             file=built.files[0].relative_to(self.work).as_posix(),
-            sha256=_hashes(built.files, self.work),
+            sha256=hashes_of(built.files, self.work),
             precision=job.precision,
             inputs=inputs,
             outputs=outputs,
@@ -328,7 +313,7 @@ class _Export:
             tokenizer.backend_tokenizer.save(str(path))
             entry = schema.TokenizerFile(
                 file=path.name,
-                sha256=_hashes([path], self.work),
+                sha256=hashes_of([path], self.work),
                 length=teacher.length(component),
                 pad_id=tokenizer.pad_token_id,
                 input=name,
@@ -366,74 +351,3 @@ class _Report:
         if self.progress:
             self.progress(self.done, self.total, what)
         self.done += 1
-
-
-def _manifest(
-    student: Student,
-    target: Target,
-    precision: str,
-    graphs: dict[str, schema.Graph],
-    tokenizers: list[schema.TokenizerFile],
-) -> schema.Manifest:
-    info = student.info
-    image = None
-    pictures = [
-        port for graph in graphs.values() for port in graph.outputs if port.name == "image"
-    ]
-    if pictures:
-        height, width = pictures[0].shape[2:]
-        image = schema.Image(height=int(height), width=int(width))
-    return schema.Manifest(
-        schema_version=schema.SCHEMA_VERSION,
-        target=target.name,
-        backend=target.backend,
-        precision=precision,
-        steps=StepTable(
-            init_scale=student.table.init_scale,
-            rows=tuple(Row(**row) for row in student.table.to_json()["rows"]),
-        ),
-        latent=schema.Latent(**_latent(info.latent)),
-        image=image,
-        tokenizer=tokenizers[0] if tokenizers else None,
-        more_tokenizers=tuple(tokenizers[1:]),
-        graphs=graphs,
-        parity=_UNPROVEN,
-        student=schema.Source(
-            sha256=student.sha256,
-            method=info.method,
-            family=info.family,
-            teacher=str(info.teacher.get("name", "")),
-            licences=tuple(info.teacher.get("licences") or ()),
-        ),
-        versions=_versions(("torch", "numpy", *target.requires)),
-        made_from="",
-    )
-
-
-def _versions(modules: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for module in modules:
-        try:
-            found[module] = version(module)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _latent(latent: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "shape": tuple(latent["shape"]),
-        "scaling_factor": float(latent.get("scaling_factor") or 1.0),
-        "shift_factor": float(latent.get("shift_factor") or 0.0),
-    }
-
-
-def _hashes(files: Sequence[Path], work: Path) -> dict[str, str]:
-    every = [
-        file
-        for path in files
-        for file in (
-            [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
-        )
-    ]
-    return {file.relative_to(work).as_posix(): schema.sha256(file) for file in every}

@@ -139,12 +139,16 @@ class Constant(Objective):
 
     def __init__(self, value, net):
         self.value, self.net, self.seen = value, net, []
+        self.begun = []
 
     def players(self):
         return [
             Player("student", self.net, Optim(lr=1e-3)),
             Player("other", self.net, Optim(lr=1e-3), start=2),
         ]
+
+    def started(self, step):
+        self.begun.append(step)
 
     def loss(self, player, batch):
         self.seen.append(batch.step)
@@ -158,6 +162,9 @@ def test_a_method_begins_after_its_prelude():
     losses = [whole.loss("student", replace(batch(), step=step)).total for step in range(5)]
     assert losses == [2, 2, 2, 1, 1]
     assert method.seen == [0, 1]
+    for step in range(5):
+        whole.started(step)
+    assert (first.begun, method.begun) == ([0, 1, 2], [0, 1])
     student, other = whole.players()
     assert (student.start, student.prelude, other.start) == (3, 3, 5)
 

@@ -29,11 +29,12 @@ class ADD(GAN):
 
         loss: Literal["hinge", "non-saturating", "lsgan", "relativistic"] = "hinge"
         r1: float = Field(1e-5, ge=0)
-        """By the gradient in x; the paper's is by that in the heads' inputs."""
+        """Weight of the penalty on the gradient in x, where the paper takes that in the heads'
+        inputs."""
         distillation: float = Field(2.5, ge=0)
         """Weight (lambda) of score distillation."""
         times: TimeSampling = TimeSampling()
-        """Of the noise at which the teacher is asked."""
+        """Noise levels at which the teacher is asked."""
 
     config: ADD.Config
     name = "add"

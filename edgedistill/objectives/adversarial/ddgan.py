@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from edgedistill.diffusion.prediction import to_x0
+from edgedistill.diffusion.prediction import expand_like, to_x0
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.solvers import init_scale
 from edgedistill.diffusion.step_table import Step, TorchStepTable
@@ -60,8 +60,8 @@ class DDGAN(GAN):
 
     def drawn(self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, batch: Batch) -> Tensor:
         """A draw of q(x_s | x_t, x0), (N, ...)."""
-        shape = (-1,) + (1,) * (x_t.ndim - 1)
-        p, q, r = (c.reshape(shape).to(x_t) for c in posterior(self.student.schedule, t, s))
+        found = posterior(self.student.schedule, t, s)
+        p, q, r = (expand_like(number, x_t).to(x_t) for number in found)
         return p * x_t + q * x0 + r * batch.noise()
 
     def table(self) -> TorchStepTable:

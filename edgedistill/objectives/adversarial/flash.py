@@ -18,7 +18,7 @@ from torch import Tensor
 
 from edgedistill.diffusion.boundary import bounded, lcm_boundary
 from edgedistill.diffusion.distances import Distance, distance
-from edgedistill.diffusion.losses import matching_gradient, toward
+from edgedistill.diffusion.losses import matching_gradient, surrogate_loss
 from edgedistill.diffusion.solvers import SOLVERS
 from edgedistill.diffusion.step_table import Boundary
 from edgedistill.diffusion.times import refine, stratified
@@ -80,16 +80,16 @@ class Flash(GAN):
         teacher_steps: int = Field(32, ge=1, le=10_000)
         """From pure noise; fewer from x_t."""
         shares: tuple[Weights, ...] | None = None
-        """Of each of the student's times, in each stage; None is `stage_shares`."""
+        """Share of each of the student's times in each stage; None is `stage_shares`."""
         spread: float = Field(0.5, gt=0)
         """Variance of a mode, in teacher steps."""
         distance: Distance = Distance()
         distillation: Weights = (1.0, 1.0, 1.0, 1.0)
         """Weight of the regression in each stage."""
         adversarial: Weights = (0.0, 0.1, 0.2, 0.3)
-        """Of the adversarial loss, times gan_weight."""
+        """Weight of the adversarial loss in each stage, times gan_weight."""
         matching: Weights = (0.0, 0.3, 0.5, 0.7)
-        """Of distribution matching."""
+        """Weight of distribution matching in each stage."""
         judged: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.01, 0.25, 0.5, 0.75)
         """Times at which the discriminator judges, one at random."""
 
@@ -166,4 +166,4 @@ class Flash(GAN):
             x_t = self.student.noised(x0, t, batch.noise())
             real, fake = (d(x_t, t, batch.cond) for d in (self.teacher, self.student))
             gradient = torch.nan_to_num(matching_gradient(x0, real, fake))
-        return toward(x0, gradient)
+        return surrogate_loss(x0, gradient)

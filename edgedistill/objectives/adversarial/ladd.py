@@ -28,7 +28,7 @@ class LADD(GAN):
 
         loss: Literal["hinge", "non-saturating", "lsgan", "relativistic"] = "hinge"
         times: TimeSampling = TimeSampling(kind="logit-normal", mean=1.0, std=1.0)
-        """Of the noise at which the discriminator judges."""
+        """Noise levels at which the discriminator judges."""
 
     config: LADD.Config
     name = "ladd"

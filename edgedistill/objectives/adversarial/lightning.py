@@ -64,6 +64,9 @@ class Lightning(GAN):
     def followers(self) -> dict[str, nn.Module]:
         return self.halving.followers()
 
+    def started(self, step: int) -> None:
+        self.halving.started(step)
+
     def updated(self, player: str) -> None:
         if player == "student":
             self.halving.updated(player)

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from edgedistill.diffusion.denoiser import Condition, cat
 from edgedistill.diffusion.distances import drift
 from edgedistill.diffusion.gan import GAMES, accuracy, r1, r1_by_difference
+from edgedistill.diffusion.prediction import expand_like
 from edgedistill.diffusion.solvers import init_scale
 from edgedistill.diffusion.times import neighbours
 from edgedistill.networks.heads import Discriminator, Shown
@@ -63,7 +64,8 @@ class GAN(Objective):
         r1: float = Field(0.0, ge=0)
         """Weight (gamma) of the gradient penalty on real samples."""
         r1_step: float = Field(0.0, ge=0)
-        """Its gradient by a difference over noise of this standard deviation; 0 is exact."""
+        """Deviation of the noise over which the penalty takes a difference for the gradient; 0
+        takes the gradient itself."""
         taps: tuple[str, ...] = ()
         """Module paths whose features have a head each; empty is the teacher's one."""
         turns: int = Field(1, ge=1, le=1_000)
@@ -118,7 +120,7 @@ class GAN(Objective):
         There, many schedules leave a trace of the data, which ADD's Sec. 3.1 takes away as well.
         """
         t, _, eps = self._steps(batch)
-        first = (t == self.times[0].to(t)).reshape(-1, *[1] * (eps.ndim - 1))
+        first = expand_like(t == self.times[0].to(t), eps)
         noise = init_scale(self.student.schedule, self.times[0]) * eps
         return torch.where(first, noise, self.student.noised(batch.x0, t, eps)), t
 
@@ -175,7 +177,7 @@ class GAN(Objective):
         return Losses(total, logs)
 
     def logits(self, shown: Sequence[Shown], cond: Condition) -> Sequence[Tensor]:
-        """Of each, from one call."""
+        """The logits of everything shown, from one call of the discriminator."""
         places = [
             (torch.cat([x for x, _ in alike]), torch.cat([t for _, t in alike]))
             for alike in zip(*shown, strict=True)

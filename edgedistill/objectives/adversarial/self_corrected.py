@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from edgedistill.diffusion.distances import Distance, distance
+from edgedistill.diffusion.prediction import expand_like
 from edgedistill.diffusion.solvers import ddim_step, init_scale
 from edgedistill.diffusion.times import stratified
 from edgedistill.networks.ema import follow
@@ -93,7 +94,7 @@ class SelfCorrected(GAN):
         with torch.no_grad():
             x0 = self.teacher(x_t, t, batch.cond)
             below, above = (ddim_step(schedule, x_t, x0, t, s) for s in (lower, upper))
-            near = (lower < config.truncation).reshape((-1,) + (1,) * (x0.ndim - 1))
+            near = expand_like(lower < config.truncation, x0)
             after = self.target(below, self.seen(lower), batch.cond)
             after = torch.where(near, batch.x0, after)
             before = self.target(above, upper, batch.cond)

@@ -202,11 +202,10 @@ class TinyDecoder(Decoding):
         """Architecture and weights (TAESD's architecture: 64 channels, blocks 3, 3, 3, 1)."""
 
         expansion: int = Field(0, ge=0, le=64)
-        """Kind of a PatchDecoder's blocks: 0 for two 3 x 3 convolutions; otherwise 3 x 3 to this
+        """Widening of a PatchDecoder's blocks: 0 for two 3 x 3 convolutions; else 3 x 3 to this
         many times the channels, and 1 x 1 back."""
         last_channels: int = Field(0, ge=0, le=8_192)
-        """Channels of an additional layer of a PatchDecoder, before the one that unfolds the
-        pixels; 0 for none."""
+        """Channels of a PatchDecoder's layer before the one that unfolds pixels; 0 for none."""
         l1: float = Field(1.0, ge=0)
         """Weight of the mean absolute error; that of the squared error is 1."""
         encode: float = Field(0.1, ge=0)

@@ -56,12 +56,14 @@ class OneStepDecoder(Decoding):
     def followers(self) -> dict[str, nn.Module]:
         return {"teacher": self.teacher}
 
+    def started(self, step: int) -> None:
+        if self.stages.at(step) and self.stages.begins(step):
+            follow(self.teacher, self.student, 0.0)
+
     def loss(self, player: str, batch: Batch) -> Losses:
         clean, truth = self._pairs(batch)
         z = clean + self.config.jitter * batch.noise()
         if self.stages.at(batch.step):
-            if self.stages.begins(batch.step):
-                follow(self.teacher, self.student, 0.0)
             return self._one_step(clean, z, truth)
         return self._flow(batch.generator, z, truth)
 

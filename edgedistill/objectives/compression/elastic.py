@@ -68,6 +68,10 @@ class Elastic(Wrapper):
         finally:
             self.net.set_submodule(self.core, self.depths[""])
 
+    def started(self, step: int) -> None:
+        for method in dict.fromkeys(self.methods.values()):
+            method.started(step)
+
     def loss(self, player: str, batch: Batch) -> Losses:
         # Followers also change depth, as they need samples of every depth.
         index = int(torch.randint(len(self.depths), (), generator=batch.shared))

@@ -102,9 +102,9 @@ class Shrink(Objective):
         """Weights of the terms (BK-SDM: all 1, features not normalised)."""
 
         task: float = Field(1.0, ge=0)
-        """Weight of the distance to the training target of the network's output."""
+        """Weight of the distance to what the network should output."""
         output: float = Field(1.0, ge=0)
-        """Weight of the distance to the teacher's output."""
+        """Weight of the distance to what the teacher outputs."""
         features: float = Field(1.0, ge=0)
         """Weight of the distance of the features."""
         taps: str | tuple[str, ...] = "blocks"
@@ -182,7 +182,7 @@ class Shrink(Objective):
         return output, taps.take()
 
     def _cut(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Select the channels of the teacher's features that the student has."""
+        """Cut the teacher's features to the channels that the student has."""
         return [
             feature
             if index is None

@@ -26,11 +26,16 @@ from edgedistill.diffusion.times import below, neighbours, with_edges
 from edgedistill.networks.ema import follow
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
 
-__all__ = ["PCM", "TDD", "Phases", "agreement", "wanted"]
+__all__ = ["PCM", "TDD", "Phases", "agreement", "stage_of", "wanted"]
+
+
+def stage_of(step: int, counts: tuple[int, ...], steps: int) -> int:
+    """Which of the counts `step` (0, 1, ...) of a run of `steps` has, one after the other."""
+    return min(step * len(counts) // steps, len(counts) - 1)
 
 
 def _by_stage(counts: tuple[int, ...], batch: Batch, steps: int) -> int:
-    return min(batch.step * len(counts) // steps, len(counts) - 1)
+    return stage_of(batch.step, counts, steps)
 
 
 def _at_random(counts: tuple[int, ...], batch: Batch, steps: int) -> int:
@@ -53,7 +58,7 @@ class Phases:
     edge: Tensor
 
     def to(self, device: torch.device) -> Phases:
-        """Return the times on a device."""
+        """Move the times to a device."""
         return Phases(self.t.to(device), self.s.to(device), self.edge.to(device))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from edgedistill.diffusion.boundary import boundary_of, bounded
 from edgedistill.diffusion.denoiser import Condition
+from edgedistill.diffusion.prediction import expand_like
 from edgedistill.diffusion.step_table import Boundary
 from edgedistill.diffusion.tangents import DERIVATIVES
 from edgedistill.diffusion.times import TimeSampling, sample_times
@@ -27,7 +28,7 @@ from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settin
 __all__ = ["SCM", "Points"]
 
 DECAY = 0.99
-"""Decay of the running loss by time."""
+"""Decay of the running loss by time, per step."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ class SCM(Objective):
         path: Literal["teacher", "data"] = "teacher"
         """Paths: the teacher's (sCD), or straight lines from noise to data (sCT)."""
         tangent: Literal["jvp", "difference"] = "jvp"
-        """Derivative of the network: by forward differentiation, or by a central difference of two
-        calls."""
+        """How the tangent's derivative is taken: by forward differentiation, or by a central
+        difference of two calls."""
         difference: float = Field(1e-2, gt=0, lt=1)
         """Step of the difference, as a share of the distance to the ends of the path."""
         warmup: int = Field(10_000, ge=0)
@@ -154,8 +155,7 @@ class SCM(Objective):
         d_alpha, d_sigma = schedule.d_alpha(at.t), schedule.d_sigma(at.t)
         squares = (scale * alpha).square() + sigma.square()
         dt = squares / (scale * (alpha * d_sigma - sigma * d_alpha))
-        shape = (-1,) + (1,) * (at.x_t.ndim - 1)
-        d_alpha, d_sigma = ((d * dt).reshape(shape).to(at.x_t) for d in (d_alpha, d_sigma))
+        d_alpha, d_sigma = (expand_like(d * dt, at.x_t).to(at.x_t) for d in (d_alpha, d_sigma))
         dx = d_alpha * at.x0 + d_sigma * at.eps
         step = self.config.difference * torch.minimum(cos, sin).flatten().double()
         derivative = DERIVATIVES[self.config.tangent](
@@ -170,7 +170,7 @@ class SCM(Objective):
         flow = self.flow(at.x_t, at.t, at.cond)
         warm = min(1.0, (batch.step + 1) / (config.warmup + 1))
         tangent = self.tangent(at, flow.detach(), warm)
-        norm = tangent.flatten(1).norm(dim=1).reshape((-1,) + (1,) * (flow.ndim - 1))
+        norm = expand_like(tangent.flatten(1).norm(dim=1), flow)
         target = flow.detach() + tangent / (norm + config.constant)
         loss = (flow - target).square().flatten(1).mean(1)
         weight = self.running.weigh(loss, at.t)

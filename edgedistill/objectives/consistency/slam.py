@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.distances import Distance
+from edgedistill.diffusion.prediction import expand_like
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.objectives.base import Batch
 from edgedistill.objectives.consistency.consistency import CD
@@ -67,7 +68,6 @@ def between(
     keep = (1 - gamma) * alpha_t / schedule.alpha(s)
     sigma = keep * schedule.sigma(s) * (s > 0) + gamma * schedule.sigma(t)
     u = schedule.time_of(2 * (alpha_t.log() - sigma.log())).clamp(s, t)
-    shape = (-1,) + (1,) * (x_t.ndim - 1)
     scale = schedule.sigma(u) / sigma
-    parts = [(scale * part).reshape(shape).to(x_t) for part in (keep, gamma)]
+    parts = [expand_like(scale * part, x_t).to(x_t) for part in (keep, gamma)]
     return parts[0] * x_s + parts[1] * x_t, u

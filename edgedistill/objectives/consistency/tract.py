@@ -18,8 +18,8 @@ from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.solvers import one_step_x0
 from edgedistill.diffusion.times import with_edges
 from edgedistill.networks.ema import follow
-from edgedistill.objectives.base import Batch, Losses, Setup
-from edgedistill.objectives.consistency.pcm import PCM, Phases, wanted
+from edgedistill.objectives.base import Batch, Setup
+from edgedistill.objectives.consistency.pcm import PCM, Phases, stage_of, wanted
 from edgedistill.objectives.trajectory.progressive import WEIGHTS
 
 __all__ = ["TRACT"]
@@ -54,7 +54,7 @@ class TRACT(PCM):
         solver_steps: int = Field(1024, ge=2, le=10_000)
         ema: float = Field(0.5, ge=0, lt=1)
         distance: Distance = Distance()
-        """Distance of two x0, which is weighted by max(SNR, 1)."""
+        """Distance of two x0, to be weighted by max(SNR, 1)."""
 
     name = "tract"
 
@@ -82,15 +82,14 @@ class TRACT(PCM):
             return super().path(stage)
         return self.stage_teacher.denoiser, with_edges(self.edges[stage - 1], self.edges[stage])
 
-    def loss(self, player: str, batch: Batch) -> Losses:
-        stage = self.stage(batch)
+    def started(self, step: int) -> None:
+        stage = stage_of(step, self.counts, self.steps)
         if stage > int(self.stage_teacher.stage):
             follow(self.stage_teacher.denoiser, self.average, 0.0)
             self.stage_teacher.stage.fill_(stage)
-        return super().loss(player, batch)
 
     def apart(self, guide: Denoiser | Guided, batch: Batch, legs: Phases) -> Tensor:
-        """Return the distance of the x0 with which one step leads to the edge (`progressive`)."""
+        """Distance of the x0 with which one step leads to the edge (progressive distillation)."""
         schedule, t = self.student.schedule, legs.t
         x_t, edge = wanted(self.target, guide, batch, legs)
         x0 = one_step_x0(schedule, x_t, edge, t, legs.edge)

@@ -15,11 +15,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from edgedistill.diffusion.losses import matching_gradient, toward
+from edgedistill.diffusion.losses import matching_gradient, surrogate_loss
 from edgedistill.diffusion.solvers import ddim_step
 from edgedistill.objectives.base import Batch, Losses, Setup, check_deterministic
 from edgedistill.objectives.matching.decoupled_dmd import DecoupledDMD
-from edgedistill.objectives.matching.rollout import Rollout, Sample
+from edgedistill.objectives.matching.rollout import Rollout, Sample, TeacherRegression
 
 __all__ = ["CDM", "Dynamic"]
 
@@ -28,7 +28,7 @@ class Dynamic(Rollout):
     """A rollout over other times in each turn, the same on all ranks.
 
     Args:
-        rollout: Of the whole student; the noisiest time is its first.
+        rollout: The whole student's; the noisiest time is its first.
         steps: Most steps.
         low: Least time of a step.
         high: Largest, but for the first step's.
@@ -55,6 +55,18 @@ class Dynamic(Rollout):
         return self.student.schedule.snap(self.low + (self.high - self.low) * unit)
 
 
+class AnyTimeRegression(TeacherRegression):
+    """Regression from any time of a random schedule to the end of the teacher's path."""
+
+    rollout: Dynamic
+
+    def span(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        times = self.rollout.times
+        first = torch.rand((), generator=batch.shared) < 1 / len(times)
+        t = times[0] if first else self.rollout.time(1, batch)[0].to(times)
+        return t, torch.zeros_like(t)
+
+
 class CDM(DecoupledDMD):
     """Decoupled matching on random schedules, and plain matching off them.
 
@@ -76,32 +88,26 @@ class CDM(DecoupledDMD):
 
     name = "cdm"
     config: CDM.Config
-    rollout: Dynamic
 
     def __init__(self, config: CDM.Config, setup: Setup) -> None:
         check_deterministic(self.name, setup)
         if config.low >= config.high:
             raise ValueError(f"low={config.low:g} must be below high={config.high:g}")
         super().__init__(config, setup)
-        self.rollout = Dynamic(self.rollout, config.max_steps, config.low, config.high)
+        rollout = Dynamic(self.rollout, config.max_steps, config.low, config.high)
+        self.rollout = rollout
+        self.regression = AnyTimeRegression(setup.teacher, rollout, config.regression_steps)
 
-    def span(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """From any time of a schedule to the path's end."""
-        first = torch.rand((), generator=batch.shared) < 1 / len(self.times)
-        t = self.times[0] if first else self.rollout.time(1, batch)[0].to(self.times)
-        return t, torch.zeros_like(t)
-
-    def move(self, sample: Sample, batch: Batch) -> Losses:
-        losses = super().move(sample, batch)
-        if self.config.off_weight == 0:
-            return losses
-        off = self.off(sample, batch)
-        view = self.view(off, batch)
-        with torch.no_grad():
+    def student_loss(self, batch: Batch) -> Losses:
+        sample = self.rollout(batch)
+        losses = self.decoupled(sample, batch)
+        if self.config.off_weight > 0:
+            off = self.off(sample, batch)
+            view = self.view(off, batch)
             gradient = torch.nan_to_num(matching_gradient(view.x0, view.real, view.fake))
-        loss = toward(off.x0, gradient)
-        logs = {**losses.logs, "off": gradient.square().mean().sqrt()}
-        return Losses(losses.total + self.config.off_weight * loss, logs)
+            total = losses.total + self.config.off_weight * surrogate_loss(off.x0, gradient)
+            losses = Losses(total, {**losses.logs, "off": gradient.square().mean().sqrt()})
+        return self.helped(losses, sample, batch)
 
     def off(self, sample: Sample, batch: Batch) -> Sample:
         """The student where its velocity at the sample leads by other times, one each."""

@@ -14,43 +14,48 @@ import torch
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Guided
-from edgedistill.diffusion.losses import matching_gradient, toward
+from edgedistill.diffusion.losses import matching_gradient, surrogate_loss
 from edgedistill.diffusion.times import stratified
-from edgedistill.objectives.base import Batch, Losses
-from edgedistill.objectives.matching.parts import FakeScored, health
-from edgedistill.objectives.matching.rollout import Sample
+from edgedistill.objectives.base import Batch, Losses, Setup
+from edgedistill.objectives.matching.parts import Matching, health
+from edgedistill.objectives.matching.rollout import Sample, renoised
 
 __all__ = ["DecoupledDMD"]
 
 
-class DecoupledDMD(FakeScored):
+class DecoupledDMD(Matching):
     """Matches the unguided teacher, and adds guidance. Without guidance it is DMD."""
 
     name = "decoupled-dmd"
 
-    def real(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        teacher = self.teacher
-        net = teacher.denoiser if isinstance(teacher, Guided) else teacher
-        x0: Tensor = net(x_t, t, batch.cond)
-        return x0
+    def __init__(self, config: DecoupledDMD.Config, setup: Setup) -> None:
+        super().__init__(config, setup)
+        self.guided: Guided | None = None
+        if isinstance(setup.teacher, Guided):
+            self.guided, self.teacher = setup.teacher, setup.teacher.denoiser
 
-    def move(self, sample: Sample, batch: Batch) -> Losses:
+    def student_loss(self, batch: Batch) -> Losses:
+        sample = self.rollout(batch)
+        return self.helped(self.decoupled(sample, batch), sample, batch)
+
+    def decoupled(self, sample: Sample, batch: Batch) -> Losses:
+        """x0 descends the unguided teacher's matching and, below its own time, the guidance."""
         view = self.view(sample, batch)
         with torch.no_grad():
             gradient = matching_gradient(view.x0, view.real, view.fake)
             logs = health(view, gradient, batch.x0)
-            if isinstance(self.teacher, Guided):
-                added = self.augmentation(self.teacher, sample, batch)
+            if self.guided:
+                added = self.augmentation(self.guided, sample, batch)
                 logs["augmentation"] = added.square().mean().sqrt()
                 gradient = gradient + added
-        return Losses(toward(sample.x0, torch.nan_to_num(gradient)), logs)
+        return Losses(surrogate_loss(sample.x0, torch.nan_to_num(gradient)), logs)
 
     def augmentation(self, teacher: Guided, sample: Sample, batch: Batch) -> Tensor:
         """Guidance at levels below the student's time, scaled as the matching is, (N, ...)."""
         config, x0 = self.config, sample.x0
         high = max(float(sample.t), 2 * config.min_time)
         t = stratified(len(x0), batch.generator, config.min_time, min(high, config.max_time))
-        noised = self.noised(x0, t, batch)
+        noised = renoised(self.student, x0, t, batch)
         null, wanted = teacher.both(noised.x_t, noised.t, batch.cond)
         # As a step from the guided x0 to the unguided one, so that the scales are those of DMD.
         return matching_gradient(x0, wanted, wanted - (teacher.scale - 1) * (wanted - null))

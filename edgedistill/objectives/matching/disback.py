@@ -9,13 +9,15 @@ the run.
 
 from __future__ import annotations
 
+import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from edgedistill.diffusion.losses import matching_gradient
 from edgedistill.networks.ema import follow
 from edgedistill.objectives.base import Batch, Losses, Setup
 from edgedistill.objectives.matching.parts import Matching, View
+from edgedistill.objectives.matching.rollout import Sample
 from edgedistill.objectives.stages import Stages
 
 __all__ = ["DisBack"]
@@ -48,14 +50,11 @@ class DisBack(Matching):
     def followers(self) -> dict[str, nn.Module]:
         return {f"degraded-{i + 1}": net for i, net in enumerate(self.path)}
 
-    def loss(self, player: str, batch: Batch) -> Losses:
-        config = self.config
-        done = batch.step - config.regression
-        if player == "fake_score" and 0 < done <= config.warmup:
-            for i, net in enumerate(self.path):
-                if done == (i + 1) * config.warmup // config.checkpoints:
-                    follow(net, self.fake_score, 0.0)
-        return super().loss(player, batch)
+    def started(self, step: int) -> None:
+        config, done = self.config, step - self.config.regression
+        for i, net in enumerate(self.path):
+            if done == (i + 1) * config.warmup // config.checkpoints:
+                follow(net, self.fake_score.denoiser, 0.0)
 
     def target(self, step: int) -> nn.Module:
         """Whose distribution is aimed at."""
@@ -63,9 +62,13 @@ class DisBack(Matching):
         stage = self.stages.at(max(0, step - config.regression - config.warmup))
         return [*self.path[::-1], self.teacher][stage]
 
-    def real(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        x0: Tensor = self.target(batch.step)(x_t, t, batch.cond)
-        return x0
+    @torch.no_grad()
+    def view(self, sample: Sample, batch: Batch, target: nn.Module | None = None) -> View:
+        """The sample noised, as the stage's target and the fake score see it."""
+        return super().view(sample, batch, target or self.target(batch.step))
 
-    def gradient(self, view: View, batch: Batch) -> Tensor:
-        return matching_gradient(view.x0, view.real, view.fake)
+    def student_loss(self, batch: Batch) -> Losses:
+        sample = self.rollout(batch)
+        view = self.view(sample, batch)
+        gradient = matching_gradient(view.x0, view.real, view.fake)
+        return self.descent(sample, view, gradient, batch)

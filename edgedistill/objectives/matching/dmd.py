@@ -13,38 +13,58 @@ from torch import Tensor
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.losses import matching_gradient
 from edgedistill.diffusion.solvers import one_step_x0
-from edgedistill.objectives.base import Batch
-from edgedistill.objectives.matching.parts import Matching, View
+from edgedistill.objectives.base import Batch, Losses, Setup
+from edgedistill.objectives.matching.parts import Matching
+from edgedistill.objectives.matching.rollout import Rollout
 
 __all__ = ["DMD"]
 
 
-class DMD(Matching):
-    """Matching beside regression on the teacher's paths, which hold the pairs.
+class PathRegression:
+    """Regression on the teacher's stored paths, which hold the pairs of noise and sample.
 
     With several steps each learns to go from the path's point at its time: to the path's end, or
     where steps are deterministic to its next point.
+
+    Args:
+        rollout: The student's; chooses the step.
+        distance: How far two x0 are apart.
     """
+
+    def __init__(self, rollout: Rollout, distance: Distance) -> None:
+        self.rollout, self.distance = rollout, distance
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """The mean distance of the student's x0 from the path's, a scalar."""
+        rollout, path, index = self.rollout, batch.path, self.rollout.index(batch)
+        assert path is not None
+        t, s = (rollout.times[i].to(path.device) for i in (index, index + 1))
+        x_t, target = path[:, index], path[:, -1]
+        if rollout.sampler == "ddim" and s > 0:
+            target = one_step_x0(rollout.student.schedule, x_t, path[:, index + 1], t, s)
+        return distance(self.distance, rollout.student(x_t, t, batch.cond), target).mean()
+
+
+class DMD(Matching):
+    """Matching beside regression on the teacher's paths."""
 
     class Config(Matching.Config):
         """Hyperparameters (the paper's; `regression_steps` is the paths' own here)."""
 
         regression_weight: float = Field(0.25, ge=0)
         distance: Distance = Distance(kind="features")
-        """Of the regression; LPIPS' in a random network."""
+        """The regression's; LPIPS' in a random network."""
 
     name = "dmd"
     needs_paths = True
     config: Config
 
-    def gradient(self, view: View, batch: Batch) -> Tensor:
-        return matching_gradient(view.x0, view.real, view.fake)
+    def __init__(self, config: DMD.Config, setup: Setup) -> None:
+        super().__init__(config, setup)
+        self.regression = PathRegression(self.rollout, config.distance)
 
-    def regression(self, batch: Batch) -> Tensor:
-        path, index = batch.path, self.rollout.index(batch)
-        assert path is not None
-        t, s = (self.times[i].to(path.device) for i in (index, index + 1))
-        x_t, target = path[:, index], path[:, -1]
-        if self.rollout.sampler == "ddim" and s > 0:
-            target = one_step_x0(self.student.schedule, x_t, path[:, index + 1], t, s)
-        return distance(self.config.distance, self.student(x_t, t, batch.cond), target).mean()
+    def student_loss(self, batch: Batch) -> Losses:
+        sample = self.rollout(batch)
+        view = self.view(sample, batch)
+        gradient = matching_gradient(view.x0, view.real, view.fake)
+        return self.descent(sample, view, gradient, batch)

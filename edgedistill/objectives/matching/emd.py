@@ -20,19 +20,18 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Condition
-from edgedistill.diffusion.losses import toward
+from edgedistill.diffusion.losses import surrogate_loss
 from edgedistill.diffusion.solvers import init_scale
 from edgedistill.objectives.base import Batch, Losses
-from edgedistill.objectives.matching.parts import FakeScored, View, health
-from edgedistill.objectives.matching.rollout import Sample
+from edgedistill.objectives.matching.parts import Matching, View, health
 
 __all__ = ["EMD"]
 
 
-class EMD(FakeScored):
+class EMD(Matching):
     """S(z) moves along the corrected eps."""
 
-    class Config(FakeScored.Config):
+    class Config(Matching.Config):
         """Hyperparameters (the paper's on ImageNet)."""
 
         langevin_steps: int = Field(16, ge=1, le=10_000)
@@ -46,8 +45,9 @@ class EMD(FakeScored):
     single_step = True
     config: Config
 
-    def move(self, sample: Sample, batch: Batch) -> Losses:
+    def student_loss(self, batch: Batch) -> Losses:
         config, schedule = self.config, self.student.schedule
+        sample = self.rollout(batch)
         t = schedule.snap(self.levels(batch)).to(sample.x0.device)
         scale = init_scale(schedule, self.times[0])
         z, moved, views = self.correct(sample.x_t / scale, t, batch)
@@ -55,7 +55,9 @@ class EMD(FakeScored):
         _, sigma = schedule.at(t, like=z)
         # With one step this is vsd's sigma^2 (eps_teacher - eps_fake).
         gradient = -2 / (config.eps_step * config.langevin_steps) * sigma.square() * moved
-        return Losses(toward(x0, torch.nan_to_num(gradient)), health(views[0], gradient, batch.x0))
+        loss = surrogate_loss(x0, torch.nan_to_num(gradient))
+        losses = Losses(loss, health(views[0], gradient, batch.x0))
+        return self.helped(losses, sample, batch)
 
     def made(self, z: Tensor, cond: Condition) -> Tensor:
         """The student's sample of standard normal z, (N, ...)."""
@@ -82,7 +84,8 @@ class EMD(FakeScored):
                 x0 = self.made(start, batch.cond)
             with torch.no_grad():
                 x_t = alpha * x0 + sigma * eps
-                real, fake = self.real(x_t, t, batch), self.fake(x_t, t, batch.cond)
+                real = self.teacher(x_t, t, batch.cond)
+                fake = self.fake_score.x0(x_t, t, batch.cond)
                 apart = alpha / sigma.square() * (real - fake)
             views.append(View(x0.detach(), x_t, t, real, fake))
             (slope,) = torch.autograd.grad(x0, start, alpha * apart)

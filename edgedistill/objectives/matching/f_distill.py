@@ -11,14 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
-from edgedistill.objectives.base import Batch
+from edgedistill.diffusion.losses import matching_gradient
+from edgedistill.diffusion.prediction import expand_like
+from edgedistill.objectives.base import Batch, Losses
 from edgedistill.objectives.matching.dmd2 import DMD2
-from edgedistill.objectives.matching.parts import View
+from edgedistill.objectives.matching.parts import Matching, View
+from edgedistill.objectives.matching.rollout import Sample
 
-__all__ = ["WEIGHTS", "Divergence", "FDistill"]
+__all__ = ["WEIGHTS", "Divergence", "FDistill", "density_ratio"]
 
 Divergence = Literal[
     "reverse-kl",
@@ -42,7 +46,15 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 """h(r) of each divergence. The first seek modes, forward-kl covers them."""
 
 
-class FDistill(DMD2):
+def density_ratio(logits: Tensor, most: float) -> Tensor:
+    """Density of the teacher over the student's, (N,), as a head's logits (N, 1) have it.
+
+    Held between `most` and its inverse.
+    """
+    return logits.flatten().float().exp().clamp(1 / most, most)
+
+
+class FDistill(Matching):
     """DMD2 whose gradient is weighted by how much the teacher likes each sample."""
 
     class Config(DMD2.Config):
@@ -57,17 +69,22 @@ class FDistill(DMD2):
     name = "f-distill"
     config: Config
 
-    def gradient(self, view: View, batch: Batch) -> Tensor:
-        weight = WEIGHTS[self.config.divergence](self.ratio(view))
+    def student_loss(self, batch: Batch) -> Losses:
+        sample = self.rollout(batch)
+        view, weight = self.weighted(sample, batch)
+        gradient = weight * matching_gradient(view.x0, view.real, view.fake)
+        return self.descent(sample, view, gradient, batch)
+
+    @torch.no_grad()
+    def weighted(self, sample: Sample, batch: Batch) -> tuple[View, Tensor]:
+        """The sample noised, as both scores see it, and the weight of each, (N, 1, ...)."""
+        noised = self.noising(sample, self.levels(batch), batch)
+        x_t, t = noised.x_t, noised.t
+        real = self.teacher(x_t, t, batch.cond)
+        fake, logits = self.fake_score.x0_and_logits(x_t, t, batch.cond)
+        ratio = density_ratio(logits, self.config.max_ratio)
+        weight = WEIGHTS[self.config.divergence](ratio)
         # Of mean 1 in each batch: the divergence says which samples count, not how much all do.
         weight = weight / weight.mean().clamp(min=1e-6)
-        shape = (-1,) + (1,) * (view.x_t.ndim - 1)
-        return weight.reshape(shape).to(view.x_t) * super().gradient(view, batch)
-
-    def ratio(self, view: View) -> Tensor:
-        """Density of the teacher over the student's at x_t, as the head has it, (N,)."""
-        assert self.tap is not None
-        # The features are those of the fake score's call at x_t.
-        logits: Tensor = self.head(self.tap.take()).flatten().float()
-        most = self.config.max_ratio
-        return logits.exp().clamp(1 / most, most)
+        view = View(sample.x0.detach(), x_t, t, real, fake)
+        return view, expand_like(weight, x_t).to(x_t)

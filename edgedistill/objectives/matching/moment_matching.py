@@ -23,28 +23,60 @@ from torch.func import functional_call, jvp
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from edgedistill.diffusion.denoiser import Condition, Guided, take
-from edgedistill.diffusion.losses import toward
+from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided, take
+from edgedistill.diffusion.losses import surrogate_loss
 from edgedistill.objectives.base import Batch, Losses, Setup
-from edgedistill.objectives.matching.parts import Matching, Scored, View, moved
-from edgedistill.objectives.matching.rollout import Noised, Sample
+from edgedistill.objectives.matching.parts import FakeScore, Matching, ScoreConfig, Scored, moved
+from edgedistill.objectives.matching.rollout import Noised, Rollout, Sample
 
 __all__ = ["MomentMatching", "MomentMatchingGradient"]
 
 
-def between(method: Scored, sample: Sample, share: Tensor, batch: Batch) -> Noised:
-    """Points of the student's step from a share (N,) of the way back up: x_s, s and x0."""
-    student, x0, rollout = method.student, sample.x0, method.rollout
-    t, s = rollout.times[sample.index], rollout.times[sample.index + 1]
-    level = student.schedule.snap(s + (t - s) * share).to(x0.device)
-    x_s = rollout.landed(sample.x_t, x0, t.expand(len(x0)), level, batch)
-    return Noised(x_s, level, x0, eps_of(method, x_s, x0, level))
+class Between:
+    """Points of the student's own step, in place of noise: x_s, s and x0.
+
+    Args:
+        rollout: The student's steps.
+    """
+
+    def __init__(self, rollout: Rollout) -> None:
+        self.rollout = rollout
+
+    def __call__(self, sample: Sample, t: Tensor, batch: Batch) -> Noised:
+        """Where the step is at a share t (N,) of the way back up."""
+        rollout, x0 = self.rollout, sample.x0
+        first, s = rollout.times[sample.index], rollout.times[sample.index + 1]
+        level = rollout.student.schedule.snap(s + (first - s) * t).to(x0.device)
+        x_s = rollout.landed(sample.x_t, x0, first.expand(len(x0)), level, batch)
+        return Noised(x_s, level, x0, eps_of(rollout.student, x_s, x0, level))
 
 
-def eps_of(method: Scored, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+def eps_of(student: Denoiser, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
     """The eps that goes with x0 in x_t, (N, ...)."""
-    alpha, sigma = method.student.schedule.at(t, like=x_t)
+    alpha, sigma = student.schedule.at(t, like=x_t)
     return (x_t - alpha * x0) / sigma.clamp(min=1e-6)
+
+
+class Auxiliary(FakeScore):
+    """The auxiliary network: it learns the student's x0 and the teacher's at once.
+
+    Args:
+        setup: The run's.
+        head: Whether there is a head.
+    """
+
+    def __init__(self, setup: Setup, head: bool) -> None:
+        super().__init__(setup, head)
+        self.teacher = setup.teacher
+
+    def denoising(self, noised: Noised, cond: Condition) -> Tensor:
+        x_t, t = noised.x_t, noised.t
+        with torch.no_grad():
+            real = self.teacher(x_t, t, cond)
+            theirs = self.denoiser.target(real, t, eps_of(self.student, x_t, real, t))
+        output = self.output(x_t, t, cond)
+        ours = self.denoiser.target(noised.x0, t, noised.eps)
+        return F.mse_loss(output, ours) + F.mse_loss(output, theirs)
 
 
 class MomentMatching(Matching):
@@ -57,26 +89,20 @@ class MomentMatching(Matching):
 
     name = "moment-matching"
 
-    def place(self, sample: Sample, t: Tensor, batch: Batch) -> Noised:
-        return between(self, sample, t, batch)
+    def __init__(self, config: MomentMatching.Config, setup: Setup) -> None:
+        super().__init__(config, setup, fake_score=Auxiliary)
+        self.noising = Between(self.rollout)
 
-    def gradient(self, view: View, batch: Batch) -> Tensor:
-        return view.fake - view.real
-
-    def denoising(self, noised: Noised, cond: Condition) -> Tensor:
-        x_t, t = noised.x_t, noised.t
-        with torch.no_grad():
-            real = self.teacher(x_t, t, cond)
-            theirs = self.fake_score.target(real, t, eps_of(self, x_t, real, t))
-        output = self.fake_output(x_t, t, cond)
-        ours = self.fake_score.target(noised.x0, t, noised.eps)
-        return F.mse_loss(output, ours) + F.mse_loss(output, theirs)
+    def student_loss(self, batch: Batch) -> Losses:
+        sample = self.rollout(batch)
+        view = self.view(sample, batch)
+        return self.descent(sample, view, view.fake - view.real, batch)
 
 
 class MomentMatchingGradient(Scored):
     """x0 descends the change of the teacher's x0 that training on other samples would bring."""
 
-    class Config(Scored.Config):
+    class Config(ScoreConfig):
         """Hyperparameters; `min_time` and `max_time` are shares of the way back up a step."""
 
         rollout: Literal["simulate", "data"] = "data"
@@ -90,13 +116,15 @@ class MomentMatchingGradient(Scored):
                 "unguided teacher; choose teacher.guidance=1, or moment-matching"
             )
         super().__init__(config, setup)
+        self.noising = Between(self.rollout)
         self.copy = setup.spawn()
         """The teacher, with weights to differentiate by; it never trains."""
 
-    def move(self, sample: Sample, batch: Batch) -> Losses:
+    def student_loss(self, batch: Batch) -> Losses:
+        sample = self.rollout(batch)
         x0, half = sample.x0, len(sample.x0) // 2
         with torch.no_grad():
-            noised = between(self, sample, self.levels(batch), batch)
+            noised = self.noising(sample, self.levels(batch), batch)
         halves = slice(half), slice(half, None)
         directions = [self.direction(rows_of(noised, h), take(batch.cond, h)) for h in halves]
         with torch.no_grad():
@@ -105,7 +133,8 @@ class MomentMatchingGradient(Scored):
                 for h, direction in zip(halves, reversed(directions), strict=True)
             ]
             gradient = torch.nan_to_num(-torch.cat(changes))
-        return Losses(toward(x0, gradient), moved(x0, gradient, batch.x0))
+        losses = Losses(surrogate_loss(x0, gradient), moved(x0, gradient, batch.x0))
+        return self.regressed(losses, batch)
 
     def direction(self, noised: Noised, cond: Condition) -> dict[str, Tensor]:
         """The gradient of the teacher's loss on these samples, of unit length."""

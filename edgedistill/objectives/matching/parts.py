@@ -1,14 +1,17 @@
-"""What methods that move a student by scores share: its rollout, its noise, its fake score.
+"""The parts of methods that move a student by scores, and the turns in which such methods train.
 
-Such a method takes a sample x0 of the student at one of its own steps, noises it to x_t, and moves
-it by what the teacher makes of x_t against what a fake score, which learns the student's samples
-as they are now, makes of it. Both are x0-predictions; the scores of the two distributions differ
-by alpha / sigma^2 times their difference.
+Such a method takes a sample x0 of the student at one of its own steps (`Rollout`), noises it to
+x_t (`Noising`, at `Levels` of noise), and moves it by what the teacher makes of x_t against what a
+fake score (`FakeScore`), which learns the student's samples as they are now, makes of it. Both are
+x0-predictions; the scores of the two distributions differ by alpha / sigma^2 times their
+difference. A GAN head on the fake score's features and a regression on the teacher's ODE
+(`TeacherRegression`) may help. `dmd2` spells one such method out.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,19 +22,43 @@ from torch.nn import functional as F
 
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.diffusion.distances import drift
-from edgedistill.diffusion.losses import gan_discriminator, gan_generator, toward
-from edgedistill.diffusion.solvers import SOLVERS, one_step_x0
+from edgedistill.diffusion.losses import (
+    gan_accuracy,
+    gan_discriminator,
+    gan_generator,
+    surrogate_loss,
+)
 from edgedistill.diffusion.times import stratified
 from edgedistill.networks.heads import Tap, head_for
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings, Setup
-from edgedistill.objectives.matching.rollout import Noised, Rollout, Sample
+from edgedistill.objectives.matching.rollout import (
+    Levels,
+    Noised,
+    Noising,
+    Regression,
+    Renoising,
+    Rollout,
+    Sample,
+    TeacherRegression,
+    renoised,
+)
 
-__all__ = ["FakeScored", "Matching", "Scored", "View", "health", "moved"]
+__all__ = [
+    "FakeScore",
+    "Matching",
+    "ScoreConfig",
+    "Scored",
+    "View",
+    "health",
+    "moved",
+]
+
+# --- What is logged -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class View:
-    """A noised sample of the student, and the x0 that both scores see in it; no gradients."""
+    """A noised sample of the student, and the x0 that both scores see in it, (N, ...) each."""
 
     x0: Tensor
     x_t: Tensor
@@ -40,7 +67,7 @@ class View:
     fake: Tensor
 
     def roles(self) -> dict[str, Tensor]:
-        """By who made it: the student, noise on that, the teacher, the fake score; (N, ...)."""
+        """Who made what: the student, noise on that, the teacher, the fake score; (N, ...)."""
         seen = {"teacher": self.real, "fake_score": self.fake}
         return {"student": self.x0, "x_t": self.x_t, **seen}
 
@@ -74,102 +101,174 @@ def _size(x: Tensor) -> Tensor:
     return x.square().mean().sqrt()
 
 
-class Scored(Objective):
-    """A student that moves by `move` from where its rollout brought it.
+# --- Parts --------------------------------------------------------------------------------------
 
-    The teacher's score is known; what stands against it is the subclass's.
+
+class FakeScore:
+    """A denoiser that learns the student's samples as they are now, with a GAN head if asked.
+
+    The head sees the features of the denoiser's own network (DMD2, Sec. 4.3), so that one call
+    may serve both.
+
+    Args:
+        setup: Spawns the network, which starts as the teacher, and names the features.
+        head: Whether there is a head.
     """
 
-    class Config(Settings):
+    def __init__(self, setup: Setup, head: bool) -> None:
+        self.student = setup.student
+        self.denoiser = setup.spawn()
+        self.tap: Tap | None = None
+        self.head: nn.Module = nn.Identity()
+        if head:
+            self.tap = Tap(self.denoiser.net, setup.tap)
+            x0, cond = setup.example
+            with torch.no_grad():
+                self.denoiser(x0, torch.full((len(x0),), 0.5, device=x0.device), cond)
+            self.head = head_for(self.tap.take()).to(x0.device)
+
+    @property
+    def net(self) -> nn.Module:
+        """All networks that train in the fake score's turn."""
+        return nn.ModuleList([self.denoiser, self.head])
+
+    # --- The denoiser ---------------------------------------------------------------------------
+
+    def output(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """The output of the network, (N, ...)."""
+        return self.denoiser.output(x_t, t, cond)
+
+    def x0(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """The x0 that it sees in x_t at times t (N,), (N, ...)."""
+        return self.denoiser.x0_of(self.output(x_t, t, cond), x_t, t)
+
+    def denoising(self, noised: Noised, cond: Condition) -> Tensor:
+        """The denoising loss on a noised sample, as the network was trained: a scalar."""
+        output = self.output(noised.x_t, noised.t, cond)
+        target = self.denoiser.target(noised.x0, noised.t, noised.eps)
+        if noised.weight is None:
+            return F.mse_loss(output, target)
+        return (noised.weight * (output - target).square()).mean()
+
+    # --- The head -------------------------------------------------------------------------------
+
+    def logits(self, noised: Noised, cond: Condition) -> Tensor:
+        """The head's logits (N, 1) on what is noised at any level (diffusion GAN)."""
+        self.denoiser.output(noised.x_t, noised.t, cond)
+        return self._judged()
+
+    def x0_and_logits(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
+        """`x0`, and the logits on it, of one call of the network."""
+        return self.x0(x_t, t, cond), self._judged()
+
+    def denoising_and_logits(self, noised: Noised, cond: Condition) -> tuple[Tensor, Tensor]:
+        """`denoising` and `logits`, of one call of the network."""
+        return self.denoising(noised, cond), self._judged()
+
+    def _judged(self) -> Tensor:
+        """The logits of what the network has just seen."""
+        assert self.tap is not None
+        logits: Tensor = self.head(self.tap.take())
+        return logits
+
+    def generator_loss(self, noised: Noised, cond: Condition) -> Tensor:
+        """The student's GAN loss on its noised sample, a scalar."""
+        return gan_generator(self.logits(noised, cond))
+
+    # --- Its turn -------------------------------------------------------------------------------
+
+    def loss(self, noised: Noised, batch: Batch, classify_weight: float) -> Losses:
+        """Denoising of the student's noised sample; and, of a head, telling it from data.
+
+        Args:
+            noised: The sample.
+            batch: Gives data, to be noised to the same times.
+            classify_weight: Weight of the head's loss.
+        """
+        if self.tap is None:
+            denoising = self.denoising(noised, batch.cond)
+            return Losses(denoising, {"denoising": denoising.detach()})
+        denoising, fake = self.denoising_and_logits(noised, batch.cond)
+        data = renoised(self.student, batch.x0, noised.t, batch)
+        real = self.logits(data, batch.cond)
+        losses = Losses(denoising, {"denoising": denoising.detach()})
+        gan = gan_discriminator(real, fake)
+        return losses.plus("gan", classify_weight, gan, accuracy=gan_accuracy(real, fake))
+
+
+# --- Turns --------------------------------------------------------------------------------------
+
+
+class ScoreConfig(Settings):
+    """Hyperparameters of a student that moves by scores."""
+
+    regression: int = Field(0, ge=0)
+    """First steps, in which the student learns the teacher's ODE map from each of its times,
+    as before DMD2's one-step SDXL run (Sec. 5.2); it starts with every mode."""
+    regression_steps: int = Field(8, ge=1, le=10_000)
+    """Solver steps of that map."""
+    regression_weight: float = Field(0, ge=0)
+    """Weight of the same loss afterwards, beside the matching, as in DMD (Yin et al. 2023,
+    arXiv 2311.18828, Eq. 9): it holds the share of every mode."""
+    rollout: Literal["simulate", "data"] = "simulate"
+    """Inputs of later steps: the student's own samples (DMD2, Sec. 4.5), or noised data."""
+    min_time: float = Field(0.02, ge=0, le=1)
+    max_time: float = Field(0.98, ge=0, le=1)
+    """Range of the noise at which the two scores are compared."""
+
+
+class Scored(Objective):
+    """A student alone, which moves by scores after a regression on the teacher's ODE."""
+
+    class Config(ScoreConfig):
         """Hyperparameters."""
 
-        regression: int = Field(0, ge=0)
-        """First steps, in which the student learns the teacher's ODE map from each of its times,
-        as before DMD2's one-step SDXL run (Sec. 5.2); it starts with every mode."""
-        regression_steps: int = Field(8, ge=1, le=10_000)
-        """Solver steps of that map."""
-        regression_weight: float = Field(0, ge=0)
-        """Weight of the same loss afterwards, beside the matching, as in DMD (Yin et al. 2023,
-        arXiv 2311.18828, Eq. 9): it holds the share of every mode."""
-        rollout: Literal["simulate", "data"] = "simulate"
-        """Inputs of later steps: the student's own samples (DMD2, Sec. 4.5), or noised data."""
-        min_time: float = Field(0.02, ge=0, le=1)
-        max_time: float = Field(0.98, ge=0, le=1)
-        """Range of the noise at which the two scores are compared."""
+    config: ScoreConfig
 
-    config: Scored.Config
-
-    def __init__(self, config: Scored.Config, setup: Setup) -> None:
-        if config.min_time >= config.max_time:
-            raise ValueError(f"min_time {config.min_time} is not below {config.max_time}")
-        self.config = config
-        self.teacher, self.student = setup.teacher, setup.student
-        self.times, self.optim = setup.times, setup.optim
-        self.rollout = Rollout(setup.student, setup.times, setup.sampler, config.rollout)
+    def __init__(self, config: ScoreConfig, setup: Setup) -> None:
+        self.levels = Levels(config.min_time, config.max_time)
+        self.config, self.optim = config, setup.optim
+        self.teacher, self.student, self.times = setup.teacher, setup.student, setup.times
+        self.rollout = Rollout.of(setup, config.rollout)
+        self.regression = TeacherRegression(setup.teacher, self.rollout, config.regression_steps)
 
     def players(self) -> list[Player]:
         return [Player("student", self.student, self.optim)]
 
     def loss(self, player: str, batch: Batch) -> Losses:
         if batch.step < self.config.regression:
-            loss = self.regression(batch)
-            return Losses(loss, {"regression": loss.detach()})
-        sample = self.rollout(batch)
-        losses = self.move(sample, batch)
-        loss, logs = losses.total, dict(losses.logs)
-        for name, (weight, term) in self.beside(sample, batch).items():
-            loss = loss + weight * term
-            logs[name] = term.detach()
-        return Losses(loss, logs)
+            return _alone(self.regression(batch))
+        return self.student_loss(batch)
 
     @abstractmethod
-    def move(self, sample: Sample, batch: Batch) -> Losses:
-        """What moves the sample to the teacher's distribution."""
+    def student_loss(self, batch: Batch) -> Losses:
+        """What the student minimises after the regression."""
 
-    def beside(self, sample: Sample, batch: Batch) -> dict[str, tuple[float, Tensor]]:
-        """Further terms: name -> (weight, loss)."""
+    def regressed(self, losses: Losses, batch: Batch) -> Losses:
+        """These losses, with the regression beside them at its weight."""
         weight = self.config.regression_weight
-        return {"regression": (weight, self.regression(batch))} if weight > 0 else {}
-
-    def levels(self, batch: Batch) -> Tensor:
-        """Times at which scores are compared, (N,)."""
-        config, count = self.config, len(batch.x0)
-        return stratified(count, batch.generator, config.min_time, config.max_time)
-
-    def noised(self, x0: Tensor, t: Tensor, batch: Batch) -> Noised:
-        """x0 (N, ...) noised to times t (N,)."""
-        t = self.student.schedule.snap(t).to(x0.device)
-        eps = batch.noise()
-        return Noised(self.student.noised(x0, t, eps), t, x0, eps)
-
-    def regression(self, batch: Batch) -> Tensor:
-        """Distance to where the teacher's ODE leads from one of the student's times.
-
-        To its end; to the next of the student's times, if the student's steps are deterministic.
-        """
-        schedule, device = self.student.schedule, batch.x0.device
-        t, s = self.span(batch)
-        x_t = self.student.noised(batch.x0, t.to(device), batch.noise())
-        fractions = torch.linspace(1, 0, self.config.regression_steps + 1, dtype=torch.float64)
-        between = schedule.snap(s + (t - s) * fractions[:-1])
-        # On the CPU, as solvers read these times' values.
-        path = torch.unique_consecutive(torch.cat([between, s[None]]))
-        with torch.no_grad():
-            x_s = SOLVERS["dpm++2m"](self.teacher, x_t, path, batch.cond)
-            target = one_step_x0(schedule, x_t, x_s, path[0], path[-1]) if s > 0 else x_s
-        return F.mse_loss(self.student(x_t, t.to(device), batch.cond), target)
-
-    def span(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Times between which the regression goes, scalars, the same on all ranks."""
-        index = self.rollout.index(batch)
-        t = self.times[index]
-        return t, self.times[index + 1] if self.rollout.sampler == "ddim" else torch.zeros_like(t)
+        return losses.plus("regression", weight, self.regression(batch)) if weight > 0 else losses
 
 
-class FakeScored(Scored):
-    """Scored against a fake score that trains on the student's samples, in turns with it."""
+class Matching(Objective):
+    """A student that moves by two scores, in turns with the fake score.
 
-    class Config(Scored.Config):
+    A method exchanges parts where its paper has others, and says in `student_loss` what happens in
+    the student's turn.
+
+    Args:
+        config: The method's.
+        setup: The run's.
+        rollout: Where the student's steps take it; by default along its own times.
+        fake_score: Makes the fake score, of the setup and whether it has a head.
+
+    Attributes:
+        noising: What is compared: the student's x0, noised.
+        levels: At which times: uniform ones.
+        regression: What holds every mode: a regression on the teacher's ODE.
+    """
+
+    class Config(ScoreConfig):
         """Hyperparameters."""
 
         turns: int = Field(1, ge=1, le=1_000)
@@ -183,125 +282,90 @@ class FakeScored(Scored):
         """Weight of the discriminator term in fake_score's loss."""
         fake_score: Optim = Optim()
 
-    config: FakeScored.Config
+    config: Matching.Config
 
-    def __init__(self, config: FakeScored.Config, setup: Setup) -> None:
-        super().__init__(config, setup)
-        self.fake_score = setup.spawn()
-        self.tap: Tap | None = None
-        self.head: nn.Module = nn.Identity()
-        if config.gan_weight > 0:
-            self.tap = Tap(self.fake_score.net, setup.tap)
-            x0, cond = setup.example
-            with torch.no_grad():
-                self.fake_score(x0, torch.full((len(x0),), 0.5, device=x0.device), cond)
-            self.head = head_for(self.tap.take()).to(x0.device)
+    def __init__(
+        self,
+        config: Matching.Config,
+        setup: Setup,
+        *,
+        rollout: Rollout | None = None,
+        fake_score: Callable[[Setup, bool], FakeScore] = FakeScore,
+    ) -> None:
+        self.levels: Callable[[Batch], Tensor] = Levels(config.min_time, config.max_time)
+        self.config, self.optim = config, setup.optim
+        self.teacher, self.student, self.times = setup.teacher, setup.student, setup.times
+        self.rollout = rollout or Rollout.of(setup, config.rollout)
+        self.noising: Noising = Renoising(setup.student)
+        self.regression: Regression = TeacherRegression(
+            setup.teacher, self.rollout, config.regression_steps
+        )
+        self.fake_score = fake_score(setup, config.gan_weight > 0)
 
     def players(self) -> list[Player]:
-        config = self.config
-        follower = nn.ModuleList([self.fake_score, self.head])
-        return [
-            Player("fake_score", follower, config.fake_score, start=config.regression),
-            Player(
-                "student",
-                self.student,
-                self.optim,
-                every=config.turns,
-                start=config.regression + config.warmup,
-                prelude=config.regression,
-            ),
-        ]
+        config, first = self.config, self.config.regression
+        student = Player(
+            "student",
+            self.student,
+            self.optim,
+            every=config.turns,
+            start=first + config.warmup,
+            prelude=first,
+        )
+        fake_score = Player("fake_score", self.fake_score.net, config.fake_score, start=first)
+        return [fake_score, student]
 
     def loss(self, player: str, batch: Batch) -> Losses:
-        return self._fake_score(batch) if player == "fake_score" else super().loss(player, batch)
+        if player == "fake_score":
+            return self.fake_score_loss(batch)
+        if batch.step < self.config.regression:
+            return _alone(self.regression(batch))
+        return self.student_loss(batch)
 
-    # --- The student's turn ---------------------------------------------------------------------
+    @abstractmethod
+    def student_loss(self, batch: Batch) -> Losses:
+        """What the student minimises after the regression."""
+
+    def fake_score_loss(self, batch: Batch) -> Losses:
+        """What the fake score minimises on the student's samples at all levels of noise."""
+        with torch.no_grad():
+            sample = self.rollout(batch)
+            noised = self.noising(sample, stratified(len(batch.x0), batch.generator), batch)
+        return self.fake_score.loss(noised, batch, self.config.classify_weight)
+
+    # --- What most students' turns consist of ---------------------------------------------------
 
     @torch.no_grad()
-    def view(self, sample: Sample, batch: Batch) -> View:
-        """The sample noised, as teacher and fake score see it."""
-        noised = self.place(sample, self.levels(batch), batch)
+    def view(self, sample: Sample, batch: Batch, target: nn.Module | None = None) -> View:
+        """The sample noised, as the teacher (or another target) and the fake score see it."""
+        noised = self.noising(sample, self.levels(batch), batch)
         x_t, t = noised.x_t, noised.t
-        real, fake = self.real(x_t, t, batch), self.fake(x_t, t, batch.cond)
+        real = (target or self.teacher)(x_t, t, batch.cond)
+        fake = self.fake_score.x0(x_t, t, batch.cond)
         return View(sample.x0.detach(), x_t, t, real, fake)
 
     @torch.no_grad()
     def predictions(self, batch: Batch) -> dict[str, Tensor]:
         return self.view(self.rollout(batch), batch).roles()
 
-    def real(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        """The x0 that the distribution aimed at has at x_t, (N, ...)."""
-        x0: Tensor = self.teacher(x_t, t, batch.cond)
-        return x0
+    def descent(self, sample: Sample, view: View, gradient: Tensor, batch: Batch) -> Losses:
+        """x0 descends the gradient (N, ...), with regression and GAN beside it."""
+        gradient = torch.nan_to_num(gradient)
+        losses = Losses(surrogate_loss(sample.x0, gradient), health(view, gradient, batch.x0))
+        return self.helped(losses, sample, batch)
 
-    def fake(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """The x0 that the fake score sees at x_t, (N, ...)."""
-        return self.fake_score.x0_of(self.fake_output(x_t, t, cond), x_t, t)
-
-    def fake_output(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """What its network says, (N, ...)."""
-        return self.fake_score.output(x_t, t, cond)
-
-    def beside(self, sample: Sample, batch: Batch) -> dict[str, tuple[float, Tensor]]:
-        terms = super().beside(sample, batch)
-        if self.config.gan_weight > 0:
-            levels = stratified(len(sample.x0), batch.generator)
-            logits = self.logits(self.place(sample, levels, batch), batch.cond)
-            terms["gan"] = (self.config.gan_weight, gan_generator(logits))
-        return terms
-
-    def logits(self, noised: Noised, cond: Condition) -> Tensor:
-        """Discriminator logits on what is noised at any level (diffusion GAN, DMD2, Sec. 4.3)."""
-        assert self.tap is not None
-        self.fake_score.output(noised.x_t, noised.t, cond)
-        logits: Tensor = self.head(self.tap.take())
-        return logits
-
-    # --- The fake score's turn ------------------------------------------------------------------
-
-    def place(self, sample: Sample, t: Tensor, batch: Batch) -> Noised:
-        """The sample at noise levels t (N,): what the fake score learns, and is asked about."""
-        return self.noised(sample.x0, t, batch)
-
-    def _fake_score(self, batch: Batch) -> Losses:
+    def helped(self, losses: Losses, sample: Sample, batch: Batch) -> Losses:
+        """These losses, with regression and GAN beside them at their weights."""
         config = self.config
-        with torch.no_grad():
-            sample = self.rollout(batch)
-            noised = self.place(sample, stratified(len(batch.x0), batch.generator), batch)
-        denoising = self.denoising(noised, batch.cond)
-        if config.gan_weight == 0:
-            return Losses(denoising, {"denoising": denoising.detach()})
-        fake_logits = self.seen(noised, batch.cond)
-        real_logits = self.logits(self.noised(batch.x0, noised.t, batch), batch.cond)
-        gan = gan_discriminator(real_logits, fake_logits)
-        accuracy = 0.5 * ((real_logits > 0).float().mean() + (fake_logits < 0).float().mean())
-        logs = {"denoising": denoising.detach(), "gan": gan.detach(), "accuracy": accuracy}
-        return Losses(denoising + config.classify_weight * gan, logs)
-
-    def seen(self, noised: Noised, cond: Condition) -> Tensor:
-        """The logits of what `denoising` has just seen: its features, one call fewer."""
-        assert self.tap is not None
-        logits: Tensor = self.head(self.tap.take())
-        return logits
-
-    def denoising(self, noised: Noised, cond: Condition) -> Tensor:
-        """The fake score's loss at a noised sample, as its network was trained: a scalar."""
-        output = self.fake_output(noised.x_t, noised.t, cond)
-        target = self.fake_score.target(noised.x0, noised.t, noised.eps)
-        if noised.weight is None:
-            return F.mse_loss(output, target)
-        return (noised.weight * (output - target).square()).mean()
+        if config.regression_weight > 0:
+            losses = losses.plus("regression", config.regression_weight, self.regression(batch))
+        if config.gan_weight > 0:
+            anywhere = stratified(len(sample.x0), batch.generator)
+            noised = self.noising(sample, anywhere, batch)
+            gan = self.fake_score.generator_loss(noised, batch.cond)
+            losses = losses.plus("gan", config.gan_weight, gan)
+        return losses
 
 
-class Matching(FakeScored):
-    """Moves each sample along a direction that both scores give."""
-
-    def move(self, sample: Sample, batch: Batch) -> Losses:
-        view = self.view(sample, batch)
-        with torch.no_grad():
-            gradient = torch.nan_to_num(self.gradient(view, batch))
-        return Losses(toward(sample.x0, gradient), health(view, gradient, batch.x0))
-
-    @abstractmethod
-    def gradient(self, view: View, batch: Batch) -> Tensor:
-        """What the student's x0 descends, (N, ...)."""
+def _alone(regression: Tensor) -> Losses:
+    return Losses(regression, {"regression": regression.detach()})

@@ -15,11 +15,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from edgedistill.diffusion.losses import matching_gradient
 from edgedistill.diffusion.times import stratified
 from edgedistill.networks.heads import Tap
-from edgedistill.objectives.base import Batch, Setup
+from edgedistill.objectives.base import Batch, Losses, Setup
 from edgedistill.objectives.matching.dmd2 import DMD2
-from edgedistill.objectives.matching.rollout import Sample
+from edgedistill.objectives.matching.parts import FakeScore, Matching
+from edgedistill.objectives.matching.rollout import Rollout, renoised
 
 __all__ = ["PDM", "patch_distance", "patches"]
 
@@ -37,7 +39,36 @@ def patch_distance(real: Tensor, fake: Tensor, c: float) -> Tensor:
     return ((apart.square() + c**2).sqrt() - c).mean()
 
 
-class PDM(DMD2):
+class PatchLoss:
+    """Distance of the mean features of samples and data, in the fake score's network.
+
+    Args:
+        fake_score: Its network gives the features; it does not learn from them.
+        path: Module path of the features in that network.
+        config: The method's.
+    """
+
+    def __init__(self, fake_score: FakeScore, path: str, config: PDM.Config) -> None:
+        self.config, self.fake_score = config, fake_score
+        self.tap = Tap(fake_score.denoiser.net, path)
+
+    def __call__(self, x0: Tensor, batch: Batch) -> Tensor:
+        """Distance of samples x0 (N, ...) from the batch's data, a scalar."""
+        config, student = self.config, self.fake_score.student
+        t = stratified(len(x0), batch.generator, config.min_time, config.patch_max_time)
+        noised = renoised(student, x0, t, batch)
+        fake = self._patches(noised.x_t, noised.t, batch)
+        with torch.no_grad():
+            data = student.noised(batch.x0, noised.t, noised.eps)
+            real = self._patches(data, noised.t, batch)
+        return patch_distance(real, fake, config.patch_c)
+
+    def _patches(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        self.fake_score.denoiser.output(x_t, t, batch.cond)
+        return patches(self.tap.take())
+
+
+class PDM(Matching):
     """DMD2 with mean features that match."""
 
     class Config(DMD2.Config):
@@ -52,32 +83,18 @@ class PDM(DMD2):
     name = "pdm"
     config: Config
 
-    def __init__(self, config: PDM.Config, setup: Setup) -> None:
+    def __init__(self, config: PDM.Config, setup: Setup, rollout: Rollout | None = None) -> None:
         if config.min_time >= config.patch_max_time:
             raise ValueError(
                 f"patch_max_time={config.patch_max_time:g} is not above "
                 f"min_time={config.min_time:g}"
             )
-        super().__init__(config, setup)
-        self.middle = Tap(self.fake_score.net, setup.tap)
+        super().__init__(config, setup, rollout=rollout)
+        self.patch = PatchLoss(self.fake_score, setup.tap, config)
 
-    def beside(self, sample: Sample, batch: Batch) -> dict[str, tuple[float, Tensor]]:
-        terms = super().beside(sample, batch)
-        terms["patch"] = (self.config.patch_weight, self.apart(sample.x0, batch))
-        return terms
-
-    def apart(self, x0: Tensor, batch: Batch) -> Tensor:
-        """Distance of samples x0 (N, ...) from the batch's data, a scalar."""
-        config = self.config
-        t = stratified(len(x0), batch.generator, config.min_time, config.patch_max_time)
-        noised = self.noised(x0, t, batch)
-        fake = self._patches(noised.x_t, noised.t, batch)
-        with torch.no_grad():
-            real = self._patches(
-                self.student.noised(batch.x0, noised.t, noised.eps), noised.t, batch
-            )
-        return patch_distance(real, fake, config.patch_c)
-
-    def _patches(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        self.fake_score.output(x_t, t, batch.cond)
-        return patches(self.middle.take())
+    def student_loss(self, batch: Batch) -> Losses:
+        sample = self.rollout(batch)
+        view = self.view(sample, batch)
+        gradient = matching_gradient(view.x0, view.real, view.fake)
+        losses = self.descent(sample, view, gradient, batch)
+        return losses.plus("patch", self.config.patch_weight, self.patch(sample.x0, batch))

@@ -11,36 +11,41 @@ phases before go on being trained.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from edgedistill.objectives.base import Batch, Setup
-from edgedistill.objectives.matching.rollout import Rollout, Sample
-from edgedistill.objectives.matching.tdm import Landing
+from edgedistill.diffusion.losses import matching_gradient
+from edgedistill.objectives.base import Batch, Losses, Setup
+from edgedistill.objectives.matching.parts import Matching
+from edgedistill.objectives.matching.rollout import Rollout
+from edgedistill.objectives.matching.tdm import LandingNoise
 from edgedistill.objectives.stages import Stages
 
 __all__ = ["PhasedDMD"]
 
 
-class PhasedDMD(Landing):
+class PhasedDMD(Matching):
     """Matching of a growing number of the student's steps."""
 
     name = "phased-dmd"
 
-    def __init__(self, config: Landing.Config, setup: Setup) -> None:
-        super().__init__(config, setup)
+    def __init__(self, config: PhasedDMD.Config, setup: Setup) -> None:
         begin = config.regression + config.warmup
         stages = Stages(max(1, setup.train_steps - begin), len(setup.times) - 1)
-        self.rollout = Growing(self.rollout, stages, begin)
+        rollout = PhasedRollout(Rollout.of(setup, config.rollout), stages, begin)
+        super().__init__(config, setup, rollout=rollout)
+        self.noising = LandingNoise(self.rollout, top=self.times[0])
 
-    def top(self, sample: Sample) -> Tensor:
-        return self.times[0]
+    def student_loss(self, batch: Batch) -> Losses:
+        sample = self.rollout(batch)
+        view = self.view(sample, batch)
+        gradient = matching_gradient(view.x0, view.real, view.fake)
+        return self.descent(sample, view, gradient, batch)
 
 
-class Growing(Rollout):
+class PhasedRollout(Rollout):
     """A rollout that goes one step further at each stage.
 
     Args:
-        rollout: Of the whole student.
+        rollout: The whole student's.
         stages: As many as it has steps.
         begin: The first step of the run that counts.
     """

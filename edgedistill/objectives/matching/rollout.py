@@ -1,19 +1,34 @@
-"""Where the student's own steps take it, and noise on what it makes there."""
+"""Where the student's own steps take it, where the teacher's ODE does, and noise on that."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.denoiser import Denoiser, Guided
+from edgedistill.diffusion.prediction import expand_like
 from edgedistill.diffusion.schedule import Schedule
-from edgedistill.diffusion.solvers import ddim_step, init_scale
-from edgedistill.objectives.base import Batch
+from edgedistill.diffusion.solvers import SOLVERS, ddim_step, init_scale, one_step_x0
+from edgedistill.diffusion.times import stratified
+from edgedistill.objectives.base import Batch, Setup
 
-__all__ = ["Noised", "Rollout", "Sample", "onward"]
+__all__ = [
+    "Levels",
+    "Noised",
+    "Noising",
+    "Regression",
+    "Renoising",
+    "Rollout",
+    "Sample",
+    "TeacherRegression",
+    "onward",
+    "renoised",
+]
 
 
 @dataclass(frozen=True)
@@ -40,7 +55,7 @@ class Noised:
     Attributes:
         x0: Clean data, or what has its mean given x_t.
         eps: Noise, likewise: x_t = alpha x0 + sigma eps.
-        weight: Of the denoising loss at each sample, broadcastable to it; None is 1.
+        weight: Weight of the denoising loss at each sample, broadcastable to it; None is 1.
     """
 
     x_t: Tensor
@@ -50,13 +65,43 @@ class Noised:
     weight: Tensor | None = None
 
 
+Noising = Callable[[Sample, Tensor, Batch], Noised]
+"""A sample of the student, times (N,) and the batch -> the sample at these times.
+
+What two scores see when they are compared, what the fake score learns, and what a discriminator
+judges is all made by one and the same noising.
+"""
+
+
+def renoised(denoiser: Denoiser, x0: Tensor, t: Tensor, batch: Batch) -> Noised:
+    """x0 (N, ...) noised to the denoiser's times nearest to t (N,)."""
+    t = denoiser.schedule.snap(t).to(x0.device)
+    eps = batch.noise()
+    return Noised(denoiser.noised(x0, t, eps), t, x0, eps)
+
+
+class Renoising:
+    """The plain noising: fresh noise on the sample's x0 (DMD, DMD2).
+
+    Args:
+        student: Gives the schedule.
+    """
+
+    def __init__(self, student: Denoiser) -> None:
+        self.student = student
+
+    def __call__(self, sample: Sample, t: Tensor, batch: Batch) -> Noised:
+        """x0 noised to times t (N,)."""
+        return renoised(self.student, sample.x0, t, batch)
+
+
 class Rollout:
     """Where the student's own steps take it.
 
     Args:
-        student: Whose.
-        times: Its steps (steps + 1,).
-        sampler: How they land.
+        student: The student.
+        times: Its steps (steps + 1,), decreasing to 0.
+        sampler: How its steps land; a key of `sampling.SAMPLERS`.
         source: Inputs of later steps: the student's own samples (backward simulation, DMD2, Yin
             et al. 2024, arXiv 2405.14867, Sec. 4.5), or noised data.
     """
@@ -69,6 +114,11 @@ class Rollout:
         source: Literal["simulate", "data"] = "simulate",
     ) -> None:
         self.student, self.times, self.sampler, self.source = student, times, sampler, source
+
+    @classmethod
+    def of(cls, setup: Setup, source: Literal["simulate", "data"]) -> Rollout:
+        """The rollout of a run's student along its own times."""
+        return Rollout(setup.student, setup.times, setup.sampler, source)
 
     def index(self, batch: Batch) -> int:
         """A step, the same on all ranks, so that every rank does equal work."""
@@ -105,6 +155,63 @@ class Rollout:
         return ddim_step(self.student.schedule, x_t, x0, t, s)
 
 
+class Levels:
+    """Times at which scores are compared: uniform between two, one in each part of a batch.
+
+    Raises:
+        ValueError: Unless low is below high.
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        if low >= high:
+            raise ValueError(f"min_time {low} is not below {high}")
+        self.low, self.high = low, high
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Times of the batch's rows, (N,), float64."""
+        return stratified(len(batch.x0), batch.generator, self.low, self.high)
+
+
+Regression = Callable[[Batch], Tensor]
+"""A batch -> the student's distance, a scalar, from what the teacher's ODE makes of it."""
+
+
+class TeacherRegression:
+    """Regression on where the teacher's ODE leads from noised data at the student's times.
+
+    To the ODE's end; to the next of the student's times, if its steps are deterministic.
+
+    Args:
+        teacher: Whose ODE it is.
+        rollout: The student's; chooses the step.
+        steps: Solver steps of the teacher.
+    """
+
+    def __init__(self, teacher: Denoiser | Guided, rollout: Rollout, steps: int) -> None:
+        self.teacher, self.student, self.steps = teacher, rollout.student, steps
+        self.rollout = rollout
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """The mean square distance of the student's x0 from it, a scalar."""
+        schedule, device = self.student.schedule, batch.x0.device
+        t, s = self.span(batch)
+        x_t = self.student.noised(batch.x0, t.to(device), batch.noise())
+        fractions = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
+        between = schedule.snap(s + (t - s) * fractions[:-1])
+        # On the CPU, as solvers read these times' values.
+        path = torch.unique_consecutive(torch.cat([between, s[None]]))
+        with torch.no_grad():
+            x_s = SOLVERS["dpm++2m"](self.teacher, x_t, path, batch.cond)
+            target = one_step_x0(schedule, x_t, x_s, path[0], path[-1]) if s > 0 else x_s
+        return F.mse_loss(self.student(x_t, t.to(device), batch.cond), target)
+
+    def span(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Times between which the regression goes, scalars, the same on all ranks."""
+        times, index = self.rollout.times, self.rollout.index(batch)
+        t = times[index]
+        return t, times[index + 1] if self.rollout.sampler == "ddim" else torch.zeros_like(t)
+
+
 def onward(schedule: Schedule, x_s: Tensor, s: Tensor, t: Tensor, noise: Tensor) -> Noised:
     """x_s noised further, from s to t > s: x_t = a x_s + r noise, a = alpha_t / alpha_s.
 
@@ -120,8 +227,7 @@ def onward(schedule: Schedule, x_s: Tensor, s: Tensor, t: Tensor, noise: Tensor)
         t: Times above them, (N,).
         noise: Standard normal (N, ...).
     """
-    shape = (-1,) + (1,) * (x_s.ndim - 1)
-    s_, t_ = s.double().reshape(shape), t.double().reshape(shape)
+    s_, t_ = (expand_like(time.double(), x_s) for time in (s, t))
     alpha_s, sigma_s = schedule.alpha(s_), schedule.sigma(s_)
     alpha_t, sigma_t = schedule.alpha(t_), schedule.sigma(t_)
     a = alpha_t / alpha_s

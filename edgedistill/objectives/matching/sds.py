@@ -11,16 +11,15 @@ for a negative prompt, in whose place the null condition is taken here.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-
 import torch
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Guided, expand
-from edgedistill.diffusion.losses import toward
+from edgedistill.diffusion.losses import surrogate_loss
+from edgedistill.diffusion.prediction import expand_like
 from edgedistill.objectives.base import Batch, Losses, Setup
-from edgedistill.objectives.matching.parts import Scored, moved
-from edgedistill.objectives.matching.rollout import Noised, Sample
+from edgedistill.objectives.matching.parts import ScoreConfig, Scored, moved
+from edgedistill.objectives.matching.rollout import Noised, renoised
 
 __all__ = ["NFSD", "SDS"]
 
@@ -28,33 +27,27 @@ CLEAN = 0.2
 """Below this time NFSD takes the teacher's eps to hold no noise."""
 
 
-class Alone(Scored):
-    """x0 descends sigma^2 times the difference to the eps of something that no one trains."""
-
-    def move(self, sample: Sample, batch: Batch) -> Losses:
-        with torch.no_grad():
-            noised = self.noised(sample.x0, self.levels(batch), batch)
-            real = self.teacher(noised.x_t, noised.t, batch.cond)
-            alpha, sigma = self.student.schedule.at(noised.t, like=noised.x_t)
-            apart = self.against(noised, batch) - real
-            gradient = torch.nan_to_num(alpha * sigma * apart)
-        return Losses(toward(sample.x0, gradient), moved(sample.x0, gradient, batch.x0))
-
-    @abstractmethod
-    def against(self, noised: Noised, batch: Batch) -> Tensor:
-        """The x0 in the fake score's place, (N, ...)."""
-
-
-class SDS(Alone):
-    """x0 descends sigma^2 (eps_teacher - eps)."""
+class SDS(Scored):
+    """x0 descends sigma^2 (eps_teacher - eps), sigma^2 times the difference of two eps."""
 
     name = "sds"
 
-    def against(self, noised: Noised, batch: Batch) -> Tensor:
+    def student_loss(self, batch: Batch) -> Losses:
+        sample = self.rollout(batch)
+        with torch.no_grad():
+            noised = renoised(self.student, sample.x0, self.levels(batch), batch)
+            real = self.teacher(noised.x_t, noised.t, batch.cond)
+            alpha, sigma = self.student.schedule.at(noised.t, like=noised.x_t)
+            gradient = torch.nan_to_num(alpha * sigma * (self.reference(noised, batch) - real))
+        logs = moved(sample.x0, gradient, batch.x0)
+        return self.regressed(Losses(surrogate_loss(sample.x0, gradient), logs), batch)
+
+    def reference(self, noised: Noised, batch: Batch) -> Tensor:
+        """The x0 in the fake score's place, which no one trains, (N, ...)."""
         return noised.x0
 
 
-class NFSD(Alone):
+class NFSD(SDS):
     """x0 descends sigma^2 of the guided teacher's eps, less that of the null condition.
 
     Raises:
@@ -63,7 +56,7 @@ class NFSD(Alone):
 
     name = "nfsd"
 
-    def __init__(self, config: Scored.Config, setup: Setup) -> None:
+    def __init__(self, config: ScoreConfig, setup: Setup) -> None:
         if not isinstance(setup.teacher, Guided):
             raise ValueError(
                 "teacher.guidance=1: nfsd sets a null condition against the wanted one; "
@@ -71,10 +64,9 @@ class NFSD(Alone):
             )
         super().__init__(config, setup)
 
-    def against(self, noised: Noised, batch: Batch) -> Tensor:
+    def reference(self, noised: Noised, batch: Batch) -> Tensor:
         assert isinstance(self.teacher, Guided)
         x_t, t = noised.x_t, noised.t
         alpha, _ = self.student.schedule.at(t, like=x_t)
         null = self.teacher.denoiser(x_t, t, expand(self.teacher.null, len(x_t)))
-        clean = (t < CLEAN).reshape((-1,) + (1,) * (x_t.ndim - 1))
-        return torch.where(clean, x_t / alpha, null)
+        return torch.where(expand_like(t < CLEAN, x_t), x_t / alpha, null)

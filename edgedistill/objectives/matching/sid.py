@@ -19,17 +19,50 @@ import torch
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Condition, Guided, cat, expand
+from edgedistill.diffusion.losses import matching_scale
 from edgedistill.objectives.base import Batch, Losses, Setup
-from edgedistill.objectives.matching.parts import FakeScored, View, health
-from edgedistill.objectives.matching.rollout import Noised, Sample
+from edgedistill.objectives.matching.parts import FakeScore, Matching, View, health
+from edgedistill.objectives.matching.rollout import Noised, TeacherRegression
 
 __all__ = ["SiD"]
 
 
-class SiD(FakeScored):
+class GuidedFakeScore(FakeScore):
+    """A fake score that is guided, where it learns and where it is asked.
+
+    Args:
+        setup: The run's.
+        head: Whether there is a head.
+        null: The null condition, of one row.
+        scale: Guidance scale; 0 is the null condition alone.
+    """
+
+    def __init__(self, setup: Setup, head: bool, null: Condition, scale: float) -> None:
+        super().__init__(setup, head)
+        self.null, self.scale = null, scale
+
+    def output(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        if self.scale == 1:
+            return super().output(x_t, t, cond)
+        null = expand(self.null, len(x_t))
+        if self.scale == 0:
+            return super().output(x_t, t, null)
+        t = t.expand(len(x_t))
+        both = super().output(torch.cat([x_t, x_t]), torch.cat([t, t]), cat(null, cond))
+        without, wanted = both.chunk(2)
+        return torch.lerp(without, wanted, self.scale)
+
+    def denoising_and_logits(self, noised: Noised, cond: Condition) -> tuple[Tensor, Tensor]:
+        if self.scale == 1:
+            return super().denoising_and_logits(noised, cond)
+        # Data is judged under its condition, which the denoising call had not alone.
+        return self.denoising(noised, cond), self.logits(noised, cond)
+
+
+class SiD(Matching):
     """x0 descends an estimate of the Fisher divergence to the teacher."""
 
-    class Config(FakeScored.Config):
+    class Config(Matching.Config):
         """Hyperparameters (few-step SiD's)."""
 
         alpha: float = 1.0
@@ -44,42 +77,37 @@ class SiD(FakeScored):
     config: Config
 
     def __init__(self, config: SiD.Config, setup: Setup) -> None:
-        super().__init__(config, setup)
-        self.scale = 1.0
-        if config.guidance != "teacher":
-            if not isinstance(setup.teacher, Guided):
-                raise ValueError(
-                    f"guidance={config.guidance}: teacher.guidance=1 has no null condition; "
-                    "choose another, or guidance=teacher"
-                )
-            self.null = setup.teacher.null
-            scales = {"long-short": setup.teacher.scale, "zero": 0.0, "anti": -1.0}
-            self.scale = scales[config.guidance]
-            if config.guidance != "long-short":
-                self.teacher = setup.teacher.denoiser
+        if config.guidance == "teacher":
+            super().__init__(config, setup)
+            return
+        guided = setup.teacher
+        if not isinstance(guided, Guided):
+            raise ValueError(
+                f"guidance={config.guidance}: teacher.guidance=1 has no null condition; "
+                "choose another, or guidance=teacher"
+            )
+        null = guided.null
+        scale = {"long-short": guided.scale, "zero": 0.0, "anti": -1.0}[config.guidance]
 
-    def fake_output(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        if self.scale == 1:
-            return super().fake_output(x_t, t, cond)
-        null = expand(self.null, len(x_t))
-        if self.scale == 0:
-            return super().fake_output(x_t, t, null)
-        t = t.expand(len(x_t))
-        both = super().fake_output(torch.cat([x_t, x_t]), torch.cat([t, t]), cat(null, cond))
-        without, wanted = both.chunk(2)
-        return torch.lerp(without, wanted, self.scale)
+        def fake_score(setup: Setup, head: bool) -> FakeScore:
+            return GuidedFakeScore(setup, head, null, scale)
 
-    def seen(self, noised: Noised, cond: Condition) -> Tensor:
-        # Data is judged under its condition, which the denoising call had not alone.
-        return super().seen(noised, cond) if self.scale == 1 else self.logits(noised, cond)
+        super().__init__(config, setup, fake_score=fake_score)
+        if config.guidance != "long-short":
+            self.teacher, steps = guided.denoiser, config.regression_steps
+            self.regression = TeacherRegression(self.teacher, self.rollout, steps)
 
-    def move(self, sample: Sample, batch: Batch) -> Losses:
+    def student_loss(self, batch: Batch) -> Losses:
+        sample = self.rollout(batch)
         x0 = sample.x0
-        noised = self.place(sample, self.levels(batch), batch)
+        noised = self.noising(sample, self.levels(batch), batch)
         x_t, t = noised.x_t, noised.t
-        real, fake = self.real(x_t, t, batch), self.fake(x_t, t, batch.cond)
-        apart = real - fake
-        dims = tuple(range(1, x0.ndim))
-        scale = (x0 - real).detach().abs().mean(dims, keepdim=True).clamp(min=1e-3)
+
+        # Both scores, with their gradients in x_t.
+        real = self.teacher(x_t, t, batch.cond)
+        fake = self.fake_score.x0(x_t, t, batch.cond)
+        apart, scale = real - fake, matching_scale(x0, real)
         loss = torch.nan_to_num(apart * ((real - x0) - self.config.alpha * apart) / scale).mean()
-        return Losses(loss, health(View(x0, x_t, t, real, fake), apart / scale, batch.x0))
+
+        view = View(x0, x_t, t, real, fake)
+        return self.helped(Losses(loss, health(view, apart / scale, batch.x0)), sample, batch)

@@ -52,7 +52,7 @@ class Sized(Batch):
     whole: Batch | None = None
 
 
-class Growing(Rollout):
+class MultiResolutionRollout(Rollout):
     """Where the student's own steps take it, each at its size; batches are `Sized`.
 
     Args:
@@ -60,7 +60,7 @@ class Growing(Rollout):
         times: Its steps (steps + 1,).
         sampler: How they land.
         source: Inputs of later steps, as in `Rollout`.
-        sizes: Of each step.
+        sizes: The size of each step.
         small: Makes data small.
     """
 
@@ -139,10 +139,10 @@ class SWD(PDM):
     def __init__(self, config: SWD.Config, setup: Setup) -> None:
         self.sizes, self.vae = config.sizes, setup.autoencoder
         self._check(config, setup)
-        super().__init__(config, setup)
-        self.rollout = Growing(
+        rollout = MultiResolutionRollout(
             setup.student, setup.times, setup.sampler, config.rollout, self.sizes, self.small
         )
+        super().__init__(config, setup, rollout)
 
     def _check(self, config: SWD.Config, setup: Setup) -> None:
         """ValueError if such steps cannot be taken here."""

@@ -14,39 +14,48 @@ import torch
 from torch import Tensor
 
 from edgedistill.diffusion.losses import matching_gradient
-from edgedistill.objectives.base import Batch, Setup, check_deterministic
-from edgedistill.objectives.matching.parts import Matching, View
-from edgedistill.objectives.matching.rollout import Noised, Sample, onward
+from edgedistill.objectives.base import Batch, Losses, Setup, check_deterministic
+from edgedistill.objectives.matching.parts import Matching
+from edgedistill.objectives.matching.rollout import Noised, Rollout, Sample, onward
 
-__all__ = ["TDM", "Landing"]
+__all__ = ["TDM", "LandingNoise"]
 
 
-class Landing(Matching):
-    """Matching where the student's step lands, noised from there on."""
+class LandingNoise:
+    """The noising of where the student's step lands, further from there on.
 
-    def place(self, sample: Sample, t: Tensor, batch: Batch) -> Noised:
-        """As the base class's, t being the share of the way from where the step lands up."""
-        schedule, x0 = self.student.schedule, sample.x0
-        first, s = self.times[sample.index], self.times[sample.index + 1]
-        x_s = self.rollout.landed(sample.x_t, x0, first, s, batch)
-        top = self.top(sample)
+    Args:
+        rollout: The student's steps.
+        top: The noisiest time at which a step is compared, a scalar; by default the step's own.
+    """
+
+    def __init__(self, rollout: Rollout, top: Tensor | None = None) -> None:
+        self.rollout, self.top = rollout, top
+
+    def __call__(self, sample: Sample, t: Tensor, batch: Batch) -> Noised:
+        """The landing noised; t (N,) is the share of the way from its time up to the top."""
+        rollout, x0 = self.rollout, sample.x0
+        schedule = rollout.student.schedule
+        first, s = rollout.times[sample.index], rollout.times[sample.index + 1]
+        x_s = rollout.landed(sample.x_t, x0, first, s, batch)
+        top = first if self.top is None else self.top
         level = schedule.snap(s + (top - s) * t)
         level = torch.where(level > s, level, top).to(x0.device)
         return onward(schedule, x_s, s.to(x0.device).expand(len(x0)), level, batch.noise())
 
-    def top(self, sample: Sample) -> Tensor:
-        """The noisiest time at which this step is compared, a scalar."""
-        return self.times[sample.index]
 
-    def gradient(self, view: View, batch: Batch) -> Tensor:
-        return matching_gradient(view.x0, view.real, view.fake)
-
-
-class TDM(Landing):
+class TDM(Matching):
     """Matching inside each of the student's own intervals of time."""
 
     name = "tdm"
 
-    def __init__(self, config: Landing.Config, setup: Setup) -> None:
+    def __init__(self, config: TDM.Config, setup: Setup) -> None:
         check_deterministic(self.name, setup)
         super().__init__(config, setup)
+        self.noising = LandingNoise(self.rollout)
+
+    def student_loss(self, batch: Batch) -> Losses:
+        sample = self.rollout(batch)
+        view = self.view(sample, batch)
+        gradient = matching_gradient(view.x0, view.real, view.fake)
+        return self.descent(sample, view, gradient, batch)

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgedistill.diffusion.denoiser import Condition, Denoiser
-from edgedistill.diffusion.losses import toward
+from edgedistill.diffusion.losses import surrogate_loss
 from edgedistill.diffusion.times import stratified
 from edgedistill.networks.two_times import TwoTimes, steps_of
 from edgedistill.objectives.base import Batch, Losses, Setup
-from edgedistill.objectives.matching.parts import Scored, View, health
-from edgedistill.objectives.matching.rollout import Noised, Sample
+from edgedistill.objectives.matching.parts import ScoreConfig, Scored, View, health
+from edgedistill.objectives.matching.rollout import Noised, Sample, renoised
 
 __all__ = ["TwinFlow"]
 
@@ -30,7 +30,7 @@ __all__ = ["TwinFlow"]
 class TwinFlow(Scored):
     """Distribution matching with neither a teacher's nor a fake score's call in it."""
 
-    class Config(Scored.Config):
+    class Config(ScoreConfig):
         """Hyperparameters."""
 
         regression_weight: float = Field(1.0, ge=0)
@@ -62,16 +62,32 @@ class TwinFlow(Scored):
         x0: Tensor = self.student(x_t, t, {**cond, "s": sign * t})
         return x0
 
-    def move(self, sample: Sample, batch: Batch) -> Losses:
+    def student_loss(self, batch: Batch) -> Losses:
+        config, count = self.config, len(batch.x0)
+        sample = self.rollout(batch)
+
+        # As the student it is moved by what it says as both scores.
         view = self.view(sample, batch)
         gradient = torch.nan_to_num(view.fake - view.real).clamp(-1, 1)
-        matching = self.config.matching_weight * toward(sample.x0, gradient)
-        return Losses(matching, health(view, gradient, batch.x0))
+        matching = config.matching_weight * surrogate_loss(sample.x0, gradient)
+        losses = Losses(matching, health(view, gradient, batch.x0))
+
+        # As the scores it learns what the teacher sees in data, and its own samples.
+        data, own = (
+            renoised(self.student, x0, stratified(count, batch.generator), batch)
+            for x0 in (batch.x0, sample.x0.detach())
+        )
+        with torch.no_grad():
+            seen = self.teacher(data.x_t, data.t, batch.cond)
+        losses = self.regressed(losses, batch)
+        real = self.denoising(data, seen, 1, batch.cond)
+        fake = self.denoising(own, own.x0, -1, batch.cond)
+        return losses.plus("real", config.real_weight, real).plus("fake", config.fake_weight, fake)
 
     @torch.no_grad()
     def view(self, sample: Sample, batch: Batch) -> View:
         """The sample noised, as the network sees it told either time."""
-        noised = self.noised(sample.x0, self.levels(batch), batch)
+        noised = renoised(self.student, sample.x0, self.levels(batch), batch)
         x_t, t = noised.x_t, noised.t
         real, fake = (self.told(x_t, t, sign, batch.cond) for sign in (1, -1))
         return View(sample.x0.detach(), x_t, t, real, fake)
@@ -79,20 +95,6 @@ class TwinFlow(Scored):
     def predictions(self, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():
             return self.view(self.rollout(batch), batch).roles()
-
-    def beside(self, sample: Sample, batch: Batch) -> dict[str, tuple[float, Tensor]]:
-        config, count = self.config, len(batch.x0)
-        data, own = (
-            self.noised(x0, stratified(count, batch.generator), batch)
-            for x0 in (batch.x0, sample.x0.detach())
-        )
-        with torch.no_grad():
-            seen = self.teacher(data.x_t, data.t, batch.cond)
-        return {
-            **super().beside(sample, batch),
-            "real": (config.real_weight, self.denoising(data, seen, 1, batch.cond)),
-            "fake": (config.fake_weight, self.denoising(own, own.x0, -1, batch.cond)),
-        }
 
     def denoising(self, noised: Noised, x0: Tensor, sign: int, cond: Condition) -> Tensor:
         """Distance of what the network says of x_t from what it should, a scalar."""

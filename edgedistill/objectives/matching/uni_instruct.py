@@ -19,10 +19,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from edgedistill.diffusion.losses import matching_scale
+from edgedistill.diffusion.prediction import expand_like
 from edgedistill.objectives.base import Batch, Losses
-from edgedistill.objectives.matching.f_distill import WEIGHTS, Divergence, FDistill
-from edgedistill.objectives.matching.parts import View, health
-from edgedistill.objectives.matching.rollout import Sample
+from edgedistill.objectives.matching.f_distill import (
+    WEIGHTS,
+    Divergence,
+    FDistill,
+    density_ratio,
+)
+from edgedistill.objectives.matching.parts import Matching, View, health
 
 __all__ = ["UniInstruct", "expanded"]
 
@@ -50,7 +56,7 @@ def with_rest(h: Callable[[Tensor], Tensor], ratio: Tensor) -> tuple[Tensor, Ten
     return found[0], found[0] - found[1]
 
 
-class UniInstruct(FDistill):
+class UniInstruct(Matching):
     """x0 descends an f-divergence through the distance of the scores along the diffusion."""
 
     class Config(FDistill.Config):
@@ -64,18 +70,22 @@ class UniInstruct(FDistill):
     name = "uni-instruct"
     config: Config
 
-    def move(self, sample: Sample, batch: Batch) -> Losses:
+    def student_loss(self, batch: Batch) -> Losses:
+        sample = self.rollout(batch)
         x0 = sample.x0
-        noised = self.place(sample, self.levels(batch), batch)
+        noised = self.noising(sample, self.levels(batch), batch)
         x_t, t = noised.x_t, noised.t
-        real, fake = self.real(x_t, t, batch), self.fake(x_t, t, batch.cond)
-        view = View(x0, x_t, t, real, fake)
-        shape = (-1,) + (1,) * (x_t.ndim - 1)
-        weight, rest = with_rest(WEIGHTS[self.config.divergence], self.ratio(view))
+
+        # Both scores and the ratio of the densities, with their gradients in x_t.
+        real = self.teacher(x_t, t, batch.cond)
+        fake, logits = self.fake_score.x0_and_logits(x_t, t, batch.cond)
+        ratio = density_ratio(logits, self.config.max_ratio)
+        weight, rest = with_rest(WEIGHTS[self.config.divergence], ratio)
         # Of mean 1 in each batch: the divergence says which samples count, not how much all do.
         mean = weight.detach().mean().clamp(min=1e-6)
-        weight, rest = ((w / mean).reshape(shape).to(x_t) for w in (weight, rest))
-        dims = tuple(range(1, x0.ndim))
-        scale = (x0 - real).detach().abs().mean(dims, keepdim=True).clamp(min=1e-3)
+        weight, rest = (expand_like(w / mean, x_t).to(x_t) for w in (weight, rest))
+
+        scale = matching_scale(x0, real)
         loss = torch.nan_to_num(expanded(x0, real, fake, weight, rest) / scale).mean()
-        return Losses(loss, health(view, weight * (real - fake) / scale, batch.x0))
+        view, gradient = View(x0, x_t, t, real, fake), weight * (real - fake) / scale
+        return self.helped(Losses(loss, health(view, gradient, batch.x0)), sample, batch)

@@ -25,12 +25,14 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgedistill.diffusion.denoiser import Condition, Guided, cat, expand, take
+from edgedistill.diffusion.prediction import expand_like
+from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.times import TimeSampling, sample_times, stratified
-from edgedistill.objectives.base import Batch, Setup
-from edgedistill.objectives.matching.parts import Matching, View
+from edgedistill.objectives.base import Batch, Losses, Setup
+from edgedistill.objectives.matching.parts import FakeScore, Matching, View
 from edgedistill.objectives.matching.rollout import Noised, Sample
 
 __all__ = ["PGSB", "VSD", "WEIGHTS", "DiffInstruct", "SwiftBrush"]
@@ -54,13 +56,32 @@ class VSD(Matching):
     name = "vsd"
     config: Config
 
-    def gradient(self, view: View, batch: Batch) -> Tensor:
+    def student_loss(self, batch: Batch) -> Losses:
+        sample = self.rollout(batch)
+        view = self.view(sample, batch)
         alpha, sigma = self.student.schedule.at(view.t, like=view.x_t)
-        return WEIGHTS[self.config.weight](alpha, sigma) * (view.fake - view.real)
+        gradient = WEIGHTS[self.config.weight](alpha, sigma) * (view.fake - view.real)
+        return self.descent(sample, view, gradient, batch)
+
+
+class LogNormalLevels:
+    """Times at which scores are compared, log-normal in sigma / alpha.
+
+    Args:
+        times: Their law.
+        schedule: Finds the time of a noise level.
+    """
+
+    def __init__(self, times: TimeSampling, schedule: Schedule) -> None:
+        self.times, self.schedule = times, schedule
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Times of the batch's rows, (N,)."""
+        return sample_times(self.times, self.schedule, len(batch.x0), batch.generator)
 
 
 class DiffInstruct(VSD):
-    """The same at EDM's noise levels, between the x0."""
+    """VSD at EDM's noise levels, between the x0."""
 
     class Config(VSD.Config):
         """Hyperparameters (the paper's on CIFAR-10)."""
@@ -68,14 +89,15 @@ class DiffInstruct(VSD):
         weight: Literal["sigma2", "x0"] = "x0"
         mean: float = -1.2
         std: float = Field(1.2, gt=0)
-        """Of log(sigma / alpha) where the scores are compared, cut to `min_time` .. `max_time`. An
-        EDM teacher's x0 has deviation 1, the paper's 0.5: there the same noise is mean=-0.5."""
+        """Deviation of log(sigma / alpha) where the scores are compared, cut to `min_time` ..
+        `max_time`; `mean` is its mean. An EDM teacher's x0 has deviation 1, the paper's 0.5: there
+        the same noise is mean=-0.5."""
 
     name = "diff-instruct"
     config: Config
 
-    def levels(self, batch: Batch) -> Tensor:
-        config = self.config
+    def __init__(self, config: DiffInstruct.Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         times = TimeSampling(
             kind="log-normal",
             low=config.min_time,
@@ -83,18 +105,43 @@ class DiffInstruct(VSD):
             mean=config.mean,
             std=config.std,
         )
-        return sample_times(times, self.student.schedule, len(batch.x0), batch.generator)
+        self.levels = LogNormalLevels(times, setup.student.schedule)
 
 
 class SwiftBrush(VSD):
-    """The same of a student of one step."""
+    """VSD of a student of one step."""
 
     name = "swiftbrush"
     single_step = True
 
 
-class PGSB(SwiftBrush):
-    """The same where both scores are guided, at random scales.
+class GuidableFakeScore(FakeScore):
+    """A fake score that learns some samples without condition, so that it can be guided.
+
+    Args:
+        setup: The run's.
+        head: Whether there is a head.
+        null: The null condition, of one row.
+        share: Share of samples learned under it, at least one a batch.
+    """
+
+    def __init__(self, setup: Setup, head: bool, null: Condition, share: float) -> None:
+        super().__init__(setup, head)
+        self.null, self.share = null, share
+
+    def denoising(self, noised: Noised, cond: Condition) -> Tensor:
+        # Rows of a batch are drawn at random: the first are as good as any.
+        count = math.ceil(self.share * len(noised.x0))
+        without = expand(self.null, count)
+        return super().denoising(noised, cat(without, take(cond, slice(count, None))))
+
+    def denoising_and_logits(self, noised: Noised, cond: Condition) -> tuple[Tensor, Tensor]:
+        # Data is judged under its condition, in every row.
+        return self.denoising(noised, cond), self.logits(noised, cond)
+
+
+class PGSB(VSD):
+    """VSD of a student of one step where both scores are guided, at random scales.
 
     Raises:
         ValueError: Unless the teacher has a null condition.
@@ -110,6 +157,7 @@ class PGSB(SwiftBrush):
         """Share of samples that the fake score learns without condition, at least one a batch."""
 
     name = "pg-sb"
+    single_step = True
     config: Config
 
     def __init__(self, config: PGSB.Config, setup: Setup) -> None:
@@ -120,27 +168,24 @@ class PGSB(SwiftBrush):
             )
         if config.low >= config.high:
             raise ValueError(f"low={config.low:g} must be below high={config.high:g}")
-        super().__init__(config, setup)
+        null, share = setup.teacher.null, config.null_share
+
+        def fake_score(setup: Setup, head: bool) -> FakeScore:
+            return GuidableFakeScore(setup, head, null, share)
+
+        super().__init__(config, setup, fake_score=fake_score)
         self.guided = setup.teacher
-        self.guided_fake = Guided(self.fake_score, setup.teacher.null, 1.0)
+        self.guided_fake = Guided(self.fake_score.denoiser, null, 1.0)
 
     @torch.no_grad()
-    def view(self, sample: Sample, batch: Batch) -> View:
-        noised = self.place(sample, self.levels(batch), batch)
+    def view(self, sample: Sample, batch: Batch, target: nn.Module | None = None) -> View:
+        """The sample noised, as both scores see it guided at the same random scales."""
+        noised = self.noising(sample, self.levels(batch), batch)
         x_t, t = noised.x_t, noised.t
         scale = stratified(len(x_t), batch.generator, self.config.low, self.config.high)
-        scale = scale.reshape((-1,) + (1,) * (x_t.ndim - 1)).to(x_t)
+        scale = expand_like(scale, x_t).to(x_t)
         real, fake = (
             guided.bounded(torch.lerp(*guided.both(x_t, t, batch.cond), scale), t)
             for guided in (self.guided, self.guided_fake)
         )
         return View(sample.x0.detach(), x_t, t, real, fake)
-
-    def seen(self, noised: Noised, cond: Condition) -> Tensor:
-        return self.logits(noised, cond)  # data is judged under its condition, in every row
-
-    def denoising(self, noised: Noised, cond: Condition) -> Tensor:
-        # Rows of a batch are drawn at random: the first are as good as any.
-        count = math.ceil(self.config.null_share * len(noised.x0))
-        without = expand(self.guided.null, count)
-        return super().denoising(noised, cat(without, take(cond, slice(count, None))))

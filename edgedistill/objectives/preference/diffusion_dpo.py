@@ -20,8 +20,6 @@ noiseless preferences, only the run's length limits the move.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -29,17 +27,8 @@ from torch import Tensor
 from edgedistill.diffusion.denoiser import Denoiser, cat
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.step_table import TorchStepTable
-from edgedistill.objectives.base import (
-    Batch,
-    Losses,
-    Objective,
-    Player,
-    Settings,
-    Setup,
-    table_of_init,
-)
-from edgedistill.objectives.preference.policy import walk
-from edgedistill.objectives.preference.pso import preference
+from edgedistill.objectives.base import Batch, Losses, Settings, Setup
+from edgedistill.objectives.preference.policy import Preferring
 
 __all__ = ["DiffusionDPO", "times_of"]
 
@@ -50,8 +39,8 @@ def times_of(table: TorchStepTable, schedule: Schedule) -> Tensor:
     return schedule.snap(schedule.time_of_net_time(told).clamp(0, 1))
 
 
-class DiffusionDPO(Objective):
-    """Trains the student to denoise the better one of two samples for a prompt more accurately."""
+class DiffusionDPO(Preferring):
+    """The student sees the better of two samples for a prompt more clearly in noise."""
 
     class Config(Settings):
         """Hyperparameters (of the authors' code, launchers/turbo.sh)."""
@@ -60,44 +49,29 @@ class DiffusionDPO(Objective):
         """Strength of the tie to the reference: smaller values allow larger changes."""
 
     name = "diffusion-dpo"
-    needs_reward = True
     config: Config
 
     def __init__(self, config: DiffusionDPO.Config, setup: Setup) -> None:
-        self._table = table_of_init(self.name, setup)
-        if setup.reward is None:
-            raise ValueError("method 'diffusion-dpo' learns from a reward: set reward.name")
-        self.config, self.optim = config, setup.optim
-        self.student, self.reward = setup.student, setup.reward
+        super().__init__(setup)
+        self.config = config
         self.times = times_of(self._table, setup.student.schedule)
-        net = copy.deepcopy(setup.student.net).requires_grad_(False)
-        self.reference = setup.student.with_net(net)
-
-    def players(self) -> list[Player]:
-        return [Player("student", self.student, self.optim)]
-
-    def table(self) -> TorchStepTable:
-        return self._table
 
     def loss(self, player: str, batch: Batch) -> Losses:
-        pair = [walk(self.student.net, self._table, batch.cond, batch)[-1] for _ in range(2)]
-        with torch.no_grad():
-            rewards = torch.stack([self.reward(x0, batch.prompts) for x0 in pair])
-        won = (rewards[0] - rewards[1]).sign()
+        walks = self.walks(batch)
+        rewards, won = self.compared(walks, batch)
+        pair = [places[-1] for places in walks]
         index = torch.randint(len(self.times), (len(batch.x0),), generator=batch.generator)
         t, eps = self.times[index].to(batch.x0.device), batch.noise()
         ours = self.errors(self.student, pair, t, eps, batch)
         with torch.no_grad():
             theirs = self.errors(self.reference, pair, t, eps, batch)
         first, second = 0.5 * (theirs - ours)
-        margin = won * (first - second)
-        logs = {"reward": rewards.mean(), "margin": margin.detach().mean()}
-        return Losses(preference(margin, self.config.beta), logs)
+        return self.preferred(won * (first - second), rewards, self.config.beta)
 
     def errors(
         self, denoiser: Denoiser, pair: list[Tensor], t: Tensor, eps: Tensor, batch: Batch
     ) -> Tensor:
-        """Return errors of `denoiser`'s x0 of both samples, each noised by eps to t: (2, N)."""
+        """Errors of the x0 that `denoiser` sees in both samples noised by eps to t, (2, N)."""
         x0, twice = torch.cat(pair), torch.cat([t, t])
         x_t = denoiser.noised(x0, twice, torch.cat([eps, eps]))
         gap = denoiser(x_t, twice, cat(batch.cond, batch.cond)).float() - x0.float()

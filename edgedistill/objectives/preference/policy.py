@@ -1,4 +1,6 @@
-"""A step table as a policy: a row with noise chooses its landing point at random.
+"""A step table as a policy, and what methods that learn from preferences share.
+
+A row of the table that has noise chooses at random where it lands.
 
 Black et al. 2023, "Training Diffusion Models with Reinforcement Learning" (arXiv 2305.13301), Sec.
 4: the denoising of one sample is an episode, each of its steps is a Gaussian action around the
@@ -7,16 +9,25 @@ network's result, and the reward is that of the final sample.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.diffusion.step_table import TorchStepTable
-from edgedistill.objectives.base import Batch
+from edgedistill.objectives.base import (
+    Batch,
+    Losses,
+    Objective,
+    Player,
+    Setup,
+    table_of_init,
+)
 
-__all__ = ["actions", "check_random", "log_prob", "walk"]
+__all__ = ["Preferring", "actions", "check_random", "log_prob", "preference", "walk"]
 
 
 def check_random(what: str, table: TorchStepTable) -> None:
@@ -54,3 +65,55 @@ def log_prob(
     row = table.rows[index]
     gap = (places[index + 1] - row.mean(net, places[index], cond)).float() / row.c
     return -0.5 * gap.square().flatten(1).mean(1)
+
+
+def preference(margin: Tensor, beta: float) -> Tensor:
+    """-log sigmoid(beta margin), a scalar; margin (N,) is that of the preferred, 0 for none.
+
+    The Bradley-Terry model with log-ratios as rewards (DPO, Rafailov et al. 2023,
+    arXiv 2305.18290, Eq. 7). Where nothing is preferred it is log 2, without a gradient.
+    """
+    return -F.logsigmoid(beta * margin).mean()
+
+
+class Preferring(Objective):
+    """A student that is distilled already, and learns which of two samples earns more.
+
+    Attributes:
+        reference: The student as it was when the run began.
+
+    Raises:
+        ValueError: Without a student to start from, or a reward.
+    """
+
+    needs_reward = True
+
+    def __init__(self, setup: Setup) -> None:
+        self._table = table_of_init(self.name, setup)
+        if setup.reward is None:
+            raise ValueError(f"method {self.name!r} learns from a reward: set reward.name")
+        self.optim, self.student, self.reward = setup.optim, setup.student, setup.reward
+        net = copy.deepcopy(setup.student.net).requires_grad_(False)
+        self.reference = setup.student.with_net(net)
+
+    def players(self) -> list[Player]:
+        return [Player("student", self.student, self.optim)]
+
+    def table(self) -> TorchStepTable:
+        return self._table
+
+    def walks(self, batch: Batch) -> list[list[Tensor]]:
+        """Two walks of the student for each prompt."""
+        return [walk(self.student.net, self._table, batch.cond, batch) for _ in range(2)]
+
+    @torch.no_grad()
+    def compared(self, walks: Sequence[list[Tensor]], batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the ends of both walks earn, (2, N), and the sign of the first's lead, (N,)."""
+        rewards = torch.stack([self.reward(places[-1], batch.prompts) for places in walks])
+        return rewards, (rewards[0] - rewards[1]).sign()
+
+    @staticmethod
+    def preferred(margin: Tensor, rewards: Tensor, beta: float) -> Losses:
+        """The loss of a margin, logged with the mean reward."""
+        logs = {"reward": rewards.mean(), "margin": margin.detach().mean()}
+        return Losses(preference(margin, beta), logs)

@@ -13,40 +13,20 @@ Without clipping it is DPO on the steps (D3PO, Yang et al. 2023, arXiv 2311.1323
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
-from edgedistill.diffusion.step_table import TorchStepTable
-from edgedistill.objectives.base import (
-    Batch,
-    Losses,
-    Objective,
-    Player,
-    Settings,
-    Setup,
-    table_of_init,
-)
-from edgedistill.objectives.preference.policy import actions, check_random, log_prob, walk
+from edgedistill.objectives.base import Batch, Losses, Settings, Setup
+from edgedistill.objectives.preference.policy import Preferring, actions, check_random, log_prob
 
-__all__ = ["PSO", "preference"]
+__all__ = ["PSO"]
 
 
-def preference(margin: Tensor, beta: float) -> Tensor:
-    """Return -log sigmoid(beta margin), a scalar; margin (N,) is the winner's, 0 without one.
-
-    This is the Bradley-Terry model with log-ratios as rewards (DPO, Rafailov et al. 2023, arXiv
-    2305.18290, Eq. 7). Where nothing is preferred it is log 2, without a gradient.
-    """
-    return -F.logsigmoid(beta * margin).mean()
-
-
-class PSO(Objective):
-    """Trains the student to make the better one of two samples for a prompt more often."""
+class PSO(Preferring):
+    """The student makes the better of two samples for a prompt more often."""
 
     class Config(Settings):
         """Hyperparameters (of the authors' code, human_preference_tuning)."""
@@ -58,43 +38,27 @@ class PSO(Objective):
         not clip."""
 
     name = "pso"
-    needs_reward = True
     config: Config
 
     def __init__(self, config: PSO.Config, setup: Setup) -> None:
-        self._table = table_of_init(self.name, setup)
-        if setup.reward is None:
-            raise ValueError("method 'pso' learns from a reward: set reward.name")
+        super().__init__(setup)
         check_random("student.init", self._table)
-        self.config, self.optim = config, setup.optim
-        self.student, self.reward = setup.student, setup.reward
-        self.reference = copy.deepcopy(setup.student.net).requires_grad_(False)
-
-    def players(self) -> list[Player]:
-        return [Player("student", self.student, self.optim)]
-
-    def table(self) -> TorchStepTable:
-        return self._table
+        self.config = config
 
     def loss(self, player: str, batch: Batch) -> Losses:
-        net, table, cond = self.student.net, self._table, batch.cond
-        walks = [walk(net, table, cond, batch) for _ in range(2)]
-        with torch.no_grad():
-            rewards = torch.stack([self.reward(places[-1], batch.prompts) for places in walks])
-        won = (rewards[0] - rewards[1]).sign()
+        walks = self.walks(batch)
+        rewards, won = self.compared(walks, batch)
         margins = []
-        for index in actions(table):
+        for index in actions(self._table):
             first, second = (self.odds(index, places, batch) for places in walks)
             margins.append(won * (first - second))
-        margin = torch.stack(margins)
-        logs = {"reward": rewards.mean(), "margin": margin.detach().mean()}
-        return Losses(preference(margin, self.config.beta), logs)
+        return self.preferred(torch.stack(margins), rewards, self.config.beta)
 
     def odds(self, index: int, places: list[Tensor], batch: Batch) -> Tensor:
         """Return the clipped log-ratio of a walk's step for student and reference, (N,)."""
         table, clip = self._table, self.config.clip
         now = log_prob(self.student.net, table, index, places, batch.cond)
         with torch.no_grad():
-            before = log_prob(self.reference, table, index, places, batch.cond)
+            before = log_prob(self.reference.net, table, index, places, batch.cond)
         ratio = now - before
         return ratio.clamp(math.log1p(-clip), math.log1p(clip)) if clip else ratio

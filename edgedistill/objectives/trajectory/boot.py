@@ -18,7 +18,7 @@ from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.diffusion.distances import Distance, distance
-from edgedistill.diffusion.prediction import to_x0
+from edgedistill.diffusion.prediction import expand_like, to_x0
 from edgedistill.diffusion.solvers import init_scale
 from edgedistill.diffusion.times import neighbours, refine
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
@@ -59,8 +59,7 @@ class BOOT(Objective):
         schedule, first = student.schedule, self.first.expand(len(x_1))
         read = schedule.snap(first - s.cpu())
         scale = schedule.input_scale(first) / schedule.input_scale(read)
-        shape = (-1,) + (1,) * (x_1.ndim - 1)
-        output = student.output(scale.reshape(shape).to(x_1) * x_1, read, cond)
+        output = student.output(expand_like(scale, x_1).to(x_1) * x_1, read, cond)
         linear = to_x0(student.prediction, *schedule.at(first, like=x_1))
         return linear.x * x_1 + linear.y * output
 
@@ -75,7 +74,7 @@ class BOOT(Objective):
             x0 = self.teacher(self.student.noised(y, t_here, eps), t_here, batch.cond)
             # This form is 0 where there is no signal yet, alpha_t = 0.
             kept = schedule.sigma(s) * schedule.alpha(t) / (schedule.alpha(s) * schedule.sigma(t))
-            r = kept.reshape((-1,) + (1,) * (eps.ndim - 1)).to(eps)
+            r = expand_like(kept, eps).to(eps)
             target = r * y + (1 - r) * x0
         loss = distance(config.distance, self.signal(x_1, s, batch.cond), target).mean()
         logs = {"bootstrap": loss.detach()}

@@ -36,7 +36,7 @@ class InstaFlow(Objective):
         solver_steps: int = Field(25, ge=1, le=10_000)
         """Euler steps of the straightened flow to its end (the paper's pairs have 25)."""
         distance: Distance = Distance()
-        """Distance of the one step's result from that end."""
+        """Distance of the one step from that end."""
         ema: float = Field(0.99, ge=0, lt=1)
         """Decay of the average of the student that is frozen as the straightened flow."""
 
@@ -52,6 +52,7 @@ class InstaFlow(Objective):
         self.grid = refine(setup.student.schedule, setup.times, config.solver_steps)
         self.begin = max(1, round(config.reflow * setup.train_steps))
         self.straightening = True
+        """Whether the flow is still straightened, after which it follows no one."""
 
     def players(self) -> list[Player]:
         return [Player("student", self.student, self.optim)]
@@ -63,14 +64,16 @@ class InstaFlow(Objective):
         if self.straightening:
             follow(self.flow, self.student, self.config.ema)
 
+    def started(self, step: int) -> None:
+        self.straightening = step < self.begin
+        if step == self.begin:
+            follow(self.student, self.flow, 0.0)
+
     def loss(self, player: str, batch: Batch) -> Losses:
-        self.straightening = batch.step < self.begin
-        if self.straightening:
+        if batch.step < self.begin:
             kind = self.config.reflow_distance
             loss = flow_loss(self.student, kind, self.pairs(batch), self.times[0], batch)
             return Losses(loss, {"velocity": loss.detach()})
-        if batch.step == self.begin:
-            follow(self.student, self.flow, 0.0)
         loss = self.distil(batch)
         return Losses(loss, {"end": loss.detach()})
 

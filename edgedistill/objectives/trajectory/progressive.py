@@ -64,7 +64,7 @@ class Progressive(Objective):
         """Number of stages; the first teacher takes 2^stages times the student's steps."""
         weight: Literal["truncated-snr", "snr-plus-one"] = "truncated-snr"
         distance: Distance = Distance()
-        """Distance of two x0, which is weighted."""
+        """Distance of two x0, to be weighted."""
         ema: float = Field(0.99, ge=0, lt=1)
         """Decay of the average of the student that becomes the next stage's teacher and the
         student's start there; 0 is the student itself."""
@@ -102,12 +102,14 @@ class Progressive(Objective):
         if self.config.ema:
             follow(self.average, self.student, self.config.ema)
 
+    def started(self, step: int) -> None:
+        if self.stages.at(step) and self.stages.begins(step):
+            follow(self.teacher, self.average, 0.0)
+            follow(self.student, self.average, 0.0)
+
     def step(self, batch: Batch) -> TeacherStep:
         """Return noised data, and the result of two steps of the stage's teacher."""
         stage = self.stages.at(batch.step)
-        if stage and self.stages.begins(batch.step):
-            follow(self.teacher, self.average, 0.0)
-            follow(self.student, self.average, 0.0)
         teacher: Denoiser | Guided = self.teacher if stage else self.first
         grid, schedule = self.grids[stage], self.student.schedule
         index = 2 * torch.randint(len(grid) // 2, (len(batch.x0),), generator=batch.generator)

@@ -123,7 +123,7 @@ def test_a_stage_of_tract_is_taught_by_the_student_of_the_last():
     student = exact(4, 0.9)
     objective = method(TRACT, student, segments=(8, 4), solver_steps=64, ema=0.0)
     teacher = objective.followers()["stage_teacher"]
-    objective.loss("student", batch(8, step=399))
+    objective.started(399)
     assert objective.path(0)[0] is objective.teacher
     with torch.no_grad():
         student.net.gain.fill_(1.5)
@@ -131,10 +131,11 @@ def test_a_stage_of_tract_is_taught_by_the_student_of_the_last():
         objective.updated("student")
     with torch.no_grad():
         student.net.gain.fill_(2.0)
-    objective.loss("student", batch(8, step=400))
+    objective.started(400)
     taught = teacher.denoiser.net.gain.item()
     assert taught == pytest.approx(1.5 - 1e-3 * 0.6, abs=1e-5)
     objective.updated("student")
+    objective.started(401)
     objective.loss("student", batch(8, step=401))
     assert (teacher.denoiser.net.gain.item(), int(teacher.stage)) == (taught, 1)
     guide, grid = objective.path(1)
@@ -144,10 +145,10 @@ def test_a_stage_of_tract_is_taught_by_the_student_of_the_last():
 
 def test_a_resumed_stage_keeps_its_teacher():
     objective = method(TRACT, exact(4, 0.9), segments=(8, 4))
-    objective.loss("student", batch(8, step=400))
+    objective.started(400)
     again = method(TRACT, exact(4, 0.5), segments=(8, 4))
     again.stage_teacher.load_state_dict(objective.stage_teacher.state_dict())
-    again.loss("student", batch(8, step=401))
+    again.started(401)
     assert again.stage_teacher.denoiser.net.gain.item() == pytest.approx(0.9)
 
 

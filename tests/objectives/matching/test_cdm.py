@@ -71,7 +71,7 @@ def test_the_regression_goes_to_the_end_from_any_time(gain):
     for shared in range(6):
         loss = objective.loss("student", batch(256, shared=shared)).total.item()
         assert loss < 1e-4 if gain == 1 else loss > 1e-3
-    starts = {round(objective.span(batch(2, shared=s))[0].item(), 6) for s in range(30)}
+    starts = {round(objective.regression.span(batch(2, shared=s))[0].item(), 6) for s in range(30)}
     assert 1.0 in starts
     assert len(starts) > 10
 

@@ -64,8 +64,9 @@ def test_disback_keeps_the_way_and_goes_back_along_it():
     )
     objective = DisBack(DisBack.Config(regression=3, warmup=8, checkpoints=2), setup)
     for step in range(3, 12):  # the trainer's turns: a loss, then an update
+        objective.started(step)
         objective.loss("fake_score", batch(4, step=step))
-        objective.fake_score.net.shift.data += 1
+        objective.fake_score.denoiser.net.shift.data += 1
     shifts = [net.net.shift.item() for net in objective.path]
     assert shifts == [4, 8]
     aims = [objective.target(step) for step in (11, 18, 19, 26, 27, 34)]

@@ -8,7 +8,7 @@ from oracles import Affine, Gaussian
 from torch import Tensor, nn
 
 from edgedistill.diffusion.denoiser import Denoiser
-from edgedistill.diffusion.losses import matching_gradient, toward
+from edgedistill.diffusion.losses import matching_gradient, surrogate_loss
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import time_grid
@@ -86,10 +86,10 @@ def test_the_matching_gradient_is_the_difference_of_scores():
     torch.testing.assert_close(matching_gradient(x0, real, fake), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_toward_hands_its_gradient_to_x0():
+def test_the_surrogate_loss_hands_its_gradient_to_x0():
     x0 = torch.randn(4, 3, requires_grad=True)
     gradient = torch.randn(4, 3)
-    (found,) = torch.autograd.grad(toward(x0, gradient), x0)
+    (found,) = torch.autograd.grad(surrogate_loss(x0, gradient), x0)
     torch.testing.assert_close(found, gradient / 12)
 
 
@@ -123,7 +123,8 @@ def test_descent_with_the_exact_fake_score_finds_the_teachers_law():
     objective, net = one_step([-1.0, 1.0], 1.2)
     optim = torch.optim.Adam(net.parameters(), 0.03)
     for step in range(200):
-        objective.fake_score = Gaussian(net.mean.tolist(), net.scale.item(), Trig()).denoiser()
+        law = Gaussian(net.mean.tolist(), net.scale.item(), Trig())
+        objective.fake_score.denoiser = law.denoiser()
         optim.zero_grad()
         torch.autograd.backward(objective.loss("student", batch(128, step)).total)
         optim.step()

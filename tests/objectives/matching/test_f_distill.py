@@ -3,15 +3,14 @@
 import pytest
 import torch
 from oracles import Gaussian
-from scored import DATA, FAR, Blocks, batch, located, method
-from torch import Tensor
+from scored import DATA, FAR, Blocks, batch, located, method, setup_of, stepped
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Trig
 from edgedistill.objectives.matching.dmd2 import DMD2
-from edgedistill.objectives.matching.f_distill import WEIGHTS, FDistill
-from edgedistill.objectives.matching.parts import View
+from edgedistill.objectives.matching.f_distill import WEIGHTS, FDistill, density_ratio
+from edgedistill.objectives.matching.parts import FakeScore
 
 DIVERGENCES = {
     "reverse-kl": lambda r: -r.log(),
@@ -46,30 +45,26 @@ def test_the_weighted_score_difference_is_the_gradient_of_the_divergence(name):
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
 
 
-class Exact(FDistill):
-    """With the true ratio of two Gaussians in place of the head's."""
+class Exact(FakeScore):
+    """With the true log-ratio of two Gaussians in place of the head's."""
 
-    def ratio(self, view: View) -> Tensor:
-        self.tap.take()
+    def x0_and_logits(self, x_t, t, cond):
         student = Gaussian(FAR, 0.5, Trig())
-        x_t = view.x_t.double()
-        return (DATA.log_density(x_t, view.t) - student.log_density(x_t, view.t)).exp()
+        wide = x_t.double()
+        return self.x0(x_t, t, cond), DATA.log_density(wide, t) - student.log_density(wide, t)
 
 
 @pytest.mark.parametrize(("divergence", "sign"), [("forward-kl", 1), ("neyman", -1)])
 def test_samples_count_as_the_divergence_says(divergence, sign):
     """Forward KL cares for samples that the teacher likes, Neyman's for those it does not."""
     fake = Denoiser(Blocks(Gaussian(FAR, 0.5, Trig())), Trig(), Prediction.X0)
-    objective = method(Exact, located(FAR, 0.5), fake, divergence=divergence)
     given = batch(512)
-    sample = objective.rollout(given)
-    view = objective.view(sample, given)
-    weighted = objective.gradient(view, given)
-    plain = DMD2.gradient(objective, view, given)
-    weight = (weighted / plain).mean(1)
+    objective = method(FDistill, located(FAR, 0.5), fake, divergence=divergence, max_ratio=1e30)
+    objective.fake_score = exact = Exact(setup_of(objective.student, fake), head=False)
+    view, weight = objective.weighted(objective.rollout(given), given)
+    weight = weight.flatten()
     assert weight.mean().item() == pytest.approx(1, rel=1e-4)
-    objective.fake_score(view.x_t, view.t, {})
-    ratio = objective.ratio(view)
+    ratio = exact.x0_and_logits(view.x_t, view.t, {})[1].exp()
     order = torch.corrcoef(torch.stack([weight.double().log(), ratio.log()]))[0, 1]
     assert sign * order > 0.99
 
@@ -78,7 +73,20 @@ def test_f_distills_ratio_is_the_heads():
     fake = Denoiser(Blocks(DATA), Trig(), Prediction.X0)
     objective = method(FDistill, located(FAR, 0.5), fake, max_ratio=3.0)
     given = batch(64)
-    view = objective.view(objective.rollout(given), given)
-    ratio = objective.ratio(view)
-    logits = objective.head(fake.net.blocks[1](view.x_t)).flatten()
-    torch.testing.assert_close(ratio, logits.exp().clamp(1 / 3, 3))
+    view, weight = objective.weighted(objective.rollout(given), given)
+    logits = objective.fake_score.head(fake.net.blocks[1](view.x_t))
+    ratio = density_ratio(logits, 3.0)
+    torch.testing.assert_close(ratio, logits.flatten().exp().clamp(1 / 3, 3))
+    wanted = WEIGHTS["jensen-shannon"](ratio)
+    torch.testing.assert_close(weight.flatten(), wanted / wanted.mean())
+
+
+def test_the_weighted_gradient_is_dmd2s_times_the_weight():
+    """The student's turn, with every weight 1 and without the GAN term, is that of dmd2."""
+    found = []
+    for kind, config in ((FDistill, {"divergence": "reverse-kl"}), (DMD2, {})):
+        fake = Denoiser(Blocks(Gaussian(FAR, 0.5, Trig())), Trig(), Prediction.X0)
+        objective = method(kind, located(FAR, 0.5), fake, **config)
+        objective.config = objective.config.model_copy(update={"gan_weight": 0.0})
+        found.append(stepped(objective, batch(512)))
+    assert torch.equal(*found)

@@ -151,7 +151,7 @@ def test_landings_are_compared_above_where_they_land(kind, index):
     sample = objective.rollout(replace(given, step=0 if kind is TDM else 99))
     assert sample.index == index
     unit = torch.full((20_000,), 0.4, dtype=torch.float64)
-    noised = objective.place(sample, unit, given)
+    noised = objective.noising(sample, unit, given)
     low, high = [(0.5, 1.0), (0.0, 0.5 if kind is TDM else 1.0)][index]
     expected = torch.full((20_000,), low + 0.4 * (high - low)).double()
     torch.testing.assert_close(noised.t, expected)
@@ -202,7 +202,7 @@ def test_discrete_times_are_never_those_of_the_landing():
     )
     objective = TDM(TDM.Config(), setup)
     given = batch(64)
-    noised = objective.place(objective.rollout(given), torch.linspace(0, 1, 64).double(), given)
+    noised = objective.noising(objective.rollout(given), torch.linspace(0, 1, 64).double(), given)
     assert noised.x0.isfinite().all()
     assert noised.weight.min() > 0
 
@@ -221,8 +221,12 @@ def test_the_discriminator_judges_landings_where_it_was_trained(kind, index, mon
             noted.append(noised)
             return noised.x_t.mean(1, keepdim=True)
 
-        monkeypatch.setattr(objective, "logits", judge)
-        monkeypatch.setattr(objective, "seen", judge)
+        def denoise_and_judge(noised, cond, judge=judge):
+            return noised.x_t.sum(), judge(noised, cond)
+
+        monkeypatch.setattr(objective.fake_score, "tap", object())
+        monkeypatch.setattr(objective.fake_score, "logits", judge)
+        monkeypatch.setattr(objective.fake_score, "denoising_and_logits", denoise_and_judge)
         objective.loss(player, given)
     (ours,), (fake, real) = seen["student"], seen["fake_score"]
     assert torch.equal(fake.t, real.t)

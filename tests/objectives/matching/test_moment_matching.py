@@ -11,6 +11,7 @@ from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import ddim_step
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.objectives.matching.moment_matching import MomentMatching, MomentMatchingGradient
+from edgedistill.objectives.matching.rollout import renoised
 
 
 def test_moment_matching_is_at_rest_at_the_teachers_law():
@@ -42,7 +43,7 @@ def test_moments_are_matched_on_the_students_own_step():
     objective = method(MomentMatching, exact_steps(), steps=2, sampler="ddim")
     given = batch(20_000, shared=seed_of(1, 2))
     sample = objective.rollout(given)
-    noised = objective.place(sample, torch.full((20_000,), 0.5).double(), given)
+    noised = objective.noising(sample, torch.full((20_000,), 0.5).double(), given)
     half, quarter = torch.tensor(0.5), torch.tensor(0.25)
     assert (noised.t == 0.25).all()
     x_s = ddim_step(Trig(), sample.x_t, sample.x0, half, quarter)
@@ -79,7 +80,7 @@ def test_the_change_along_a_direction_is_that_of_a_small_step():
     teacher = Denoiser(net, Trig(), Prediction.V)
     objective = method(MomentMatchingGradient, located(FAR, 0.5), teacher)
     given = batch(32)
-    noised = objective.noised(given.x0, objective.levels(given), given)
+    noised = renoised(objective.student, given.x0, objective.levels(given), given)
     direction = objective.direction(noised, {})
     change = objective.change(noised, {}, direction)
     with torch.no_grad():

@@ -39,7 +39,7 @@ def test_the_patch_loss_moves_the_mean_to_the_datas():
     student = located(FAR, 0.5)
     objective = plain(student, patch_max_time=0.3)
     given = batch(20_000)
-    torch.autograd.backward(objective.apart(objective.rollout(given).x0, given))
+    torch.autograd.backward(objective.patch(objective.rollout(given).x0, given))
     t = 0.02 + 0.28 * (torch.arange(2000).double() + 0.5) / 2000
     size = Trig().alpha(t).mean().float() / 2
     expected = size * (torch.tensor(FAR) - DATA.mean).sign()
@@ -48,7 +48,7 @@ def test_the_patch_loss_moves_the_mean_to_the_datas():
 
 def test_samples_of_the_datas_law_have_its_features():
     near, far = (
-        plain(located(mean, 0.5)).beside(sample, given)["patch"][1]
+        plain(located(mean, 0.5)).patch(sample.x0, given)
         for mean in (DATA.mean.tolist(), FAR)
         for given in [batch(20_000)]
         for sample in [plain(located(mean, 0.5)).rollout(given)]

@@ -28,7 +28,8 @@ def test_sids_descent_with_the_exact_fake_score_finds_the_teachers_law(alpha):
     net = objective.student.net
     optim = torch.optim.Adam(net.parameters(), 0.03)
     for step in range(250):
-        objective.fake_score = Gaussian(net.mean.tolist(), net.scale.item(), Trig()).denoiser()
+        law = Gaussian(net.mean.tolist(), net.scale.item(), Trig())
+        objective.fake_score.denoiser = law.denoiser()
         optim.zero_grad()
         torch.autograd.backward(objective.loss("student", batch(128, step)).total)
         optim.step()
@@ -47,8 +48,9 @@ def test_guidance_goes_where_sids_strategies_put_it(guidance, teacher, fake):
     objective = method(SiD, student, score, teacher=guided(3.0), guidance=guidance)
     given, t = told(batch(8)), torch.full((8,), 0.5)
     exact = DATA.posterior(given.x0, t)
-    found = objective.real(given.x0, t, given), objective.fake(given.x0, t, given.cond)
-    for x0, added in zip(found, (teacher, fake), strict=True):
+    scores = objective.teacher, objective.fake_score.x0
+    for score, added in zip(scores, (teacher, fake), strict=True):
+        x0 = score(given.x0, t, given.cond)
         torch.testing.assert_close(x0, exact + added, atol=1e-5, rtol=0)
 
 

@@ -105,7 +105,8 @@ def test_scores_gan_and_patches_see_that_size_alone():
     for player in ("student", "fake_score"):
         seen = set()
         for shared in range(8):
-            nets = [objective.student.net, objective.teacher.net, objective.fake_score.net]
+            nets = [objective.student.net, objective.teacher.net]
+            nets.append(objective.fake_score.denoiser.net)
             for net in nets:
                 net.seen.clear()
             objective.loss(player, pictures(shared))

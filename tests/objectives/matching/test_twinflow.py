@@ -51,7 +51,7 @@ def test_twins_that_agree_do_not_move_the_student():
     """They start alike, whatever they are told."""
     objective = twins(regression_weight=0.0)
     given = batch(64)
-    assert objective.move(objective.rollout(given), given).total < 1e-12
+    assert objective.loss("student", given).logs["matching"] < 1e-6
 
 
 def test_the_finished_twin_is_the_student_alone():

@@ -12,9 +12,10 @@ from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import time_grid
 from edgedistill.diffusion.step_table import few_step_table
+from edgedistill.objectives.added.embedding import Embedded
 from edgedistill.objectives.base import Optim, Setup
-from edgedistill.objectives.preference.policy import walk
-from edgedistill.objectives.preference.pso import PSO, preference
+from edgedistill.objectives.preference.policy import preference, walk
+from edgedistill.objectives.preference.pso import PSO
 from edgedistill.runs.run import Run
 
 SIDE = torch.tensor([0.6, -0.8])
@@ -110,7 +111,7 @@ def test_the_better_samples_are_made_more_often():
         optim.step()
         rewards.append(losses.logs["reward"].item())
     assert sum(rewards[-10:]) > sum(rewards[:10]) + 0.3
-    assert objective.reference.mean.tolist() == pytest.approx(FAR)
+    assert objective.reference.net.mean.tolist() == pytest.approx(FAR)
 
 
 def test_a_deterministic_student_is_refused():
@@ -128,7 +129,8 @@ def test_a_recipe_starts_from_a_student(tmp_path, two_modes, quick_fit):
     assert run.table == first.table
     run.train(lambda step, figures: None)
     beside = Run(recipes.load("mixture-pso", [*told, "embedding.weight=1"]), tmp_path, print)
-    assert (beside.objective.name, beside.objective.method.name) == ("embedded", "pso")
+    assert isinstance(beside.objective, Embedded)
+    assert (beside.objective.name, beside.objective.method.name) == ("pso", "pso")
     with pytest.raises(ValueError, match=r"reward\.weight: .* from the reward in its own way"):
         recipes.load("mixture-pso", [*told, "reward.weight=2"])
     for without, message in (

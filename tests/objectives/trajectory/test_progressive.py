@@ -98,6 +98,7 @@ def test_a_stages_student_is_the_next_ones_teacher_and_start():
     objective = method(student, stages=3, ema=0.9)  # of four steps each
     assert set(objective.followers()) == {"average", "teacher"}
     for step in range(9):
+        objective.started(step)
         assert objective.loss("student", batch(step)).total.isfinite()
         if step in (4, 8):
             assert student.net.gain.item() == objective.teacher.net.gain.item()
@@ -115,17 +116,22 @@ def test_a_stages_student_is_the_next_ones_teacher_and_start():
     assert objective.average.net.gain.item() == pytest.approx(average, rel=1e-5)
 
 
-def test_a_step_of_several_batches_begins_its_stage_once():
+def test_a_stage_begins_before_its_first_step_and_no_loss_changes_it():
     student = student_of(function=DATA.posterior)
     objective = method(student, stages=3, ema=0.0)
     assert set(objective.followers()) == {"teacher"}
     with torch.no_grad():
         student.net.gain.fill_(0.5)
     objective.updated("student")
+    objective.started(4)
     first = objective.loss("student", batch(4)).total
     assert first.item() > 0
     assert objective.teacher.net.gain.item() == 0.5
     assert torch.equal(objective.loss("student", batch(4)).total, first)
+    with torch.no_grad():
+        student.net.gain.fill_(0.25)
+    objective.loss("student", batch(4))
+    assert (objective.teacher.net.gain.item(), student.net.gain.item()) == (0.5, 0.25)
 
 
 def test_descent_finds_the_halved_teacher():
