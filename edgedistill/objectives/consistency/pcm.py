@@ -30,7 +30,7 @@ __all__ = ["PCM", "TDD", "Phases", "agreement", "stage_of", "wanted"]
 
 
 def stage_of(step: int, counts: tuple[int, ...], steps: int) -> int:
-    """Which of the counts `step` (0, 1, ...) of a run of `steps` has, one after the other."""
+    """Return the index of the count at `step` (0, 1, ...), in equal parts of the run."""
     return min(step * len(counts) // steps, len(counts) - 1)
 
 
