@@ -17,13 +17,13 @@ __all__ = [
 
 
 def matching_scale(x0: Tensor, real: Tensor) -> Tensor:
-    """DMD's normaliser, mean|x0 - real| per sample, (N, 1, ...), without a gradient.
+    """Return DMD's normaliser, mean|x0 - real| per sample, (N, 1, ...), without a gradient.
 
     It is computed in float32 and kept from zero (DMD, Yin et al. 2023, arXiv 2311.18828, Eq. 8).
 
     Args:
         x0: The student's samples (N, ...).
-        real: The x0 that the teacher sees in them, noised.
+        real: The teacher's x0 of the noised samples.
     """
     dims = tuple(range(1, x0.ndim))
     return (x0 - real).detach().float().abs().mean(dims, keepdim=True).clamp(min=1e-3)
@@ -39,9 +39,9 @@ def matching_gradient(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
 
 
 def surrogate_loss(x0: Tensor, gradient: Tensor) -> Tensor:
-    """The loss whose gradient in x0 is `gradient` / x0.numel(), a scalar (DMD2, Alg. 1).
+    """Return a loss whose gradient in x0 is `gradient` / x0.numel(), a scalar (DMD2, Alg. 1).
 
-    It is half the squared distance of x0 from x0 - gradient, held still.
+    It is half the mean squared distance of x0 from x0 - gradient, which is detached.
     """
     target = (x0 - gradient).detach()
     return 0.5 * F.mse_loss(x0.float(), target.float())
@@ -58,7 +58,7 @@ def gan_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
 
 def gan_accuracy(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Share of logits whose sign tells real from fake, a scalar; 0.5 is a guess."""
+    """Return the share of logits whose sign tells real from fake, a scalar; 0.5 is chance."""
     return 0.5 * ((real_logits > 0).float().mean() + (fake_logits < 0).float().mean())
 
 

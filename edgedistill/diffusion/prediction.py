@@ -17,9 +17,9 @@ __all__ = ["Linear2", "Prediction", "expand_like", "to_eps", "to_x0"]
 
 
 def expand_like(values: Tensor, like: Tensor) -> Tensor:
-    """Values (N,) reshaped to (N, 1, ...), so that they broadcast over `like` (N, ...).
+    """Reshape values (N,) to (N, 1, ...), so that they broadcast over `like` (N, ...).
 
-    A scalar becomes (1, 1, ...). Type and device stay those of the values.
+    A scalar becomes (1, 1, ...). Type and device do not change.
     """
     return values.reshape((-1,) + (1,) * (like.ndim - 1))
 

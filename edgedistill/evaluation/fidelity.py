@@ -87,7 +87,7 @@ def _own(a: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Floor:
-    """Distances between two halves of the reference, the lower limit for any other samples.
+    """Distances between two halves of the reference, a lower limit for figures of other samples.
 
     Attributes:
         fd: Frechet distance.

@@ -11,9 +11,9 @@ __all__ = ["Stages"]
 class Stages:
     """`count` stages of `train_steps` steps; the later ones have the remainder.
 
-    A stage is a function of the step alone, so that a resumed run is in the right one. What is
-    done where a stage begins belongs in `Objective.started`, and must bear being done twice: a run
-    may be resumed there.
+    A stage is a function of the step alone, so that a resumed run is in the right one. Actions at
+    the start of a stage belong in `Objective.started`, and must be repeatable, since a run may be
+    resumed there.
 
     Raises:
         ValueError: If there are fewer steps than stages.

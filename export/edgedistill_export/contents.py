@@ -1,4 +1,4 @@
-"""What a bundle's manifest says of its student, before anything is proven."""
+"""Contents of a bundle's manifest about its student, before anything is proven."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def new_manifest(
     graphs: dict[str, schema.Graph],
     tokenizers: list[schema.TokenizerFile],
 ) -> schema.Manifest:
-    """The manifest of a bundle that is built and not yet proven."""
+    """Make the manifest of a bundle that is built and not yet proven."""
     info = student.info
     image = None
     pictures = [
@@ -92,7 +92,7 @@ def _latent(latent: dict[str, Any]) -> dict[str, Any]:
 
 
 def hashes_of(files: Sequence[Path], work: Path) -> dict[str, str]:
-    """The sha256 of files, and of all in folders, by their names in the bundle at `work`."""
+    """Hash files, and all files in folders, by their names in the bundle at `work`."""
     every = [
         file
         for path in files

@@ -59,7 +59,7 @@ class Tokenizer:
 
 
 def _said(error: BaseException) -> str:
-    """What the library says; what is not its own is raised again.
+    """Return the library's message; raise errors again that are not the library's.
 
     Rust's panics are no Exception, and their class has no name to import.
     """

@@ -78,7 +78,7 @@ NETWORKS: dict[int, Callable[[Tensor, int, torch.Generator], Tensor]] = {
 
 
 def features(x: Tensor, width: int, generator: torch.Generator) -> Tensor:
-    """Features (N, F) of x (N, ...) in a network of random weights, each of size 1 / F.
+    """Return features (N, F) of x (N, ...) in a network of random weights, scaled by F^-1/2.
 
     Raises:
         ValueError: Unless x is (N, D) or (N, C, H, W).

@@ -46,7 +46,7 @@ class Reward(Settings):
     name: str
     """A key of `rewards.REWARDS`."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Options of that reward: its `Config`."""
+    """Options of the reward, of its class `Config`."""
     weight: float = Field(0.3, gt=0)
     """Weight of the reward's loss, added to the method's own (DMDR's code, for the cosine of
     CLIP)."""
@@ -120,7 +120,7 @@ class Rewarded(Beside):
         return (weights * torch.stack(errors)).mean(), rewards.mean()
 
     def grouped(self, batch: Batch) -> Batch:
-        """A batch of as many rows, each of the first prompts `group` times in a row."""
+        """Return a batch of equal size with each of the first prompts `group` times in a row."""
         group = self.config.group
         rows = torch.arange(len(batch.x0) // group).repeat_interleave(group)
         prompts = [batch.prompts[i] for i in rows.tolist()] if batch.prompts else ()

@@ -102,9 +102,9 @@ class Shrink(Objective):
         """Weights of the terms (BK-SDM: all 1, features not normalised)."""
 
         task: float = Field(1.0, ge=0)
-        """Weight of the distance to what the network should output."""
+        """Weight of the distance to the training target of the network's output."""
         output: float = Field(1.0, ge=0)
-        """Weight of the distance to what the teacher outputs."""
+        """Weight of the distance to the teacher's output."""
         features: float = Field(1.0, ge=0)
         """Weight of the distance of the features."""
         taps: str | tuple[str, ...] = "blocks"

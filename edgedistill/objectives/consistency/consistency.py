@@ -185,7 +185,7 @@ class CD(Objective):
 
 
 class CT(CD):
-    """CD with x_s from the data itself: no teacher but for the student's first weights."""
+    """Consistency training: x_s comes from the data; the teacher only gives the first weights."""
 
     class Config(CD.Config):
         """Hyperparameters (iCT, Table 1)."""
@@ -202,7 +202,7 @@ class CT(CD):
 
 
 class SCott(CD):
-    """CD with x_s a random step of the teacher away, so that the student averages paths."""
+    """Consistency with a random step of the teacher to x_s, so that the student averages paths."""
 
     class Config(CD.Config):
         """Hyperparameters (the paper's, without its discriminator)."""

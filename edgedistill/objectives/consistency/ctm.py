@@ -186,7 +186,7 @@ class CtmDiscriminator:
         self.head = head_for(self.features(x0, cond)).to(x0.device)
 
     def features(self, x0: Tensor, cond: Condition) -> Tensor:
-        """Features of clean data (N, ...) in the teacher."""
+        """Return features of clean data (N, ...)."""
         t = torch.full((len(x0),), JUDGED, device=x0.device, dtype=torch.float64)
         t = self.net.schedule.snap(t)
         self.net.output(self.net.schedule.at(t, like=x0)[0] * x0, t, cond)

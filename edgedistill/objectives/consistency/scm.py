@@ -84,8 +84,8 @@ class SCM(Objective):
         path: Literal["teacher", "data"] = "teacher"
         """Paths: the teacher's (sCD), or straight lines from noise to data (sCT)."""
         tangent: Literal["jvp", "difference"] = "jvp"
-        """How the tangent's derivative is taken: by forward differentiation, or by a central
-        difference of two calls."""
+        """Derivative of the network: by forward differentiation, or by a central difference of two
+        calls."""
         difference: float = Field(1e-2, gt=0, lt=1)
         """Step of the difference, as a share of the distance to the ends of the path."""
         warmup: int = Field(10_000, ge=0)

@@ -54,7 +54,7 @@ class TRACT(PCM):
         solver_steps: int = Field(1024, ge=2, le=10_000)
         ema: float = Field(0.5, ge=0, lt=1)
         distance: Distance = Distance()
-        """Distance of two x0, to be weighted by max(SNR, 1)."""
+        """Distance of two x0, which is weighted by max(SNR, 1)."""
 
     name = "tract"
 
@@ -89,7 +89,7 @@ class TRACT(PCM):
             self.stage_teacher.stage.fill_(stage)
 
     def apart(self, guide: Denoiser | Guided, batch: Batch, legs: Phases) -> Tensor:
-        """Distance of the x0 with which one step leads to the edge (progressive distillation)."""
+        """Return the distance of the x0 with which one step leads to the edge (`progressive`)."""
         schedule, t = self.student.schedule, legs.t
         x_t, edge = wanted(self.target, guide, batch, legs)
         x0 = one_step_x0(schedule, x_t, edge, t, legs.edge)

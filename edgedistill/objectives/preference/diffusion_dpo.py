@@ -40,7 +40,7 @@ def times_of(table: TorchStepTable, schedule: Schedule) -> Tensor:
 
 
 class DiffusionDPO(Preferring):
-    """The student sees the better of two samples for a prompt more clearly in noise."""
+    """Trains the student to denoise the better one of two samples for a prompt more accurately."""
 
     class Config(Settings):
         """Hyperparameters (of the authors' code, launchers/turbo.sh)."""
@@ -71,7 +71,7 @@ class DiffusionDPO(Preferring):
     def errors(
         self, denoiser: Denoiser, pair: list[Tensor], t: Tensor, eps: Tensor, batch: Batch
     ) -> Tensor:
-        """Errors of the x0 that `denoiser` sees in both samples noised by eps to t, (2, N)."""
+        """Return errors of `denoiser`'s x0 of both samples, each noised by eps to t, (2, N)."""
         x0, twice = torch.cat(pair), torch.cat([t, t])
         x_t = denoiser.noised(x0, twice, torch.cat([eps, eps]))
         gap = denoiser(x_t, twice, cat(batch.cond, batch.cond)).float() - x0.float()

@@ -1,6 +1,6 @@
-"""A step table as a policy, and what methods that learn from preferences share.
+"""A step table as a policy, and a base class of methods that learn from preferences.
 
-A row of the table that has noise chooses at random where it lands.
+A row of the table that draws noise chooses its landing point at random.
 
 Black et al. 2023, "Training Diffusion Models with Reinforcement Learning" (arXiv 2305.13301), Sec.
 4: the denoising of one sample is an episode, each of its steps is a Gaussian action around the
@@ -68,22 +68,22 @@ def log_prob(
 
 
 def preference(margin: Tensor, beta: float) -> Tensor:
-    """-log sigmoid(beta margin), a scalar; margin (N,) is that of the preferred, 0 for none.
+    """Return -log sigmoid(beta margin), a scalar; margin (N,) is the winner's, 0 without one.
 
-    The Bradley-Terry model with log-ratios as rewards (DPO, Rafailov et al. 2023,
-    arXiv 2305.18290, Eq. 7). Where nothing is preferred it is log 2, without a gradient.
+    This is the Bradley-Terry model with log-ratios as rewards (DPO, Rafailov et al. 2023, arXiv
+    2305.18290, Eq. 7). Where nothing is preferred it is log 2, without a gradient.
     """
     return -F.logsigmoid(beta * margin).mean()
 
 
 class Preferring(Objective):
-    """A student that is distilled already, and learns which of two samples earns more.
+    """Base class of methods that train a distilled student by comparing two samples.
 
     Attributes:
-        reference: The student as it was when the run began.
+        reference: The student at the start of the run.
 
     Raises:
-        ValueError: Without a student to start from, or a reward.
+        ValueError: If there is no student to start from, or no reward.
     """
 
     needs_reward = True
@@ -103,17 +103,17 @@ class Preferring(Objective):
         return self._table
 
     def walks(self, batch: Batch) -> list[list[Tensor]]:
-        """Two walks of the student for each prompt."""
+        """Return two walks of the student for each prompt."""
         return [walk(self.student.net, self._table, batch.cond, batch) for _ in range(2)]
 
     @torch.no_grad()
     def compared(self, walks: Sequence[list[Tensor]], batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the ends of both walks earn, (2, N), and the sign of the first's lead, (N,)."""
+        """Return the rewards of both walks' ends, (2, N), and the sign of the difference, (N,)."""
         rewards = torch.stack([self.reward(places[-1], batch.prompts) for places in walks])
         return rewards, (rewards[0] - rewards[1]).sign()
 
     @staticmethod
     def preferred(margin: Tensor, rewards: Tensor, beta: float) -> Losses:
-        """The loss of a margin, logged with the mean reward."""
+        """Return the loss of a margin, logged with the mean reward."""
         logs = {"reward": rewards.mean(), "margin": margin.detach().mean()}
         return Losses(preference(margin, beta), logs)

@@ -26,7 +26,7 @@ __all__ = ["PSO"]
 
 
 class PSO(Preferring):
-    """The student makes the better of two samples for a prompt more often."""
+    """Trains the student to make the better one of two samples for a prompt more often."""
 
     class Config(Settings):
         """Hyperparameters (of the authors' code, human_preference_tuning)."""

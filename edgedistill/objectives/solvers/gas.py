@@ -56,7 +56,7 @@ class Solver(nn.Module):
         times, steps = times.double(), len(times) - 1
         self.register_buffer("first", times[0].clone())
         self.logits = nn.Parameter((times[1:-1] / times[:-2]).logit())
-        """Logit of each time's share in the one before it."""
+        """Logits of each next time's share of the one before."""
         self.shifts = nn.Parameter(torch.zeros(steps, dtype=torch.float64))
         self.added = nn.Parameter(torch.zeros(steps, 2, dtype=torch.float64))
 

@@ -76,7 +76,7 @@ class ArcFlow(Imitation):
         """Hyperparameters of the mixture."""
 
         components: int = Field(16, ge=2, le=1_024)
-        """Components of the mixture, the one without momentum included (the paper's 16)."""
+        """Number of components, including the one without momentum (the paper's 16)."""
 
     name = "arcflow"
 

@@ -39,7 +39,7 @@ from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settin
 __all__ = ["FlowMap", "MeanFlow"]
 
 STRAIGHT = Rectified()
-"""The schedule of which tau is the time."""
+"""Schedule whose time is tau."""
 
 
 def tau_of(schedule: Schedule, t: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def tau_of(schedule: Schedule, t: Tensor) -> Tensor:
 
 
 def time_at(schedule: Schedule, tau: Tensor) -> Tensor:
-    """Find the time of tau; its ends are kept a hair away, where the noise ratio is finite."""
+    """Return the inverse of `tau_of`, clamped near the ends, where the noise ratio is finite."""
     tau = tau.double().clamp(1e-7, 1 - 1e-7)
     return schedule.time_of(2 * ((1 - tau) / tau).log())
 
@@ -75,7 +75,7 @@ class Path:
 
 
 def over(numbers: Tensor, like: Tensor) -> Tensor:
-    """Numbers (N,) shaped and cast to multiply `like` (N, ...)."""
+    """Reshape and cast numbers (N,) to multiply `like` (N, ...)."""
     return expand_like(numbers, like).to(like)
 
 
@@ -156,17 +156,17 @@ class FlowMap(Objective):
         instant: float = Field(0.25, ge=0, lt=1)
         """Share of the batch with s = t."""
         times: TimeSampling = TimeSampling()
-        """Law of tau; the larger of two draws is where a leg begins."""
+        """Distribution of tau; the larger of two draws is the start of a step."""
         derivative: Literal["jvp", "difference"] = "jvp"
-        """How the derivative is taken: by forward differentiation, or by a central difference of
-        two calls."""
+        """Derivative of the network: by forward differentiation, or by a central difference of two
+        calls."""
         difference: float = Field(1e-2, gt=0, lt=1)
         """Step of the difference, as a share of the distance to the ends of the flow."""
         power: float = Field(0.0, ge=0)
         """Exponent p of the weight 1 / (e + c)^p, where e is the mean of the squared error
         (MeanFlow, Eq. 22, uses the sum)."""
         constant: float = Field(1e-3, gt=0)
-        """c of that weight."""
+        """Constant c of the weight."""
 
     name = "flow-map"
 

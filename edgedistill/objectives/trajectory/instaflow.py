@@ -52,7 +52,7 @@ class InstaFlow(Objective):
         self.grid = refine(setup.student.schedule, setup.times, config.solver_steps)
         self.begin = max(1, round(config.reflow * setup.train_steps))
         self.straightening = True
-        """Whether the flow is still straightened, after which it follows no one."""
+        """Whether the flow is still being straightened; afterwards it is frozen."""
 
     def players(self) -> list[Player]:
         return [Player("student", self.student, self.optim)]

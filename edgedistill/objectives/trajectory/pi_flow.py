@@ -191,7 +191,7 @@ class PiFlow(Imitation):
         """Hyperparameters of the DX policy."""
 
         points: int = Field(10, ge=2, le=1_024)
-        """Points of x0 on a step (the paper's N)."""
+        """Number of points of x0 on a step (the paper's N)."""
 
     name = "pi-flow"
 

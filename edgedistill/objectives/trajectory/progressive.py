@@ -64,7 +64,7 @@ class Progressive(Objective):
         """Number of stages; the first teacher takes 2^stages times the student's steps."""
         weight: Literal["truncated-snr", "snr-plus-one"] = "truncated-snr"
         distance: Distance = Distance()
-        """Distance of two x0, to be weighted."""
+        """Distance of two x0, which is weighted."""
         ema: float = Field(0.99, ge=0, lt=1)
         """Decay of the average of the student that becomes the next stage's teacher and the
         student's start there; 0 is the student itself."""

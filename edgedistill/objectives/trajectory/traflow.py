@@ -52,10 +52,10 @@ class TraFlow(Objective):
         consistency: float = Field(1.0, ge=0)
         """Weight of the self-consistency term."""
         solver_steps: int = Field(8, ge=2, le=10_000)
-        """Steps of the teacher from any time to 0."""
+        """Number of the teacher's steps from any time to 0."""
         distance: Distance = Distance()
         times: TimeSampling = TimeSampling(low=0.02)
-        """Law of tau."""
+        """Distribution of tau."""
 
     name = "traflow"
 

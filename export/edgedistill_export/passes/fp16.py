@@ -28,10 +28,11 @@ ANGLES = {"Sin", "Cos"}
 SUMS = {"ReduceMean", "ReduceSum"}
 
 ROOTS = {"Add", "Clip", "Max", "Pow", "Reciprocal", "Sqrt"}
-"""Kept in float32 from a mean of squares to its root: in float16, 256 squared is infinite."""
+"""Operators kept in float32 from a mean of squares to its root, as 256 squared overflows
+float16."""
 
 DENOMINATORS = {("Div", 1), ("Pow", 0), ("Reciprocal", 0), ("Sqrt", 0)}
-"""(operator, input) that must not be 0, which an epsilon under 6e-8 is in float16."""
+"""Inputs (operator, index) that must not be 0, which an epsilon below 6e-8 becomes in float16."""
 
 FLOAT_INPUTS = {("Resize", 1), ("Resize", 2)}
 """Inputs (operator, index) that the standard fixes to float32."""
@@ -144,7 +145,7 @@ def _readers(graph: GraphProto) -> dict[str, list[tuple[int, int]]]:
 
 
 def _rooted_squares(graph: GraphProto) -> set[int]:
-    """Indices of the nodes from a square through its mean to the root of it."""
+    """Return indices of the nodes from a square through its mean to the mean's root."""
     producer = {name: i for i, node in enumerate(graph.node) for name in node.output}
     readers = _readers(graph)
     found: set[int] = set()
@@ -167,7 +168,7 @@ def _is_square(node: NodeProto) -> bool:
 
 
 def _epsilons(graph: GraphProto, weights: Mapping[str, TensorProto]) -> set[int]:
-    """Indices of the nodes that add what float16 takes for 0, and of those that divide by it."""
+    """Return indices of nodes that add what float16 takes for 0, or divide by such a sum."""
     readers = _readers(graph)
     found: set[int] = set()
     for index, node in enumerate(graph.node):
