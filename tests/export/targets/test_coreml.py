@@ -20,7 +20,7 @@ from edgedistill_export.targets import Job, find_target
 from edgedistill_export.trace import ports
 from edgedistill_runtime import Manifest, Pipeline
 from edgedistill_runtime.manifest import BundleError
-from edgedistill_runtime.manifest import ExportGraph as Entry
+from edgedistill_runtime.manifest import Graph as Entry
 
 ct = pytest.importorskip("coremltools")
 

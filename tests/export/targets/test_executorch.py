@@ -18,7 +18,7 @@ from edgedistill_export.quiet import no_stderr, quiet
 from edgedistill_export.targets import Job, find_target
 from edgedistill_export.targets.executorch import build
 from edgedistill_runtime import Manifest, Pipeline
-from edgedistill_runtime.manifest import ExportGraph as Entry
+from edgedistill_runtime.manifest import Graph as Entry
 from edgedistill_runtime.manifest import Port
 
 

@@ -25,7 +25,7 @@ from edgedistill_runtime.backends.trt import (
     gpu_capability,
     load_cuda,
 )
-from edgedistill_runtime.manifest import ExportGraph as Entry
+from edgedistill_runtime.manifest import Graph as Entry
 
 trt = pytest.importorskip("tensorrt_rtx")
 
