@@ -13,15 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Linear2", "Prediction", "expand_like", "to_eps", "to_x0"]
-
-
-def expand_like(values: Tensor, like: Tensor) -> Tensor:
-    """Reshape values (N,) to (N, 1, ...), so that they broadcast over `like` (N, ...).
-
-    A scalar becomes (1, 1, ...). Type and device do not change.
-    """
-    return values.reshape((-1,) + (1,) * (like.ndim - 1))
+__all__ = ["Linear2", "Prediction", "to_eps", "to_x0"]
 
 
 class Linear2(NamedTuple):

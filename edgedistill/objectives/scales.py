@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
-from edgedistill.diffusion.prediction import expand_like
+from edgedistill.diffusion.tensors import expand_like
 from edgedistill.diffusion.times import stratified
 from edgedistill.networks.two_times import TwoTimes
 from edgedistill.objectives.base import Batch, Setup

@@ -14,10 +14,11 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from edgedistill.diffusion.prediction import expand_like, to_x0
+from edgedistill.diffusion.prediction import to_x0
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.solvers import init_scale
 from edgedistill.diffusion.step_table import Step, TorchStepTable
+from edgedistill.diffusion.tensors import expand_like
 from edgedistill.objectives.adversarial.parts import GAN, Round
 from edgedistill.objectives.base import Batch
 

@@ -16,8 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from edgedistill.diffusion.denoiser import Condition, cat
 from edgedistill.diffusion.distances import drift
 from edgedistill.diffusion.gan import GAMES, accuracy, r1, r1_by_difference
-from edgedistill.diffusion.prediction import expand_like
 from edgedistill.diffusion.solvers import init_scale
+from edgedistill.diffusion.tensors import expand_like
 from edgedistill.diffusion.times import neighbours
 from edgedistill.networks.heads import Discriminator, Shown
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings, Setup

@@ -16,8 +16,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from edgedistill.diffusion.distances import Distance, distance
-from edgedistill.diffusion.prediction import expand_like
 from edgedistill.diffusion.solvers import ddim_step, init_scale
+from edgedistill.diffusion.tensors import expand_like
 from edgedistill.diffusion.times import stratified
 from edgedistill.networks.ema import follow
 from edgedistill.objectives.adversarial.parts import CLEAN, GAN, Round

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from edgedistill.diffusion.boundary import boundary_of, bounded
 from edgedistill.diffusion.denoiser import Condition
-from edgedistill.diffusion.prediction import expand_like
 from edgedistill.diffusion.step_table import Boundary
 from edgedistill.diffusion.tangents import DERIVATIVES
+from edgedistill.diffusion.tensors import expand_like
 from edgedistill.diffusion.times import TimeSampling, sample_times
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
 

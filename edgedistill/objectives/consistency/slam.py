@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.distances import Distance
-from edgedistill.diffusion.prediction import expand_like
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.tensors import expand_like
 from edgedistill.objectives.base import Batch
 from edgedistill.objectives.consistency.consistency import CD
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.losses import matching_gradient
-from edgedistill.diffusion.prediction import expand_like
+from edgedistill.diffusion.tensors import expand_like
 from edgedistill.objectives.base import Batch, Losses
 from edgedistill.objectives.matching.dmd2 import DMD2
 from edgedistill.objectives.matching.parts import Matching, View

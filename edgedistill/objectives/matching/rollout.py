@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgedistill.diffusion.denoiser import Denoiser, Guided
-from edgedistill.diffusion.prediction import expand_like
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.solvers import SOLVERS, ddim_step, init_scale, one_step_x0
+from edgedistill.diffusion.tensors import expand_like
 from edgedistill.diffusion.times import stratified
 from edgedistill.objectives.base import Batch, Setup
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Guided, expand
 from edgedistill.diffusion.losses import surrogate_loss
-from edgedistill.diffusion.prediction import expand_like
+from edgedistill.diffusion.tensors import expand_like
 from edgedistill.objectives.base import Batch, Losses, Setup
 from edgedistill.objectives.matching.parts import ScoreConfig, Scored, moved
 from edgedistill.objectives.matching.rollout import Noised, renoised

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.losses import matching_scale
-from edgedistill.diffusion.prediction import expand_like
+from edgedistill.diffusion.tensors import expand_like
 from edgedistill.objectives.base import Batch, Losses
 from edgedistill.objectives.matching.f_distill import (
     WEIGHTS,

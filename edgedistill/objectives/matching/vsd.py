@@ -28,8 +28,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from edgedistill.diffusion.denoiser import Condition, Guided, cat, expand, take
-from edgedistill.diffusion.prediction import expand_like
 from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.tensors import expand_like
 from edgedistill.diffusion.times import TimeSampling, sample_times, stratified
 from edgedistill.objectives.base import Batch, Losses, Setup
 from edgedistill.objectives.matching.parts import FakeScore, Matching, View

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.diffusion.distances import Distance, distance
-from edgedistill.diffusion.prediction import expand_like, to_x0
+from edgedistill.diffusion.prediction import to_x0
 from edgedistill.diffusion.solvers import init_scale
+from edgedistill.diffusion.tensors import expand_like
 from edgedistill.diffusion.times import neighbours, refine
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
 

@@ -28,10 +28,10 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
-from edgedistill.diffusion.prediction import expand_like
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.schedules import Rectified
 from edgedistill.diffusion.tangents import DERIVATIVES, Derivative
+from edgedistill.diffusion.tensors import expand_like
 from edgedistill.diffusion.times import TimeSampling, sample_times
 from edgedistill.networks.two_times import TwoTimes, steps_of
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
