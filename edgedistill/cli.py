@@ -68,12 +68,12 @@ app.add_typer(recipes_app, name="recipes")
 @recipes_app.callback()
 def recipes(context: typer.Context) -> None:
     """List the shipped recipes."""
-    from edgedistill import recipes as recipes_
+    from edgedistill.recipes.files import layered, shipped
 
     if context.invoked_subcommand is None:
         table = Table("recipe", "what it makes", box=None)
-        for name in recipes_.shipped():
-            table.add_row(name, recipes_.load(name).description)
+        for name, file in shipped().items():
+            table.add_row(name, layered(file, ()).get("description", ""))
         answers.print(table)
 
 

@@ -31,7 +31,7 @@ def distill(
 
     Example: edgedistill distill recipe=emoji-4step train.batch_size=32 teacher.guidance=4
     """
-    from edgedistill.recipes.load import asked
+    from edgedistill.recipes.loading import asked
     from edgedistill.runs.run import Run
     from edgedistill.training.trainer import Interrupted
     from edgedistill.verbs.training import distill as train
@@ -67,7 +67,7 @@ def synth(
 
     Example: edgedistill synth recipe=mixture-kd data.samples=20000 out=paths/ring
     """
-    from edgedistill.recipes.load import asked
+    from edgedistill.recipes.loading import asked
     from edgedistill.runs.synth import synth as make
 
     recipe, out, _ = asked("synth", words)

@@ -19,7 +19,7 @@ from edgedistill.evaluation.evaluate import Examples, Extras, evaluate_pictures,
 from edgedistill.evaluation.examples import write_examples
 from edgedistill.evaluation.features import open_features
 from edgedistill.evaluation.fidelity import Reference
-from edgedistill.recipes.load import judged
+from edgedistill.recipes.loading import judged
 from edgedistill.recipes.schema import Judged
 from edgedistill.students.folder import Student
 from edgedistill.students.group import Students, open_student

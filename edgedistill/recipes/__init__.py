@@ -1,8 +1,17 @@
-"""Recipes: YAML and key=value overrides, checked into a typed, frozen `Recipe`."""
+"""Recipes: YAML and key=value overrides, checked into a typed, frozen `Recipe`.
 
-from edgedistill.recipes.files import find, folder, header, read, shipped
-from edgedistill.recipes.load import asked, dump, judged, load, resolve
-from edgedistill.recipes.schema import Recipe
+Names are imported when they are asked for, so that listing recipes needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgedistill.recipes.files import find, folder, header, read, shipped
+    from edgedistill.recipes.loading import asked, dump, judged, load, resolve
+    from edgedistill.recipes.schema import Recipe
 
 __all__ = [
     "Recipe",
@@ -17,3 +26,16 @@ __all__ = [
     "resolve",
     "shipped",
 ]
+
+_PLACES = {
+    "files": ("find", "folder", "header", "read", "shipped"),
+    "loading": ("asked", "dump", "judged", "load", "resolve"),
+    "schema": ("Recipe",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _PLACES.items():
+        if name in names:
+            return getattr(import_module(f"edgedistill.recipes.{module}"), name)
+    raise AttributeError(f"module 'edgedistill.recipes' has no attribute {name!r}")

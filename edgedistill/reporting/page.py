@@ -18,7 +18,7 @@ from edgedistill.draw.subjects import Subject, student_subject, teacher_subject
 from edgedistill.evaluation.captions import shown_captions
 from edgedistill.evaluation.run import EXAMPLES, keeper
 from edgedistill.evaluation.tables import cell, columns_of, heading, notes, sections
-from edgedistill.recipes.load import judged
+from edgedistill.recipes.loading import judged
 from edgedistill.recipes.schema import Judged
 from edgedistill.reporting.charts import clouds, curves, tradeoff
 from edgedistill.reporting.embed import LARGEST, array_uri, image_uri

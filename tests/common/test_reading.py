@@ -10,7 +10,7 @@ import yaml
 from edgedistill.common.files import read_json, write_json
 from edgedistill.common.reading import MAX_YAML_NODES, check_yaml, parse_json, read_bytes, short
 from edgedistill.recipes.files import read
-from edgedistill.recipes.load import load
+from edgedistill.recipes.loading import load
 
 DEEP = 100_000
 

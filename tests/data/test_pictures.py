@@ -18,7 +18,7 @@ from edgedistill.data.latents import CachedLatents, find_pictures
 from edgedistill.data.pictures import FAULTS, Codec, list_pictures, read_picture
 from edgedistill.data.shards import write_shard
 from edgedistill.objectives.compression.decoder import TinyDecoder
-from edgedistill.recipes.load import load
+from edgedistill.recipes.loading import load
 from edgedistill.runs.run_dir import open_run
 from edgedistill.teachers import load_teacher
 from edgedistill.tiny import make_tiny

@@ -8,7 +8,7 @@ from tars import write_tar
 
 from edgedistill.data import find_captions, read_prompts
 from edgedistill.data.tars import read_samples
-from edgedistill.recipes.load import load
+from edgedistill.recipes.loading import load
 from edgedistill.teachers.families.stable_diffusion import StableDiffusion
 
 

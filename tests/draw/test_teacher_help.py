@@ -12,7 +12,7 @@ from edgedistill.diffusion.solvers import solve, time_grid
 from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.draw.generate import generate
 from edgedistill.draw.teacher_help import Help, sample_with, time_told
-from edgedistill.recipes.load import load
+from edgedistill.recipes.loading import load
 from edgedistill.runs.run_dir import open_run
 
 DATA = Gaussian([0.7, -0.4], 0.5, Trig())

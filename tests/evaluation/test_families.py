@@ -23,7 +23,7 @@ from edgedistill.evaluation.data import find_data
 from edgedistill.evaluation.evaluate import Extras, evaluate_pictures
 from edgedistill.evaluation.features import MiddleBlock, PixelFeatures, VisionModel, open_features
 from edgedistill.evaluation.run import evaluate_subjects
-from edgedistill.recipes.load import judged
+from edgedistill.recipes.loading import judged
 from edgedistill.teachers import load_teacher
 from edgedistill.tiny import make_tiny
 from edgedistill.tiny.unet2d import pipeline

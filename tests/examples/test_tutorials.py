@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from edgedistill.cli import app
-from edgedistill.recipes.load import asked
+from edgedistill.recipes.loading import asked
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 tutorials = importlib.import_module("tutorials")

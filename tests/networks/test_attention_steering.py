@@ -9,7 +9,7 @@ from torch import nn
 
 from edgedistill.draw.generate import Negative, generate
 from edgedistill.networks.attention_steering import Away
-from edgedistill.recipes.load import load
+from edgedistill.recipes.loading import load
 from edgedistill.runs.run_dir import open_run
 from edgedistill.teachers import load_teacher
 from edgedistill.tiny import make_tiny

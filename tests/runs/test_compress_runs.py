@@ -10,7 +10,7 @@ from edgedistill import recipes
 from edgedistill.compress.units import units
 from edgedistill.objectives.trajectory import progressive
 from edgedistill.planning.report import plan
-from edgedistill.recipes.load import resolve
+from edgedistill.recipes.loading import resolve
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 from edgedistill.teachers.families.stable_diffusion import StableDiffusion

@@ -22,7 +22,7 @@ from edgedistill.objectives.compression.shrink import (
     feature_loss,
     tap_paths,
 )
-from edgedistill.recipes.load import load
+from edgedistill.recipes.loading import load
 from edgedistill.teachers.families.stable_diffusion import StableDiffusion
 
 

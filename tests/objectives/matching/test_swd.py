@@ -16,7 +16,7 @@ from edgedistill.objectives.added.on_samples import Beside
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.matching.pdm import PDM
 from edgedistill.objectives.matching.swd import SWD
-from edgedistill.recipes.load import load
+from edgedistill.recipes.loading import load
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 from edgedistill.teachers.families.stable_diffusion import StableDiffusion

@@ -13,7 +13,7 @@ from edgedistill.diffusion.solvers import solve, time_grid
 from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.solvers.oss import OSS, best_times
-from edgedistill.recipes.load import load
+from edgedistill.recipes.loading import load
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 

@@ -10,7 +10,7 @@ from edgedistill.diffusion.step_table import few_step_table, solver_table
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.solvers.d_ode import DODE, best_stretches, stretched
 from edgedistill.objectives.solvers.gas import GAS, Solver, walk
-from edgedistill.recipes.load import load
+from edgedistill.recipes.loading import load
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 

@@ -18,7 +18,7 @@ from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.trajectory.flow_map import RULES, FlowMap, Path, over, tau_of, time_at
 from edgedistill.objectives.trajectory.shortcut import Shortcut
 from edgedistill.objectives.trajectory.traflow import TraFlow, trajectory
-from edgedistill.recipes.load import load
+from edgedistill.recipes.loading import load
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 

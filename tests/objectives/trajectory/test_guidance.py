@@ -15,7 +15,7 @@ from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.trajectory.guidance import Guidance
 from edgedistill.objectives.trajectory.guide_adapter import GuideAdapter
 from edgedistill.objectives.trajectory.progressive import WEIGHTS
-from edgedistill.recipes.load import load
+from edgedistill.recipes.loading import load
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 

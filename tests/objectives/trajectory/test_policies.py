@@ -15,7 +15,7 @@ from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.trajectory.arcflow import ArcFlow, Momenta
 from edgedistill.objectives.trajectory.flow_map import tau_of, time_at
 from edgedistill.objectives.trajectory.pi_flow import Lines, PiFlow
-from edgedistill.recipes.load import load
+from edgedistill.recipes.loading import load
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 

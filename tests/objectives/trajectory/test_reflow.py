@@ -24,7 +24,7 @@ from edgedistill.objectives.trajectory.reflow import (
     velocity,
 )
 from edgedistill.objectives.trajectory.slimflow import ANNEALINGS, SlimFlow
-from edgedistill.recipes.load import load
+from edgedistill.recipes.loading import load
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 
