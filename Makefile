@@ -9,7 +9,7 @@ STUDENT ?= runs/emoji-4step/student
 # TensorRT-RTX has no wheels for Macs.
 TRT := $(if $(filter Darwin,$(shell uname)),,$(comma)trt)
 
-.PHONY: setup demo targets matrix methods tutorials faults test test-core test-export lint fix bench clean
+.PHONY: setup demo targets matrix methods tutorials docs reference faults test test-core test-export lint fix bench clean
 
 setup: $(VENV)/.ready
 
@@ -44,6 +44,16 @@ methods: setup
 # Every page of docs/tutorials as a reader runs it; PAGES=FILES for some. Prints the seconds of each.
 tutorials: setup
 	$(BIN)/python benchmarks/tutorials.py $(PAGES)
+
+# The site of docs/, in build/site; fails on a broken link.
+docs: setup
+	$(BIN)/python -c "import material, mkdocstrings" 2>/dev/null || $(BIN)/python -m pip install --quiet -e ".[docs]"
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo build/site/index.html
+
+# The pages of docs/reference that are made from code.
+reference: setup
+	$(BIN)/python docs/generate.py
 
 # Two halves side by side, one thread each.
 test: setup
