@@ -37,11 +37,6 @@ def synth(
     if not recipe.method().needs_paths:
         name = recipe.objective["name"]
         raise ValueError(f"objective.name={name}: method {name!r} needs no paths")
-    if recipe.data.pictures:
-        raise ValueError(
-            f"data.pictures={recipe.data.pictures}: paths begin with noise and take captions "
-            "alone; name them with data.prompts"
-        )
     folder = Path(out) if out else Path("paths") / recipe.name
     check_writable(folder / "manifest.json", f"out={folder}")
     section, few = recipe.teacher, recipe.student

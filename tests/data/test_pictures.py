@@ -300,7 +300,7 @@ def test_broken_pictures_are_skipped_and_named(teachers, folder, tmp_path, small
     good = (folder / "a.png").read_bytes()
     (folder / "a.png").write_bytes(good[: len(good) // 2])
     (folder / "d.png").write_bytes(b"no picture")
-    (folder / "e.png").write_bytes(encoded(picture(0, 15, 40)))
+    (folder / "e.png").write_bytes(encoded(picture(0, 7, 40)))
     (folder / "c.txt").write_bytes(b"\xff")
     write_tar(folder / "t.tar", {"0.png": good, "0.txt": "red", "1.png": good, "2.png": good})
     lines = []
@@ -323,9 +323,9 @@ def test_why_a_picture_is_skipped(teachers, folder, tmp_path):
     good = (folder / "sub" / "f.PNG").read_bytes()
     tar = write_tar(folder / "t.tar", {"0.png": good, "0.txt": "red", "1.png": good})
     lines = []
-    (folder / "s.png").write_bytes(encoded(picture(0, 15, 40)))
+    (folder / "s.png").write_bytes(encoded(picture(0, 7, 40)))
     find(teachers(), folder, tmp_path).open(lines.append)
-    assert lines[-1] == "2 of 4 pictures skipped: s.png (15 x 40 pixels), t.tar/1.png (no caption)"
+    assert lines[-1] == "2 of 4 pictures skipped: s.png (7 x 40 pixels), t.tar/1.png (no caption)"
     (folder / "s.png").write_bytes(encoded(Image.new("F", (20, 20)), "TIFF"))
     tar.write_bytes(tar.read_bytes()[: 512 + 100])
     find(teachers(), folder, tmp_path, run=tmp_path / "2").open(lines.append)

@@ -41,6 +41,7 @@ def test_the_manifest_says_where_it_comes_from(student, bundle):
     data = json.loads((bundle / "manifest.json").read_text())
     assert data["steps"] == student.table.to_json()
     assert {file.name for file in bundle.iterdir()} == {
+        "README.md",
         "manifest.json",
         "manifest.sha256",
         "tokenizer.json",

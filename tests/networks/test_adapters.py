@@ -314,7 +314,7 @@ def test_a_closed_form_teacher_shares_the_network_fitted_to_it(tmp_path, two_mod
         *("train.adapter.layers=[up,down,head]", "train.steps=2", "train.batch_size=8"),
     ]
     run = Run(recipes.load("mixture-dmd2", overrides), tmp_path, lambda line: None)
-    fake = run.objective.fake_score.net
+    fake = run.objective.fake_score.denoiser.net
     assert fake.base is run.student.net.base
     student = load_student(run.train(silent))
     assert student.info.lora_scale is None
@@ -331,9 +331,9 @@ def test_a_closed_form_teacher_shares_the_network_fitted_to_it(tmp_path, two_mod
     [
         (
             ["train.adapter.layers=[to_qq]"],
-            r"unknown layer of UNet 'to_qq' \(did you mean 'to_q'\?",
+            r"unknown layer of SDNet 'to_qq' \(did you mean 'to_q'\?",
         ),
-        (["train.adapter.layers=[to_q,mid_block]"], r"unknown layer of UNet 'mid_block'"),
+        (["train.adapter.layers=[to_q,mid_block]"], r"unknown layer of SDNet 'mid_block'"),
         (["train.adapter.layers=[]"], r"train\.adapter\.layers"),
         (["train.adapter.rank=0"], r"train\.adapter\.rank=0"),
         (["train.adapter.rnk=4"], r"did you mean train\.adapter\.rank"),
