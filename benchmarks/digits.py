@@ -260,7 +260,7 @@ def cells(name: str, out: Path) -> dict[str, str]:
         run = place / f"student-{steps}"
         if not (run / "student").is_dir():
             resume = (run / "recipe.yaml").is_file()
-            opened = open_run(recipe(folder, steps), str(run), resume, lambda line: None)
+            opened = open_run(recipe(folder, steps), str(run), resume)
             opened.train(lambda step, figures: None)
         found[f"student@{steps}"] = f"{share(by_student(run / 'student')):.3f}"
     for precision in ("fp32", "int8"):

@@ -60,9 +60,7 @@ def row(family: str, work: Path) -> list[str]:
         choices = [*SHORT, f"teacher.family={family}", f"train.roles={roles}"]
         if not teacher.prompts:  # nor anything to guide away from
             choices.append("teacher.guidance=1")
-        run = open_run(
-            recipes.load(name, choices), str(work / f"{name}-{roles}"), False, str, work
-        )
+        run = open_run(recipes.load(name, choices), str(work / f"{name}-{roles}"), False, work)
         start = time.perf_counter()
         student = run.train(lambda step, figures: None)
         cells.append(f"{time.perf_counter() - start:.1f}")

@@ -11,6 +11,7 @@ resident memory, and what `edgedistill plan` says of the same recipe. Linux only
 from __future__ import annotations
 
 import argparse
+import logging
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,8 @@ from training_memory import MIB, resident
 
 from edgedistill import recipes
 from edgedistill.common.files import read_json, write_json
+from edgedistill.common.logs import PACKAGE
+from edgedistill.common.progress import Handler
 from edgedistill.planning.architectures import architecture, find
 from edgedistill.planning.costs import costs
 from edgedistill.planning.memory import Launch
@@ -90,7 +93,7 @@ def step(recipe: recipes.Recipe, folder: Path) -> tuple[float, float, float]:
     libraries = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
     begin = time.perf_counter()
-    run = Run(recipe, folder, print)
+    run = Run(recipe, folder)
     loaded = time.perf_counter()
     with suppress(Enough):
         run.train(_stop)
@@ -110,6 +113,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    PACKAGE.addHandler(Handler())
+    PACKAGE.setLevel(logging.INFO)
     hub_id, name, size = TEACHERS[args.teacher]
     if args.write:
         write(hub_id, size, args.write)

@@ -66,7 +66,7 @@ def run(row: str, steps: int, mixture: str, folder: Path) -> str:
     ]
     start = time.perf_counter()
     recipe = recipes.load("mixture-dmd2", words)
-    made = open_run(recipe, str(folder), False, lambda line: None, folder.parent)
+    made = open_run(recipe, str(folder), False, folder.parent)
     student = load_student(made.train(lambda step, figures: None))
     seconds = time.perf_counter() - start
     assert isinstance(student.teacher, Mixture)

@@ -13,6 +13,7 @@ interpreting its saved program.
 from __future__ import annotations
 
 import argparse
+import logging
 import multiprocessing
 import os
 import shutil
@@ -25,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill.common.files import read_json, write_json, write_text
+from edgedistill.common.logs import PACKAGE
+from edgedistill.common.progress import Handler
 
 SHORT = ("train.steps=2", "train.batch_size=2", "train.accumulate=1")
 OK, REFUSED, FAILED = "ok", "refused", "failed"
@@ -73,15 +76,15 @@ def distil(row: Row, out: Path, file: Path) -> None:
     from edgedistill import recipes
     from edgedistill.runs.run_dir import open_run
 
+    PACKAGE.addHandler(Handler())
+    PACKAGE.setLevel(logging.INFO)
     choices = [*SHORT, "teacher.tiny=true"]
     if row.pixels:
         teacher = out.parent / "teacher"
         _pixel_teacher(row.pixels, teacher)
         choices = [*SHORT, "teacher.family=unet2d", f"teacher.path={teacher}"]
         choices += ["teacher.guidance=1", "data.samples=8", "teacher.steps=2"]
-    open_run(recipes.load(row.recipe, choices), str(out), False, print, out.parent).train(
-        lambda *_: None
-    )
+    open_run(recipes.load(row.recipe, choices), str(out), False, out.parent).train(lambda *_: None)
     write_json(file, {"status": OK})
 
 

@@ -265,7 +265,7 @@ def distil(recipe: Recipe, folder: Path) -> float:
     shutil.rmtree(folder, ignore_errors=True)
     spared, start = FITS.spared, time.process_time()
     # `runs` has the link to the latest run, which outside of OUT stays the user's own.
-    run = open_run(recipe, str(folder), False, lambda line: None, runs=folder.parent)
+    run = open_run(recipe, str(folder), False, runs=folder.parent)
     run.train(lambda step, figures: None)
     return time.process_time() - start + FITS.spared - spared
 

@@ -62,7 +62,7 @@ def measure(mode: str, name: str, overrides: list[str], steps: int) -> dict[str,
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
     found = {"libraries": libraries}
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(recipe, Path(folder), lambda line: None)
+        run = Run(recipe, Path(folder))
 
         def progress(step: int, figures: dict[str, float] | None) -> None:
             if step == steps:

@@ -69,4 +69,4 @@ def report(
     """One self-contained HTML page: pictures side by side, losses, latencies, figures, recipe."""
     from edgedistill.verbs.measuring import report as write
 
-    say(str(write(run, out, say)))
+    say(str(write(run, out)))

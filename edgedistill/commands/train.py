@@ -44,7 +44,7 @@ def distill(
 
     recipe, out, typed = asked("distill", words)
     try:
-        train(recipe, out, resume=resume, say=say, typed=typed, opened=opened)
+        train(recipe, out, resume=resume, typed=typed, opened=opened)
     except Interrupted as stop:
         again = shlex.join(["edgedistill", "distill", *words, "--resume"])
         say(f"{stop}; a checkpoint is in {place[0]}/checkpoints. To go on:")
@@ -72,7 +72,7 @@ def synth(
 
     recipe, out, _ = asked("synth", words)
     with bar("paths", recipe.data.samples) as meter:
-        made = make(recipe, out, say, meter.update)
+        made = make(recipe, out, meter.update)
     say(f"paths {made}")
 
 

@@ -10,6 +10,7 @@ import warnings
 from io import TextIOWrapper
 from typing import Any
 
+from edgedistill.common.logs import PACKAGE
 from edgedistill.common.progress import Handler, say
 
 __all__ = ["INTERRUPTED", "complain", "misused", "settle"]
@@ -19,7 +20,7 @@ INTERRUPTED = 130
 
 
 def settle() -> None:
-    """Silence messages that libraries print at import, and set the output streams up."""
+    """Print our log messages, silence those of libraries, and set the output streams up."""
     warnings.filterwarnings("ignore")
     # Some libraries configure the root logger unless it is configured already.
     logging.basicConfig(level=logging.ERROR)
@@ -27,9 +28,11 @@ def settle() -> None:
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     for name in ("torchao", "torch.utils._pytree", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    runtime = logging.getLogger("edgedistill_runtime")
-    runtime.addHandler(Handler())
-    runtime.propagate = False
+    PACKAGE.setLevel(logging.INFO)
+    for logger in (PACKAGE, logging.getLogger("edgedistill_runtime")):
+        if not any(isinstance(handler, Handler) for handler in logger.handlers):
+            logger.addHandler(Handler())
+        logger.propagate = False
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             # File names may hold characters that the terminal's encoding lacks.

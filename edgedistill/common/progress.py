@@ -7,7 +7,7 @@ import re
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,16 +15,17 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     ProgressColumn,
     Task,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Live
 from rich.text import Text
 
 __all__ = [
     "Bar",
     "Handler",
+    "Progress",
     "answers",
     "bar",
     "console",
@@ -33,6 +34,10 @@ __all__ = [
     "visible",
     "visible_lines",
 ]
+
+Progress = Callable[[int, int, str], None]
+"""Callback progress(done, total, what), called when `what` begins, and at the end with done ==
+total."""
 
 _HIDDEN = ("Cc", "Cs", "Zl", "Zp")
 """Unicode categories of control characters, lone surrogates and line separators."""
@@ -131,7 +136,7 @@ class _Rate(ProgressColumn):
 class Bar:
     """Progress of some work towards `total`."""
 
-    def __init__(self, title: str, total: int, start: int, live: Progress | None) -> None:
+    def __init__(self, title: str, total: int, start: int, live: Live | None) -> None:
         self.title, self.total, self.start, self.live = title, total, start, live
         self._task = None if live is None else live.add_task(title, total=total, completed=start)
         self._begin = self._printed = time.perf_counter()
@@ -183,5 +188,5 @@ def bar(title: str, total: int, start: int = 0) -> Iterator[Bar]:
         _Rate(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as live:
+    with Live(*columns, console=console) as live:
         yield Bar(title, total, start, live)

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, count, islice
 from math import prod
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from edgedistill.common.files import check_writable, read_json, write_json
 from edgedistill.common.hashes import is_signed, signed
+from edgedistill.common.logs import WAITS
 from edgedistill.common.progress import remark
 from edgedistill.data.pictures import (
     FAULTS,
@@ -43,6 +45,8 @@ from edgedistill.teachers.classes import ClassTeacher
 from edgedistill.teachers.latents import Captioned, to_float
 
 __all__ = ["CachedLatents", "LatentSpec", "Pictures", "find_pictures", "words_of"]
+
+log = logging.getLogger(__name__)
 
 SHARD = 2**24
 """Approximate number of values in a shard, 64 MiB of float32."""
@@ -159,21 +163,18 @@ class Pictures:
         if not (self.folder / INDEX).is_file():
             check_writable(cache / "manifest.json", f"data.cache={cache}")
 
-    def open(self, say: Callable[[str], None]) -> CachedLatents:
+    def open(self) -> CachedLatents:
         """Open the x0 of all readable pictures; missing ones are encoded first.
-
-        Args:
-            say: Called with a line for each shard made and for skipped pictures.
 
         Raises:
             ValueError: If no picture can be read, or the teacher does not know a caption.
             FloatingPointError: If the autoencoder's x0 are not finite.
         """
         for note in self.listing.notes:
-            say(f"{self.listing.root}: {note}")
-        shards = self._indexed(say)
+            log.warning(f"{self.listing.root}: {note}", extra=WAITS)
+        shards = self._indexed()
         if not shards or any(self._fault(number) for number in range(shards)):
-            shards = self._make(say)
+            shards = self._make()
         x0, pictures, captions, skipped = [], [], [], []
         for number in range(shards):
             with safe_open(self._shard(number), "pt") as file:
@@ -193,11 +194,11 @@ class Pictures:
                 else f"{self.listing.root}: no pictures in its tars"
             )
         if skipped:
-            say(f"{len(skipped)} of {total} pictures skipped: {faults}")
+            log.warning(f"{len(skipped)} of {total} pictures skipped: {faults}", extra=WAITS)
         write_json(self.record, {"schema_version": 1, "digest": self.digest})
         return CachedLatents(x0, captions, self.teacher, pictures if self.keep else None)
 
-    def _indexed(self, say: Callable[[str], None]) -> int:
+    def _indexed(self) -> int:
         """Return the number of shards in the index; 0 if it is missing or cannot be trusted."""
         file = self.folder / INDEX
         if not file.is_file():
@@ -216,13 +217,13 @@ class Pictures:
         if not (isinstance(shards, int) and 0 <= shards < MOST) or self._shard(shards).is_file():
             fault = fault or f"{file}: shards: {shards!r} is not their number"
         if fault:
-            say(f"{fault}; the pictures are counted again")
+            log.warning(f"{fault}; the pictures are counted again", extra=WAITS)
         return 0 if fault or not isinstance(shards, int) else shards
 
     def _shard(self, number: int) -> Path:
         return self.folder / f"{number:05d}.safetensors"
 
-    def _make(self, say: Callable[[str], None]) -> int:
+    def _make(self) -> int:
         """Write the shards that are missing or broken; return the number of all shards."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.cache / "manifest.json", {"schema_version": 1, **asdict(self.spec)})
@@ -237,10 +238,10 @@ class Pictures:
                 done += sum(1 for _ in piece)
                 continue
             if shard.is_file():
-                say(f"{shard}: {fault}; made again")
+                log.warning(f"{shard}: {fault}; made again", extra=WAITS)
             done += self._write(shard, piece)
             self._whole.add(number)
-            say(f"pictures encoded {done}")
+            log.info(f"pictures encoded {done}", extra=WAITS)
         # A folder of the first schema keeps it, since its shards have no hashes.
         data = {"schema_version": SCHEMA if self._hashed else 1, "shards": number}
         write_json(self.folder / INDEX, signed(data) if self._hashed else data)

@@ -11,6 +11,7 @@ A shard is determined by the spec and its number, so a folder can be continued a
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from edgedistill.common.files import read_json, write_json
 from edgedistill.common.hashes import is_signed, signed
+from edgedistill.common.logs import WAITS
 from edgedistill.common.progress import remark
 from edgedistill.data import read_prompts
 from edgedistill.data.shards import fault_of, write_shard
@@ -34,6 +36,8 @@ from edgedistill.teachers.classes import ClassTeacher
 from edgedistill.teachers.latents import Latents
 
 __all__ = ["PathSpec", "Paths", "captions_of", "follow", "make_paths", "open_paths", "spec_of"]
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 2
 
@@ -160,7 +164,6 @@ def make_paths(
     spec: PathSpec,
     captions: Sequence[str],
     count: int,
-    say: Callable[[str], None],
     progress: Callable[[int], None],
 ) -> None:
     """Write the paths, out of `count`, that `folder` lacks.
@@ -171,7 +174,6 @@ def make_paths(
         spec: As from `spec_of`.
         captions: Path i has caption i, repeated in turn.
         count: Number of paths wanted; a folder that has more keeps them.
-        say: Called with a line for each broken shard, which is made again.
         progress: Called with the number of paths made so far.
 
     Raises:
@@ -196,7 +198,7 @@ def make_paths(
         shape = (size, len(spec.times), *teacher.sample_shape)
         fault = _fault(shard, spec, shape, hashed=schema > 1)
         if fault and shard.is_file():
-            say(f"{shard}: {fault}; made again")
+            log.warning(f"{shard}: {fault}; made again", extra=WAITS)
         if fault:
             _make(shard, teacher, spec, captions, start, size)
         progress(start + size)

@@ -46,8 +46,8 @@ def check_paths(recipe: Recipe) -> None:
     needed, name = recipe.method().needs_paths, recipe.objective["name"]
     if needed and recipe.data.pictures is not None:
         raise ValueError(
-            f"data.pictures={recipe.data.pictures}: method {name!r} needs paths instead: paths begin "
-            "with noise and take captions alone; name them with data.prompts"
+            f"data.pictures={recipe.data.pictures}: method {name!r} needs paths instead: paths "
+            "begin with noise and take captions alone; name them with data.prompts"
         )
     if recipe.data.paths is None:
         return

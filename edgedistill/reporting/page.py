@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +33,20 @@ from edgedistill_runtime.noise import noise
 
 __all__ = ["write_report"]
 
+log = logging.getLogger(__name__)
+
 PICTURES, POINTS, SEED = 24, 4000, 7
 SHOWN = {"name", "path", "family", "guidance", "licences"}
 """Keys of a student's teacher entry that are not notes on licences and safety."""
 
 
-def write_report(run: Path, out: Path, say: Callable[[str], None]) -> Path:
+def write_report(run: Path, out: Path) -> Path:
     """Write the page.
 
     Args:
         run: A run dir with a student, or a student; bundles, bench.json, eval.json and
             evaluation/examples are shown where present.
         out: The page.
-        say: Called with a line at each stage.
 
     Raises:
         ValueError: If the run has no student; names the file.
@@ -57,7 +59,7 @@ def write_report(run: Path, out: Path, say: Callable[[str], None]) -> Path:
     subjects, captions = _subjects(run, recipe, student, teacher), _captions(recipe, teacher)
     drawn = []
     for subject in subjects:
-        say(f"report: {subject.name} draws")
+        log.info(f"report: {subject.name} draws")
         given = captions if teacher.prompts else len(captions)
         drawn.append(subject.draw(given, SEED, lambda done: None))
     environment = Environment(

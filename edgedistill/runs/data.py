@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from edgedistill.common.logs import WAITS
 from edgedistill.data import find_captions, open_source
 from edgedistill.data.latents import Pictures, find_pictures
 from edgedistill.data.paths import Paths, captions_of, make_paths, open_paths, spec_of
@@ -17,6 +19,8 @@ from edgedistill.teachers.base import DataSource, Teacher
 from edgedistill.teachers.latents import Captioned
 
 __all__ = ["RunData"]
+
+log = logging.getLogger(__name__)
 
 
 class RunData:
@@ -40,7 +44,7 @@ class RunData:
             captions = find_captions(teacher, data.prompts, data.samples, data.caption)
         self._captions = self._own(captions)
 
-    def paths(self, times: Tensor, say: Callable[[str], None]) -> Paths | None:
+    def paths(self, times: Tensor) -> Paths | None:
         """Open the teacher's paths at the student's times, for methods that need them.
 
         They are those of the recipe, or are made in the run dir.
@@ -61,15 +65,14 @@ class RunData:
         )
         folder = Path(recipe.data.paths or self.folder / "data" / "paths")
         if recipe.data.paths is None:
-            made = self._made(say)
-            make_paths(folder, teacher, spec, captions, self._samples, say, made)
+            make_paths(folder, teacher, spec, captions, self._samples, self._made())
         return open_paths(folder, teacher, spec, times)
 
-    def source(self, say: Callable[[str], None]) -> DataSource:
+    def source(self) -> DataSource:
         """Open the clean data of the student's conditions."""
         recipe, section = self.recipe, self.recipe.teacher
         if self._pictures is not None:
-            return self._shared(self._pictures.open(say))
+            return self._shared(self._pictures.open())
         return self._shared(
             open_source(
                 self.teacher,
@@ -78,13 +81,13 @@ class RunData:
                 section.steps,
                 recipe.train.seed,
                 self.folder,
-                self._made(say),
+                self._made(),
             )
         )
 
-    def _made(self, say: Callable[[str], None]) -> Callable[[int], None]:
+    def _made(self) -> Callable[[int], None]:
         total = len(self._captions) or self._samples
-        return lambda made: say(f"teacher samples {made}/{total}")
+        return lambda made: log.info(f"teacher samples {made}/{total}", extra=WAITS)
 
     @property
     def wants_originals(self) -> tuple[str, str] | None:

@@ -7,8 +7,9 @@ RUN/parts/0, 1, ...          metrics, samples and checkpoints of each
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from edgedistill.common.files import WriteError, read_json, write_json
@@ -27,7 +28,7 @@ from edgedistill_runtime.routes import ROUTES, Routes
 
 __all__ = ["Group"]
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 class Group:
@@ -36,11 +37,10 @@ class Group:
     Args:
         recipe: The recipe.
         folder: The run dir; must exist.
-        say: Called with a line at each stage.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, say: Say) -> None:
-        self.recipe, self.folder, self.say = recipe, folder, say
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe, self.folder = recipe, folder
         self.place = folder / "students"
         accelerator = engine(recipe.train.precision)
         with accelerator.main_process_first():  # the main one writes first
@@ -51,7 +51,7 @@ class Group:
         self._next = self._run(self.left[0]) if self.left else None
         if accelerator.is_main_process and not kept:
             write_json(self.place / ROUTES, self.routes.to_json())
-        say(shares)
+        log.info(shares)
 
     def runs(self) -> Iterator[Run]:
         """Yield the remaining runs, opened one after the other, each trained by the caller."""
@@ -61,7 +61,8 @@ class Group:
             if run.trainer.accelerator.is_main_process and complete(self.place):
                 self._preview(run.teacher.preview_prompts())
             del run  # before the next one is opened
-        self.say(f"students {self.place}")
+        if engine(self.recipe.train.precision).is_main_process:
+            log.info(f"students {self.place}")
 
     def _run(self, index: int) -> Run:
         parts = self.recipe.parts.model_copy(update={"only": index})
@@ -70,7 +71,7 @@ class Group:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             recipe = self.recipe.model_copy(update={"parts": parts})
-            return Run(recipe, folder, self.say, part)
+            return Run(recipe, folder, part)
         except ValueError as error:
             if made and not isinstance(error, WriteError):
                 shutil.rmtree(folder)
@@ -118,7 +119,7 @@ class Group:
             found = find_pictures(
                 teacher, data.pictures, cache, data.caption, self.folder, keep=keep
             )
-            return found.open(self.say).captions
+            return found.open().captions
         if recipe.method().needs_paths:
             return captions_of(teacher, data.prompts, data.caption)
         captions = find_captions(teacher, data.prompts, data.samples, data.caption)

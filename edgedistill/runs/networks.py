@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ from edgedistill.recipes.schema import Recipe
 from edgedistill.teachers.base import DataSource, Teacher
 
 __all__ = ["PrunedStudent", "first_of"]
+
+log = logging.getLogger(__name__)
 
 PLANS = "compress.json"
 """Name of the file in a run dir that says how the student was pruned."""
@@ -48,7 +51,6 @@ class PrunedStudent:
         source: Data to rate blocks and channels with.
         times: Times of the student, (steps + 1,).
         folder: The run dir, which keeps the plans.
-        say: Called with a line on the remaining size.
     """
 
     def __init__(
@@ -58,10 +60,9 @@ class PrunedStudent:
         source: DataSource,
         times: Tensor,
         folder: Path,
-        say: Callable[[str], None],
     ) -> None:
         self.recipe, self.teacher, self.source = recipe, teacher, source
-        self.times, self.folder, self.say = times, folder, say
+        self.times, self.folder = times, folder
 
     def smaller(self, student: Denoiser) -> Smaller | None:
         """Prune the student's network in place; None where the recipe keeps all of it."""
@@ -78,7 +79,7 @@ class PrunedStudent:
             keep_variance(core, smaller, self._calls(student, core))
         student.net.set_submodule(teacher.core, smaller.net.requires_grad_(True))
         left = parameters(student.net)
-        self.say(f"compressed to {left:,} parameters, {left / parameters(teacher.net):.0%}")
+        log.info(f"compressed to {left:,} parameters, {left / parameters(teacher.net):.0%}")
         return smaller
 
     def depths(self, student: Denoiser) -> dict[str, Plan]:
@@ -92,7 +93,7 @@ class PrunedStudent:
             self._keep_plans(plans)
         for name, plan in plans.items():
             left = count(plan, core)
-            self.say(f"depth {name}: {left:,} parameters, {left / parameters(core):.0%}")
+            log.info(f"depth {name}: {left:,} parameters, {left / parameters(core):.0%}")
         return plans
 
     def _core(self, student: Denoiser) -> nn.Module:

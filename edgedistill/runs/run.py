@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from diffusers import ModelMixin
 from torch import nn
 
 from edgedistill.common.files import atomic_folder
+from edgedistill.common.logs import dropped, held
 from edgedistill.common.pictures import save_samples
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.solvers import student_times
@@ -40,34 +42,9 @@ from edgedistill.training.trainer import Hooks, Trainer, engine
 
 __all__ = ["Run"]
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 Progress = Callable[[int, "dict[str, float] | None"], None]
-
-
-class Held:
-    """Lines held back until the first one announces a wait, or the checks end.
-
-    Args:
-        lines: Lines held back from the start.
-        say: Called with each line.
-    """
-
-    def __init__(self, lines: list[str], say: Say) -> None:
-        self._lines, self._say = lines, say
-
-    def add(self, line: str) -> None:
-        """Hold back a line."""
-        self._lines.append(line)
-
-    def tell(self, line: str) -> None:
-        """Say a line at once, after those held back."""
-        self.flush()
-        self._say(line)
-
-    def flush(self) -> None:
-        """Say the lines held back."""
-        while self._lines:
-            self._say(self._lines.pop(0))
 
 
 class Run:
@@ -76,11 +53,10 @@ class Run:
     Args:
         recipe: The recipe.
         folder: The run dir; must exist.
-        say: Called with a line at each stage.
         part: The student's part of the conditions, if it is one of several.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, say: Say, part: Part | None = None) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, part: Part | None = None) -> None:
         self.recipe, self.folder, self.part = recipe, folder, part
         accelerator = engine(recipe.train.precision)
         device = accelerator.device
@@ -101,17 +77,15 @@ class Run:
         self.init = load_student(few.init) if few.init else None
 
         # Open data and objective; their lines are held back until the request is checked.
-        lines = Held([*self._header(), *([proof] if proof else []), *self._conversion()], say)
-        with accelerator.main_process_first():  # the main process writes files first
-            self.paths = data.paths(self.times, lines.tell)
-            self.source: DataSource = self.paths or data.source(lines.tell)
-            self.objective = self._objective(device, lines.add)
-        for line in unplayed(self.objective, recipe):
-            lines.add(line)
-        if isinstance(self.student.net, Role):
-            rank = recipe.train.adapter.rank
-            lines.add(f"adapters of rank {rank}: {parameters(self.student):,} parameters a role")
-        lines.flush()
+        with held() if accelerator.is_main_process else dropped():
+            for line in [*self._header(), *([proof] if proof else []), *self._conversion()]:
+                log.info(line)
+            with accelerator.main_process_first():  # the main process writes files first
+                self.paths = data.paths(self.times)
+                self.source: DataSource = self.paths or data.source()
+                self.objective = self._objective(device)
+            for line in [*unplayed(self.objective, recipe), *self._roles()]:
+                log.info(line)
 
         # The trainer.
         self.trainer = Trainer(
@@ -119,7 +93,7 @@ class Run:
             self.source,
             recipe.train,
             folder,
-            Hooks(self._progress, self._preview, say),
+            Hooks(self._progress, self._preview),
             self.paths,
             prompted=self.reward is not None,
             pictured=bool(data.wants_originals),
@@ -142,12 +116,19 @@ class Run:
             f"(alpha {float(own.schedule.alpha(self.times[0])):.1e} at the student's first step)"
         ]
 
+    def _roles(self) -> list[str]:
+        """Return a line on the size of the roles' adapters, if they have any."""
+        if not isinstance(self.student.net, Role):
+            return []
+        rank = self.recipe.train.adapter.rank
+        return [f"adapters of rank {rank}: {parameters(self.student):,} parameters a role"]
+
     def _check_table(self, boundary: Boundary | None) -> None:
         """Raise a ValueError if a student with these steps could not be saved."""
         schedule, few = self.teacher.denoiser.schedule, self.recipe.student.sampler
         self.teacher.check(few_step_table(schedule, self.prediction, self.times, few, boundary))
 
-    def _objective(self, device: torch.device, say: Say) -> Objective:
+    def _objective(self, device: torch.device) -> Objective:
         recipe, teacher = self.recipe, self.teacher
         first = first_of(recipe, teacher, device)
         self.student = student = copy.deepcopy(first)
@@ -156,14 +137,14 @@ class Run:
             student.prediction = self.init.info.prediction
         elif self.converts:
             student.prediction = self.prediction
-        pruned = PrunedStudent(recipe, teacher, self.source, self.times, self.folder, say)
+        pruned = PrunedStudent(recipe, teacher, self.source, self.times, self.folder)
         smaller = pruned.smaller(student)
         self.depths = pruned.depths(student)
         x0, cond = self.source.draw(2, torch.Generator().manual_seed(recipe.train.seed))
         setup = build_setup(
             recipe,
             teacher,
-            teacher=self._target(say),
+            teacher=self._target(),
             student=student,
             spawn=lambda: copy.deepcopy(first),
             times=self.times,
@@ -183,13 +164,13 @@ class Run:
             return method
         return Prelude(method, Conversion(Conversion.Config(), setup), self.converts)
 
-    def _target(self, say: Say) -> Denoiser | Guided:
+    def _target(self) -> Denoiser | Guided:
         """Return the guided teacher as the method learns from it."""
         teacher = self.teacher
         guided = teacher.guided(self.recipe.teacher.guidance)
         target = as_target(guided, teacher.denoiser.prediction, teacher.x0_limit)
         if target is not guided:
-            say(
+            log.info(
                 f"the teacher predicts noise, which says nothing of x0 where alpha is below "
                 f"{NEAR_ZERO}: as a target, its x0 is clipped there at {teacher.x0_limit:g}"
             )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 
 from edgedistill import recipes
 from edgedistill.common.files import WriteError, atomic_link, write_text
+from edgedistill.common.logs import dropped
 from edgedistill.recipes.schema import Recipe
 from edgedistill.runs.claims import RECIPE, Claim, claim_new, claim_old
 from edgedistill.runs.group import Group
@@ -33,14 +35,13 @@ RESUMABLE = {
 SHOWN = 4
 """Number of differences that one line names."""
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 def open_run(
     recipe: Recipe,
     out: str | None,
     resume: bool,
-    say: Say,
     runs: Path = Path("runs"),
     typed: Collection[str] | None = None,
 ) -> Run | Group:
@@ -58,7 +59,6 @@ def open_run(
         recipe: The recipe as it resolves now.
         out: The run dir; None is the next or, resumed, the newest of the recipe's name.
         resume: Whether to resume a run.
-        say: Called with a line at each stage.
         runs: Folder of the run dirs.
         typed: Keys of `recipe` that the user set now; None is all.
 
@@ -69,36 +69,37 @@ def open_run(
     """
     if not engine(recipe.train.precision).is_main_process:
         folder = Path(_from_main(""))
-        return _opened(_stored(folder), folder, lambda line: None)
+        with dropped():
+            return _opened(_stored(folder), folder)
     claim = _claim(recipe, out, resume, runs)
     folder = claim.folder
     try:
-        recipe = _taken_up(recipe, folder, typed, say) if resume else _placed(recipe, folder)
+        recipe = _taken_up(recipe, folder, typed) if resume else _placed(recipe, folder)
         write_text(folder / RECIPE, recipes.dump(recipe))
         if recipe.teacher.tiny and not Path(recipe.teacher.path).exists():
             make_tiny(recipe.teacher.family, Path(recipe.teacher.path), recipe.train.seed)
         _from_main(str(folder))
-        run = _opened(recipe, folder, say)
+        run = _opened(recipe, folder)
     except Exception as error:
         wrong = isinstance(error, ValueError) and not isinstance(error, WriteError)
         claim.give_up(all_of_it=wrong)
         raise
     claim.keep(run)
     if recipe.method().product == "student":
-        _point(runs, folder, say)
+        _point(runs, folder)
     return run
 
 
-def _point(runs: Path, folder: Path, say: Say) -> None:
-    """Point runs/latest at a run dir; if that fails, only say so, as nothing depends on it."""
+def _point(runs: Path, folder: Path) -> None:
+    """Point runs/latest at a run dir; if that fails, only warn, as nothing depends on it."""
     try:
         atomic_link(runs / "latest", os.path.relpath(folder, runs))
     except ValueError as error:
-        say(f"{error}; name the run, as {folder}")
+        log.warning(f"{error}; name the run, as {folder}")
 
 
-def _opened(recipe: Recipe, folder: Path, say: Say) -> Run | Group:
-    return (Group if recipe.parts.count > 1 else Run)(recipe, folder, say)
+def _opened(recipe: Recipe, folder: Path) -> Run | Group:
+    return (Group if recipe.parts.count > 1 else Run)(recipe, folder)
 
 
 def _placed(recipe: Recipe, folder: Path) -> Recipe:
@@ -144,7 +145,7 @@ def _stored(folder: Path) -> Recipe:
         raise ValueError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
 
 
-def _taken_up(new: Recipe, folder: Path, typed: Collection[str] | None, say: Say) -> Recipe:
+def _taken_up(new: Recipe, folder: Path, typed: Collection[str] | None) -> Recipe:
     """Return the recipe of the run dir, with the changes that may be typed."""
     old = _stored(folder)
     ours, theirs = _flat(new.model_dump(mode="json")), _flat(old.model_dump(mode="json"))
@@ -162,7 +163,7 @@ def _taken_up(new: Recipe, folder: Path, typed: Collection[str] | None, say: Say
     if kept:
         shown = [f"{key}={theirs.get(key)!r}, not {ours.get(key)!r}" for key in kept[:SHOWN]]
         more = f"; {len(kept) - SHOWN} more" if len(kept) > SHOWN else ""
-        say(f"resumed with the recipe in {folder}: {'; '.join(shown)}{more}")
+        log.info(f"resumed with the recipe in {folder}: {'; '.join(shown)}{more}")
     data = old.model_dump(mode="json")
     for key in asked:
         section, _, name = key.partition(".")

@@ -17,15 +17,12 @@ from edgedistill.training.trainer import engine
 __all__ = ["synth"]
 
 
-def synth(
-    recipe: Recipe, out: str | None, say: Callable[[str], None], progress: Callable[[int], None]
-) -> Path:
+def synth(recipe: Recipe, out: str | None, progress: Callable[[int], None]) -> Path:
     """Write `data.samples` paths at the student's times, or those that are missing.
 
     Args:
         recipe: Recipe, whose teacher, student, data and train.seed are used.
         out: The folder; paths/NAME of the recipe if None.
-        say: Called with a line for each broken shard.
         progress: Called with the number of paths made so far.
 
     Returns:
@@ -59,5 +56,5 @@ def synth(
         times=times,
         seed=recipe.train.seed,
     )
-    make_paths(folder, teacher, spec, captions, recipe.data.samples, say, progress)
+    make_paths(folder, teacher, spec, captions, recipe.data.samples, progress)
     return folder

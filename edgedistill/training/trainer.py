@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import signal
 import time
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from edgedistill.data.paths import Paths  # which would load diffusers
 
 __all__ = ["LR_SCHEDULES", "Hooks", "Interrupted", "Train", "Trainer", "engine"]
+
+log = logging.getLogger(__name__)
 
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
@@ -100,12 +103,10 @@ class Hooks:
     Attributes:
         progress: Called with (steps done, figures of the last interval or None).
         sample: Called with (student's averaged network, steps done) to draw a sample grid.
-        say: Called with a line about a fault that did not stop the run.
     """
 
     progress: Callable[[int, dict[str, float] | None], None]
     sample: Callable[[nn.Module, int], None]
-    say: Callable[[str], None] = lambda line: None
 
 
 class Trainer:
@@ -194,7 +195,7 @@ class Trainer:
                 problems.append(error)
                 continue
             for problem in problems:
-                self.hooks.say(f"{problem}; {place.name} is taken up instead")
+                self._warn(f"{problem}; {place.name} is taken up instead")
             return self.step
         if problems:
             raise problems[0]
@@ -227,7 +228,7 @@ class Trainer:
         started = time.perf_counter()
         begin = self.step
         if metrics and metrics.damaged:
-            self.hooks.say(f"{metrics.path}: {metrics.damaged} damaged lines left out")
+            self._warn(f"{metrics.path}: {metrics.damaged} damaged lines left out")
         try:
             with self._signals():
                 while self.step < config.steps:
@@ -273,7 +274,12 @@ class Trainer:
             if seat.skipped == seat.turns:
                 raise FloatingPointError(f"{line} in all of its {seat.turns} updates")
             last = f", the last {seat.bad} among them" if seat.bad else ""
-            self.hooks.say(f"{line}: {seat.skipped} of {seat.turns} updates skipped{last}")
+            self._warn(f"{line}: {seat.skipped} of {seat.turns} updates skipped{last}")
+
+    def _warn(self, line: str) -> None:
+        """Log a fault that did not stop the run, once for all processes."""
+        if self.accelerator.is_main_process:
+            log.warning(line)
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ from edgedistill.verbs.html import table_html
 from edgedistill_export import bench as benching
 
 __all__ = ["LATEST", "Results", "bench", "evaluate", "report"]
-
-log = logging.getLogger("edgedistill")
 
 LATEST = Path("runs/latest")
 """Link to the newest run."""
@@ -119,22 +116,19 @@ def bench(
     return Results(results, file, benching.tables(results))
 
 
-def report(
-    run: Place = LATEST, out: Path | None = None, say: Callable[[str], None] = log.info
-) -> Path:
+def report(run: Place = LATEST, out: Path | None = None) -> Path:
     """Write one self-contained HTML page: pictures side by side, losses, latencies, figures.
 
     Args:
         run: A run dir, or a student.
         out: The page; report.html in the run dir if None.
-        say: Called with a line at each stage.
 
     Raises:
         ValueError: If the run has no student; names the file.
     """
     place = out or Path(run) / "report.html"
     check_writable(place, f"--out {place}")
-    return write_report(Path(run), place, say)
+    return write_report(Path(run), place)
 
 
 def _listed(subjects: Place | Sequence[Place] | None) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -13,6 +13,7 @@ from PIL import Image
 
 from edgedistill import adoption
 from edgedistill.common.pictures import grid
+from edgedistill.common.progress import Progress
 from edgedistill.draw.generate import draw_samples
 from edgedistill.students.folder import StudentInfo, load_student_info
 from edgedistill.students.group import group_of
@@ -78,7 +79,7 @@ class StudentDir(Drawing):
         out: str | Path | None = None,
         *,
         rebuild: bool = False,
-        progress: Callable[[int, int, str], None] | None = None,
+        progress: Progress | None = None,
         **settings: Any,
     ) -> Bundle:
         """Compile the student for a device and prove that the bundle is still the student.
@@ -195,7 +196,7 @@ def export_all(
     settings: ExportSettings,
     *,
     rebuild: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[ExportRow]:
     """Export a student, or several, for each (target, precision); failures do not stop others.
 

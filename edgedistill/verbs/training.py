@@ -26,7 +26,7 @@ from edgedistill.verbs.students import StudentDir, load_student
 
 __all__ = ["CostReport", "TrainedRun", "distill", "load_recipe", "plan"]
 
-log = logging.getLogger("edgedistill")
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, "dict[str, float] | None"], None]
 """Progress callback (steps done, figures of the last interval or None)."""
@@ -97,18 +97,18 @@ def distill(
     *,
     resume: bool = False,
     progress: Progress | None = None,
-    say: Callable[[str], None] = log.info,
     typed: Sequence[str] | None = None,
     opened: Callable[[Run], None] = lambda run: None,
 ) -> TrainedRun:
     """Train a recipe's student or decoder.
+
+    Each stage is logged in a line, at level INFO or WARNING of the logger "edgedistill".
 
     Args:
         recipe: A recipe, or a shipped one's name.
         out: The run dir; runs/NAME, or the next free runs/NAME-2, ... if None.
         resume: Whether to resume the existing run from its newest checkpoint.
         progress: Called after each step; a progress bar on stderr if None.
-        say: Called with a line at each stage.
         typed: Keys that the user typed, which are compared with those of a resumed run.
         opened: Called with each run before it is trained.
 
@@ -121,16 +121,16 @@ def distill(
         Interrupted: On Ctrl-C, after a checkpoint was written.
     """
     resolved = recipes.load(recipe) if isinstance(recipe, str) else recipe
-    group = open_run(resolved, None if out is None else str(out), resume, say, typed=typed)
+    group = open_run(resolved, None if out is None else str(out), resume, typed=typed)
     made = group.folder
     for run in group.runs():
         opened(run)
         begin = run.restore() if resume else 0
         if resume:
-            say(f"resuming at step {begin}")
+            log.info(f"resuming at step {begin}")
         with _meter(run.recipe.train.steps, begin, progress) as follow:
             made = run.train(follow)
-        say(f"{run.objective.product} {made}")
+        log.info(f"{run.objective.product} {made}")
         del run  # before the next one is opened
     several = resolved.parts.count > 1
     return TrainedRun(group.folder, made.parent if several else made)

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgedistill import assets
 from edgedistill.common.files import atomic_file, read_json
+from edgedistill.common.progress import Progress
 from edgedistill.students.group import group_of
 from edgedistill_runtime.manifest import FILE_NAME, Manifest
 
@@ -153,7 +154,7 @@ def run_bench(
     runs: int = 30,
     *,
     threads: int | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure subjects one after another, one picture a call, all with the same threads.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from edgedistill.common.decibels import decibels
 from edgedistill.common.files import atomic_folder, check_writable, recover
+from edgedistill.common.progress import Progress
 from edgedistill.students.folder import Student, load_student
 from edgedistill.teachers.base import ExportGraph
 from edgedistill_export.contents import hashes_of, new_manifest
@@ -47,10 +48,6 @@ from edgedistill_runtime.routes import ROUTES
 from edgedistill_runtime.tokenizer import open_tokenizer
 
 __all__ = ["ExportSettings", "Peaks", "check_gate", "default_place", "export_student"]
-
-Progress = Callable[[int, int, str], None]
-"""Callback progress(done, total, what), called when `what` begins, and at the end with done ==
-total."""
 
 Peaks: TypeAlias = dict[str, tuple[float | None, float]]
 """Memory by network: (peak resident memory, its weights in float32), MiB."""

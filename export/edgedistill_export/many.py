@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from edgedistill.common.decibels import decibels
 from edgedistill.common.files import write_json
+from edgedistill.common.progress import Progress
 from edgedistill_export.bundle import ExportSettings, Peaks, export_student
 from edgedistill_export.parity import ParityError
 from edgedistill_export.targets import find_target, target_names
@@ -81,7 +82,7 @@ def export_many(
     *,
     rebuild: bool = False,
     keep_going: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[ExportRow]:
     """Export to each (target, precision) in turn; a failure does not stop the others.
 
@@ -121,7 +122,7 @@ def _rows(
     settings: ExportSettings,
     *,
     rebuild: bool,
-    progress: Callable[[int, int, str], None] | None,
+    progress: Progress | None,
 ) -> list[ExportRow]:
     """Run `export_many`, with every failure in its row."""
     rows = []
@@ -180,7 +181,7 @@ def export_group(
     settings: ExportSettings,
     *,
     rebuild: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[ExportRow]:
     """Export each of several students; each (target, precision) gets one folder of bundles.
 

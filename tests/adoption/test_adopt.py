@@ -337,5 +337,5 @@ def test_an_adopted_student_is_evaluated_and_reported(base, tmp_path):
         / figures["student"]["text_image_ratio"]
         * figures["teacher@2"]["text_image_ratio"]
     )
-    page = write_report(student, tmp_path / "report.html", lambda line: None)
+    page = write_report(student, tmp_path / "report.html")
     assert "A 2-step student of" in page.read_text()

@@ -233,6 +233,8 @@ def test_an_interrupted_benchmark_ends_in_a_line(two_modes, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A suite in the background of a script ignores SIGINT, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout.readline().startswith("method")  # its worker is loading by then
     os.killpg(process.pid, signal.SIGINT)

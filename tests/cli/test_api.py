@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from heard import hearing
 
 import edgedistill as ed
 
@@ -14,9 +15,8 @@ def trained(tmp_path_factory, two_modes):
     words = {"train.steps": 3, "train.batch_size": 16, "teacher.path": str(two_modes)}
     recipe = ed.load_recipe("mixture-lcm", **words)
     seen, said = [], []
-    run = ed.distill(
-        recipe, folder / "run", progress=lambda step, figures: seen.append(step), say=said.append
-    )
+    with hearing(said.append):
+        run = ed.distill(recipe, folder / "run", progress=lambda step, _: seen.append(step))
     return run, seen, said
 
 

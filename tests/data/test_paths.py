@@ -36,9 +36,9 @@ def spec_for(teacher, **other):
     return spec_of(teacher, captions_of(teacher, None), **given)
 
 
-def write(folder, teacher, count, say=silent, **other):
+def write(folder, teacher, count, **other):
     spec = spec_for(teacher, **other)
-    make_paths(folder, teacher, spec, [""], count, say, silent)
+    make_paths(folder, teacher, spec, [""], count, silent)
     return spec
 
 
@@ -88,7 +88,7 @@ def test_a_folder_grows_and_keeps_what_it_has(teacher, tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["cut", "other", "short"])
-def test_a_broken_shard_is_named_and_made_again(teacher, tmp_path, harm):
+def test_a_broken_shard_is_named_and_made_again(teacher, tmp_path, said, harm):
     write(tmp_path, teacher, 2048)
     shard, right = tmp_path / "00001.safetensors", everything(tmp_path)
     (tmp_path / "00000.safetensors").unlink()
@@ -105,10 +105,10 @@ def test_a_broken_shard_is_named_and_made_again(teacher, tmp_path, harm):
     spec = spec_for(teacher)
     with pytest.raises(ValueError, match=r"00000.safetensors: missing; `edgedistill synth`"):
         open_paths(tmp_path, teacher, spec, TIMES)
-    lines = []
-    write(tmp_path, teacher, 2048, lines.append)
-    assert len(lines) == 1
-    assert lines[0].startswith(f"{shard}: ")
+    assert said == []
+    write(tmp_path, teacher, 2048)
+    assert len(said) == 1
+    assert said[0].startswith(f"{shard}: ")
     assert torch.equal(everything(tmp_path), right)
 
 
@@ -182,7 +182,7 @@ def test_prompts_go_round_and_are_encoded(tiny_sd, tmp_path):
     folder = tmp_path / "paths"
     given = {"guidance": 2.0, "solver": "ddim", "steps": 2, "times": times, "seed": 0}
     spec = spec_of(teacher, captions, **given)
-    make_paths(folder, teacher, spec, captions, 5, silent, silent)
+    make_paths(folder, teacher, spec, captions, 5, silent)
     stored = load_file(folder / "00000.safetensors")
     assert stored["caption"].tolist() == [0, 1, 2, 0, 1]
     path, cond = open_paths(folder, teacher, spec, times).draw_paths(
@@ -205,14 +205,12 @@ def test_a_run_makes_its_paths_or_takes_a_folders(two_modes, quick_fit, tmp_path
     monkeypatch.chdir(tmp_path)
     words = [*SMALL, f"teacher.path={two_modes}"]
     recipe = recipes.load("mixture-kd", words)
-    own = open_run(recipe, "own", False, silent)
-    folder = synth(recipe, None, silent, silent)
+    own = open_run(recipe, "own", False)
+    folder = synth(recipe, None, silent)
     assert folder.name == "mixture-kd"
     made, stored = tmp_path / "own" / "data" / "paths", folder / "00000.safetensors"
     assert (made / stored.name).read_bytes() == stored.read_bytes()
-    other = open_run(
-        recipes.load("mixture-kd", [*words, f"data.paths={folder}"]), "b", False, print
-    )
+    other = open_run(recipes.load("mixture-kd", [*words, f"data.paths={folder}"]), "b", False)
     assert not (tmp_path / "b" / "data").exists()
     nets = []
     for run in (own, other):
@@ -233,7 +231,7 @@ def test_a_run_makes_its_paths_or_takes_a_folders(two_modes, quick_fit, tmp_path
 )
 def test_what_a_run_refuses(words, line, two_modes, quick_fit, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    synth(recipes.load("mixture-kd", [*SMALL, f"teacher.path={two_modes}"]), "p", silent, silent)
+    synth(recipes.load("mixture-kd", [*SMALL, f"teacher.path={two_modes}"]), "p", silent)
     given = [word.format(paths="p") for word in words.split()]
     arguments = ["edgedistill", "distill", f"teacher.path={two_modes}", *SMALL, *given]
     monkeypatch.setattr(sys, "argv", arguments)
@@ -258,12 +256,12 @@ def test_the_verb(two_modes, tmp_path, monkeypatch, capsys):
 def test_no_paths_are_made_that_a_run_would_refuse(two_modes, tmp_path):
     recipe = recipes.load("mixture-lcm", [*SMALL, f"teacher.path={two_modes}"])
     with pytest.raises(ValueError, match="method 'lcm' needs no paths"):
-        synth(recipe, str(tmp_path / "p"), silent, silent)
+        synth(recipe, str(tmp_path / "p"), silent)
     assert not (tmp_path / "p").exists()
 
 
 def test_pictures_make_no_paths(two_modes, tmp_path):
     words = [*SMALL, f"teacher.path={two_modes}", f"data.pictures={tmp_path}"]
     with pytest.raises(ValueError, match=r"data.pictures=.*: paths begin with noise"):
-        synth(recipes.load("mixture-kd", words), str(tmp_path / "p"), silent, silent)
+        synth(recipes.load("mixture-kd", words), str(tmp_path / "p"), silent)
     assert not (tmp_path / "p").exists()

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from heard import hearing
 from PIL import Image
 from safetensors.torch import load_file
 from tars import write_tar
@@ -148,7 +149,7 @@ def test_captions(folder):
 
 def test_a_latent_is_the_autoencoder_s(teachers, folder, tmp_path):
     teacher = teachers()
-    source = find(teacher, folder, tmp_path).open(silent)
+    source = find(teacher, folder, tmp_path).open()
     vae = teacher.autoencoder
     assert source.captions == ["red", "blue", "c", "d", "e", "red red"]
     for i, name in enumerate(["a.png", "b.jpg", "c.webp", "d.png", "e.png", "sub/f.PNG"]):
@@ -160,7 +161,7 @@ def test_a_latent_is_the_autoencoder_s(teachers, folder, tmp_path):
 
 def test_a_shift_comes_before_the_scale(teachers, folder, tmp_path):
     teacher = teachers("sd3")
-    source = find(teacher, folder, tmp_path).open(silent)
+    source = find(teacher, folder, tmp_path).open()
     _, height, width = Codec(teacher).shape
     data = (folder / "a.png").read_bytes()
     pixels = read_picture(data, 3, height, width)[None].float() / 127.5 - 1
@@ -172,7 +173,7 @@ def test_a_shift_comes_before_the_scale(teachers, folder, tmp_path):
 def test_x0_has_the_teacher_s_shape_and_decodes_to_it(teachers, folder, tmp_path, family):
     """Sana's autoencoder has no posterior; unet2d learns pictures themselves."""
     teacher = teachers(family)
-    x0, cond = find(teacher, folder, tmp_path).open(silent).draw(3, torch.Generator())
+    x0, cond = find(teacher, folder, tmp_path).open().draw(3, torch.Generator())
     assert x0.shape == (3, *teacher.sample_shape)
     assert cond.keys() == teacher.encode([""]).keys()
     assert teacher.decode(x0).shape[-2:] == Codec(teacher).shape[-2:]
@@ -180,15 +181,15 @@ def test_x0_has_the_teacher_s_shape_and_decodes_to_it(teachers, folder, tmp_path
 
 def test_a_pixel_teacher_takes_the_picture(teachers, folder, tmp_path):
     teacher = teachers("unet2d")
-    source = find(teacher, folder, tmp_path).open(silent)
+    source = find(teacher, folder, tmp_path).open()
     pixels = read_picture((folder / "d.png").read_bytes(), 3, 8, 8).float()
     torch.testing.assert_close(teacher.decode(source.shards[0][3:4])[0], pixels / 127.5 - 1)
 
 
 def test_draws_are_those_of_the_generator(teachers, folder, tmp_path, small_shards):
     teacher = teachers()
-    first = find(teacher, folder, tmp_path).open(silent)
-    again = find(teacher, folder, tmp_path).open(silent)
+    first = find(teacher, folder, tmp_path).open()
+    again = find(teacher, folder, tmp_path).open()
     assert [len(shard) for shard in first.shards] == [2, 2, 2]
     x0, cond = first.draw(64, torch.Generator().manual_seed(5))
     same, _ = again.draw(64, torch.Generator().manual_seed(5))
@@ -203,10 +204,10 @@ def test_draws_are_those_of_the_generator(teachers, folder, tmp_path, small_shar
 
 def test_pictures_are_kept_beside_their_latents_if_asked(teachers, folder, tmp_path, small_shards):
     teacher = teachers()
-    plain = find(teacher, folder, tmp_path).open(silent)
+    plain = find(teacher, folder, tmp_path).open()
     assert plain.originals(3, torch.Generator()) is None
     for _ in range(2):  # made, then read
-        source = find(teacher, folder, tmp_path, run=tmp_path / "kept", keep=True).open(silent)
+        source = find(teacher, folder, tmp_path, run=tmp_path / "kept", keep=True).open()
         assert len(source.shards) > 1
         x0, _ = source.draw(16, torch.Generator().manual_seed(2))
         originals = source.originals(16, torch.Generator().manual_seed(2))
@@ -228,9 +229,9 @@ def test_draws_step_over_empty_shards(teachers):
         CachedLatents(shards, ["a"], teacher)
 
 
-def test_only_missing_shards_are_made(teachers, folder, tmp_path, small_shards, monkeypatch):
+def test_only_missing_shards_are_made(teachers, folder, tmp_path, small_shards, monkeypatch, said):
     teacher = teachers()
-    whole = torch.cat(find(teacher, folder, tmp_path).open(silent).shards)
+    whole = torch.cat(find(teacher, folder, tmp_path).open().shards)
 
     def stop(line) -> None:
         if line == "pictures encoded 4":
@@ -238,37 +239,37 @@ def test_only_missing_shards_are_made(teachers, folder, tmp_path, small_shards, 
 
     other = {"cache": tmp_path / "other"}
     pictures = find(teacher, folder, tmp_path, **other)
-    with pytest.raises(KeyboardInterrupt):
-        pictures.open(stop)
+    with pytest.raises(KeyboardInterrupt), hearing(stop):
+        pictures.open()
     done = sorted(pictures.folder.glob("*.safetensors"))
     assert [file.name for file in done] == ["00000.safetensors", "00001.safetensors"]
     times = [file.stat().st_mtime_ns for file in done]
-    lines = []
-    resumed = find(teacher, folder, tmp_path, **other).open(lines.append)
-    assert "3 of 6 pictures match no row of metadata.jsonl" in lines[0]
-    assert lines[1:] == ["pictures encoded 6"]
+    said.clear()
+    resumed = find(teacher, folder, tmp_path, **other).open()
+    assert "3 of 6 pictures match no row of metadata.jsonl" in said[0]
+    assert said[1:] == ["pictures encoded 6"]
     assert [file.stat().st_mtime_ns for file in done] == times
     assert torch.equal(torch.cat(resumed.shards), whole)
     # Once complete no picture is opened again.
     monkeypatch.setattr(latents, "read_picture", None)
-    assert torch.equal(torch.cat(find(teacher, folder, tmp_path).open(silent).shards), whole)
+    assert torch.equal(torch.cat(find(teacher, folder, tmp_path).open().shards), whole)
 
 
-def test_a_broken_shard_is_made_again(teachers, folder, tmp_path, small_shards):
+def test_a_broken_shard_is_made_again(teachers, folder, tmp_path, small_shards, said):
     teacher = teachers()
     pictures = find(teacher, folder, tmp_path)
-    whole = torch.cat(pictures.open(silent).shards).clone()
+    whole = torch.cat(pictures.open().shards).clone()
     shard = pictures.folder / "00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-9])
-    lines = []
-    source = find(teacher, folder, tmp_path).open(lines.append)
-    assert len(lines) == 3
-    assert lines[1].startswith(f"{shard}: ")
-    assert lines[1].endswith("; made again")
+    said.clear()
+    source = find(teacher, folder, tmp_path).open()
+    assert len(said) == 3
+    assert said[1].startswith(f"{shard}: ")
+    assert said[1].endswith("; made again")
     assert torch.equal(torch.cat(source.shards), whole)
     write_shard(shard, load_file(shard), {"digest": "0"})
-    source = find(teacher, folder, tmp_path).open(lines.append)
-    assert lines[4] == f"{shard}: of other pictures; made again"
+    source = find(teacher, folder, tmp_path).open()
+    assert said[4] == f"{shard}: of other pictures; made again"
     assert torch.equal(torch.cat(source.shards), whole)
 
 
@@ -285,51 +286,50 @@ def test_tars(teachers, folder, tmp_path):
     }
     write_tar(shards / "x.tar", files)
     teacher = teachers()
-    source = find(teacher, shards, tmp_path, key="alt").open(silent)
+    source = find(teacher, shards, tmp_path, key="alt").open()
     assert source.captions == ["blue", "red"]
-    plain = find(teacher, folder, tmp_path, run=tmp_path / "plain").open(silent)
+    plain = find(teacher, folder, tmp_path, run=tmp_path / "plain").open()
     torch.testing.assert_close(source.shards[0], plain.shards[0][[1, 0]], rtol=1e-4, atol=1e-5)
-    one = find(teacher, shards / "x.tar", tmp_path, key="alt").open(silent)
+    one = find(teacher, shards / "x.tar", tmp_path, key="alt").open()
     assert torch.equal(one.shards[0], source.shards[0])
 
 
 # --- What is broken -----------------------------------------------------------------------------
 
 
-def test_broken_pictures_are_skipped_and_named(teachers, folder, tmp_path, small_shards):
+def test_broken_pictures_are_skipped_and_named(teachers, folder, tmp_path, small_shards, said):
     good = (folder / "a.png").read_bytes()
     (folder / "a.png").write_bytes(good[: len(good) // 2])
     (folder / "d.png").write_bytes(b"no picture")
     (folder / "e.png").write_bytes(encoded(picture(0, 7, 40)))
     (folder / "c.txt").write_bytes(b"\xff")
     write_tar(folder / "t.tar", {"0.png": good, "0.txt": "red", "1.png": good, "2.png": good})
-    lines = []
-    source = find(teachers(), folder, tmp_path).open(lines.append)
+    source = find(teachers(), folder, tmp_path).open()
     assert source.captions == ["blue", "red red", "red"]
-    assert lines[-1].startswith("6 of 9 pictures skipped: a.png (image file is truncated")
-    assert lines[-1].endswith(
+    assert said[-1].startswith("6 of 9 pictures skipped: a.png (image file is truncated")
+    assert said[-1].endswith(
         "c.webp (caption not UTF-8 text (byte 0); save it as UTF-8), d.png (no JPEG, PNG, WEBP, "
         "BMP, GIF or TIFF), ..."
     )
     # The same is said of a finished cache.
-    again = []
-    find(teachers(), folder, tmp_path).open(again.append)
-    assert again == [lines[0], lines[-1]]
+    first, *_, last = said
+    said.clear()
+    find(teachers(), folder, tmp_path).open()
+    assert said == [first, last]
 
 
-def test_why_a_picture_is_skipped(teachers, folder, tmp_path):
+def test_why_a_picture_is_skipped(teachers, folder, tmp_path, said):
     for file in folder.glob("*.*"):
         file.unlink()
     good = (folder / "sub" / "f.PNG").read_bytes()
     tar = write_tar(folder / "t.tar", {"0.png": good, "0.txt": "red", "1.png": good})
-    lines = []
     (folder / "s.png").write_bytes(encoded(picture(0, 7, 40)))
-    find(teachers(), folder, tmp_path).open(lines.append)
-    assert lines[-1] == "2 of 4 pictures skipped: s.png (7 x 40 pixels), t.tar/1.png (no caption)"
+    find(teachers(), folder, tmp_path).open()
+    assert said[-1] == "2 of 4 pictures skipped: s.png (7 x 40 pixels), t.tar/1.png (no caption)"
     (folder / "s.png").write_bytes(encoded(Image.new("F", (20, 20)), "TIFF"))
     tar.write_bytes(tar.read_bytes()[: 512 + 100])
-    find(teachers(), folder, tmp_path, run=tmp_path / "2").open(lines.append)
-    assert lines[-1] == (
+    find(teachers(), folder, tmp_path, run=tmp_path / "2").open()
+    assert said[-1] == (
         "2 of 3 pictures skipped: s.png (numbers without a scale: mode F; save it as 8 or 16 "
         "bits), t.tar (unexpected end of data)"
     )
@@ -340,13 +340,13 @@ def test_none_left(teachers, tmp_path):
     root.mkdir()
     (root / "a.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"none of 1 pictures can be read: a\.png \(no JPEG"):
-        find(teachers(), root, tmp_path).open(silent)
+        find(teachers(), root, tmp_path).open()
     (root / "a.png").unlink()
     with pytest.raises(ValueError, match=r"pictures: none of \.jpg, .*\.tar in it$"):
         find(teachers(), root, tmp_path)
     write_tar(root / "a.tar", {"0.txt": "red"})
     with pytest.raises(ValueError, match=r"a\.tar/0 \(no picture among \.txt\)$"):
-        find(teachers(), root, tmp_path).open(silent)
+        find(teachers(), root, tmp_path).open()
     with pytest.raises(ValueError, match=r"nowhere: no such file or folder$"):
         find(teachers(), tmp_path / "nowhere", tmp_path)
 
@@ -368,7 +368,7 @@ def test_broken_metadata(folder, line, what):
 
 
 def test_a_cache_of_another_teacher(teachers, folder, tmp_path):
-    find(teachers(), folder, tmp_path).open(silent)
+    find(teachers(), folder, tmp_path).open()
     with pytest.raises(ValueError, match=r"cache: wrong latent cache: made with autoencoder=\w+,"):
         find(teachers(seed=1), folder, tmp_path)
     with pytest.raises(ValueError, match="wrong latent cache"):
@@ -381,7 +381,7 @@ def test_a_cache_of_another_teacher(teachers, folder, tmp_path):
 def test_other_pictures_share_a_cache_but_not_a_run(teachers, folder, tmp_path):
     teacher = teachers()
     first = find(teacher, folder, tmp_path)
-    first.open(silent)
+    first.open()
     stat = (folder / "a.txt").stat()
     os.utime(folder / "a.txt", ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
     with pytest.raises(ValueError, match="pictures are not as they were when the run began"):
@@ -389,12 +389,12 @@ def test_other_pictures_share_a_cache_but_not_a_run(teachers, folder, tmp_path):
     second = find(teacher, folder, tmp_path, run=tmp_path / "second")
     assert second.folder.parent == first.folder.parent
     assert second.folder != first.folder
-    assert len(second.open(silent).captions) == 6
+    assert len(second.open().captions) == 6
 
 
 def test_a_class_it_does_not_know(teachers, folder, tmp_path):
     with pytest.raises(ValueError, match="unknown class 'c'"):
-        find(teachers("dit"), folder, tmp_path).open(silent)
+        find(teachers("dit"), folder, tmp_path).open()
 
 
 def test_who_takes_no_pictures(teachers, folder, tmp_path):
@@ -432,11 +432,11 @@ def test_a_decoder_learns_the_pictures_themselves(folder, tmp_path, monkeypatch)
     given = ["teacher.family=stable_diffusion", "teacher.path=tiny", "train.batch_size=2"]
     words = [*given, *DECODER, "train.steps=1"]
     with pytest.raises(ValueError, match=r"^objective\.target=originals: .*with data\.pictures"):
-        open_run(load("emoji-decoder", words), "none", False, silent)
+        open_run(load("emoji-decoder", words), "none", False)
     words.append(f"data.pictures={folder}")
     batches, loss = [], TinyDecoder.loss
     monkeypatch.setattr(TinyDecoder, "loss", lambda s, n, b: batches.append(b) or loss(s, n, b))
-    opened = open_run(load("emoji-decoder", words), "own", False, silent)
+    opened = open_run(load("emoji-decoder", words), "own", False)
     opened.train(lambda step, figures: None)
     (batch,) = batches
     z = opened.teacher.autoencoder.encode(batch.originals).latent_dist.mean
@@ -464,7 +464,7 @@ def test_a_resumed_run_is_the_same(folder, tmp_path, monkeypatch, small_shards):
             recipe = load(
                 "emoji-lcm", [*words, "train.lr_schedule=constant", f"train.steps={steps}"]
             )
-            run = open_run(recipe, name, i > 0, silent)
+            run = open_run(recipe, name, i > 0)
             assert run.restore() == (2 if i else 0)
             run.train(lambda step, figures: None)
         ends[name] = torch.cat([p.flatten() for p in run.student.parameters()])

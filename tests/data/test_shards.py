@@ -108,22 +108,23 @@ def teacher(two_modes) -> Mixture:
     return Mixture.load(str(two_modes))
 
 
-def write(folder, teacher, count, say=silent):
+def write(folder, teacher, count):
     given = {"guidance": 1.0, "solver": "heun", "steps": 8, "times": TIMES, "seed": 3}
     spec = spec_of(teacher, captions_of(teacher, None), **given)
-    make_paths(folder, teacher, spec, [""], count, say, silent)
+    make_paths(folder, teacher, spec, [""], count, silent)
     return spec
 
 
-def test_damage_to_paths_is_named_and_synth_makes_them_again(teacher, tmp_path):
+def test_damage_to_paths_is_named_and_synth_makes_them_again(teacher, tmp_path, said):
     spec, shard = write(tmp_path, teacher, 20), tmp_path / "00000.safetensors"
-    whole, lines = shard.read_bytes(), []
+    whole = shard.read_bytes()
     flip(shard, len(whole) - 60)
     with pytest.raises(ValueError, match=r"00000\.safetensors: damaged or changed: .* synth"):
         open_paths(tmp_path, teacher, spec, TIMES)
-    write(tmp_path, teacher, 20, lines.append)
+    assert said == []
+    write(tmp_path, teacher, 20)
     assert shard.read_bytes() == whole
-    assert len(lines) == 1
+    assert len(said) == 1
     manifest = tmp_path / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"samples": 20', '"samples": 10'))
     with pytest.raises(ValueError, match=r"manifest\.json: damaged or changed"):
@@ -140,16 +141,16 @@ def swap(one: Path, other: Path) -> None:
     other.write_bytes(data)
 
 
-def test_shards_of_paths_that_changed_places_are_named(teacher, tmp_path):
-    spec, lines = write(tmp_path, teacher, 2048), []
+def test_shards_of_paths_that_changed_places_are_named(teacher, tmp_path, said):
+    spec = write(tmp_path, teacher, 2048)
     shards = [tmp_path / f"{number:05d}.safetensors" for number in range(2)]
     before = [shard.read_bytes() for shard in shards]
     swap(*shards)
     with pytest.raises(ValueError, match=r"0\.safetensors: once 00001\.safetensors, not 00000"):
         open_paths(tmp_path, teacher, spec, TIMES)
-    write(tmp_path, teacher, 2048, lines.append)
+    write(tmp_path, teacher, 2048)
     assert [shard.read_bytes() for shard in shards] == before
-    assert len(lines) == 2
+    assert len(said) == 2
 
 
 @pytest.mark.parametrize("row", [0, 13])
@@ -163,7 +164,7 @@ def test_paths_with_a_row_that_is_not_finite_stay_out(teacher, tmp_path, row):
         open_paths(tmp_path, teacher, spec, TIMES)
 
 
-def test_paths_of_the_first_schema_read_and_grow(tmp_path, monkeypatch, capsys):
+def test_paths_of_the_first_schema_read_and_grow(tmp_path, monkeypatch, capsys, said):
     shutil.copytree(OLD / "paths", tmp_path / "paths")
     monkeypatch.chdir(OLD)
     teacher, folder = Mixture.load("two.json"), tmp_path / "paths"
@@ -172,12 +173,11 @@ def test_paths_of_the_first_schema_read_and_grow(tmp_path, monkeypatch, capsys):
     spec = spec_of(teacher, [""], **given)
     paths = open_paths(folder, teacher, spec, TIMES)
     assert torch.equal(paths.shards[0], stored)
-    said = " ".join(capsys.readouterr().err.split())
-    assert said == f"{folder}: schema 1 has no hashes: damage to its files is not seen"
-    lines = []
-    make_paths(folder, teacher, spec, [""], 5, lines.append, silent)
-    assert lines == []
-    make_paths(folder, teacher, spec, [""], 9, lines.append, silent)
+    printed = " ".join(capsys.readouterr().err.split())
+    assert printed == f"{folder}: schema 1 has no hashes: damage to its files is not seen"
+    make_paths(folder, teacher, spec, [""], 5, silent)
+    assert said == []
+    make_paths(folder, teacher, spec, [""], 9, silent)
     grown = open_paths(folder, teacher, spec, TIMES)
     assert len(grown.shards[0]) == 9
     torch.testing.assert_close(grown.shards[0][:5], stored)
@@ -236,29 +236,29 @@ def find(tmp_path, monkeypatch):
     return found
 
 
-def test_shards_of_pictures_that_changed_places_are_made_again(find, monkeypatch):
+def test_shards_of_pictures_that_changed_places_are_made_again(find, monkeypatch, said):
     monkeypatch.setattr(latents, "SHARD", 64 * 2)
-    found, lines = find(), []
-    found.open(silent)
+    found = find()
+    found.open()
     shards = sorted(found.folder.glob("*.safetensors"))
     before = [shard.read_bytes() for shard in shards]
     assert len(shards) > 1
     swap(*shards[:2])
-    find().open(lines.append)
+    find().open()
     assert [shard.read_bytes() for shard in shards] == before
-    assert sum("made again" in line for line in lines) == 2
+    assert sum("made again" in line for line in said) == 2
 
 
-def test_damage_to_a_picture_cache_is_mended(find, monkeypatch):
+def test_damage_to_a_picture_cache_is_mended(find, monkeypatch, said):
     monkeypatch.setattr(latents, "SHARD", 3 * 8 * 8)
     pictures = find()
-    whole = torch.cat(pictures.open(silent).shards).clone()
+    whole = torch.cat(pictures.open().shards).clone()
     assert len(whole) == 2
     shard = pictures.folder / "00001.safetensors"
     flip(shard, shard.stat().st_size - 7)
-    lines = []
-    source = find().open(lines.append)
-    assert lines[0].startswith(f"{shard}: damaged or changed")
+    said.clear()
+    source = find().open()
+    assert said[0].startswith(f"{shard}: damaged or changed")
     assert torch.equal(torch.cat(source.shards), whole)
 
 
@@ -271,29 +271,28 @@ def test_damage_to_a_picture_cache_is_mended(find, monkeypatch):
         f'{{"schema_version": 1, "shards": {10**400}}}',
     ],
 )
-def test_an_index_that_is_wrong_is_named_and_no_picture_is_lost(find, monkeypatch, text):
+def test_an_index_that_is_wrong_is_named_and_no_picture_is_lost(find, monkeypatch, said, text):
     monkeypatch.setattr(latents, "SHARD", 3 * 8 * 8)
     pictures = find()
-    whole = torch.cat(pictures.open(silent).shards).clone()
+    whole = torch.cat(pictures.open().shards).clone()
     index = pictures.folder / "index.json"
     before = index.read_text()
     index.write_text(text)
-    lines = []
-    assert torch.equal(torch.cat(find().open(lines.append).shards), whole)
-    assert lines[0].startswith(f"{index}: ")
-    assert lines[0].endswith("; the pictures are counted again")
+    said.clear()
+    assert torch.equal(torch.cat(find().open().shards), whole)
+    assert said[0].startswith(f"{index}: ")
+    assert said[0].endswith("; the pictures are counted again")
     assert json.loads(index.read_text())["shards"] == 2
     if '"schema_version": 1' not in text:
         assert index.read_text() == before
 
 
-def test_a_picture_cache_of_the_first_schema_reads(find, tmp_path, capsys):
+def test_a_picture_cache_of_the_first_schema_reads(find, tmp_path, capsys, said):
     shutil.copytree(OLD / "cache", tmp_path / "cache")
     shutil.copytree(OLD / "run", tmp_path / "run")
-    pictures, lines = find(), []
-    source = pictures.open(lines.append)
-    assert lines == []  # nothing was encoded
+    source = find().open()
+    assert said == []  # nothing was encoded
     stored = load_file(OLD / "cache" / "e97bbc8a49b5865b" / "00000.safetensors")["x0"]
     assert torch.equal(source.shards[0], stored)
-    said = " ".join(capsys.readouterr().err.split())
-    assert "index.json: schema 1 has no hashes: damage to its shards is not seen" in said
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "index.json: schema 1 has no hashes: damage to its shards is not seen" in printed

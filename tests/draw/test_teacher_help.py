@@ -105,7 +105,7 @@ def test_generate_asks_the_teacher(two_modes, quick_fit, tmp_path):
     import numpy as np
 
     words = [f"teacher.path={two_modes}", "train.batch_size=16", "train.steps=1"]
-    run = open_run(load("mixture-lcm", words), str(tmp_path / "run"), False, print, tmp_path)
+    run = open_run(load("mixture-lcm", words), str(tmp_path / "run"), False, tmp_path)
     place, drawn = str(run.train(lambda step, figures: None)), {}
     for name, given in (("none", Help()), ("first", Help(first=8)), ("share", Help(share=0.5))):
         out = tmp_path / f"{name}.npy"

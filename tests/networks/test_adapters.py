@@ -206,7 +206,7 @@ def new_run(recipe: str, roles: str, folder: Path, tiny_sd: Path, *more: str) ->
         "train.adapter.layers=[to_q,conv1,proj_in,time_emb_proj]",
         *more,
     ]
-    return Run(recipes.load(recipe, overrides), folder, lambda line: None)
+    return Run(recipes.load(recipe, overrides), folder)
 
 
 def silent(step, figures):
@@ -313,7 +313,7 @@ def test_a_closed_form_teacher_shares_the_network_fitted_to_it(tmp_path, two_mod
         *(f"teacher.path={two_modes}", "train.roles=adapters", "train.adapter.rank=4"),
         *("train.adapter.layers=[up,down,head]", "train.steps=2", "train.batch_size=8"),
     ]
-    run = Run(recipes.load("mixture-dmd2", overrides), tmp_path, lambda line: None)
+    run = Run(recipes.load("mixture-dmd2", overrides), tmp_path)
     fake = run.objective.fake_score.denoiser.net
     assert fake.base is run.student.net.base
     student = load_student(run.train(silent))
@@ -349,4 +349,4 @@ def test_what_cannot_be_adapted_is_refused(tmp_path, tiny_sd, more, message):
 def test_a_closed_form_teacher_says_that_it_has_no_network(tmp_path, two_modes):
     overrides = [f"teacher.path={two_modes}", "train.roles=adapters"]
     with pytest.raises(ValueError, match=r"closed form, which has no network to share.* head, up"):
-        Run(recipes.load("mixture-lcm", overrides), tmp_path, lambda line: None)
+        Run(recipes.load("mixture-lcm", overrides), tmp_path)

@@ -84,8 +84,8 @@ def test_families_without_are_refused(family, tmp_path):
 
 def test_generate_takes_a_negative_prompt(tmp_path):
     words = ["teacher.family=stable_diffusion", "teacher.tiny=true", "train.steps=1"]
-    run = open_run(load("emoji-lcm", [*words, "train.batch_size=2"]), str(tmp_path / "run"), False,
-                   lambda line: None)  # fmt: skip
+    recipe = load("emoji-lcm", [*words, "train.batch_size=2"])
+    run = open_run(recipe, str(tmp_path / "run"), False)
     student = str(run.train(lambda step, figures: None))
     drawn = {}
     for scale in (None, 0.0, 1.0):

@@ -17,7 +17,7 @@ def trained(name, roles, base, folder, teacher):
     words = [*CHOICES, f"train.roles={roles}", f"train.base={base}", "train.adapter.rank=2"]
     recipe = recipes.load(name, [*words, f"teacher.path={teacher}"])
     folder.mkdir()
-    run = Run(recipe, folder, lambda line: None)
+    run = Run(recipe, folder)
     return run, run.train(lambda step, figures: None)
 
 

@@ -44,7 +44,7 @@ def train(folder: Path, two_modes: Path) -> None:
     run_dir = folder / "run"
     run_dir.mkdir()
     chosen = recipes.load(str(recipe), [*choices, "objective.min_time=0.1"])
-    run = Run(chosen, run_dir, lambda line: None)
+    run = Run(chosen, run_dir)
     student = load_student(run.train(lambda step, figures: None))
     assert student.info.method == "regression"
     assert student.info.recipe["objective"] == {"name": "regression", "min_time": 0.1}

@@ -64,7 +64,7 @@ def held_by(trainer, teacher, objective):
 def test_a_real_run_holds_and_peaks_at_what_was_planned(name, more, roles, tmp_path):
     words = [*SMALL, *more, f"train.roles={roles}", "train.adapter.rank=8"]
     plan = memory(cast(recipes.load(name, words)), Launch())
-    run = Run(recipes.load(name, words), tmp_path, lambda line: None)
+    run = Run(recipes.load(name, words), tmp_path)
     trainer = run.trainer
     # All have played once; the last turn below is the first that finds every state in place.
     for step in range(3):
@@ -93,7 +93,7 @@ def test_a_real_run_holds_and_peaks_at_what_was_planned(name, more, roles, tmp_p
 def test_roles_are_the_methods_own(name, tmp_path):
     recipe = recipes.load(name, SMALL)
     made = cast(recipe)
-    run = Run(recipe, tmp_path, lambda line: None)
+    run = Run(recipe, tmp_path)
 
     def sizes(objective):
         players = {p.name: p.net for p in objective.players()}

@@ -44,7 +44,7 @@ def overrides(name):
 
 @pytest.mark.parametrize("name", REAL)
 def test_two_steps_make_a_student(name, tmp_path):
-    run = open_run(recipes.load(name, overrides(name)), str(tmp_path / "run"), False, print)
+    run = open_run(recipes.load(name, overrides(name)), str(tmp_path / "run"), False)
     before = [value.clone() for value in run.student.parameters()]
     place = run.train(lambda step, figures: None)
     assert any(

@@ -103,13 +103,13 @@ def test_a_run_on_pictures_draws_what_each_role_sees(tmp_path, tiny_sd):
     ]
     folder = tmp_path / "run"
     folder.mkdir()
-    Run(recipes.load("emoji-dmd2", overrides), folder, silent).train(silent)
+    Run(recipes.load("emoji-dmd2", overrides), folder).train(silent)
     names = [f"roles-0000000{step}.png" for step in (1, 2)]
     first, last = (np.asarray(Image.open(folder / "samples" / name)) for name in names)
     frame = (first.shape[1] - 2) // 8
     assert first.shape == (4 * frame + 2, 8 * frame + 2, 3)
     assert not np.array_equal(first, last)
-    page = write_report(folder, tmp_path / "report.html", silent).read_text()
+    page = write_report(folder, tmp_path / "report.html").read_text()
     assert "Is my loss normal?" in page
     assert "One noised sample" in page
     assert page.count('<svg class="course"') == 4

@@ -66,7 +66,7 @@ def test_every_family_has_a_report(family, tmp_path):
     teacher = make_tiny(family, tmp_path / "teacher")
     student = make_student(tmp_path / "run", family, teacher)
     evaluated(student, samples=8)
-    page = write_report(tmp_path / "run", tmp_path / "report.html", lambda line: None).read_text()
+    page = write_report(tmp_path / "run", tmp_path / "report.html").read_text()
     assert page.count("<figcaption>") == 0
     assert page.count('class="row"') >= 8
     assert "Farthest from the teacher" in page
@@ -90,7 +90,7 @@ def test_text_of_users_is_text(tmp_path):
     )
     (tmp_path / "run" / "recipe.yaml").write_text(f"# {EVIL}\n", encoding="utf-8")
     evaluated(student, samples=4)
-    page = write_report(tmp_path / "run", tmp_path / "page.html", lambda line: None).read_text()
+    page = write_report(tmp_path / "run", tmp_path / "page.html").read_text()
     assert "<script" not in page
     shown = EVIL.encode("unicode_escape").decode()
     escaped = Environment(autoescape=True).from_string("{{ x }}").render(x=shown)

@@ -19,7 +19,7 @@ SMALL = {"remove": ["mid_block"], "width": 0.5}
 
 
 @pytest.fixture
-def distil(tiny_sd, tmp_path):
+def distil(tiny_sd, tmp_path, said):
     """A function that runs a recipe of a few steps and returns its run dir."""
     (tmp_path / "prompts.txt").write_text("red\nblue\n")
 
@@ -34,13 +34,13 @@ def distil(tiny_sd, tmp_path):
         }
         for key, value in sections.items():
             recipe[key] = {**recipe.get(key, {}), **value}
-        lines = []
+        said.clear()
         folder = tmp_path / "runs" / name
-        made = open_run(resolve(recipe), str(folder), resume, lines.append, tmp_path / "runs")
+        made = open_run(resolve(recipe), str(folder), resume, tmp_path / "runs")
         if resume:
             made.restore()
         made.train(lambda step, figures: None)
-        return folder, lines
+        return folder, [*said]
 
     return run
 
@@ -90,7 +90,7 @@ def test_a_method_that_restarts_has_no_depths(tmp_path, method):
     with pytest.raises(ValueError, match=said):
         plan(words)
     with pytest.raises(ValueError, match=said):
-        open_run(recipes.load(words[0][7:], words[1:]), str(tmp_path / "run"), False, print)
+        open_run(recipes.load(words[0][7:], words[1:]), str(tmp_path / "run"), False)
     assert not list(tmp_path.iterdir())
 
 

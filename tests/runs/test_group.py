@@ -94,7 +94,7 @@ def opened(tmp_path):
         recipe = recipes.load(str(tmp_path / "tiny.yaml"), words)
         typed = [word.partition("=")[0] for word in words]
         folder = str(tmp_path / out)
-        return open_run(recipe, folder, resume, lambda line: None, tmp_path, typed)
+        return open_run(recipe, folder, resume, tmp_path, typed)
 
     return call
 

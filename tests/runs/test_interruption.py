@@ -98,11 +98,11 @@ def test_killed_interrupted_and_resumed_it_ends_as_if_it_had_not_been(
     assert printed == ["edgedistill", *command, "--resume"]
     # What it printed, taken up here, against a run that was left in peace.
     recipe = recipes.load("mixture-lcm", printed[3:-2])
-    last = Run(recipe, folder, lambda line: None)
+    last = Run(recipe, folder)
     assert last.restore() == int(stopped.name[-8:])
     last.train(lambda step, figures: None)
     (tmp_path / "whole").mkdir()
-    whole = Run(recipe, tmp_path / "whole", lambda line: None)
+    whole = Run(recipe, tmp_path / "whole")
     student = whole.train(lambda step, figures: None)
     for file in (
         Path("student/net/diffusion_pytorch_model.safetensors"),

@@ -47,7 +47,7 @@ def test_feature_losses_and_gradients_are_those_of_one_process(
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stderr.count("student two/student") == 1
 
-    run = Run(recipes.load(str(file)), tmp_path / "one", lambda line: None)
+    run = Run(recipes.load(str(file)), tmp_path / "one")
     trainer, (seat,) = run.trainer, run.trainer.seats
     losses = []
     for rank in (0, 1):

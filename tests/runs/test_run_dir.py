@@ -20,7 +20,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="needs flock")
 
 
 @pytest.fixture
-def mine(tmp_path, two_modes, quick_fit):
+def mine(tmp_path, two_modes, quick_fit, said):
     """A function that writes mine.yaml with a batch size, and one that opens a run of it."""
     file = tmp_path / "mine.yaml"
 
@@ -33,11 +33,11 @@ def mine(tmp_path, two_modes, quick_fit):
         file.write_text(yaml.safe_dump(sections))
 
     def opened(*words, resume=True):
-        said = []
+        said.clear()
         typed = [word.partition("=")[0] for word in words]
         recipe = recipes.load(str(file), words)
         folder = str(tmp_path / "run")
-        return open_run(recipe, folder, resume, said.append, tmp_path, typed), said
+        return open_run(recipe, folder, resume, tmp_path, typed), [*said]
 
     return write, opened
 
@@ -103,13 +103,12 @@ def test_students_of_one_step_take_no_more(method):
     ("regression", "warmup", "turns", "steps", "first"), [(3, 2, 3, 5, 5), (0, 0, 4, 3, 3)]
 )
 def test_a_run_too_short_for_its_method_says_so(
-    regression, warmup, turns, steps, first, tmp_path, two_modes, quick_fit
+    regression, warmup, turns, steps, first, tmp_path, two_modes, quick_fit, said
 ):
-    said = []
     words = [f"teacher.path={two_modes}", f"train.steps={steps}", f"objective.turns={turns}"]
     words += [f"objective.regression={regression}", f"objective.warmup={warmup}"]
     recipe = recipes.load("mixture-dmd2", words)
-    open_run(recipe, str(tmp_path / "run"), False, said.append, tmp_path)
+    open_run(recipe, str(tmp_path / "run"), False, tmp_path)
     assert [line for line in said if "turns" in line] == [
         f"the turns of student begin at step {first}, and the run ends at {steps}"
     ]
@@ -123,10 +122,10 @@ def begin(two_modes, quick_fit, tmp_path, monkeypatch):
     """A function that opens a run of mixture-lcm in the working directory."""
     monkeypatch.chdir(tmp_path)
 
-    def opened(*words, out=None, resume=False, say=print):
+    def opened(*words, out=None, resume=False):
         recipe = recipes.load("mixture-lcm", [f"teacher.path={two_modes}", *words])
         typed = [word.partition("=")[0] for word in words]
-        return open_run(recipe, out, resume, say, typed=typed)
+        return open_run(recipe, out, resume, typed=typed)
 
     return opened
 
@@ -145,11 +144,11 @@ def test_a_refused_run_takes_only_its_own_folder_away(begin, tmp_path, monkeypat
     (tmp_path / "there" / "mine.txt").touch()
     before, others = run_dir._opened, []
 
-    def late(recipe, folder, say):
+    def late(recipe, folder):
         for place in ("runs/other", "deep/other", "deep/er/other", "there2/other"):
             others.append(claim_new(Path(place), numbered=False).folder / "recipe.yaml")
             others[-1].touch()
-        return before(recipe, folder, say)
+        return before(recipe, folder)
 
     monkeypatch.setattr(run_dir, "_opened", late)
     with pytest.raises(ValueError, match=r"no/such\.json"):
@@ -176,7 +175,7 @@ def test_a_run_that_could_not_be_taken_up_is_as_it_was(begin, monkeypatch):
 
 
 def test_data_that_took_time_outlive_a_full_disk(begin, monkeypatch):
-    def full(recipe, folder, say):
+    def full(recipe, folder):
         (folder / "data").mkdir()
         raise WriteError("data/1: cannot write there: No space left on device")
 
@@ -222,7 +221,7 @@ from edgedistill.runs.run_dir import open_run
 from edgedistill.teachers.families import mixture
 mixture.FIT_STEPS, mixture.FIT_BATCH = 20, 64
 recipe = recipes.load("mixture-lcm", [f"teacher.path={sys.argv[1]}"])
-run = open_run(recipe, "run", False, lambda line: None)
+run = open_run(recipe, "run", False)
 print("open", flush=True)
 input()
 """
@@ -268,7 +267,7 @@ def test_a_run_lets_go_when_nobody_needs_it(begin):
     ],
 )
 def test_a_run_elsewhere_needs_no_link_in_the_working_directory(
-    begin, tmp_path, monkeypatch, odd, line
+    begin, tmp_path, monkeypatch, said, odd, line
 ):
     if odd == "file":
         Path("runs").touch()
@@ -281,9 +280,9 @@ def test_a_run_elsewhere_needs_no_link_in_the_working_directory(
         pytest.skip("no folder that is closed to everybody")
     else:
         monkeypatch.chdir("/proc")
-    said, out = [], str(tmp_path / "elsewhere" / "run")
+    out = str(tmp_path / "elsewhere" / "run")
     for resume in (False, True):
-        run = begin(out=out, resume=resume, say=said.append)
+        run = begin(out=out, resume=resume)
         assert run.folder == Path(out)
     found = [text for text in said if text.startswith("runs/latest")]
     if line:

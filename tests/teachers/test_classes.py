@@ -87,22 +87,21 @@ def test_every_family_of_classes(tmp_path):
     ]
 
 
-def test_a_folder_of_pictures_a_class(named, tmp_path):
+def test_a_folder_of_pictures_a_class(named, tmp_path, said):
     root = tmp_path / "pictures"
     for i, name in enumerate(["zero", "3", "two, or deux"]):
         (root / name).mkdir(parents=True)
         Image.new("RGB", (20, 20), (40 * i, 0, 0)).save(root / name / "x.png")
     teacher = load_teacher("unet2d", named)
     given = {"cache": tmp_path / "cache", "key": "caption", "run": tmp_path / "run"}
-    lines = []
-    source = find_pictures(teacher, str(root), **given).open(lines.append)
+    source = find_pictures(teacher, str(root), **given).open()
     assert source.captions == ["3", "two, or deux", "zero"]
-    assert lines == ["pictures encoded 3"]
+    assert said == ["pictures encoded 3"]
     (root / "three").mkdir()
     (root / "3" / "x.png").rename(root / "three" / "x.png")
     given["run"] = tmp_path / "other"
     with pytest.raises(ValueError, match=r"unknown class 'three'.*classes\.txt in the teacher's"):
-        find_pictures(teacher, str(root), **given).open(lines.append)
+        find_pictures(teacher, str(root), **given).open()
 
 
 def test_a_student_keeps_the_names(named, tmp_path, monkeypatch):
@@ -110,6 +109,6 @@ def test_a_student_keeps_the_names(named, tmp_path, monkeypatch):
     given = ["teacher.family=unet2d", f"teacher.path={named}", "teacher.guidance=1"]
     words = [*given, "train.steps=1", "train.batch_size=2", "data.samples=4", "teacher.steps=2"]
     recipe = load("emoji-lcm", [*words, "objective.solver_steps=4", "student.steps=2"])
-    place = open_run(recipe, "own", False, lambda line: None).train(lambda step, figures: None)
+    place = open_run(recipe, "own", False).train(lambda step, figures: None)
     teacher = load_student(place).teacher
     assert teacher.encode(["two, or deux", "1"])["class_labels"].tolist() == [2, 1]

@@ -104,12 +104,12 @@ def lora(place, licence=""):
     )
 
 
-def test_a_run_says_what_is_lost_and_its_student_carries_the_terms(base, tmp_path):
+def test_a_run_says_what_is_lost_and_its_student_carries_the_terms(base, tmp_path, said):
     adapter, name, change = lora(tmp_path / "style.safetensors", "cc-by-4.0")
     words = (f"teacher.path={base}", f"teacher.lora={{path: {adapter}, scale: 0.5}}")
-    recipe, lines = recipes.load("emoji-4step", [*RUN, *words]), []
-    run = next(iter(open_run(recipe, str(tmp_path / "run"), False, lines.append).runs()))
-    assert sum("safety checker" in line for line in lines) == 1
+    recipe = recipes.load("emoji-4step", [*RUN, *words])
+    run = next(iter(open_run(recipe, str(tmp_path / "run"), False).runs()))
+    assert sum("safety checker" in line for line in said) == 1
     before = load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
     found = run.teacher.net.state_dict()[name] - before[name.removeprefix("unet.")]
     assert found.sub(0.5 * change).abs().max() < 1e-6

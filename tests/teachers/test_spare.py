@@ -15,7 +15,7 @@ CHOICES = ["teacher.tiny=true", "train.steps=2", "train.batch_size=2", "train.ad
 def trained(tmp_path, name, *choices):
     """Weights of a student after two steps, and the bytes that one backward pass needed."""
     recipe = recipes.load(name, [*CHOICES, *choices])
-    run = open_run(recipe, str(tmp_path / str(len(choices))), False, lambda line: None, tmp_path)
+    run = open_run(recipe, str(tmp_path / str(len(choices))), False, tmp_path)
     held = []
 
     def pack(tensor):

@@ -67,7 +67,7 @@ def pictures(pipeline, seed, **choices):
 def run(folder, out, *words):
     given = [f"teacher.path={folder}", "teacher.family=unet2d", "teacher.guidance=1"]
     given += ["train.steps=2", "train.batch_size=2", "student.steps=2", *words]
-    opened = open_run(recipes.load("emoji-lcm", given), str(out), False, lambda line: None)
+    opened = open_run(recipes.load("emoji-lcm", given), str(out), False)
     return opened.train(lambda step, figures: None)
 
 

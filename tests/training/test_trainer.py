@@ -78,9 +78,9 @@ def linear() -> nn.Linear:
     return nn.Linear(3, 3)
 
 
-def trainer_of(folder: Path, objective: Double, progress=None, say=print, **config) -> Trainer:
+def trainer_of(folder: Path, objective: Double, progress=None, **config) -> Trainer:
     config = {"steps": 6, "batch_size": 4, "log_every": 1, **config}
-    hooks = Hooks(progress or (lambda step, figures: None), lambda net, step: None, say)
+    hooks = Hooks(progress or (lambda step, figures: None), lambda net, step: None)
     return Trainer(objective, Rows(), Train(**config), folder, hooks)
 
 
@@ -115,7 +115,7 @@ def test_players_take_their_turns_in_order_from_their_first_step(tmp_path):
 
 def test_a_turn_moves_its_own_player_only(tmp_path, two_modes, quick_fit):
     overrides = ["objective.gan_weight=0.1", "train.batch_size=8", f"teacher.path={two_modes}"]
-    run = Run(recipes.load("mixture-dmd2", overrides), tmp_path, lambda line: None)
+    run = Run(recipes.load("mixture-dmd2", overrides), tmp_path)
     trainer, nets = run.trainer, {s.player.name: s.player.net for s in run.trainer.seats}
     assert set(nets) == {"student", "fake_score"}
     teacher = [b.clone() for b in run.teacher.denoiser.buffers()]
@@ -280,11 +280,10 @@ def test_too_many_in_a_row_stop_the_run_and_leave_the_weights_finite(tmp_path):
         assert all(bool(p.isfinite().all()) for p in net.parameters())
 
 
-def test_skipped_updates_are_told_at_the_end(tmp_path):
-    said = []
+def test_skipped_updates_are_told_at_the_end(tmp_path, said):
     objective = Double(student())
     objective.spoil = lambda turn: math.nan if turn in (1, 4, 5) else 1.0
-    trainer_of(tmp_path, objective, say=said.append).fit()
+    trainer_of(tmp_path, objective).fit()
     line = "student: loss or gradient not finite: 3 of 6 updates skipped, the last 2 among them"
     assert said == [line]
 
@@ -296,12 +295,11 @@ def test_a_run_without_a_finite_update_fails_however_short(tmp_path):
         trainer_of(tmp_path, objective, steps=3).fit()
 
 
-def test_skipped_updates_are_counted_over_an_interruption(tmp_path):
-    said = []
+def test_skipped_updates_are_counted_over_an_interruption(tmp_path, said):
     for steps in (2, 4):
         objective = Double(student())
         objective.spoil = lambda turn, steps=steps: math.nan if steps == 2 and turn else 1.0
-        trainer = trainer_of(tmp_path, objective, steps=steps, say=said.append)
+        trainer = trainer_of(tmp_path, objective, steps=steps)
         trainer.resume()
         trainer.fit()
     assert said[-1] == "student: loss or gradient not finite: 1 of 4 updates skipped"
@@ -445,15 +443,15 @@ def two_checkpoints(folder: Path) -> Path:
 @pytest.mark.parametrize(
     "name", ["state.json", "student.safetensors", "ema.safetensors", "optim-student.safetensors"]
 )
-def test_damage_to_the_newest_checkpoint_is_named_and_the_older_one_is_taken(tmp_path, name):
+def test_damage_to_the_newest_checkpoint_is_named_and_the_older_one_is_taken(tmp_path, said, name):
     newest = two_checkpoints(tmp_path)
     whole = (newest / name).read_bytes()
     for place in (0, len(whole) // 2, len(whole) - 3):
         data = bytearray(whole)
         data[place] ^= 1
         (newest / name).write_bytes(data)
-        said = []
-        assert trainer_of(tmp_path, Double(student()), say=said.append).resume() == 3
+        said.clear()
+        assert trainer_of(tmp_path, Double(student())).resume() == 3
         assert len(said) == 1
         assert said[0].startswith(f"{newest / name}: ")
         assert said[0].endswith("; step-00000003 is taken up instead")
@@ -520,7 +518,7 @@ def new_run(recipe: str, folder: Path, teacher: Path) -> Run:
     folder.mkdir(exist_ok=True)
     choices = ["train.steps=10", "train.checkpoint_every=3", "train.log_every=2"]
     overrides = [*CHOICES[recipe], *choices, f"teacher.path={teacher}"]
-    return Run(recipes.load(recipe, overrides), folder, lambda line: None)
+    return Run(recipes.load(recipe, overrides), folder)
 
 
 def pull_at(step: int):

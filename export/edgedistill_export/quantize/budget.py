@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from edgedistill.common.progress import Progress
 from edgedistill.networks.fake_quant import SCHEMES
 from edgedistill.students.folder import Student
 from edgedistill_export.prompts import calibration_prompts
@@ -57,7 +58,7 @@ class Budget:
         precision: str,
         min_psnr: float | None,
         max_size: float | None,
-        progress: Callable[[int, int, str], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         if min_psnr is not None and max_size is not None:
             raise ValueError("name one budget, --min-psnr or --max-size, not both")
@@ -87,9 +88,7 @@ class Budget:
                 aim = self.min_psnr + gap + _MARGIN_DB
 
 
-def _scanned(
-    student: Student, scheme: str, progress: Callable[[int, int, str], None] | None
-) -> Scan:
+def _scanned(student: Student, scheme: str, progress: Progress | None) -> Scan:
     """Return the scan beside the student, made anew if it belongs to another student."""
     file = scan_file(student, scheme)
     if file.is_file():

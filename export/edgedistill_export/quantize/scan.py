@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from edgedistill.common.decibels import psnr
 from edgedistill.common.files import read_json, write_json
+from edgedistill.common.progress import Progress
 from edgedistill.networks.fake_quant import SCHEMES, FakeQuantize, FakeQuantScheme, layers
 from edgedistill.students.folder import Student
 from edgedistill_export.walk import walk
@@ -104,7 +105,7 @@ def scan(
     student: Student,
     scheme: str,
     prompts: Sequence[str],
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Scan:
     """Measure the cost of every Linear and Conv2d that the student uses.
 

@@ -120,9 +120,9 @@ def test_tokens_have_no_random_network():
 def test_a_recipe_asks_for_it(tmp_path, two_modes, quick_fit):
     words = [f"teacher.path={two_modes}", "train.steps=2", "train.batch_size=8"]
     chosen = recipes.load("mixture-lcm", [*words, "embedding.weight=2"])
-    run = Run(chosen, tmp_path, lambda line: None)
+    run = Run(chosen, tmp_path)
     assert run.objective.config.weight == 2
     run.train(lambda step, figures: None)
     assert "student/embedding" in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="embedding: method 'oss' trains no student"):
-        Run(recipes.load("mixture-oss", ["embedding.weight=2"]), tmp_path, lambda line: None)
+        Run(recipes.load("mixture-oss", ["embedding.weight=2"]), tmp_path)

@@ -214,7 +214,7 @@ WORDS = ("reward.name=linear", "reward.options.direction=[1, 0]", "train.batch_s
 @pytest.mark.parametrize("kind", ["differentiable", "black-box"])
 def test_a_recipe_asks_for_it(kind, tmp_path, two_modes, quick_fit):
     words = [*WORDS, f"teacher.path={two_modes}", f"reward.kind={kind}", "train.steps=2"]
-    run = Run(recipes.load("mixture-lcm", words), tmp_path, lambda line: None)
+    run = Run(recipes.load("mixture-lcm", words), tmp_path)
     run.train(lambda step, figures: None)
     assert "student/reward" in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
 
@@ -237,7 +237,7 @@ def test_recipes_that_cannot_have_it_are_refused(tmp_path, two_modes, quick_fit)
     ):
         asked = recipes.load(f"mixture-{name}", [f"teacher.path={two_modes}", *words])
         with pytest.raises(ValueError, match=message):
-            Run(asked, tmp_path, lambda line: None)
+            Run(asked, tmp_path)
 
 
 def test_values_alone_need_no_decoder_that_stays():
@@ -293,12 +293,12 @@ def test_the_clip_score_is_that_of_the_evaluation_and_has_a_gradient():
 
 def test_batches_bring_the_prompts_of_their_conditions(tmp_path):
     words = ["reward.name=clip", "train.batch_size=4", "train.steps=2"]
-    run = Run(recipes.load("emoji-lcm", words), tmp_path, lambda line: None)
+    run = Run(recipes.load("emoji-lcm", words), tmp_path)
     for step in (0, 1, 0):
         given = run.trainer._batch(step, 0, 0)
         told = run.teacher.encode(given.prompts)
         assert all(torch.equal(told[name], value) for name, value in given.cond.items())
-    plain = Run(recipes.load("emoji-lcm", words[1:]), tmp_path, lambda line: None)
+    plain = Run(recipes.load("emoji-lcm", words[1:]), tmp_path)
     other = plain.trainer._batch(0, 0, 0)
     assert other.prompts == ()
     assert torch.equal(other.x0, given.x0)

@@ -428,7 +428,7 @@ def test_two_steps_on_pictures_move_the_student_and_leave_the_teacher(name, tmp_
     recipe.write_text(f"base: emoji-lcm\nobjective: {{name: {name}{extra}}}\n", encoding="utf-8")
     short = ["teacher.tiny=true", "teacher.steps=4", "data.samples=2", "train.steps=2"]
     words = [*short, f"student.sampler={PICTURES[name]}", "train.batch_size=2"]
-    run = open_run(recipes.load(str(recipe), words), str(tmp_path / "run"), False, lambda _: None)
+    run = open_run(recipes.load(str(recipe), words), str(tmp_path / "run"), False)
 
     def weights(net):
         return {key: value.clone() for key, value in net.state_dict().items()}

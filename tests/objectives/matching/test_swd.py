@@ -225,7 +225,7 @@ def test_a_run_makes_a_student_that_grows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_tiny("stable_diffusion", tmp_path / "tiny")
     words = ["teacher.path=tiny", "train.steps=4", "train.batch_size=2"]
-    run = open_run(load("emoji-swd", words), "grown", False, lambda line: None)
+    run = open_run(load("emoji-swd", words), "grown", False)
     student = load_student(run.train(lambda step, figures: None))
     assert [row.size for row in student.table.rows] == [0.5, 0.5, 1, 1]
     noise = student.table.draw((2, 4, 4, 4), torch.Generator().manual_seed(0))
@@ -233,7 +233,7 @@ def test_a_run_makes_a_student_that_grows(tmp_path, monkeypatch):
     # Its steps would need another sampling than the method's own.
     words = [f"student.init={student.path}", "teacher.path=tiny"]
     with pytest.raises(ValueError, match=r"student\.init: method 'qat' trains no student whose"):
-        open_run(load("emoji-4step-qat", words), "qat", False, lambda line: None)
+        open_run(load("emoji-4step-qat", words), "qat", False)
 
 
 def test_without_the_pictures_latents_are_the_choice(tmp_path, monkeypatch):
@@ -243,6 +243,6 @@ def test_without_the_pictures_latents_are_the_choice(tmp_path, monkeypatch):
     words = ["teacher.path=tiny", "train.steps=1", "train.batch_size=2"]
     line = r"^objective\.small=pictures: .*with data\.pictures, or choose small=latents"
     with pytest.raises(ValueError, match=line):
-        open_run(load("emoji-swd", words), "none", False, lambda line: None)
+        open_run(load("emoji-swd", words), "none", False)
     words.append("objective.small=latents")
-    open_run(load("emoji-swd", words), "some", False, lambda line: None)
+    open_run(load("emoji-swd", words), "some", False)

@@ -141,11 +141,11 @@ def test_times_are_read_off_a_table(schedule):
 def test_a_recipe_starts_from_a_student(tmp_path, two_modes, quick_fit):
     words = [f"teacher.path={two_modes}", "train.steps=2", "train.batch_size=8"]
     one = [*words, "student.steps=1"]
-    first = Run(recipes.load("mixture-lcm", one), tmp_path / "a", lambda line: None)
+    first = Run(recipes.load("mixture-lcm", one), tmp_path / "a")
     made = first.train(lambda step, figures: None)
     told = [*words, "reward.name=linear", "reward.options.direction=[1, 0]"]
     told.append(f"student.init={made}")
-    run = Run(recipes.load("mixture-diffusion-dpo", told), tmp_path / "b", lambda line: None)
+    run = Run(recipes.load("mixture-diffusion-dpo", told), tmp_path / "b")
     assert run.table == first.table
     assert run.objective.times.tolist() == [1.0]
     run.train(lambda step, figures: None)
@@ -157,4 +157,4 @@ def test_a_recipe_starts_from_a_student(tmp_path, two_modes, quick_fit):
     ):
         asked = recipes.load("mixture-diffusion-dpo", [*told, without])
         with pytest.raises(ValueError, match=message):
-            Run(asked, tmp_path / "c", lambda line: None)
+            Run(asked, tmp_path / "c")

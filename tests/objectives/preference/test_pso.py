@@ -121,14 +121,14 @@ def test_a_deterministic_student_is_refused():
 
 def test_a_recipe_starts_from_a_student(tmp_path, two_modes, quick_fit):
     words = [f"teacher.path={two_modes}", "train.steps=2", "train.batch_size=8"]
-    first = Run(recipes.load("mixture-lcm", words), tmp_path / "a", lambda line: None)
+    first = Run(recipes.load("mixture-lcm", words), tmp_path / "a")
     made = first.train(lambda step, figures: None)
     told = [*words, "reward.name=linear", "reward.options.direction=[1, 0]"]
     told.append(f"student.init={made}")
-    run = Run(recipes.load("mixture-pso", told), tmp_path / "b", lambda line: None)
+    run = Run(recipes.load("mixture-pso", told), tmp_path / "b")
     assert run.table == first.table
     run.train(lambda step, figures: None)
-    beside = Run(recipes.load("mixture-pso", [*told, "embedding.weight=1"]), tmp_path, print)
+    beside = Run(recipes.load("mixture-pso", [*told, "embedding.weight=1"]), tmp_path)
     assert isinstance(beside.objective, Embedded)
     assert (beside.objective.name, beside.objective.method.name) == ("pso", "pso")
     with pytest.raises(ValueError, match=r"reward\.weight: .* from the reward in its own way"):
@@ -139,4 +139,4 @@ def test_a_recipe_starts_from_a_student(tmp_path, two_modes, quick_fit):
     ):
         asked = recipes.load("mixture-pso", [*told, without])
         with pytest.raises(ValueError, match=message):
-            Run(asked, tmp_path / "c", lambda line: None)
+            Run(asked, tmp_path / "c")

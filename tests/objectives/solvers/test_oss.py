@@ -81,7 +81,7 @@ def test_a_run_trains_nothing_and_resumes_to_the_same_table(two_modes, quick_fit
     words = [f"teacher.path={two_modes}", "train.batch_size=64", "objective.search_steps=11"]
     tables = []
     for resume in (False, True):
-        run = open_run(load("mixture-oss", words), str(tmp_path / "run"), resume, print, tmp_path)
+        run = open_run(load("mixture-oss", words), str(tmp_path / "run"), resume, tmp_path)
         before = [value.clone() for value in run.student.parameters()]
         if resume:
             run.restore()
@@ -100,7 +100,7 @@ def test_over_trained_timesteps_diffusers_walks_the_times_when_told(tiny_sd, tmp
     prompts.write_text("red\nblue\n", encoding="utf-8")
     words = [f"teacher.path={tiny_sd}", f"data.prompts={prompts}", "train.batch_size=2"]
     words += ["teacher.steps=2", "objective.search_steps=9", "student.steps=3"]
-    run = open_run(load("emoji-oss", words), str(tmp_path / "run"), False, print, tmp_path)
+    run = open_run(load("emoji-oss", words), str(tmp_path / "run"), False, tmp_path)
     # Times that no spacing has.
     run.objective.search = lambda batch: setattr(
         run.objective, "times", torch.tensor([1.0, 0.9, 0.35, 0.0], dtype=torch.float64)

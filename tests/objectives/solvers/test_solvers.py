@@ -122,7 +122,7 @@ def test_only_the_solver_trains_and_times_decrease_whatever_it_learns():
 )
 def test_a_run_keeps_the_network_and_saves_its_steps(name, words, two_modes, quick_fit, tmp_path):
     words = [f"teacher.path={two_modes}", "train.batch_size=64", "train.steps=3", *words]
-    run = open_run(load(name, words), str(tmp_path / "run"), False, print, tmp_path)
+    run = open_run(load(name, words), str(tmp_path / "run"), False, tmp_path)
     before = run.student.state_dict()
     weights = {k: v.clone() for k, v in before.items() if "blocks" in k}
     student = load_student(run.train(lambda step, figures: None))

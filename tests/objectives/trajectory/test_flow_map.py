@@ -309,5 +309,5 @@ def test_weights_weigh():
 def test_a_short_run_of_traflow(two_modes, quick_fit, tmp_path):
     words = [f"teacher.path={two_modes}", "train.batch_size=16", "train.steps=2"]
     recipe = load("mixture-traflow", words)
-    run = open_run(recipe, str(tmp_path / "run"), False, print, tmp_path)
+    run = open_run(recipe, str(tmp_path / "run"), False, tmp_path)
     assert len(load_student(run.train(lambda step, figures: None)).table.rows) == 4

@@ -189,9 +189,7 @@ def test_a_run_leaves_an_adapter_for_the_teacher(tiny_sd, tmp_path):
     prompts.write_text("red\nblue\n", encoding="utf-8")
     words = [f"teacher.path={tiny_sd}", "train.steps=2", "train.batch_size=2"]
     words += ["train.adapter.rank=2", "teacher.steps=2", f"data.prompts={prompts}"]
-    run = open_run(
-        load("emoji-guide-adapter", words), str(tmp_path / "run"), False, print, tmp_path
-    )
+    run = open_run(load("emoji-guide-adapter", words), str(tmp_path / "run"), False, tmp_path)
     place = run.train(lambda step, figures: None)
     assert (place / "lora" / "pytorch_lora_weights.safetensors").is_file()
     assert load_student(place).info.guidance.mode == "baked"

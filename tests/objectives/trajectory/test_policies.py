@@ -169,7 +169,7 @@ def test_networks_without_a_last_layer_are_refused():
 def test_a_short_run_saves_a_plain_student(method, two_modes, quick_fit, tmp_path):
     words = [f"teacher.path={two_modes}", "train.batch_size=16", "train.steps=3"]
     recipe = load(f"mixture-{method}", words)
-    run = open_run(recipe, str(tmp_path / "run"), False, print, tmp_path)
+    run = open_run(recipe, str(tmp_path / "run"), False, tmp_path)
     student = load_student(run.train(lambda step, figures: None))
     denoiser = student.teacher.denoiser
     assert student.table == few_step_table(denoiser.schedule, Prediction.V, run.times, "ddim")
@@ -181,6 +181,6 @@ def test_heads_beside_a_convolution(tiny_sd, tmp_path):
     words = [f"teacher.path={tiny_sd}", "train.steps=2", "train.batch_size=2", "train.lr_warmup=0"]
     words += ["objective.states=1", "teacher.steps=2", f"data.prompts={prompts}"]
     recipe = load("emoji-pi-flow", words)
-    run = open_run(recipe, str(tmp_path / "run"), False, print, tmp_path)
+    run = open_run(recipe, str(tmp_path / "run"), False, tmp_path)
     student = load_student(run.train(lambda step, figures: None))
     assert len(student.table.rows) == recipe.student.steps

@@ -255,5 +255,5 @@ def test_the_flow_adds_to_the_pairs():
 def test_a_short_run_of_slimflow(two_modes, quick_fit, tmp_path):
     words = [f"teacher.path={two_modes}", "train.batch_size=16", "train.steps=4"]
     recipe = load("mixture-slimflow", [*words, "data.samples=32"])
-    run = open_run(recipe, str(tmp_path / "run"), False, print, tmp_path)
+    run = open_run(recipe, str(tmp_path / "run"), False, tmp_path)
     assert len(load_student(run.train(lambda step, figures: None)).table.rows) == 1
