@@ -22,6 +22,7 @@ from edgedistill_export.trace import trace
 from edgedistill_export.walk import networks
 from edgedistill_runtime import BundleError, Manifest, Pipeline
 from edgedistill_runtime.bench import measure
+from edgedistill_runtime.noise import noise
 from edgedistill_runtime.steps import resized
 
 PROMPTS = ["red", "a longer prompt than fits", ""]
@@ -43,10 +44,10 @@ def growing(growing_dir, tmp_path_factory):
 
 def test_the_bundle_draws_what_the_student_draws(growing_dir, growing):
     student, pipe = load_student(growing_dir), Pipeline.load(growing, threads=1)
-    noise = student.table.draw((3, 4, 4, 4), torch.Generator().manual_seed(3))
-    assert [z.shape[-1] for z in noise] == [2, 2, 4]
-    x0 = student.sample(student.teacher.encode(PROMPTS), noise)
-    found = pipe(PROMPTS, noise=[z.numpy() for z in noise])
+    drawn = student.table.draw((3, 4, 4, 4), torch.Generator().manual_seed(3))
+    assert [z.shape[-1] for z in drawn] == [2, 2, 4]
+    x0 = student.sample(student.teacher.encode(PROMPTS), drawn)
+    found = pipe(PROMPTS, noise=[z.numpy() for z in drawn])
     np.testing.assert_allclose(found.samples, x0.numpy(), atol=1e-4)
     # From the same seed too.
     ours = student_subject("student", student, noise).draw(PROMPTS, 5, lambda done: None)

@@ -21,7 +21,7 @@ _MASKED = -1e9
 
 
 def for_xnnpack(program: ExportedProgram) -> ExportedProgram:
-    """Rewrite norms, attention and splits; other operators are not changed."""
+    """Rewrite norms, attention, splits and empty tensors; other operators do not change."""
     with torch.no_grad():
         decomposed: ExportedProgram = program.run_decompositions(_TABLE)
     return decomposed
@@ -112,9 +112,25 @@ def _split(x: Tensor, size: int, dim: int = 0) -> list[Tensor]:
     return [x.narrow(dim, i, min(size, length - i)) for i in range(0, length, size)]
 
 
+def _empty_permuted(size: Sequence[int], layout: Sequence[int], **given: Any) -> Tensor:
+    # A tensor in another order is no core operator of torch's; what stands in it does not matter.
+    return torch.zeros(size, dtype=given.get("dtype"))
+
+
+def _empty_like(x: Tensor, **given: Any) -> Tensor:
+    return torch.zeros(x.shape, dtype=given.get("dtype") or x.dtype)
+
+
+def _new_empty(x: Tensor, size: Sequence[int], **given: Any) -> Tensor:
+    return torch.zeros(size, dtype=given.get("dtype") or x.dtype)
+
+
 _TABLE: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.empty_like.default: _empty_like,
+    torch.ops.aten.empty_permuted.default: _empty_permuted,
     torch.ops.aten.group_norm.default: _group_norm,
     torch.ops.aten.layer_norm.default: _layer_norm,
+    torch.ops.aten.new_empty.default: _new_empty,
     torch.ops.aten.scaled_dot_product_attention.default: _attention,
     torch.ops.aten.split.Tensor: _split,
 }

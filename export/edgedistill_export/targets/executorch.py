@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections import Counter
+from collections.abc import Iterator
 
 import torch
 from torch import fx, nn
@@ -26,8 +28,23 @@ with quiet():  # torchao reports each of its libraries that does not load on thi
 __all__ = ["MIN_SHARE", "build"]
 
 MIN_SHARE = 0.75
-"""Smallest share of a network's operators that XNNPACK must take. The others run on one thread
+"""Smallest share of a network's arithmetic that XNNPACK must take. The rest runs on one thread
 without vector instructions."""
+
+_MOVES = frozenset(
+    {
+        *("_clone_dim_order", "_to_copy", "_to_dim_order_copy", "alias_copy", "arange", "cat"),
+        *("clone", "constant_pad_nd", "copy", "embedding", "expand_copy", "flip", "full"),
+        *("full_like", "gather", "index", "index_select", "permute_copy", "repeat", "select_copy"),
+        *("select_scatter", "slice_copy", "slice_scatter", "split_copy", "split_with_sizes_copy"),
+        *("squeeze_copy", "stack", "t_copy"),
+        *("transpose_copy", "unbind_copy", "unsqueeze_copy", "view_copy"),
+    }
+)
+"""Operators that compute nothing: they move numbers, look them up, or change their type."""
+
+_PRODUCTS = frozenset({"addmm", "baddbmm", "bmm", "convolution", "linear", "matmul", "mm"})
+"""Operators with a sum of products for each number of their result."""
 
 
 def build(job: Job) -> Built:
@@ -36,7 +53,7 @@ def build(job: Job) -> Built:
     The batch is fixed to one, since XNNPACK takes no reshape to an unknown size.
 
     Raises:
-        ValueError: If XNNPACK takes too few of its operators, or a layer to keep does not exist.
+        ValueError: If XNNPACK takes too little of its arithmetic, or `keep` names no layer of it.
     """
     path = job.folder / f"{job.name}.pte"
     with quiet(), torch.no_grad():
@@ -72,33 +89,58 @@ def _quantized(job: Job) -> set[str]:
 
 
 def _share(name: str, manager: EdgeProgramManager) -> str:
-    """Describe how many operators XNNPACK took.
+    """Describe how much of the arithmetic XNNPACK took.
 
     Raises:
-        ValueError: If XNNPACK took too few; names the others.
+        ValueError: If that is too little, naming the operators left out.
     """
     module = manager.exported_program().graph_module
-    taken = sum(
-        _operators(lowered.original_module.graph_module).total()
-        for _, lowered, _ in get_lowered_submodules(module)
-    )
-    left = _operators(module)
-    total = taken + left.total()
-    if taken < MIN_SHARE * total:
-        rest = ", ".join(f"{count} {kind}" for kind, count in left.most_common())
+    inside = [low.original_module.graph_module for _, low, _ in get_lowered_submodules(module)]
+    taken = [node for each in inside for node in _operators(each)]
+    left = list(_operators(module))
+    done, rest = sum(map(work, taken)), sum(map(work, left))
+    share = done / (done + rest) if done + rest else 1.0
+    if share < MIN_SHARE:
+        names = Counter(_name(node) for node in left if work(node))
+        kinds = ", ".join(f"{count} {kind}" for kind, count in names.most_common())
         raise ValueError(
-            f"{name}: XNNPACK takes {taken} of {total} operators, under {MIN_SHARE:.0%}; "
-            f"left out: {rest}"
+            f"{name}: XNNPACK takes {share:.1%} of the arithmetic, under {MIN_SHARE:.0%}; "
+            f"left out: {kinds}"
         )
-    return f"xnnpack {taken} of {total} nodes"
+    counts = f"{len(taken)} of {len(taken) + len(left)} nodes"
+    return f"xnnpack {counts}, {share:.1%} of the arithmetic"
 
 
-def _operators(module: fx.GraphModule) -> Counter[str]:
-    """Count the operators in a graph by kind, except those that only carry scales."""
+def _operators(module: fx.GraphModule) -> Iterator[fx.Node]:
+    """Yield the operators of a graph, except those that only carry scales."""
     passive = {executorch_call_delegate, operator.getitem}
-    names = (
-        str(node.target.name())
-        for node in module.graph.nodes
-        if node.op == "call_function" and node.target not in passive
-    )
-    return Counter(name for name in names if not name.startswith("quantized_decomposed::"))
+    for node in module.graph.nodes:
+        called = node.op == "call_function" and node.target not in passive
+        if called and not _name(node).startswith("quantized_decomposed::"):
+            yield node
+
+
+def _name(node: fx.Node) -> str:
+    """Return an operator's name as namespace::operator.overload."""
+    name = getattr(node.target, "name", None)
+    return str(name()) if callable(name) else str(node.target)
+
+
+def work(node: fx.Node) -> int:
+    """Count the numbers that an operator computes, each once for every term of its sum."""
+    kind = _name(node).rpartition("::")[2].partition(".")[0]
+    if kind in _MOVES:
+        return 0
+    shapes = [_shape(each) for each in node.all_input_nodes]
+    result = math.prod(_shape(node))
+    if kind not in _PRODUCTS:
+        return max([result, *map(math.prod, shapes)])
+    # x and the weight, after a bias in those that add.
+    x, weight = shapes[1:3] if kind in ("addmm", "baddbmm") else shapes[:2]
+    return result * (math.prod(weight[1:]) if kind == "convolution" else x[-1])
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    value = node.meta.get("val")
+    first = value[0] if isinstance(value, tuple | list) else value
+    return tuple(map(int, first.shape)) if isinstance(first, torch.Tensor) else ()
