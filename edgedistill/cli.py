@@ -11,7 +11,7 @@ from rich.table import Table
 
 import edgedistill
 from edgedistill.commands import measure, ship, train
-from edgedistill.common.complaints import INTERRUPTED, complain, misused, settle
+from edgedistill.common.complaints import INTERRUPTED, complain, listen, misused, settle
 from edgedistill.common.progress import answers, say
 
 __all__ = ["app", "main"]
@@ -43,6 +43,7 @@ def _options(
     ] = False,
 ) -> None:
     """Options of every verb come before the verb."""
+    listen()
     if version:
         typer.echo(edgedistill.__version__)
         raise typer.Exit

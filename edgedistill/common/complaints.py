@@ -13,7 +13,7 @@ from typing import Any
 from edgedistill.common.logs import PACKAGE
 from edgedistill.common.progress import Handler, say
 
-__all__ = ["INTERRUPTED", "complain", "misused", "settle"]
+__all__ = ["INTERRUPTED", "complain", "listen", "misused", "settle"]
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -28,15 +28,20 @@ def settle() -> None:
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     for name in ("torchao", "torch.utils._pytree", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    listen()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # File names may hold characters that the terminal's encoding lacks.
+            stream.reconfigure(errors="backslashreplace")
+
+
+def listen() -> None:
+    """Print messages of the package's and the runtime's loggers on the console."""
     PACKAGE.setLevel(logging.INFO)
     for logger in (PACKAGE, logging.getLogger("edgedistill_runtime")):
         if not any(isinstance(handler, Handler) for handler in logger.handlers):
             logger.addHandler(Handler())
         logger.propagate = False
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            # File names may hold characters that the terminal's encoding lacks.
-            stream.reconfigure(errors="backslashreplace")
 
 
 def misused(error: Any) -> int:

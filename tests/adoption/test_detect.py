@@ -198,7 +198,7 @@ def test_steps_are_read_from_names(tmp_path, name, steps):
 
 
 def test_the_verb_passes_everything_on(places, tmp_path, monkeypatch):
-    monkeypatch.setattr("edgedistill.adoption.adopt", lambda *args, **kwargs: (args, kwargs))
+    monkeypatch.setattr("edgedistill.adoption.adopt", lambda *args, **kwargs: repr((args, kwargs)))
     words = ["adopt", "x", "--as", "tcd", "--base", "b", "--steps", "2", "--out", "o"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
