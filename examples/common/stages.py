@@ -18,7 +18,7 @@ Stage = Callable[[Path], object]
 def run(stages: Mapping[str, Stage], work: Path, only: str | None = None) -> None:
     """Run the stages that are not done, or one of them; every finished one leaves `NAME.done`.
 
-    The process writes its number to `work/train.pid`, or to `NAME.pid` if it runs one stage.
+    The process writes its number to `output/train.pid`, or to `NAME.pid` if it runs one stage.
     """
     torch.set_num_threads(1)
     work.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def main(stages: Mapping[str, Stage], here: Path, about: str | None, snapshot: S
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--work", type=Path, default=here / "work", help="where files go meanwhile"
+        "--work", type=Path, default=here / "output", help="where files go meanwhile"
     )
     parser.add_argument("--only", choices=stages, help="run one stage, done or not")
     parser.add_argument("--snapshot", action="store_true", help="write snapshot/ and end")

@@ -111,7 +111,7 @@ def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--work", type=Path, default=HERE / "work", help="where files go meanwhile"
+        "--work", type=Path, default=HERE / "output", help="where files go meanwhile"
     )
     parser.add_argument("--only", choices=STAGES, help="run one stage here and now")
     arguments = parser.parse_args()

@@ -67,7 +67,7 @@ def distance(scorer: CLIPModel, drawn: torch.Tensor, reference: dict[str, torch.
 
 
 def run(work: Path, assembled: Path, picture: Path, config: Config) -> None:
-    """Print the figures of the model card, write `work/figures.json` and the sample grid."""
+    """Print the figures of the model card, write `output/figures.json` and the sample grid."""
     torch.set_num_threads(config.threads)
     pipe = StableDiffusionPipeline.from_pretrained(assembled, dtype=torch.float32)
     scorer = CLIPModel.from_pretrained(assembled / "clip", dtype=torch.float32)

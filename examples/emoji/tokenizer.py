@@ -17,7 +17,7 @@ POSITIONS = 16
 
 
 def train(work: Path) -> CLIPTokenizer:
-    """Learn the merges from every picture's words and write `work/tokenizer/`."""
+    """Learn the merges from every picture's words and write `output/tokenizer/`."""
     _, pictures = data.load(work)
     texts: list[str] = []
     for picture in pictures:

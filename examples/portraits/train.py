@@ -1,7 +1,7 @@
 """Train the `portraits` teacher: `python examples/portraits/train.py`.
 
 Stages that are done are skipped and an interrupted one goes on from its checkpoint. `touch PAUSE`
-in the work folder makes it wait, and removing the file lets it go on. With --snapshot it writes
+in the output folder makes it wait, and removing the file lets it go on. With --snapshot it writes
 the averaged weights of the last checkpoint to snapshot/, from which another machine goes on.
 """
 

@@ -9,7 +9,7 @@ import torch
 from portraits import attributes, captions, classifier, data
 from portraits.attributes import ATTRIBUTES, COLOURED
 
-NPM = Path(data.HERE / "work" / "npm")
+NPM = Path(data.HERE / "output" / "npm")
 
 
 def named(portrait, names):
