@@ -1,28 +1,20 @@
 """Diffusion-DPO on Gaussians, whose preferences have closed forms."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from scored import FAR, batch, located
+from preferring import SCALE, SIDE, linear, preferring, stepped
+from scored import FAR, batch
 
 from edgedistill import recipes
-from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Discrete, Karras, Rectified, Trig
-from edgedistill.diffusion.solvers import student_times, time_grid
+from edgedistill.diffusion.solvers import student_times
 from edgedistill.diffusion.step_table import few_step_table
-from edgedistill.objectives.base import Optim, Setup
 from edgedistill.objectives.preference.diffusion_dpo import DiffusionDPO, times_of
 from edgedistill.runs.run import Run
-
-SIDE = torch.tensor([0.6, -0.8])
-SCALE = 0.5
-"""Of the student's steps, x0 = FAR + SCALE x."""
-
-
-def linear(x0, prompts):
-    return x0 @ SIDE.to(x0)
 
 
 class Noisy:
@@ -36,28 +28,7 @@ class Noisy:
         return linear(x0, prompts) - (-drawn.log()).log()
 
 
-def method(*, steps=2, sampler="renoise", reward=linear, **config) -> DiffusionDPO:
-    student: Denoiser = located(FAR, SCALE)
-    times = time_grid(Trig(), steps)
-    setup = Setup(
-        teacher=student,
-        student=student,
-        spawn=lambda: student,
-        times=times,
-        sampler=sampler,
-        optim=Optim(),
-        tap="",
-        example=(torch.zeros(2, 2), {}),
-        init=few_step_table(Trig(), Prediction.X0, times, sampler),
-        reward=reward,
-    )
-    return DiffusionDPO(DiffusionDPO.Config(**config), setup)
-
-
-def stepped(objective, given):
-    losses = objective.loss("student", given)
-    torch.autograd.backward(losses.total)
-    return losses, objective.student.net.mean.grad
+method = partial(preferring, DiffusionDPO)
 
 
 @pytest.mark.parametrize(("steps", "sampler"), [(1, "ddim"), (2, "ddim"), (2, "renoise")])

@@ -1,54 +1,21 @@
 """Pairwise sample optimisation on Gaussians, whose preferences have closed forms."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from scored import FAR, batch, located
+from preferring import SCALE, SIDE, preferring, stepped
+from scored import FAR, batch
 
 from edgedistill import recipes
-from edgedistill.diffusion.denoiser import Denoiser
-from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Trig
-from edgedistill.diffusion.solvers import time_grid
-from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.added.embedding import Embedded
-from edgedistill.objectives.base import Optim, Setup
 from edgedistill.objectives.preference.policy import preference, walk
 from edgedistill.objectives.preference.pso import PSO
 from edgedistill.runs.run import Run
 
-SIDE = torch.tensor([0.6, -0.8])
-SCALE = 0.5
-"""Of the student's steps, x0 = FAR + SCALE x."""
-
-
-def linear(x0, prompts):
-    return x0 @ SIDE.to(x0)
-
-
-def method(*, steps=2, sampler="renoise", reward=linear, **config) -> PSO:
-    student: Denoiser = located(FAR, SCALE)
-    times = time_grid(Trig(), steps)
-    setup = Setup(
-        teacher=student,
-        student=student,
-        spawn=lambda: student,
-        times=times,
-        sampler=sampler,
-        optim=Optim(),
-        tap="",
-        example=(torch.zeros(2, 2), {}),
-        init=few_step_table(Trig(), Prediction.X0, times, sampler),
-        reward=reward,
-    )
-    return PSO(PSO.Config(**config), setup)
-
-
-def stepped(objective, given):
-    losses = objective.loss("student", given)
-    torch.autograd.backward(losses.total)
-    return losses, objective.student.net.mean.grad
+method = partial(preferring, PSO)
 
 
 def test_the_students_first_gradient_is_the_preferred_steps():
