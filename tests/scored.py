@@ -94,7 +94,7 @@ def guided(scale: float) -> Guided:
     return Guided(Denoiser(Conditioned(), Trig(), Prediction.X0), {"y": torch.zeros(1, 1)}, scale)
 
 
-class Told(Located):
+class TimeConditioned(Located):
     """Takes a condition, and minds nothing of it."""
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:

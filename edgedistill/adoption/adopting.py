@@ -10,7 +10,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from edgedistill import assets
-from edgedistill.adoption.detect import Looks, check_fits, family_of, look, named_steps
+from edgedistill.adoption.detect import CheckpointInfo, check_fits, family_of, look, named_steps
 from edgedistill.adoption.kinds import FOLDER, LORA, Kind, find_kind
 from edgedistill.adoption.schedulers import TOLERANCE, distance, make_scheduler, make_table, plain
 from edgedistill.common.files import write_text
@@ -54,13 +54,13 @@ def adopt(
             differs from the kind's scheduler. The message says what the checkpoint looks like.
     """
     kind = find_kind(kind_name)
-    looks = look(checkpoint)
-    check_fits(kind_name, kind, looks)
-    steps = _steps(kind_name, kind, looks, steps)
+    info = look(checkpoint)
+    check_fits(kind_name, kind, info)
+    steps = _steps(kind_name, kind, info, steps)
     guidance = _guidance(kind_name, kind, guidance)
-    target = _target(out, looks)
-    family, where = _family(kind_name, kind, looks, base)
-    teacher = _with_student(family, where, kind, looks, guidance, steps)
+    target = _target(out, info)
+    family, where = _family(kind_name, kind, info, base)
+    teacher = _with_student(family, where, kind, info, guidance, steps)
     table = make_table(
         kind, teacher.pipeline.scheduler, teacher.denoiser.schedule, steps, teacher.sample_shape
     )
@@ -71,8 +71,8 @@ def adopt(
             f"do what {kind_name} students are made for (latents {apart:.1e} apart)"
         )
     teacher.pipeline.register_modules(scheduler=plain(kind, teacher.pipeline.scheduler, table))
-    info = _info(kind_name, kind, looks, teacher, table, guidance)
-    save_student(target, info, teacher, teacher.net)
+    entries = _info(kind_name, kind, info, teacher, table, guidance)
+    save_student(target, entries, teacher, teacher.net)
     if kind.eta:
         _name_eta(target / "README.md", kind.eta)
     return target
@@ -88,7 +88,7 @@ def _name_eta(card: Path, eta: float) -> None:
 def _info(
     name: str,
     kind: Kind,
-    looks: Looks,
+    info: CheckpointInfo,
     teacher: PipelineTeacher,
     table: TorchStepTable,
     guidance: float,
@@ -101,7 +101,7 @@ def _info(
         prediction=teacher.denoiser.prediction,
         schedule=teacher.denoiser.schedule.to_json(),
         guidance=kind.guidance.model_copy(update={"scale": guidance}),
-        lora_scale=kind.lora_scale if looks.form == LORA else None,
+        lora_scale=kind.lora_scale if info.form == LORA else None,
         latent=teacher.describe(),
         teacher={
             "name": Path(where).name,
@@ -112,10 +112,10 @@ def _info(
         },
         recipe={
             "name": name,
-            "description": f"adopted from {looks.path.name}; published as {kind.source}",
+            "description": f"adopted from {info.path.name}; published as {kind.source}",
             "teacher": {"family": family, "path": where},
             "adopt": {
-                "checkpoint": looks.path.name,
+                "checkpoint": info.path.name,
                 "scheduler": kind.scheduler,
                 "eta": kind.eta,
             },
@@ -123,16 +123,16 @@ def _info(
     )
 
 
-def _steps(name: str, kind: Kind, looks: Looks, asked: int | None) -> int:
-    said = named_steps(looks.path)
+def _steps(name: str, kind: Kind, info: CheckpointInfo, asked: int | None) -> int:
+    said = named_steps(info.path)
     steps = asked or (said if said in kind.steps else None) or kind.steps[0]
     choices = ", ".join(str(count) for count in sorted(kind.steps))
     if asked is None and kind.tied and said is not None and said not in kind.steps:
-        raise ValueError(f"{looks.path} is made for {said} steps, {name} for {choices}")
+        raise ValueError(f"{info.path} is made for {said} steps, {name} for {choices}")
     if steps not in kind.steps:
         raise ValueError(f"--steps {steps}: {name} students take {choices}")
     if kind.tied and said is not None and said != steps:
-        raise ValueError(f"--steps {steps}: {looks.path} is made for {said} steps by its name")
+        raise ValueError(f"--steps {steps}: {info.path} is made for {said} steps by its name")
     return steps
 
 
@@ -146,8 +146,8 @@ def _guidance(name: str, kind: Kind, asked: float | None) -> float:
     return asked
 
 
-def _target(out: Path | None, looks: Looks) -> Path:
-    target = out or Path("runs") / looks.path.stem / "student"
+def _target(out: Path | None, info: CheckpointInfo) -> Path:
+    target = out or Path("runs") / info.path.stem / "student"
     if target.is_file():
         raise ValueError(f"--out {target}: a file is there")
     if target.is_dir() and any(target.iterdir()) and not (target / "student.json").is_file():
@@ -155,22 +155,22 @@ def _target(out: Path | None, looks: Looks) -> Path:
     return target
 
 
-def _family(name: str, kind: Kind, looks: Looks, base: str | None) -> tuple[str, str]:
+def _family(name: str, kind: Kind, info: CheckpointInfo, base: str | None) -> tuple[str, str]:
     """Return the family and the location of the pipeline that surrounds the student."""
-    if looks.form == FOLDER:
+    if info.form == FOLDER:
         if base is not None:
-            raise ValueError(f"--base {base}: {looks.path} is a whole pipeline and needs none")
-        family, where = looks.family, str(looks.path)
+            raise ValueError(f"--base {base}: {info.path} is a whole pipeline and needs none")
+        family, where = info.family, str(info.path)
     elif base is None:
-        raise ValueError(f"{looks.path} is {looks.form}: name its teacher with --base")
+        raise ValueError(f"{info.path} is {info.form}: name its teacher with --base")
     else:
         family, where = _family_at(base)
     if family not in kind.families:
         raise ValueError(
             f"{name} is published for {', '.join(kind.families)}; {where} is {family}"
         )
-    if looks.family and looks.family != family:
-        raise ValueError(f"{looks.path} looks like {looks.family}; --base {where} is {family}")
+    if info.family and info.family != family:
+        raise ValueError(f"{info.path} looks like {info.family}; --base {where} is {family}")
     known = names(TEACHERS, ENTRY_POINTS)
     if family not in known:
         raise unknown("teacher family", family, known)
@@ -191,21 +191,26 @@ def _family_at(base: str) -> tuple[str, str]:
 
 
 def _with_student(
-    family: str, where: str, kind: Kind, looks: Looks, guidance: float, steps: int
+    family: str,
+    where: str,
+    kind: Kind,
+    info: CheckpointInfo,
+    guidance: float,
+    steps: int,
 ) -> PipelineTeacher:
     """Load the family's pipeline with the student's weights and the recommended scheduler."""
     opener: type[PipelineTeacher] = resolve("teacher family", TEACHERS, family, ENTRY_POINTS)
     pipeline = _open(opener, where)
     _check_prediction(kind, pipeline.scheduler, where)
     core = getattr(pipeline, opener.core)
-    if looks.form == FOLDER and looks.embedded:
+    if info.form == FOLDER and info.embedded:
         pipeline.register_modules(**{opener.core: plain_unet(core, guidance)})
-    elif looks.form == LORA:
-        fuse_lora(pipeline, looks.file, kind.lora_scale)
-    elif looks.form != FOLDER:
-        put_weights(core, looks.file, guidance)
+    elif info.form == LORA:
+        fuse_lora(pipeline, info.file, kind.lora_scale)
+    elif info.form != FOLDER:
+        put_weights(core, info.file, guidance)
     pipeline.register_modules(scheduler=make_scheduler(kind, pipeline.scheduler, steps))
-    return opener(looks.path.stem, where, pipeline)
+    return opener(info.path.stem, where, pipeline)
 
 
 def _open(opener: type[PipelineTeacher], where: str) -> Any:

@@ -15,7 +15,7 @@ from edgedistill.common.pickles import PICKLES
 from edgedistill.teachers.adapter_files import check_keys
 from edgedistill.teachers.loading import FAMILIES
 
-__all__ = ["Looks", "check_fits", "family_of", "look", "named_steps"]
+__all__ = ["CheckpointInfo", "check_fits", "family_of", "look", "named_steps"]
 
 _LORA_MARKS = (
     *(".lora_", "lora_down", "lora_up", ".lora.", "_lora.", "lora_unet_", "lora_te", "lycoris_"),
@@ -50,7 +50,7 @@ _BRANDS = {
 
 
 @dataclass(frozen=True)
-class Looks:
+class CheckpointInfo:
     """Facts about a checkpoint that can be read without its weights.
 
     Attributes:
@@ -82,7 +82,7 @@ class Looks:
         return " ".join(words)
 
 
-def look(path: str) -> Looks:
+def look(path: str) -> CheckpointInfo:
     """Look at the checkpoint at `path` and describe it.
 
     Raises:
@@ -111,14 +111,14 @@ def family_of(index: Mapping[str, object], path: str) -> str:
     return _CLASSES[name]
 
 
-def _look_folder(folder: Path) -> Looks:
+def _look_folder(folder: Path) -> CheckpointInfo:
     index = read_json(folder / "model_index.json")
     part = next((name for name in ("unet", "transformer") if name in index), "")
     config = folder / part / "config.json"
     core = read_json(config) if part and config.is_file() else {}
     scheduler = index.get("scheduler")
     settings = folder / "scheduler" / "scheduler_config.json"
-    return Looks(
+    return CheckpointInfo(
         path=folder,
         file=folder,
         form=FOLDER,
@@ -129,7 +129,7 @@ def _look_folder(folder: Path) -> Looks:
     )
 
 
-def _look_file(path: Path, file: Path) -> Looks:
+def _look_file(path: Path, file: Path) -> CheckpointInfo:
     if file.suffix in PICKLES:
         raise ValueError(f"{file}: a pickle, which is never opened; convert it to safetensors")
     try:
@@ -147,12 +147,12 @@ def _look_file(path: Path, file: Path) -> Looks:
     embedded = "time_embedding.cond_proj.weight" in shapes
     if any(mark in key for key in shapes for mark in _LORA_MARKS):
         check_keys(file, shapes)
-        return Looks(path, file, LORA, _family(shapes), rank=max(ranks, default=0))
+        return CheckpointInfo(path, file, LORA, _family(shapes), rank=max(ranks, default=0))
     if not _is_denoiser(shapes):
         raise ValueError(
             f"{file}: neither a LoRA nor a U-Net or transformer under diffusers' names"
         )
-    return Looks(path, file, WEIGHTS, _family(shapes), embedded=embedded)
+    return CheckpointInfo(path, file, WEIGHTS, _family(shapes), embedded=embedded)
 
 
 def _is_down(key: str) -> bool:
@@ -180,38 +180,38 @@ def named_steps(path: Path) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def check_fits(name: str, kind: Kind, looks: Looks) -> None:
+def check_fits(name: str, kind: Kind, info: CheckpointInfo) -> None:
     """Raise a ValueError that says what it looks like if it cannot be of this kind."""
     reason = (
-        _wrong_form(kind, looks)
-        or _wrong_inside(kind, looks)
-        or _wrong_family(kind, looks.family)
-        or _wrong_name(name, looks.path.stem.lower())
+        _wrong_form(kind, info)
+        or _wrong_inside(kind, info)
+        or _wrong_family(kind, info.family)
+        or _wrong_name(name, info.path.stem.lower())
     )
     if reason:
-        raise ValueError(f"{looks.path} is no {name}: {reason} (it looks like {looks})")
+        raise ValueError(f"{info.path} is no {name}: {reason} (it looks like {info})")
 
 
-def _wrong_form(kind: Kind, looks: Looks) -> str:
-    if looks.form in kind.forms:
+def _wrong_form(kind: Kind, info: CheckpointInfo) -> str:
+    if info.form in kind.forms:
         return ""
-    near = [other for other, row in KINDS.items() if looks.form in row.forms]
+    near = [other for other, row in KINDS.items() if info.form in row.forms]
     return f"that is {' or '.join(kind.forms)}; choose from {', '.join(near)}"
 
 
-def _wrong_inside(kind: Kind, looks: Looks) -> str:
-    if kind.embedded and not looks.embedded:
+def _wrong_inside(kind: Kind, info: CheckpointInfo) -> str:
+    if kind.embedded and not info.embedded:
         return "its U-Net has no embedded guidance scale (time_cond_proj_dim), as LCMs have"
-    if looks.embedded and not kind.embedded:
+    if info.embedded and not kind.embedded:
         return "choose lcm"
-    return _wrong_scheduler(kind, looks) if looks.form == FOLDER else ""
+    return _wrong_scheduler(kind, info) if info.form == FOLDER else ""
 
 
-def _wrong_scheduler(kind: Kind, looks: Looks) -> str:
-    if looks.scheduler not in kind.owns:
+def _wrong_scheduler(kind: Kind, info: CheckpointInfo) -> str:
+    if info.scheduler not in kind.owns:
         return f"folders of that kind have a {' or '.join(kind.owns)}"
     for key, value in kind.settings.items():
-        found = looks.settings.get(key, value)
+        found = info.settings.get(key, value)
         if found != value:
             return f"schedulers of that kind have {key} {value}, this one {found}"
     return ""

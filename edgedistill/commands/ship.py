@@ -155,9 +155,9 @@ def generate(
     """Draw with a bundle or a student. Sample i depends on the seed and i alone."""
     from edgedistill.draw.generate import Negative
     from edgedistill.draw.generate import generate as draw
-    from edgedistill.draw.teacher_help import Help
+    from edgedistill.draw.teacher_help import TeacherAssistance
 
-    given = Help(teacher_first, teacher_share)
+    given = TeacherAssistance(teacher_first, teacher_share)
     away = None if negative is None else Negative(negative, negative_scale)
     draw(source, prompt, seed=seed, count=count, out=out, given=given, negative=away)
     say(str(out))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from edgedistill.common.plugins import unknown
 from edgedistill.compress.plan import Plan, share
 from edgedistill.compress.stack import stacks
-from edgedistill.compress.units import Unit, units, without
+from edgedistill.compress.units import Unit, drop_blocks, units
 
 __all__ = ["cheapest", "hidden_states", "linear_probe", "plan_for_budget", "removal_costs"]
 
@@ -43,13 +43,13 @@ def removal_costs(
     """
     if not calls:
         raise ValueError("removal_costs needs at least one call")
-    whole = _outputs(share(without(net, ()), net), calls)
+    whole = _outputs(share(drop_blocks(net, ()), net), calls)
     size = sum(_energy(f) for f in whole)
     if size == 0:
         raise ValueError("the network's output is zero for every call; nothing to compare with")
     costs = {}
     for name in units(net) if names is None else names:
-        rest = _outputs(share(without(net, [name]), net), calls)
+        rest = _outputs(share(drop_blocks(net, [name]), net), calls)
         costs[name] = sum(_energy(g - f) for f, g in zip(whole, rest, strict=True)) / size
     return costs
 
@@ -141,7 +141,7 @@ def plan_for_budget(net: nn.Module, costs: Mapping[str, float], budget: float) -
     Raises:
         ValueError: As `cheapest`.
     """
-    return without(net, cheapest(net, costs, budget))
+    return drop_blocks(net, cheapest(net, costs, budget))
 
 
 def cheapest(net: nn.Module, costs: Mapping[str, float], budget: float) -> list[str]:
@@ -200,7 +200,7 @@ def _known(net: nn.Module, costs: Mapping[str, float]) -> dict[str, Unit]:
 
 def _allowed(net: nn.Module, names: Collection[str]) -> bool:
     try:
-        without(net, names)
+        drop_blocks(net, names)
     except ValueError:
         return False
     return True

@@ -14,14 +14,14 @@ from edgedistill.compress.config import Compress
 from edgedistill.compress.criteria import plan_for_budget, removal_costs
 from edgedistill.compress.plan import Plan, build, count, source
 from edgedistill.compress.presets import preset
-from edgedistill.compress.units import without
-from edgedistill.compress.width import narrower
+from edgedistill.compress.units import drop_blocks
+from edgedistill.compress.width import prune_width
 
-__all__ = ["Smaller", "choose", "depths", "record"]
+__all__ = ["Pruned", "choose", "depths", "record"]
 
 
 @dataclass(frozen=True)
-class Smaller:
+class Pruned:
     """A network made smaller by one or more plans.
 
     Attributes:
@@ -33,7 +33,7 @@ class Smaller:
     plans: tuple[Plan, ...]
 
     @classmethod
-    def make(cls, plans: Sequence[Plan], net: nn.Module) -> Smaller:
+    def make(cls, plans: Sequence[Plan], net: nn.Module) -> Pruned:
         """Apply the plans to `net`, one after the other."""
         for plan in plans:
             net = build(plan, net)
@@ -74,7 +74,7 @@ def _rows(plan: Plan, net: nn.Module, path: str) -> list[int] | None:
 
 def choose(
     section: Compress, net: nn.Module, calls: Callable[[], Sequence[Mapping[str, Any]]]
-) -> Smaller:
+) -> Pruned:
     """Prune a diffusers network as a section says.
 
     Args:
@@ -94,14 +94,14 @@ def choose(
                 "layers than it leaves"
             )
     elif section.remove:
-        plans.append(without(net, section.remove))
+        plans.append(drop_blocks(net, section.remove))
     elif section.budget < 1:
         plans.append(_within("compress.budget", net, removal_costs(net, calls()), section.budget))
-    smaller = Smaller.make(plans, net)
+    pruned = Pruned.make(plans, net)
     if section.width < 1:
-        plans.append(narrower(smaller.net, section.width))
-        smaller = Smaller(build(plans[-1], smaller.net), tuple(plans))
-    return smaller
+        plans.append(prune_width(pruned.net, section.width))
+        pruned = Pruned(build(plans[-1], pruned.net), tuple(plans))
+    return pruned
 
 
 def depths(

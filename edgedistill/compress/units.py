@@ -13,7 +13,7 @@ from edgedistill.compress.plan import Plan, config_of
 from edgedistill.compress.stack import stack_plan, stack_units
 from edgedistill.compress.unet import unet_plan, unet_units
 
-__all__ = ["Unit", "units", "without"]
+__all__ = ["Unit", "drop_blocks", "units"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def units(net: nn.Module) -> dict[str, Unit]:
     }
 
 
-def without(net: nn.Module, names: Collection[str]) -> Plan:
+def drop_blocks(net: nn.Module, names: Collection[str]) -> Plan:
     """Plan the network without the units called `names`.
 
     Raises:

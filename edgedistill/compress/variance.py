@@ -16,7 +16,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import nn
 
 from edgedistill.compress.criteria import Calls, hidden_states
-from edgedistill.compress.pruned import Smaller
+from edgedistill.compress.pruned import Pruned
 from edgedistill.compress.stack import stacks
 
 __all__ = ["keep_variance"]
@@ -36,12 +36,12 @@ def _normalised(block: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def keep_variance(net: nn.Module, smaller: Smaller, calls: Calls) -> list[float]:
+def keep_variance(net: nn.Module, pruned: Pruned, calls: Calls) -> list[float]:
     """Divide the outputs that blocks of `smaller.net` add after each gap by its factor, in place.
 
     Args:
         net: The original network, a diffusers transformer.
-        smaller: The pruned network.
+        pruned: The pruned network.
         calls: Keyword inputs of `net`; use as many noise levels and conditions as you can afford.
 
     Returns:
@@ -53,7 +53,7 @@ def keep_variance(net: nn.Module, smaller: Smaller, calls: Calls) -> list[float]
     """
     factors, before = [], 1.0
     try:
-        lists = stacks(smaller.net)
+        lists = stacks(pruned.net)
     except ValueError as error:
         raise ValueError(f"compress.variance: {error}") from None
     for block in (block for row in lists.values() for block in row):
@@ -65,7 +65,7 @@ def keep_variance(net: nn.Module, smaller: Smaller, calls: Calls) -> list[float]
     ((name, row),) = lists.items()
     expected = 0
     for new, block in enumerate(row):
-        old = int(smaller.origin(f"{name}.{new}").removeprefix(f"{name}."))
+        old = int(pruned.origin(f"{name}.{new}").removeprefix(f"{name}."))
         if old > expected:
             states = hidden_states(net, calls, (expected, old - 1))
             x, y = (torch.cat(side) for side in zip(*states, strict=True))

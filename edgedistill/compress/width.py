@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from edgedistill.compress.plan import Channels, Plan, config_of
 from edgedistill.compress.unet import check_unet
 
-__all__ = ["narrower"]
+__all__ = ["prune_width"]
 
 NEEDS = {
     "resnet_time_scale_shift": "default",
@@ -45,7 +45,7 @@ class _Axis:
     parts: int
 
 
-def narrower(net: nn.Module, factor: float) -> Plan:
+def prune_width(net: nn.Module, factor: float) -> Plan:
     """Plan a U-Net with about `factor` of each stage's channels, about factor^2 of its weights.
 
     Widths are rounded to the nearest multiple that norm groups and heads divide. Each norm group

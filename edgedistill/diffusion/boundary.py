@@ -17,7 +17,14 @@ from edgedistill.diffusion.solvers import ddim_step
 from edgedistill.diffusion.step_table import Boundary
 from edgedistill.diffusion.tensors import expand_like
 
-__all__ = ["boundary_of", "bounded", "landed", "lcm_boundary", "noise_boundary", "plain"]
+__all__ = [
+    "boundary_of",
+    "consistency_function",
+    "flow_map",
+    "lcm_boundary",
+    "noise_boundary",
+    "plain",
+]
 
 
 def lcm_boundary(
@@ -78,14 +85,14 @@ def boundary_of(denoiser: Denoiser, sigma_data: float) -> Boundary:
     return noise_boundary(denoiser.schedule, sigma_data)
 
 
-def bounded(boundary: Boundary, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+def consistency_function(boundary: Boundary, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
     """Return the consistency function's value from a network's x0, (N, ...)."""
     skip, out = (expand_like(factor, x_t).to(x_t) for factor in boundary(t))
     value: Tensor = skip * x_t + out * x0
     return torch.where(expand_like(t == 0, x_t), x_t, value)
 
 
-def landed(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+def flow_map(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """Return the flow map's value from a network's x0: the DDIM step, or x_t where s == t."""
     stays = t == s
     # Where s == t, take the step from time 1: from time 0 its gradient would be NaN.

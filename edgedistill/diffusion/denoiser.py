@@ -69,7 +69,7 @@ class Bound:
         return x0.clamp(-threshold, threshold) / threshold
 
 
-def bounded(bound: Bound | None, schedule: Schedule, x0: Tensor, t: Tensor) -> Tensor:
+def clip_x0(bound: Bound | None, schedule: Schedule, x0: Tensor, t: Tensor) -> Tensor:
     """Apply a bound, if there is one, to an estimate of x0 (N, ...) at t, (N,) or a scalar."""
     if bound is None:
         return x0
@@ -132,7 +132,7 @@ class Denoiser(nn.Module):
         self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
     ) -> Tensor:
         """Return the estimate of x0, shaped as x_t; the arguments are those of `output`."""
-        return self.bounded(self.x0_of(self.output(x_t, t, cond, net_time), x_t, t), t)
+        return self.clip_x0(self.x0_of(self.output(x_t, t, cond, net_time), x_t, t), t)
 
     def x0_of(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Turn a raw output into x0, without the bound."""
@@ -146,16 +146,16 @@ class Denoiser(nn.Module):
         linear = to_eps(self.prediction, alpha, sigma)
         return linear.x * x_t + linear.y * output
 
-    def bounded(self, x0: Tensor, t: Tensor) -> Tensor:
+    def clip_x0(self, x0: Tensor, t: Tensor) -> Tensor:
         """Return an estimate of x0 at t with the bound applied, if there is one."""
-        return bounded(self.bound, self.schedule, x0, t)
+        return clip_x0(self.bound, self.schedule, x0, t)
 
     def x0_and_eps(
         self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the bounded estimate of x0, and the network's own eps, each shaped as x_t."""
         output = self.output(x_t, t, cond, net_time)
-        return self.bounded(self.x0_of(output, x_t, t), t), self.eps_of(output, x_t, t)
+        return self.clip_x0(self.x0_of(output, x_t, t), t), self.eps_of(output, x_t, t)
 
     def noised(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Return x_t = alpha x0 + sigma eps."""
@@ -207,11 +207,11 @@ class Guided(nn.Module):
         if self.scale == 1 or not cond:
             result: Tensor = self.denoiser(x_t, t, cond, net_time)
             return result
-        return self.bounded(torch.lerp(*self.both(x_t, t, cond, net_time), self.scale), t)
+        return self.clip_x0(torch.lerp(*self.both(x_t, t, cond, net_time), self.scale), t)
 
-    def bounded(self, x0: Tensor, t: Tensor) -> Tensor:
+    def clip_x0(self, x0: Tensor, t: Tensor) -> Tensor:
         """Return an estimate of x0 at t with the bound applied, if there is one."""
-        return self.denoiser.bounded(x0, t)
+        return self.denoiser.clip_x0(x0, t)
 
     def x0_and_eps(
         self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
@@ -220,7 +220,7 @@ class Guided(nn.Module):
         if self.scale == 1 or not cond:
             return self.denoiser.x0_and_eps(x_t, t, cond, net_time)
         output = torch.lerp(*self._outputs(x_t, t, cond, net_time), self.scale)
-        x0 = self.bounded(self.denoiser.x0_of(output, x_t, t), t)
+        x0 = self.clip_x0(self.denoiser.x0_of(output, x_t, t), t)
         return x0, self.denoiser.eps_of(output, x_t, t)
 
     def both(

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from edgedistill.diffusion.losses import gan_discriminator, gan_generator, gan_relative
 
-__all__ = ["GAMES", "Game", "accuracy", "r1", "r1_by_difference"]
+__all__ = ["GAN_LOSSES", "GanLoss", "accuracy", "r1", "r1_by_difference"]
 
 
 @dataclass(frozen=True)
-class Game:
+class GanLoss:
     """An adversarial loss: the losses of discriminator and generator.
 
     Attributes:
@@ -40,15 +40,17 @@ def _least_squares(real: Tensor, fake: Tensor) -> Tensor:
     return 0.5 * ((real.float() - 1).square().mean() + fake.float().square().mean())
 
 
-GAMES: dict[str, Game] = {
+GAN_LOSSES: dict[str, GanLoss] = {
     # Lim & Ye 2017, "Geometric GAN" (arXiv 1705.02894).
-    "hinge": Game(_hinge, lambda real, fake: -fake.float().mean()),
+    "hinge": GanLoss(_hinge, lambda real, fake: -fake.float().mean()),
     # Goodfellow et al. 2014 (arXiv 1406.2661).
-    "non-saturating": Game(gan_discriminator, lambda real, fake: gan_generator(fake)),
+    "non-saturating": GanLoss(gan_discriminator, lambda real, fake: gan_generator(fake)),
     # Mao et al. 2017, "Least Squares GANs" (arXiv 1611.04076), with labels 0 and 1.
-    "lsgan": Game(_least_squares, lambda real, fake: 0.5 * (fake.float() - 1).square().mean()),
+    "lsgan": GanLoss(_least_squares, lambda real, fake: 0.5 * (fake.float() - 1).square().mean()),
     # Huang et al. 2025, "The GAN is dead; long live the GAN!" (arXiv 2501.05441).
-    "relativistic": Game(gan_relative, lambda real, fake: gan_relative(fake, real), relative=True),
+    "relativistic": GanLoss(
+        gan_relative, lambda real, fake: gan_relative(fake, real), relative=True
+    ),
 }
 
 

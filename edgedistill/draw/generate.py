@@ -19,7 +19,7 @@ from edgedistill.draw.subjects import (
     steered_subject,
     student_subject,
 )
-from edgedistill.draw.teacher_help import ALONE, Help
+from edgedistill.draw.teacher_help import ALONE, TeacherAssistance
 from edgedistill.students.folder import Student
 from edgedistill.students.group import Students, open_student
 from edgedistill.teachers import Teacher, load_teacher
@@ -38,7 +38,7 @@ class Negative:
 
 
 def open_subject(
-    path: str | Path, given: Help = ALONE, negative: Negative | None = None
+    path: str | Path, given: TeacherAssistance = ALONE, negative: Negative | None = None
 ) -> tuple[Subject, bool]:
     """Open a student or bundle by its folder; also return whether it takes prompts.
 
@@ -99,7 +99,7 @@ def draw_samples(
     *,
     seed: int,
     count: int,
-    given: Help = ALONE,
+    given: TeacherAssistance = ALONE,
     negative: Negative | None = None,
 ) -> NDArray[Any]:
     """Draw pictures (N, H, W, 3) in uint8, or points (N, D) in float32.
@@ -133,7 +133,7 @@ def generate(
     seed: int,
     count: int,
     out: Path,
-    given: Help = ALONE,
+    given: TeacherAssistance = ALONE,
     negative: Negative | None = None,
 ) -> None:
     """Draw as `draw_samples` and write a file: .npy holds (N, ...), .png a grid or a plot.

@@ -18,8 +18,8 @@ from edgedistill.diffusion.schedules import schedule_from_json
 from edgedistill.diffusion.solvers import solve
 from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.draw.kept import Kept
-from edgedistill.draw.teacher_help import Help, sample_with
-from edgedistill.networks.attention_steering import Away
+from edgedistill.draw.teacher_help import TeacherAssistance, sample_with
+from edgedistill.networks.attention_steering import NegativeAttention
 from edgedistill.students.folder import Student
 from edgedistill.students.group import Students
 from edgedistill.teachers import Teacher
@@ -151,7 +151,12 @@ def student_subject(
 
 
 def helped_subject(
-    name: str, student: Student, teacher: Teacher, given: Help, noise: Noise, batch: int = 64
+    name: str,
+    student: Student,
+    teacher: Teacher,
+    given: TeacherAssistance,
+    noise: Noise,
+    batch: int = 64,
 ) -> Subject:
     """Make a subject of a student with its teacher's help, guided as in training."""
     info, table = student.info, student.table
@@ -176,7 +181,7 @@ def steered_subject(
 ) -> Subject:
     """Make a subject of a student whose attention moves away from a negative prompt."""
     teacher, table = student.teacher, student.table
-    net = Away(student.net, teacher.encode([negative]), scale)
+    net = NegativeAttention(student.net, teacher.encode([negative]), scale)
 
     def sampler(given: list[Tensor], cond: dict[str, Tensor]) -> Tensor:
         return table.sample(net, given, cond)

@@ -25,11 +25,11 @@ from edgedistill.diffusion.solvers import SOLVERS
 from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.diffusion.times import refine
 
-__all__ = ["ALONE", "Help", "sample_with", "time_told"]
+__all__ = ["ALONE", "TeacherAssistance", "sample_with", "time_of"]
 
 
 @dataclass(frozen=True)
-class Help:
+class TeacherAssistance:
     """Help that the teacher gives to a student.
 
     Attributes:
@@ -47,11 +47,11 @@ class Help:
             raise ValueError(f"a share of {self.share:g} of the teacher's x0: 0 to 1 expected")
 
 
-ALONE = Help()
+ALONE = TeacherAssistance()
 """No help: the student draws alone."""
 
 
-def time_told(schedule: Schedule, net_time: float) -> Tensor:
+def time_of(schedule: Schedule, net_time: float) -> Tensor:
     """Return the t at which a network of this schedule reads `net_time`, a float64 scalar."""
     told = torch.tensor(net_time, dtype=torch.float64)
     return schedule.snap(schedule.time_of_net_time(told).clamp(0, 1))
@@ -62,7 +62,7 @@ def sample_with(
     student: Denoiser,
     table: TorchStepTable,
     teacher: Denoiser | Guided,
-    given: Help,
+    given: TeacherAssistance,
     noise: Sequence[Tensor],
     cond: Condition,
 ) -> Tensor:
@@ -79,7 +79,7 @@ def sample_with(
     schedule, fresh = student.schedule, iter(noise)
     x = table.init_scale * next(fresh)
     device = x.device
-    times = [time_told(schedule, row.t).to(device) for row in table.rows]
+    times = [time_of(schedule, row.t).to(device) for row in table.rows]
     times.append(torch.zeros_like(times[0]))
     for index, (row, (t, s)) in enumerate(zip(table.rows, pairwise(times), strict=True)):
         added = row.c * next(fresh) if row.c else 0.0

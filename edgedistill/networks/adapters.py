@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from edgedistill.common.plugins import unknown
 from edgedistill.common.settings import Settings
-from edgedistill.networks.bf16 import raised
+from edgedistill.networks.bf16 import to_fp32
 
 __all__ = ["LAYERS", "Adapter", "Role", "adapt", "find_layers"]
 
@@ -97,7 +97,7 @@ class Role(nn.Module):
     @torch.no_grad()
     def fused(self) -> nn.Module:
         """Return a new float32 network like the base, with the adapter added to its weights."""
-        net = raised(copy.deepcopy(self.base))
+        net = to_fp32(copy.deepcopy(self.base))
         for path, layer in self.adapted():
             net.get_submodule(path).get_parameter("weight").add_(layer.get_delta_weight(NAME))
         return net

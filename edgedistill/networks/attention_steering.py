@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from edgedistill.diffusion.denoiser import Condition
 
-__all__ = ["Away"]
+__all__ = ["NegativeAttention"]
 
 
-class Away(nn.Module):
+class NegativeAttention(nn.Module):
     """A network whose cross-attention moves away from a negative prompt, at twice the cost.
 
     Both prompts go through the network side by side. Before each cross-attention the negative half

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["lower", "raised"]
+__all__ = ["to_bf16", "to_fp32"]
 
 
 def _cast(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -55,7 +55,7 @@ KINDS: dict[type[nn.Module], type[nn.Module]] = {
 """Layers whose weights autocast rounds, and the classes that replace them."""
 
 
-def lower(net: nn.Module) -> None:
+def to_bf16(net: nn.Module) -> None:
     """Round the weights of linear and convolutional layers in `net` to bfloat16, in place.
 
     Parameters stay the same objects, so all users of the network share its rounded weights.
@@ -66,7 +66,7 @@ def lower(net: nn.Module) -> None:
             module.bfloat16()
 
 
-def raised(net: nn.Module) -> nn.Module:
+def to_fp32(net: nn.Module) -> nn.Module:
     """Return `net` with plain layers and float32 weights again; rounded values stay rounded."""
     plain = {low: kind for kind, low in KINDS.items()}
     for module in net.modules():

@@ -23,7 +23,7 @@ __all__ = ["TwoTimes", "steps_of"]
 FREQUENCIES = 4
 
 
-class Told(nn.Module):
+class TimeConditionedLinear(nn.Module):
     """A linear layer that adds a function of s to its output.
 
     Attributes:
@@ -84,14 +84,14 @@ class TwoTimes(nn.Module):
             near = ", ".join(difflib.get_close_matches(path, linears, 3, 0.3))
             raise ValueError(f"no linear layer {path!r} in {type(net).__name__}; nearest: {near}")
         self.net, self.path = net, path
-        net.set_submodule(path, Told(linears[path]))
+        net.set_submodule(path, TimeConditionedLinear(linears[path]))
         self.register_buffer("steps", steps.float())
 
     @property
-    def told(self) -> Told:
+    def told(self) -> TimeConditionedLinear:
         """The layer that s is added to."""
         told = self.net.get_submodule(self.path)
-        assert isinstance(told, Told)
+        assert isinstance(told, TimeConditionedLinear)
         return told
 
     def forward(self, x: Tensor, time: Tensor, s: Tensor | None = None, **cond: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class TwoTimes(nn.Module):
         ).solution
         net = copy.deepcopy(self.net)
         told = net.get_submodule(self.path)
-        assert isinstance(told, Told)
+        assert isinstance(told, TimeConditionedLinear)
         linear = told.linear
         linear.weight += change.T.to(linear.weight)
         net.set_submodule(self.path, linear)

@@ -21,7 +21,7 @@ from edgedistill.diffusion.step_table import Boundary, TorchStepTable
 from edgedistill.networks.scaling import Scaling
 
 if TYPE_CHECKING:
-    from edgedistill.compress.pruned import Smaller
+    from edgedistill.compress.pruned import Pruned
 
 __all__ = [
     "Batch",
@@ -75,7 +75,7 @@ class Setup:
         init: Step table of the student that `student` starts from, None if it starts as the
             teacher.
         core: Module path inside a net of the diffusers model.
-        smaller: How the student's core was made from the teacher's, None if it is as large.
+        pruned: How the student's core was made from the teacher's, None if it is as large.
         autoencoder: The teacher's, between pictures and x0; None where x0 is the data itself.
         scaling: Between x0 and its latents.
         train_steps: Steps that the method has, for methods in stages.
@@ -93,7 +93,7 @@ class Setup:
     example: tuple[Tensor, Condition]
     init: TorchStepTable | None = None
     core: str = ""
-    smaller: Smaller | None = None
+    pruned: Pruned | None = None
     autoencoder: nn.Module | None = None
     scaling: Scaling = field(default_factory=Scaling)
     train_steps: int = 1

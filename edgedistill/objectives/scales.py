@@ -65,7 +65,7 @@ class Scales:
         """Return the teacher's x0 at each row's scale, (N, ...)."""
         null, wanted = self.teacher.both(x_t, t, cond)
         weight = expand_like(scale, x_t).to(x_t)
-        return self.teacher.bounded(torch.lerp(null, wanted, weight), t)
+        return self.teacher.clip_x0(torch.lerp(null, wanted, weight), t)
 
     def kept(self, student: Denoiser) -> Denoiser:
         """Return the student at the teacher's scale, with its original network architecture."""

@@ -10,7 +10,7 @@ from torch import nn
 from edgedistill.planning.architectures import find, place
 from edgedistill.planning.flops import calls, decoder_flops, denoiser_flops
 from edgedistill.planning.memory import Launch, Memory, frozen, holdings, memory
-from edgedistill.planning.networks import Cast, cast
+from edgedistill.planning.networks import PlannedNetworks, planned_networks
 from edgedistill.recipes.schema import Recipe
 
 __all__ = ["CHECKPOINTS", "Costs", "costs"]
@@ -30,7 +30,7 @@ class Costs:
         disk: Bytes on disk: teacher, student dir and checkpoints.
         flops: FLOPs of one call, one sample, and all samples that the teacher makes.
         samples: Number of samples that the teacher makes first, and that training draws.
-        cast: The networks.
+        planned: The networks.
         students: Number of students that the run trains, one after the other. `disk` and `samples`
             count all of them, the other fields one.
     """
@@ -41,7 +41,7 @@ class Costs:
     disk: dict[str, int]
     flops: dict[str, int]
     samples: dict[str, int]
-    cast: Cast
+    planned: PlannedNetworks
     students: int = 1
 
     def to_json(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def costs(recipe: Recipe, launch: Launch) -> Costs:
         ValueError: If the recipe cannot be planned; names the key.
     """
     # Count FLOPs first: measuring memory leaves gradients and the like on the networks.
-    made = cast(recipe)
+    made = planned_networks(recipe)
     flop, samples = _flops(made), _samples(made, launch)
     flop["teacher_samples"] = samples["made"] * flop["teacher_sample"]
     disk, parts = _disk(made), recipe.parts
@@ -112,17 +112,17 @@ def _count(net: nn.Module, *, trained: bool = False) -> int:
     return sum(p.numel() for p in net.parameters() if p.requires_grad or not trained)
 
 
-def _student(made: Cast) -> nn.Module:
+def _student(made: PlannedNetworks) -> nn.Module:
     return next(p.net for p in made.objective.players() if p.name == "student")
 
 
-def _small(made: Cast) -> nn.Module:
+def _small(made: PlannedNetworks) -> nn.Module:
     """Return the student's denoiser as it is saved, with an adapter added to the weights."""
     adapters = made.recipe.train.roles == "adapters"
     return made.networks[made.core] if adapters else made.small
 
 
-def _parameters(made: Cast) -> dict[str, dict[str, int]]:
+def _parameters(made: PlannedNetworks) -> dict[str, dict[str, int]]:
     teacher = {
         "denoiser" if name == made.core else name: _count(net)
         for name, net in made.networks.items()
@@ -145,7 +145,7 @@ def _parameters(made: Cast) -> dict[str, dict[str, int]]:
     return {"teacher": teacher, "student": student, **others}
 
 
-def _flops(made: Cast) -> dict[str, int]:
+def _flops(made: PlannedNetworks) -> dict[str, int]:
     recipe = made.recipe
     guided = 2 if recipe.teacher.guidance != 1 and made.inputs.cond else 1
     call, decoder = denoiser_flops(made, made.networks[made.core]), decoder_flops(made)
@@ -160,7 +160,7 @@ def _flops(made: Cast) -> dict[str, int]:
     }
 
 
-def _steps(made: Cast, call: int) -> int:
+def _steps(made: PlannedNetworks, call: int) -> int:
     """Sum the FLOPs of the student's calls for one sample; `call` is that of one at full size."""
     table = made.objective.table()
     if table is None or not table.grows:
@@ -169,7 +169,7 @@ def _steps(made: Cast, call: int) -> int:
     return sum(at[row.size] for row in table.rows)
 
 
-def _samples(made: Cast, launch: Launch) -> dict[str, int]:
+def _samples(made: PlannedNetworks, launch: Launch) -> dict[str, int]:
     recipe = made.recipe
     folder = find(place(recipe.teacher))
     ships = (folder / "data.safetensors").is_file() and (folder / "prompts.json").is_file()
@@ -183,7 +183,7 @@ def _samples(made: Cast, launch: Launch) -> dict[str, int]:
     }
 
 
-def _disk(made: Cast) -> dict[str, int]:
+def _disk(made: PlannedNetworks) -> dict[str, int]:
     """Return the bytes of what is written, which is all in float32."""
     held = holdings(made, Launch()).roles
     del held["teacher"]

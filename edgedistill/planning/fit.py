@@ -9,7 +9,7 @@ from typing import Any
 
 from edgedistill import recipes
 from edgedistill.planning.memory import Launch, holdings, memory
-from edgedistill.planning.networks import Cast, cast
+from edgedistill.planning.networks import PlannedNetworks, planned_networks
 from edgedistill.recipes.schema import Recipe
 
 __all__ = ["UNITS", "Need", "Switch", "Verdict", "fit", "parse_bytes", "switches"]
@@ -132,7 +132,7 @@ def fit(
     launch: Launch,
     limit: int,
     needs: int,
-    made: Cast | None = None,
+    made: PlannedNetworks | None = None,
 ) -> Verdict:
     """Compare a recipe with a device; if it does not fit, plan it with each switch.
 
@@ -146,15 +146,15 @@ def fit(
     """
     if needs <= limit:
         return Verdict(limit, needs)
-    casts: dict[str, Cast] = {} if made is None else {made.recipe.train.roles: made}
+    planned: dict[str, PlannedNetworks] = {} if made is None else {made.recipe.train.roles: made}
 
-    def thrown(switch: Switch) -> Cast:
+    def thrown(switch: Switch) -> PlannedNetworks:
         recipe = recipes.load(name, [*words, *switch.words])
         roles = recipe.train.roles
-        if roles not in casts:
-            casts[roles] = cast(recipe)
+        if roles not in planned:
+            planned[roles] = planned_networks(recipe)
         # Of all settings that a switch changes, only the roles decide which networks are built.
-        return casts[roles].chosen(recipe)
+        return planned[roles].chosen(recipe)
 
     def need(switch: Switch) -> Need | None:
         """Return the memory with a switch; None if weights and states alone exceed the limit."""

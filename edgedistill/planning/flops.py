@@ -15,7 +15,7 @@ from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.sizes import shape_at
 from edgedistill.diffusion.solvers import solve, time_grid
 from edgedistill.planning.inputs import Net
-from edgedistill.planning.networks import SCHEDULE, Cast
+from edgedistill.planning.networks import SCHEDULE, PlannedNetworks
 from edgedistill.planning.tracker.accelerator import LOW_PRECISION, Accelerator
 from edgedistill.planning.tracker.live import called
 
@@ -59,21 +59,21 @@ def flops(run: Callable[[], Any], dtype: torch.dtype | None = None) -> int:
     return total
 
 
-def denoiser_flops(cast: Cast, core: nn.Module, size: float = 1.0) -> int:
+def denoiser_flops(planned: PlannedNetworks, core: nn.Module, size: float = 1.0) -> int:
     """Count one call of the diffusers model `core` on one sample, at a fraction of the size."""
-    net = Net(cast.core, core, cast.inputs)
-    shape = shape_at(cast.inputs.sample, size)
+    net = Net(planned.core, core, planned.inputs)
+    shape = shape_at(planned.inputs.sample, size)
     x, t = torch.empty(1, *shape, device="meta"), torch.empty(1, device="meta")
-    low = LOW_PRECISION[cast.recipe.train.precision]
-    return flops(lambda: net(x, t, **expand(cast.inputs.cond, 1)), low)
+    low = LOW_PRECISION[planned.recipe.train.precision]
+    return flops(lambda: net(x, t, **expand(planned.inputs.cond, 1)), low)
 
 
-def decoder_flops(cast: Cast) -> int:
+def decoder_flops(planned: PlannedNetworks) -> int:
     """Count the decoder's call on one sample; 0 where x0 is the data itself."""
-    vae: Any = cast.networks.get("vae")
+    vae: Any = planned.networks.get("vae")
     if vae is None:
         return 0
-    latent = torch.empty(1, *(cast.inputs.latent or cast.inputs.sample), device="meta")
+    latent = torch.empty(1, *(planned.inputs.latent or planned.inputs.sample), device="meta")
     return flops(lambda: vae.decode(latent, return_dict=False))
 
 

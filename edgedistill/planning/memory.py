@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from edgedistill.networks.adapters import Role
 from edgedistill.objectives.base import Objective, Player
-from edgedistill.planning.networks import Cast
+from edgedistill.planning.networks import PlannedNetworks
 from edgedistill.planning.tracker.accelerator import LOW_PRECISION, Accelerator
 from edgedistill.planning.tracker.live import Live, modules
 from edgedistill.planning.tracker.repeated import Known, repeated
@@ -93,33 +93,33 @@ class Memory:
         return held + self.buckets + self.activations
 
 
-def holdings(cast: Cast, launch: Launch) -> Memory:
+def holdings(planned: PlannedNetworks, launch: Launch) -> Memory:
     """Count what the roles of `cast` hold permanently on each device; no activations yet."""
     seen: set[int] = set()
-    offload = cast.recipe.train.offload
+    offload = planned.recipe.train.offload
     # Offloaded networks wait in main memory.
-    present = [cast.networks[cast.core]] if offload else list(cast.networks.values())
+    present = [planned.networks[planned.core]] if offload else list(planned.networks.values())
     roles = {"teacher": Holding(sum(_take(net, seen) for net in present))}
-    players = cast.objective.players()
+    players = planned.objective.players()
     parts = launch.processes if launch.shard else 1
     for player in players:
         trained = _trained(player)
         moved = sum(p.nbytes for p in trained) // parts
-        kept, matrices = cast.recipe.train.moments, set[int]()
+        kept, matrices = planned.recipe.train.moments, set[int]()
         if player.optim.name == "muon":
             matrices = optimizers.matrices(player.net)
         moments = sum(optimizers.moment_bytes(p, kept, muon=id(p) in matrices) for p in trained)
         weights = _take(player.net, seen) // parts
         still = sum(_take(net, seen) for net in frozen(player.net))
         roles[player.name] = Holding(weights + still, moved, moments // parts, still)
-    for name, net in cast.objective.followers().items():
+    for name, net in planned.objective.followers().items():
         if weights := _take(net, seen):
             roles[name] = Holding(weights)
-    for name, net in _others(cast.objective):
+    for name, net in _others(planned.objective):
         if weights := _take(net, seen):
             roles[name] = Holding(weights, frozen=weights)
-    if cast.judge:
-        weights = sum(_take(net, seen) for net in cast.judge.model.networks().values())
+    if planned.judge:
+        weights = sum(_take(net, seen) for net in planned.judge.model.networks().values())
         roles["reward"] = Holding(weights, frozen=weights)
     student = next(player for player in players if player.name == "student")
     roles["ema"] = Holding(_take(student.net, set()))
@@ -127,24 +127,24 @@ def holdings(cast: Cast, launch: Launch) -> Memory:
     return Memory(roles, gradients if launch.processes > 1 and parts == 1 else 0)
 
 
-def memory(cast: Cast, launch: Launch) -> Memory:
+def memory(planned: PlannedNetworks, launch: Launch) -> Memory:
     """Count what the roles of `cast` hold, and what the worst turn of the recipe adds."""
-    held, train = holdings(cast, launch), cast.recipe.train
+    held, train = holdings(planned, launch), planned.recipe.train
     # A turn of one batch begins without its player's gradients; a turn of several batches, or of
     # shards, is counted with all gradients in place.
     fresh = train.accumulate == 1 and not launch.shard
-    away = cast.judge is not None and train.offload
+    away = planned.judge is not None and train.offload
     decides = (train.precision, train.base, train.batch_size, train.checkpointing, fresh, away)
-    if decides not in cast.measured:
+    if decides not in planned.measured:
         turns, known = [0], Known()
-        for player in cast.objective.players():
+        for player in planned.objective.players():
             if player.start >= train.steps and not player.prelude:
                 continue  # never plays: a method that searches
-            turns.append(peak(cast, player, known, fresh=fresh))
+            turns.append(peak(planned, player, known, fresh=fresh))
             if fresh:
                 turns[-1] -= _gradients(player)
-        cast.measured[decides] = max(turns)
-    return replace(held, activations=cast.measured[decides])
+        planned.measured[decides] = max(turns)
+    return replace(held, activations=planned.measured[decides])
 
 
 def _gradients(player: Player) -> int:
@@ -156,16 +156,16 @@ def _trained(player: Player) -> list[nn.Parameter]:
     return [p for p in found if isinstance(p, nn.Parameter) and p.requires_grad]
 
 
-def peak(cast: Cast, player: Player, known: Known, *, fresh: bool) -> int:
+def peak(planned: PlannedNetworks, player: Player, known: Known, *, fresh: bool) -> int:
     """Return the bytes that `player`'s turn allocates at its worst moment.
 
     Args:
-        cast: The networks.
+        planned: The networks.
         player: Player whose turn it is.
         known: Needs of calls measured before; new ones are added.
         fresh: Whether the turn allocates the gradients, or they exist before.
     """
-    players = cast.objective.players()
+    players = planned.objective.players()
     params = {p.name: _trained(p) for p in players}
     trained = params[player.name]
     for param in chain(*params.values()):
@@ -173,18 +173,18 @@ def peak(cast: Cast, player: Player, known: Known, *, fresh: bool) -> int:
     for param in trained:
         param.requires_grad_(True)
         param.grad = None if fresh else torch.empty_like(param)
-    accelerator = Accelerator(LOW_PRECISION[cast.recipe.train.precision])
+    accelerator = Accelerator(LOW_PRECISION[planned.recipe.train.precision])
     nets = [p.net for p in players]
     nets += [net for p in players for net in frozen(p.net)]
-    nets += [cast.networks[cast.core], *cast.objective.followers().values()]
+    nets += [planned.networks[planned.core], *planned.objective.followers().values()]
     for net in nets:
-        _checkpoint(net, accelerator, cast.recipe.train.checkpointing)
+        _checkpoint(net, accelerator, planned.recipe.train.checkpointing)
     worst = 0
-    last = cast.recipe.train.steps - 1
+    last = planned.recipe.train.steps - 1
     for step in {0, last} if player.prelude else {last}:
-        batch = cast.batch(step)
+        batch = planned.batch(step)
         with Live() as live, accelerator, repeated(nets, live, accelerator, known):
-            cast.objective.loss(player.name, batch).total.backward()  # type: ignore[no-untyped-call]
+            planned.objective.loss(player.name, batch).total.backward()  # type: ignore[no-untyped-call]
         accelerator.forget()
         worst = max(worst, live.peak)
         for param in trained:

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from edgedistill.common.files import read_json
-from edgedistill.compress.pruned import Smaller, choose
+from edgedistill.compress.pruned import Pruned, choose
 from edgedistill.diffusion.denoiser import Denoiser, Guided, expand
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Linear
 from edgedistill.diffusion.solvers import student_times
 from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.adapters import adapt
-from edgedistill.networks.bf16 import lower, raised
+from edgedistill.networks.bf16 import to_bf16, to_fp32
 from edgedistill.objectives.base import Batch, Objective
 from edgedistill.planning.architectures import architecture, decoder, place
 from edgedistill.planning.inputs import Inputs, Net, inputs_of
@@ -29,14 +29,14 @@ from edgedistill.recipes.schema import Recipe
 from edgedistill.recipes.setup import build_setup, compose
 from edgedistill.teachers import find_family
 
-__all__ = ["SCHEDULE", "Cast", "cast"]
+__all__ = ["SCHEDULE", "PlannedNetworks", "planned_networks"]
 
 SCHEDULE = Linear()
 """Schedule used in place of the teacher's own, since no cost depends on it."""
 
 
 @dataclass(frozen=True)
-class Cast:
+class PlannedNetworks:
     """The networks of a run, without weights.
 
     Attributes:
@@ -61,13 +61,13 @@ class Cast:
     judge: PlannedReward | None = None
     measured: dict[tuple[object, ...], int] = field(default_factory=dict)
 
-    def chosen(self, recipe: Recipe) -> Cast:
+    def chosen(self, recipe: Recipe) -> PlannedNetworks:
         """Return the networks for a recipe of the same roles; base weights as it asks."""
         core = self.networks[self.core]
         if recipe.train.base == "bf16":
-            lower(core)
+            to_bf16(core)
         else:
-            raised(core)
+            to_fp32(core)
         if self.judge is not None:
             self.judge.offload = recipe.train.offload
         return replace(self, recipe=recipe)
@@ -85,7 +85,7 @@ class Cast:
         return Batch(x0, cond, generator, generator, step, path, prompts)
 
 
-def cast(recipe: Recipe) -> Cast:
+def planned_networks(recipe: Recipe) -> PlannedNetworks:
     """Assemble a recipe's roles from configs alone, as a run does from weights.
 
     Raises:
@@ -107,7 +107,7 @@ def cast(recipe: Recipe) -> Cast:
     role = student.net
     if recipe.student.init:
         student.net, table = _init(Path(recipe.student.init), core, inputs)
-    smaller = _smaller(recipe, student, core)
+    pruned = _pruned(recipe, student, core)
     small = student.net.get_submodule(core)  # before a method wraps the network
     row = inputs.cond
     guidance = recipe.teacher.guidance
@@ -124,14 +124,14 @@ def cast(recipe: Recipe) -> Cast:
         example=(torch.empty(2, *inputs.sample, device="meta"), expand(row, 2)),
         init=table,
         core=core,
-        smaller=smaller,
+        pruned=pruned,
         autoencoder=networks.get("vae"),
         train_steps=recipe.method_steps,
         reward=reward,
     )
     with Live():  # reuses results of known operators
         objective = compose(recipe, setup, {})
-    made = Cast(recipe, networks, core, inputs, student, small, objective, reward)
+    made = PlannedNetworks(recipe, networks, core, inputs, student, small, objective, reward)
     return made.chosen(recipe)
 
 
@@ -163,7 +163,7 @@ def _init(folder: Path, core: str, inputs: Inputs) -> tuple[Net, TorchStepTable]
     return net, table
 
 
-def _smaller(recipe: Recipe, student: Denoiser, core: str) -> Smaller | None:
+def _pruned(recipe: Recipe, student: Denoiser, core: str) -> Pruned | None:
     section = recipe.compress
     if not section.active:
         return None
@@ -174,6 +174,6 @@ def _smaller(recipe: Recipe, student: Denoiser, core: str) -> Smaller | None:
             "only distill can say; to plan, name compress.preset or compress.remove"
         )
 
-    smaller = choose(section, student.net.get_submodule(core), calls)
-    student.net.set_submodule(core, smaller.net.requires_grad_(True))
-    return smaller
+    pruned = choose(section, student.net.get_submodule(core), calls)
+    student.net.set_submodule(core, pruned.net.requires_grad_(True))
+    return pruned

@@ -50,7 +50,7 @@ def cost_recipe(
     found = costs(recipes.load(name, overrides), launch)
     if limit is None:
         return found, None
-    return found, fit(name, overrides, launch, limit, found.memory.total, found.cast)
+    return found, fit(name, overrides, launch, limit, found.memory.total, found.planned)
 
 
 def as_json(found: Costs, verdict: Verdict | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Two guided steps from the same noise run in the pipeline's class, with the deterministic sibling of
 its scheduler, and in our solver. Decoding, encoding and prompts are compared by
-`border_differences`. A teacher is compared once; the result is cached by the hash of its files.
+`input_differences`. A teacher is compared once; the result is cached by the hash of its files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from edgedistill.common.files import read_json, write_json
 from edgedistill.diffusion.solvers import solve
-from edgedistill.proof.border import ASKED, border_differences, prompt_of
+from edgedistill.proof.inputs import ASKED, input_differences, prompt_of
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.families.flux import unpack
 from edgedistill.teachers.pipeline import PipelineTeacher
@@ -76,10 +76,10 @@ def differences(teacher: PipelineTeacher) -> dict[str, float]:
     """Return the largest differences from the pipeline, relative to its largest absolute value.
 
     Returns:
-        The difference "sample", and those of `border_differences`: "decode", "encode", "prompt".
+        The difference "sample", and those of `input_differences`: "decode", "encode", "prompt".
     """
     with _sibling(teacher), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        return {**border_differences(teacher), "sample": _sample_difference(teacher)}
+        return {**input_differences(teacher), "sample": _sample_difference(teacher)}
 
 
 def _sample_difference(teacher: PipelineTeacher) -> float:

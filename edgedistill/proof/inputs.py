@@ -27,7 +27,7 @@ from edgedistill.teachers.classes import ClassTeacher
 from edgedistill.teachers.families.wan import sheet
 from edgedistill.teachers.pipeline import PipelineTeacher
 
-__all__ = ["Still", "border_differences", "still", "unread_weights"]
+__all__ = ["Still", "input_differences", "still", "unread_weights"]
 
 PROMPT = "A red  Apple, (shiny:1.2) & round"
 """Prompt that is compared besides the empty one: capitals, blanks, and signs that some tools
@@ -104,7 +104,7 @@ class _Step:
         self.prev_sample = sample
 
 
-def border_differences(teacher: PipelineTeacher) -> dict[str, float]:
+def input_differences(teacher: PipelineTeacher) -> dict[str, float]:
     """Compare a teacher's inputs and decoding with its pipeline's.
 
     Neither the teacher nor the global random state changes.

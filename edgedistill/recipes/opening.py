@@ -19,7 +19,7 @@ def open_teacher(recipe: Recipe, device: torch.device) -> tuple[Teacher, str]:
     """
     section, train = recipe.teacher, recipe.train
     teacher = load_teacher(section.family, section.path, section.config, section.loras)
-    teacher.spare(checkpointing=train.checkpointing, offload=train.offload)
+    teacher.set_memory_options(checkpointing=train.checkpointing, offload=train.offload)
     teacher.to(device)
     proof = prove(teacher) if section.verify else ""
     if recipe.student.decoder:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from edgedistill.common.files import read_json, write_json
 from edgedistill.compress.plan import Plan, count
-from edgedistill.compress.pruned import Smaller, choose, depths, record
+from edgedistill.compress.pruned import Pruned, choose, depths, record
 from edgedistill.compress.variance import keep_variance
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.networks.adapters import adapt
-from edgedistill.networks.bf16 import lower
+from edgedistill.networks.bf16 import to_bf16
 from edgedistill.recipes.checks import has_weights, parameters
 from edgedistill.recipes.schema import Recipe
 from edgedistill.teachers.base import DataSource, Teacher
@@ -34,11 +34,11 @@ def first_of(recipe: Recipe, teacher: Teacher, device: torch.device) -> Denoiser
     shares, low = train.roles == "adapters", train.base == "bf16"
     if shares and has_weights(own):
         if low:
-            lower(own.net)
+            to_bf16(own.net)
         return own.with_net(adapt(own.net, train.adapter, train.seed))
     first = teacher.spawn(torch.Generator().manual_seed(train.seed)).to(device)
     if low:
-        lower(first.net if shares else own.net)
+        to_bf16(first.net if shares else own.net)
     return first.with_net(adapt(first.net, train.adapter, train.seed)) if shares else first
 
 
@@ -64,23 +64,23 @@ class PrunedStudent:
         self.recipe, self.teacher, self.source = recipe, teacher, source
         self.times, self.folder = times, folder
 
-    def smaller(self, student: Denoiser) -> Smaller | None:
+    def pruned(self, student: Denoiser) -> Pruned | None:
         """Prune the student's network in place; None where the recipe keeps all of it."""
         section, teacher = self.recipe.compress, self.teacher
         if not section.active:
             return None
         core, kept = self._core(student), self._kept_plans()
         if kept:
-            smaller = Smaller.make(list(kept.values()), core)
+            pruned = Pruned.make(list(kept.values()), core)
         else:
-            smaller = choose(section, core, lambda: self._calls(student, core))
-            self._keep_plans({str(i): plan for i, plan in enumerate(smaller.plans)})
+            pruned = choose(section, core, lambda: self._calls(student, core))
+            self._keep_plans({str(i): plan for i, plan in enumerate(pruned.plans)})
         if section.variance:
-            keep_variance(core, smaller, self._calls(student, core))
-        student.net.set_submodule(teacher.core, smaller.net.requires_grad_(True))
+            keep_variance(core, pruned, self._calls(student, core))
+        student.net.set_submodule(teacher.core, pruned.net.requires_grad_(True))
         left = parameters(student.net)
         log.info(f"compressed to {left:,} parameters, {left / parameters(teacher.net):.0%}")
-        return smaller
+        return pruned
 
     def depths(self, student: Denoiser) -> dict[str, Plan]:
         """Plan the smaller students inside this one, by name."""

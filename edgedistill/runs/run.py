@@ -137,9 +137,9 @@ class Run:
             student.prediction = self.init.info.prediction
         elif self.converts:
             student.prediction = self.prediction
-        pruned = PrunedStudent(recipe, teacher, self.source, self.times, self.folder)
-        smaller = pruned.smaller(student)
-        self.depths = pruned.depths(student)
+        pruning = PrunedStudent(recipe, teacher, self.source, self.times, self.folder)
+        pruned = pruning.pruned(student)
+        self.depths = pruning.depths(student)
         x0, cond = self.source.draw(2, torch.Generator().manual_seed(recipe.train.seed))
         setup = build_setup(
             recipe,
@@ -151,7 +151,7 @@ class Run:
             example=(x0.to(device), {k: v.to(device) for k, v in cond.items()}),
             init=self.init.table if self.init else None,
             core=teacher.core,
-            smaller=smaller,
+            pruned=pruned,
             autoencoder=teacher.autoencoder,
             scaling=teacher.scaling,
             train_steps=recipe.method_steps - self.converts,

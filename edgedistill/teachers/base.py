@@ -149,7 +149,7 @@ class Teacher(ABC):
     def to(self, device: torch.device) -> Teacher:
         """Move every network to a device."""
 
-    def spare(self, *, checkpointing: bool, offload: bool) -> None:
+    def set_memory_options(self, *, checkpointing: bool, offload: bool) -> None:
         """Reduce memory during training; call this before `to` and `spawn`.
 
         Args:

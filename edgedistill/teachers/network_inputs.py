@@ -1,7 +1,7 @@
 """Known inputs of a network that its family does not feed, by its configuration.
 
 A network that was trained with an input, and is called without it, silently draws something else.
-`proof.border` finds such inputs by running the pipeline; this table says at once what to do about
+`proof.inputs` finds such inputs by running the pipeline; this table says at once what to do about
 known ones.
 """
 

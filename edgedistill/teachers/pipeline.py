@@ -89,10 +89,10 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
                 check_finite(f"{path}/{part}", module.state_dict())
         complete(pipeline, self.tokenizers, path)
         self._check()
-        schedule, prediction = self.border()
+        schedule, prediction = self.parametrization()
         # A student's own table needs no bound, and its scheduler has none.
         bound = None if self.is_student else bound_of(pipeline.scheduler)
-        net = self.wrap(getattr(pipeline, self.core))
+        net = self.as_denoiser(getattr(pipeline, self.core))
         self.denoiser = Denoiser(net, schedule, prediction, bound)
         self.net = self.denoiser.net
         self.sample_shape = self.shape()
@@ -112,11 +112,11 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         check_network(self.family, core, self.shape()[0], own, self.path)
 
     @abstractmethod
-    def border(self) -> tuple[Schedule, Prediction]:
+    def parametrization(self) -> tuple[Schedule, Prediction]:
         """Return schedule and prediction of the pipeline's scheduler; ValueError if unknown."""
 
     @abstractmethod
-    def wrap(self, core: nn.Module) -> nn.Module:
+    def as_denoiser(self, core: nn.Module) -> nn.Module:
         """Wrap `core` (an attribute named `self.core`) as net(x, t, **conditions)."""
 
     @classmethod
@@ -234,7 +234,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
             self.pipeline.to(device)
         return self
 
-    def spare(self, *, checkpointing: bool, offload: bool) -> None:
+    def set_memory_options(self, *, checkpointing: bool, offload: bool) -> None:
         self.offload = offload
         if checkpointing:
             core: Any = self.net.get_submodule(self.core)

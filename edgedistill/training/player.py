@@ -8,13 +8,13 @@ from torch import nn
 from edgedistill.objectives.base import Batch, Losses, Objective, Player
 from edgedistill.training import optimizers
 
-__all__ = ["Seat", "Turn"]
+__all__ = ["LossModule", "TrainedPlayer"]
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 """Ways in which accelerate may shard a network."""
 
 
-class Turn(nn.Module):
+class LossModule(nn.Module):
     """A player's loss as a module, so that DDP sees every use of the player's parameters."""
 
     def __init__(self, player: Player, objective: Objective) -> None:
@@ -27,7 +27,7 @@ class Turn(nn.Module):
         return self._loss(self._name, batch)
 
 
-class Seat:
+class TrainedPlayer:
     """A player in the loop: its loss module, optimizer and counters."""
 
     def __init__(
@@ -46,7 +46,9 @@ class Seat:
                 "cut up; choose adamw"
             )
         self.raw = optimizers.make(player.net, player.optim, moments)
-        self.turn, self.optimizer = accelerator.prepare(Turn(player, objective), self.raw)
+        self.loss_module, self.optimizer = accelerator.prepare(
+            LossModule(player, objective), self.raw
+        )
         self.bad = 0
         """Number of updates skipped in a row, up to now."""
         self.turns = self.skipped = 0

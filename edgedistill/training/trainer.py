@@ -27,7 +27,7 @@ from edgedistill.objectives.base import Batch, Losses, Objective, Optim
 from edgedistill.teachers.base import DataSource
 from edgedistill.training import checkpoint, optimizers
 from edgedistill.training.metrics import Metrics
-from edgedistill.training.player import Seat
+from edgedistill.training.player import TrainedPlayer
 
 if TYPE_CHECKING:
     from edgedistill.data.paths import Paths  # which would load diffusers
@@ -139,11 +139,11 @@ class Trainer:
         self.paths, self.prompted, self.pictured = paths, prompted, pictured
         self.folder, self.hooks = folder, hooks
         self.accelerator = engine(config.precision)
-        self.seats = [
-            Seat(i, player, objective, self.accelerator, config.moments)
+        self.trained_players = [
+            TrainedPlayer(i, player, objective, self.accelerator, config.moments)
             for i, player in enumerate(objective.players())
         ]
-        student = next(s.player.net for s in self.seats if s.player.name == "student")
+        student = next(s.player.net for s in self.trained_players if s.player.name == "student")
         self.ema = EMA(student, config.ema)
         self.step = 0
         self._stop = False
@@ -152,11 +152,11 @@ class Trainer:
     # --- State ----------------------------------------------------------------------------------
 
     def _nets(self) -> dict[str, nn.Module]:
-        players = {seat.player.name: seat.player.net for seat in self.seats}
+        players = {trained.player.name: trained.player.net for trained in self.trained_players}
         return {**players, **self.objective.followers(), "ema": self.ema.net}
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {seat.player.name: seat.raw for seat in self.seats}
+        return {trained.player.name: trained.raw for trained in self.trained_players}
 
     def save(self) -> Path | None:
         """Write a checkpoint (on the main process).
@@ -172,9 +172,9 @@ class Trainer:
         state: dict[str, Any] = {
             "step": self.step,
             "ema_updates": self.ema.updates,
-            "bad": [seat.bad for seat in self.seats],
-            "turns": [seat.turns for seat in self.seats],
-            "skipped": [seat.skipped for seat in self.seats],
+            "bad": [trained.bad for trained in self.trained_players],
+            "turns": [trained.turns for trained in self.trained_players],
+            "skipped": [trained.skipped for trained in self.trained_players],
             "scaler": scaler.state_dict() if scaler else None,
         }
         folder = self.folder / "checkpoints"
@@ -202,13 +202,13 @@ class Trainer:
         return self.step
 
     def _take(self, state: dict[str, Any]) -> None:
-        count = len(self.seats)
+        count = len(self.trained_players)
         for name in ("bad", "turns", "skipped"):  # the first schema had only `bad`
             values = state.get(name, [0] * count)
             if len(values) != count:
                 raise ValueError(f"state.json: {name}: {count} players expected, got {values}")
-            for seat, value in zip(self.seats, values, strict=True):
-                setattr(seat, name, value)
+            for trained, value in zip(self.trained_players, values, strict=True):
+                setattr(trained, name, value)
         self.step, self.ema.updates = state["step"], state["ema_updates"]
         if state.get("scaler") and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -267,14 +267,14 @@ class Trainer:
 
     def _tell_skipped(self) -> None:
         """Report skipped updates; FloatingPointError if a player had no other."""
-        for seat in self.seats:
-            if not seat.skipped or (self.accelerator.scaler and not seat.bad):
+        for trained in self.trained_players:
+            if not trained.skipped or (self.accelerator.scaler and not trained.bad):
                 continue  # fp16's scaler finds its scale by overflows
-            line = f"{seat.player.name}: loss or gradient not finite"
-            if seat.skipped == seat.turns:
-                raise FloatingPointError(f"{line} in all of its {seat.turns} updates")
-            last = f", the last {seat.bad} among them" if seat.bad else ""
-            self._warn(f"{line}: {seat.skipped} of {seat.turns} updates skipped{last}")
+            line = f"{trained.player.name}: loss or gradient not finite"
+            if trained.skipped == trained.turns:
+                raise FloatingPointError(f"{line} in all of its {trained.turns} updates")
+            last = f", the last {trained.bad} among them" if trained.bad else ""
+            self._warn(f"{line}: {trained.skipped} of {trained.turns} updates skipped{last}")
 
     def _warn(self, line: str) -> None:
         """Log a fault that did not stop the run, once for all processes."""
@@ -285,40 +285,42 @@ class Trainer:
         return self.step % every == 0 or self.step == self.config.steps
 
     def _one_step(self, metrics: Metrics | None) -> None:
-        for seat in self.seats:
-            if not seat.player.plays(self.step):
+        for trained in self.trained_players:
+            if not trained.player.plays(self.step):
                 continue
-            losses, norm = self._play(seat)
-            name = seat.player.name
+            losses, norm = self._play(trained)
+            name = trained.player.name
             if metrics:
                 metrics.add(f"{name}/loss", losses.total.detach())
                 metrics.add(f"{name}/grad_norm", norm)
                 for key, value in losses.logs.items():
                     metrics.add(f"{name}/{key}", value)
 
-    def _play(self, seat: Seat) -> tuple[Losses, Tensor]:
+    def _play(self, trained: TrainedPlayer) -> tuple[Losses, Tensor]:
         """Run one update of one player."""
-        config, player = self.config, seat.player
-        for other in self.seats:
+        config, player = self.config, trained.player
+        for other in self.trained_players:
             for param in other.params:
-                param.requires_grad_(other is seat)
-        seat.optimizer.zero_grad()
+                param.requires_grad_(other is trained)
+        trained.optimizer.zero_grad()
         for micro in range(config.accumulate):
-            batch = self._batch(self.step, seat.index, micro)
+            batch = self._batch(self.step, trained.index, micro)
             last = micro == config.accumulate - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(seat.turn):
-                losses: Losses = seat.turn(batch)
+            with (
+                contextlib.nullcontext() if last else self.accelerator.no_sync(trained.loss_module)
+            ):
+                losses: Losses = trained.loss_module(batch)
                 self.accelerator.backward(losses.total / config.accumulate)
-        norm = self.accelerator.clip_grad_norm_(seat.params, config.clip)
+        norm = self.accelerator.clip_grad_norm_(trained.params, config.clip)
         # fp16's scaler expects overflows and handles them itself.
         finite = bool(norm.isfinite()) and bool(losses.total.isfinite())
         if finite or self.accelerator.scaler:
-            optimizers.set_lr(seat.raw, self._lr(player.optim.lr))
-            seat.optimizer.step()
-        seat.count(finite)
-        if seat.bad > MAX_BAD_STEPS:
+            optimizers.set_lr(trained.raw, self._lr(player.optim.lr))
+            trained.optimizer.step()
+        trained.count(finite)
+        if trained.bad > MAX_BAD_STEPS:
             raise FloatingPointError(
-                f"{player.name}: loss or gradient not finite {seat.bad} updates in a row, "
+                f"{player.name}: loss or gradient not finite {trained.bad} updates in a row, "
                 f"up to step {self.step}"
             )
         if finite:
@@ -327,12 +329,12 @@ class Trainer:
                 self.ema.update(player.net)
         return losses, norm
 
-    def _batch(self, step: int, seat: int, micro: int) -> Batch:
-        """Make data and randomness, decided by (seed, step, seat, micro, rank) alone.
+    def _batch(self, step: int, player: int, micro: int) -> Batch:
+        """Make data and randomness, decided by (seed, step, player, micro, rank) alone.
 
         Nothing random outlives a turn, so a resumed run repeats an uninterrupted one bit by bit.
         """
-        key = [self.config.seed, step, seat, micro]
+        key = [self.config.seed, step, player, micro]
         shared = _generator(key)
         key_of_rank = [*key, 1 + self.accelerator.process_index]
         own = _generator(key_of_rank)

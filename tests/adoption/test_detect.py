@@ -67,8 +67,12 @@ def places(tmp_path_factory):
     ],
 )
 def test_a_checkpoint_is_told_by_its_keys(places, name, form, embedded, rank):
-    looks = look(str(places / name))
-    assert (looks.form, looks.embedded, looks.rank) == (form, embedded, rank)
+    info = look(str(places / name))
+    assert (info.form, info.embedded, info.rank) == (
+        form,
+        embedded,
+        rank,
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from torch import nn
 
 from edgedistill.compress.criteria import cheapest, linear_probe, plan_for_budget, removal_costs
 from edgedistill.compress.plan import build, count
-from edgedistill.compress.units import units, without
+from edgedistill.compress.units import drop_blocks, units
 
 
 def test_the_cost_is_the_relative_change_of_the_output():
@@ -16,7 +16,7 @@ def test_the_cost_is_the_relative_change_of_the_output():
     costs = removal_costs(net, inputs, ["mid_block", "stages.1.layers.1"])
     assert list(costs) == ["mid_block", "stages.1.layers.1"]
     net.eval()
-    smaller = build(without(net, ["mid_block"]), net)
+    smaller = build(drop_blocks(net, ["mid_block"]), net)
     change = sum((output(smaller, c) - output(net, c)).square().sum() for c in inputs)
     size = sum(output(net, c).square().sum() for c in inputs)
     assert costs["mid_block"] == pytest.approx(float(change / size), rel=1e-4)
@@ -132,11 +132,11 @@ def test_a_budget_is_met_and_nothing_goes_that_could_stay(make, budget):
     costs = even_costs(net)
     removed = cheapest(net, costs, budget)
     plan = plan_for_budget(net, costs, budget)
-    assert plan == without(net, removed)
+    assert plan == drop_blocks(net, removed)
     assert count(plan, net) <= budget * total
     for name in removed:
         rest = [other for other in removed if other != name]
-        assert count(without(net, rest), net) > budget * total
+        assert count(drop_blocks(net, rest), net) > budget * total
     assert output(build(plan, net), calls(net)[0]).isfinite().all()
 
 

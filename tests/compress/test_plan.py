@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from edgedistill.compress.plan import Channels, Plan, build, count, share
 from edgedistill.compress.presets import preset
-from edgedistill.compress.units import without
+from edgedistill.compress.units import drop_blocks
 
 
 def test_a_plan_survives_json():
@@ -89,14 +89,14 @@ def test_buffers_outside_the_state_dict_are_copied():
     from compress.nets import dit
 
     net = dit()
-    new = build(without(net, ["transformer_blocks.1"]), net)
+    new = build(drop_blocks(net, ["transformer_blocks.1"]), net)
     assert "pos_embed.pos_embed" not in new.state_dict()
     assert torch.equal(new.pos_embed.pos_embed, net.pos_embed.pos_embed)
 
 
 def test_the_longest_prefix_decides():
     net = sd()
-    plan = without(net, ["stages.3"])
+    plan = drop_blocks(net, ["stages.3"])
     more = {"up_blocks.0.resnets.0.conv2": "up_blocks.1.resnets.1.conv2"}
     new = build(Plan(plan.config, plan.sources | more), net)
     assert torch.equal(
@@ -109,7 +109,7 @@ def test_the_longest_prefix_decides():
 
 def test_a_weight_without_source_names_both_paths():
     net = sd()
-    plan = without(net, [])
+    plan = drop_blocks(net, [])
     lost = Plan(plan.config, {"conv_in": "conv_nowhere"})
     with pytest.raises(
         ValueError, match=r"conv_in.weight has no source: .* no conv_nowhere.weight"
@@ -124,7 +124,7 @@ def test_a_weight_without_source_names_both_paths():
 
 def test_channels_must_be_those_of_the_dimension_and_cannot_be_shared():
     net = sd()
-    plan = without(net, [])
+    plan = drop_blocks(net, [])
     cut = Plan(plan.config, {}, {"s": Channels(5, [0])}, {"conv_in.bias": [["s"]]})
     with pytest.raises(ValueError, match=r"conv_in.bias: channels s are of 5, dimension 0 has 8"):
         build(cut, net)
@@ -136,4 +136,4 @@ def test_a_network_without_a_config_is_refused():
     with pytest.raises(
         ValueError, match="Linear has no config; compression needs a diffusers model"
     ):
-        without(torch.nn.Linear(1, 1), [])
+        drop_blocks(torch.nn.Linear(1, 1), [])

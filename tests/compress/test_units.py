@@ -22,7 +22,7 @@ from compress.nets import (
 from torch.testing import assert_close
 
 from edgedistill.compress.plan import build, count, share
-from edgedistill.compress.units import units, without
+from edgedistill.compress.units import drop_blocks, units
 
 TRANSFORMERS = (dit, pixart, sana, flux, sd3, qwen)
 
@@ -85,7 +85,7 @@ def test_a_unit_is_the_parameters_that_go_and_is_not_missed_if_it_did_nothing(ma
     sizes = {path: p.numel() for path, p in net.named_parameters()}
     for name, unit in list(units(net).items())[::every]:
         silence(net, streams(net, name))
-        smaller = share(without(net, [name]), net)
+        smaller = share(drop_blocks(net, [name]), net)
         gone = sum(sizes[path] for path in unit.parameters)
         assert sum(p.numel() for p in smaller.parameters()) == sum(sizes.values()) - gone, name
         if streams(net, name):
@@ -100,7 +100,7 @@ def test_without_a_unit_the_saved_network_reloads(make, tmp_path):
     net = make()
     call = calls(net)[0]
     for i, name in enumerate(list(units(net))[1::8]):
-        new = build(without(net, [name]), net)
+        new = build(drop_blocks(net, [name]), net)
         new.save_pretrained(tmp_path / str(i))
         again = type(net).from_pretrained(tmp_path / str(i))
         torch.testing.assert_close(output(again, call), output(new, call), atol=1e-5, rtol=1e-4)
@@ -116,7 +116,7 @@ def test_several_units_go_at_once():
         "down_blocks.1.attentions.1.transformer_blocks.0",
     ]
     silence(net, [p for name in names for p in streams(net, name)])
-    plan = without(net, names)
+    plan = drop_blocks(net, names)
     assert plan.config["transformer_layers_per_block"] == [1, [2, 1], 1]
     assert plan.config["reverse_transformer_layers_per_block"] == [[2, 1], 1, 1]
     assert plan.config["up_block_types"] == ["CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"]
@@ -126,7 +126,7 @@ def test_several_units_go_at_once():
 
 def test_everything_can_go_but_a_chain():
     net = sd()
-    new = build(without(net, units(net)), net)
+    new = build(drop_blocks(net, units(net)), net)
     assert new.config.block_out_channels == [8, 16, 24]
     assert new.config.down_block_types == ["DownBlock2D"] * 3
     assert output(new, calls(net)[0]).shape == (2, 4, 8, 8)
@@ -137,14 +137,14 @@ def test_nothing_removed_is_the_network():
         net = make()
         call = calls(net)[0]
         torch.testing.assert_close(
-            output(build(without(net, []), net), call), output(net, call), atol=1e-5, rtol=1e-4
+            output(build(drop_blocks(net, []), net), call), output(net, call), atol=1e-5, rtol=1e-4
         )
 
 
 def test_a_smaller_network_can_be_made_smaller_again():
     net = sdxl(transformer_layers_per_block=(1, 1, 3))
-    once = build(without(net, ["down_blocks.2.attentions.1.transformer_blocks.0"]), net)
-    twice = build(without(once, ["down_blocks.2.attentions.1.transformer_blocks.0"]), once)
+    once = build(drop_blocks(net, ["down_blocks.2.attentions.1.transformer_blocks.0"]), net)
+    twice = build(drop_blocks(once, ["down_blocks.2.attentions.1.transformer_blocks.0"]), once)
     kept = net.down_blocks[2].attentions[1].transformer_blocks[2]
     ours = twice.down_blocks[2].attentions[1].transformer_blocks
     assert len(ours) == 1
@@ -152,7 +152,7 @@ def test_a_smaller_network_can_be_made_smaller_again():
 
 
 def test_dual_attention_layers_keep_their_blocks():
-    plan = without(sd3(), ["transformer_blocks.1"])
+    plan = drop_blocks(sd3(), ["transformer_blocks.1"])
     assert plan.config["dual_attention_layers"] == [0, 1]
     assert plan.config["num_layers"] == 3
 
@@ -162,7 +162,7 @@ def test_full_size_units_take_seconds():
     found = units(net)
     assert len(found) == 69
     total = sum(p.numel() for p in net.parameters())
-    assert count(without(net, ["mid_block"]), net) == total - sum(
+    assert count(drop_blocks(net, ["mid_block"]), net) == total - sum(
         p.numel() for p in net.mid_block.parameters()
     )
 
@@ -187,7 +187,7 @@ def test_full_size_units_take_seconds():
 )
 def test_what_cannot_go_is_named(make, names, message):
     with pytest.raises(ValueError, match=message):
-        without(make(), names)
+        drop_blocks(make(), names)
 
 
 def test_networks_without_units_say_what_was_looked_for():

@@ -5,8 +5,8 @@ import torch
 from compress.nets import calls, dit, output, pixart, sd3
 from diffusers import WanTransformer3DModel
 
-from edgedistill.compress.pruned import Smaller
-from edgedistill.compress.units import without
+from edgedistill.compress.pruned import Pruned
+from edgedistill.compress.units import drop_blocks
 from edgedistill.compress.variance import keep_variance
 
 
@@ -30,9 +30,9 @@ def states_before(net, path, call):
 def test_it_is_what_multiplying_the_states_after_each_gap_gives():
     net = grown(dit(6))
     inputs = calls(net, 3)
-    smaller = Smaller.make([without(net, [f"transformer_blocks.{k}" for k in (1, 2, 4)])], net)
-    plain = Smaller.make(smaller.plans, net)
-    found = keep_variance(net, smaller, inputs)
+    pruned = Pruned.make([drop_blocks(net, [f"transformer_blocks.{k}" for k in (1, 2, 4)])], net)
+    plain = Pruned.make(pruned.plans, net)
+    found = keep_variance(net, pruned, inputs)
 
     def deviation(path):
         return torch.cat([states_before(net, path, call).flatten() for call in inputs]).std()
@@ -51,24 +51,24 @@ def test_it_is_what_multiplying_the_states_after_each_gap_gives():
         )
     for call in inputs:
         torch.testing.assert_close(
-            output(smaller.net, call), output(plain.net, call), rtol=1e-3, atol=1e-4
+            output(pruned.net, call), output(plain.net, call), rtol=1e-3, atol=1e-4
         )
 
 
 def test_a_gap_at_the_end_changes_nothing():
     net = grown(dit(4))
-    smaller = Smaller.make([without(net, ["transformer_blocks.3"])], net)
-    before = {k: v.clone() for k, v in smaller.net.state_dict().items()}
-    assert keep_variance(net, smaller, calls(net)) == []
-    assert all(torch.equal(v, before[k]) for k, v in smaller.net.state_dict().items())
+    pruned = Pruned.make([drop_blocks(net, ["transformer_blocks.3"])], net)
+    before = {k: v.clone() for k, v in pruned.net.state_dict().items()}
+    assert keep_variance(net, pruned, calls(net)) == []
+    assert all(torch.equal(v, before[k]) for k, v in pruned.net.state_dict().items())
 
 
 @pytest.mark.parametrize(("make", "block"), [(pixart, "BasicTransformer"), (sd3, "Joint")])
 def test_blocks_that_cannot_be_rescaled_are_refused(make, block):
     net = make()
-    smaller = Smaller.make([without(net, ["transformer_blocks.1"])], net)
+    pruned = Pruned.make([drop_blocks(net, ["transformer_blocks.1"])], net)
     with pytest.raises(ValueError, match=f"{block}.*DiT's and Wan's"):
-        keep_variance(net, smaller, calls(net))
+        keep_variance(net, pruned, calls(net))
 
 
 def test_wan_without_its_cross_norm_is_refused():
@@ -90,9 +90,9 @@ def test_wan_without_its_cross_norm_is_refused():
         "timestep": torch.tensor([7]),
         "encoder_hidden_states": torch.randn(1, 3, 8),
     }
-    smaller = Smaller.make([without(net, ["blocks.1"])], net)
+    pruned = Pruned.make([drop_blocks(net, ["blocks.1"])], net)
     with pytest.raises(ValueError, match="WanTransformerBlock"):
-        keep_variance(net, smaller, [call])
-    for block in (*net.blocks, *smaller.net.blocks):
+        keep_variance(net, pruned, [call])
+    for block in (*net.blocks, *pruned.net.blocks):
         block.norm2 = torch.nn.LayerNorm(24)
-    assert len(keep_variance(net, smaller, [call])) == 1
+    assert len(keep_variance(net, pruned, [call])) == 1

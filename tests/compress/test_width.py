@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from edgedistill.compress.plan import Channels, Plan, build, count, share
 from edgedistill.compress.presets import preset
-from edgedistill.compress.width import narrower
+from edgedistill.compress.width import prune_width
 
 EVEN = {"block_out_channels": (8, 16, 32, 32)}
 
@@ -21,7 +21,7 @@ def layouts():
 def test_all_channels_are_the_network():
     for net in layouts():
         call = calls(net)[0]
-        assert torch.equal(output(build(narrower(net, 1.0), net), call), output(net, call))
+        assert torch.equal(output(build(prune_width(net, 1.0), net), call), output(net, call))
 
 
 def shuffled(plan, seed):
@@ -40,14 +40,14 @@ def test_channels_in_another_order_are_the_same_network(seed):
     """The oracle for the ties: whatever writes a channel and whatever reads it move together."""
     for net in layouts():
         call = calls(net)[0]
-        mixed = build(shuffled(narrower(net, 1.0), seed), net)
+        mixed = build(shuffled(prune_width(net, 1.0), seed), net)
         assert not torch.equal(mixed.conv_in.weight, net.conv_in.weight)
         assert_close(output(mixed, call), output(net, call), atol=1e-5, rtol=1e-4)
 
 
 def test_a_narrower_network_reloads_in_diffusers_and_gives_the_same(tmp_path):
     for i, net in enumerate(layouts()):
-        plan = narrower(net, 0.5)
+        plan = prune_width(net, 0.5)
         new = build(plan, net)
         assert new.config.block_out_channels == [w // 2 for w in net.config.block_out_channels]
         assert count(plan, net) == sum(p.numel() for p in new.parameters())
@@ -67,7 +67,7 @@ def test_the_loudest_channels_of_every_group_stay():
     for name, p in net.named_parameters():
         if name in ("conv_in.weight", "down_blocks.0.downsamplers.0.conv.weight"):
             p[loud] *= 100
-    plan = narrower(net, 0.5)
+    plan = prune_width(net, 0.5)
     assert plan.channels["stages.0"] == Channels(8, loud)
     new = build(plan, net)
     assert torch.equal(new.conv_in.weight, net.conv_in.weight[loud])
@@ -82,14 +82,14 @@ def test_the_loudest_channels_of_every_group_stay():
 def test_feed_forward_channels_that_add_nothing_go_without_a_trace():
     net = sd(**EVEN)
     path = "up_blocks.1.attentions.0.transformer_blocks.0.ff.net"
-    keep = narrower(net, 0.5).channels[f"{path}.inside"].keep
+    keep = prune_width(net, 0.5).channels[f"{path}.inside"].keep
     quiet = sorted({*range(128)} - {*keep})
     feed = net.get_submodule(path)
     for part in (feed[0].proj.weight[:128], feed[0].proj.weight[128:], feed[2].weight.T):
         part[quiet] = 0
     feed[0].proj.bias[:128][quiet] = 0
-    whole = narrower(net, 1.0)
-    only = Channels(128, narrower(net, 0.5).channels[f"{path}.inside"].keep)
+    whole = prune_width(net, 1.0)
+    only = Channels(128, prune_width(net, 0.5).channels[f"{path}.inside"].keep)
     assert only.keep == keep
     x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     cuts = {p: dims for p, dims in whole.cuts.items() if p.startswith(path)}
@@ -103,7 +103,7 @@ def test_feed_forward_channels_that_add_nothing_go_without_a_trace():
 
 def test_frequencies_of_the_time_embedding_are_the_narrower_ones():
     net = sd(**EVEN)
-    plan = narrower(net, 0.5)
+    plan = prune_width(net, 0.5)
     assert plan.channels["time"].keep == [0, 2, 4, 6]
     new = build(plan, net)
     t = torch.tensor([3.0, 700.0])
@@ -114,10 +114,10 @@ def test_frequencies_of_the_time_embedding_are_the_narrower_ones():
 def test_full_size_is_counted_on_meta():
     net = full(SD15)
     total = sum(p.numel() for p in net.parameters())
-    half = narrower(net, 0.5)
+    half = prune_width(net, 0.5)
     assert half.config["block_out_channels"] == [160, 320, 640, 640]
     assert 0.25 < count(half, net) / total < 0.35
-    uneven = narrower(net, 0.77)
+    uneven = prune_width(net, 0.77)
     assert uneven.config["block_out_channels"] == [256, 480, 992, 992]
     assert count(uneven, net) < total
 
@@ -146,13 +146,13 @@ def test_full_size_is_counted_on_meta():
 )
 def test_what_cannot_be_narrower_is_named(make, factor, message):
     with pytest.raises(ValueError, match=message):
-        narrower(make(), factor)
+        prune_width(make(), factor)
 
 
 def test_narrower_weights_cannot_be_shared():
     net = sd()
     with pytest.raises(ValueError, match="use build"):
-        share(narrower(net, 1.0), net)
+        share(prune_width(net, 1.0), net)
 
 
 @pytest.mark.parametrize("name", ["bk-sdm-tiny", "vega"])
@@ -160,6 +160,6 @@ def test_a_network_with_fewer_blocks_can_be_narrower_too(name):
     net = sd(**EVEN) if name == "bk-sdm-tiny" else sdxl(block_out_channels=(8, 16, 32))
     fewer = build(preset(name, net), net)
     call = calls(net)[0]
-    assert torch.equal(output(build(narrower(fewer, 1.0), fewer), call), output(fewer, call))
-    half = build(narrower(fewer, 0.5), fewer)
+    assert torch.equal(output(build(prune_width(fewer, 1.0), fewer), call), output(fewer, call))
+    half = build(prune_width(fewer, 0.5), fewer)
     assert output(half, call).shape == (2, 4, 8, 8)

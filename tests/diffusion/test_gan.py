@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser
-from edgedistill.diffusion.gan import GAMES, accuracy, r1, r1_by_difference
+from edgedistill.diffusion.gan import GAN_LOSSES, accuracy, r1, r1_by_difference
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Trig
 from edgedistill.networks.heads import Discriminator
@@ -23,45 +23,49 @@ BEST = {
 
 
 def test_every_game_is_listed():
-    assert set(BEST) == set(GAMES)
+    assert set(BEST) == set(GAN_LOSSES)
 
 
 @pytest.mark.parametrize("name", BEST)
 def test_no_constant_is_better_than_the_best_where_real_and_fake_are_alike(name):
     best, lost, generator = BEST[name]
     logit = torch.full((6, 2), best, requires_grad=True)
-    game = GAMES[name]
-    total = game.discriminator(logit, logit)
+    gan_loss = GAN_LOSSES[name]
+    total = gan_loss.discriminator(logit, logit)
     assert total.item() == pytest.approx(lost)
     (slope,) = torch.autograd.grad(total, logit)
     assert slope.abs().max() < 1e-7
-    assert game.generator(logit, logit).item() == pytest.approx(generator)
+    assert gan_loss.generator(logit, logit).item() == pytest.approx(generator)
 
 
 @pytest.mark.parametrize("name", BEST)
 def test_each_side_wants_the_logits_the_other_way(name):
     real, fake = torch.zeros(5, 1, requires_grad=True), torch.zeros(5, 1, requires_grad=True)
-    game = GAMES[name]
-    up, down = torch.autograd.grad(game.discriminator(real, fake), (real, fake), allow_unused=True)
+    gan_loss = GAN_LOSSES[name]
+    up, down = torch.autograd.grad(
+        gan_loss.discriminator(real, fake), (real, fake), allow_unused=True
+    )
     assert bool((up < 0).all())
     assert bool((down >= 0).all())
-    (push,) = torch.autograd.grad(game.generator(real.detach(), fake), fake)
+    (push,) = torch.autograd.grad(gan_loss.generator(real.detach(), fake), fake)
     assert bool((push < 0).all())
 
 
 def test_the_relative_game_is_the_same_for_both_with_the_sides_changed():
     real, fake = torch.randn(2, 9, 3)
-    game = GAMES["relativistic"]
-    assert game.relative
-    torch.testing.assert_close(game.generator(real, fake), game.discriminator(fake, real))
-    shifted = game.discriminator(real + 3, fake + 3)
-    torch.testing.assert_close(game.discriminator(real, fake), shifted)
+    gan_loss = GAN_LOSSES["relativistic"]
+    assert gan_loss.relative
+    torch.testing.assert_close(gan_loss.generator(real, fake), gan_loss.discriminator(fake, real))
+    shifted = gan_loss.discriminator(real + 3, fake + 3)
+    torch.testing.assert_close(gan_loss.discriminator(real, fake), shifted)
 
 
 def test_the_others_do_not_ask_what_the_real_ones_got():
     fake = torch.randn(4, 1)
-    for game in (game for game in GAMES.values() if not game.relative):
-        assert game.generator(torch.randn(4, 1), fake) == game.generator(torch.randn(4, 1), fake)
+    for gan_loss in (gan_loss for gan_loss in GAN_LOSSES.values() if not gan_loss.relative):
+        assert gan_loss.generator(torch.randn(4, 1), fake) == gan_loss.generator(
+            torch.randn(4, 1), fake
+        )
 
 
 def test_r1_of_a_linear_discriminator_is_half_its_weight_squared():

@@ -11,7 +11,7 @@ from edgedistill.diffusion.schedules import VE, Cosine, Discrete, Karras, Rectif
 from edgedistill.diffusion.solvers import solve, time_grid
 from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.draw.generate import generate
-from edgedistill.draw.teacher_help import Help, sample_with, time_told
+from edgedistill.draw.teacher_help import TeacherAssistance, sample_with, time_of
 from edgedistill.recipes.loading import load
 from edgedistill.runs.run_dir import open_run
 
@@ -46,14 +46,14 @@ SCHEDULES = [Trig(), Cosine(), Rectified(shift=3), VE(), Karras()]
 def test_times_are_found_again(schedule):
     for t in (1.0, 0.5, 0.03):
         told = float(schedule.net_time(torch.tensor(t, dtype=torch.float64)))
-        assert time_told(schedule, told).item() == pytest.approx(t, abs=1e-9)
+        assert time_of(schedule, told).item() == pytest.approx(t, abs=1e-9)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "renoise"])
 def test_no_help_is_the_table(sampler):
     table = few_step_table(Trig(), Prediction.X0, TIMES, sampler)
     given = noise(table.draws)
-    ours = sample_with(constant(0.3), table, DATA.denoiser(), Help(), given, {})
+    ours = sample_with(constant(0.3), table, DATA.denoiser(), TeacherAssistance(), given, {})
     torch.testing.assert_close(ours, table.sample(constant(0.3).net, given, {}))
 
 
@@ -63,7 +63,7 @@ def test_the_first_step_is_the_teachers():
     seen = []
     student = constant(0.3)
     student.net.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    sample_with(student, table, teacher, Help(first=200), given, {})
+    sample_with(student, table, teacher, TeacherAssistance(first=200), given, {})
     t, s = TIMES[:1].expand(16), TIMES[1:2].expand(16)
     assert len(seen) == 2
     torch.testing.assert_close(seen[0], DATA.flow(given[0], t, s), atol=5e-3, rtol=0)
@@ -72,7 +72,7 @@ def test_the_first_step_is_the_teachers():
 def test_all_steps_the_teachers_own_are_its_solver():
     table = few_step_table(Trig(), Prediction.X0, TIMES, "ddim")
     given, teacher = noise(), DATA.denoiser()
-    ours = sample_with(teacher, table, teacher, Help(first=1), given, {})
+    ours = sample_with(teacher, table, teacher, TeacherAssistance(first=1), given, {})
     torch.testing.assert_close(ours, solve(teacher, given[0], TIMES, {}))
 
 
@@ -84,7 +84,7 @@ def test_x0_moves_by_a_share_towards_the_teachers(sampler, share):
     given, seen = noise(table.draws), []
     student = constant(0.3)
     student.net.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    last = sample_with(student, table, constant(-0.9), Help(share=share), given, {})
+    last = sample_with(student, table, constant(-0.9), TeacherAssistance(share=share), given, {})
     between, wanted = constant(0.3 - 1.2 * share), []
     between.net.register_forward_pre_hook(lambda _, args: wanted.append(args[0]))
     table.sample(between.net, given, {})
@@ -96,9 +96,9 @@ def test_x0_moves_by_a_share_towards_the_teachers(sampler, share):
 
 def test_what_is_refused():
     with pytest.raises(ValueError, match=r"a share of 1\.5"):
-        Help(share=1.5)
+        TeacherAssistance(share=1.5)
     with pytest.raises(ValueError, match="-1 steps of the teacher"):
-        Help(first=-1)
+        TeacherAssistance(first=-1)
 
 
 def test_generate_asks_the_teacher(two_modes, quick_fit, tmp_path):
@@ -107,7 +107,11 @@ def test_generate_asks_the_teacher(two_modes, quick_fit, tmp_path):
     words = [f"teacher.path={two_modes}", "train.batch_size=16", "train.steps=1"]
     run = open_run(load("mixture-lcm", words), str(tmp_path / "run"), False, tmp_path)
     place, drawn = str(run.train(lambda step, figures: None)), {}
-    for name, given in (("none", Help()), ("first", Help(first=8)), ("share", Help(share=0.5))):
+    for name, given in (
+        ("none", TeacherAssistance()),
+        ("first", TeacherAssistance(first=8)),
+        ("share", TeacherAssistance(share=0.5)),
+    ):
         out = tmp_path / f"{name}.npy"
         generate(place, None, seed=1, count=64, out=out, given=given)
         drawn[name] = np.load(out)
@@ -118,4 +122,11 @@ def test_generate_asks_the_teacher(two_modes, quick_fit, tmp_path):
     bundle.mkdir()
     (bundle / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match="a bundle has no teacher"):
-        generate(str(bundle), None, seed=1, count=1, out=tmp_path / "b.npy", given=Help(first=1))
+        generate(
+            str(bundle),
+            None,
+            seed=1,
+            count=1,
+            out=tmp_path / "b.npy",
+            given=TeacherAssistance(first=1),
+        )

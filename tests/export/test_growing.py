@@ -11,7 +11,7 @@ from torch import nn
 
 from edgedistill.draw.generate import open_subject
 from edgedistill.draw.subjects import student_subject
-from edgedistill.draw.teacher_help import Help
+from edgedistill.draw.teacher_help import TeacherAssistance
 from edgedistill.students.folder import load_student
 from edgedistill.teachers.base import ExportGraph
 from edgedistill.teachers.families.stable_diffusion import StableDiffusion
@@ -147,7 +147,7 @@ def test_steps_that_grow_are_not_one_graph(growing_dir, tmp_path):
 
 def test_the_teacher_does_not_help_where_steps_grow(growing_dir):
     with pytest.raises(ValueError, match="the student's steps grow"):
-        open_subject(growing_dir, Help(first=1))
+        open_subject(growing_dir, TeacherAssistance(first=1))
 
 
 def test_the_card_says_that_diffusers_does_not_grow(growing_dir):

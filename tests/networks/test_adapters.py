@@ -232,17 +232,19 @@ def test_methods_run_either_way(recipe, roles, tmp_path, tiny_sd):
 
 def test_a_turn_moves_its_own_adapter_only(tmp_path, tiny_sd):
     run = new_run("emoji-dmd2", "adapters", tmp_path / "run", tiny_sd)
-    nets = {seat.player.name: seat.player.net for seat in run.trainer.seats}
+    nets = {trained.player.name: trained.player.net for trained in run.trainer.trained_players}
     nets["teacher"] = run.teacher.denoiser.net
     assert set(nets) == {"student", "fake_score", "teacher"}
-    for seat in run.trainer.seats:
+    for trained in run.trainer.trained_players:
         for param in (p for net in nets.values() for p in net.parameters()):
             param.grad = None
         before = {name: weights(net) for name, net in nets.items()}
-        run.trainer._play(seat)
+        run.trainer._play(trained)
         for name, net in nets.items():
-            mine = name == seat.player.name
-            assert same(weights(net), before[name]) != mine, f"{name} in {seat.player.name}'s turn"
+            mine = name == trained.player.name
+            assert same(weights(net), before[name]) != mine, (
+                f"{name} in {trained.player.name}'s turn"
+            )
             assert any(p.grad is not None for p in net.parameters()) == mine
 
 

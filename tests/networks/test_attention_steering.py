@@ -8,7 +8,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import nn
 
 from edgedistill.draw.generate import Negative, generate
-from edgedistill.networks.attention_steering import Away
+from edgedistill.networks.attention_steering import NegativeAttention
 from edgedistill.recipes.loading import load
 from edgedistill.runs.run_dir import open_run
 from edgedistill.teachers import load_teacher
@@ -50,7 +50,7 @@ def test_attention_returns_the_difference_of_both_prompts():
     torch.manual_seed(0)
     net, x, t = Network(), torch.randn(3, 5, 8), torch.zeros(3)
     toward, away = torch.randn(3, 4, 6), torch.randn(1, 4, 6)
-    steered = Away(net, {"states": away}, 0.4)
+    steered = NegativeAttention(net, {"states": away}, 0.4)
     hidden = told(x, toward)
     cross, seen = net.block.attn2, net.block.norm2(hidden)
     z = attended(cross, seen, toward) - 0.4 * attended(cross, seen, away.expand(3, -1, -1))
@@ -58,7 +58,9 @@ def test_attention_returns_the_difference_of_both_prompts():
     # Outside of it the network is as it was, and at scale 0 so is all of it.
     plain = hidden + cross.to_out[0](attended(cross, seen, toward))
     torch.testing.assert_close(net(x, t, states=toward), plain)
-    torch.testing.assert_close(Away(net, {"states": away}, 0.0)(x, t, states=toward), plain)
+    torch.testing.assert_close(
+        NegativeAttention(net, {"states": away}, 0.0)(x, t, states=toward), plain
+    )
 
 
 @torch.no_grad()
@@ -70,16 +72,18 @@ def test_every_family_with_cross_attention_moves(family, tmp_path):
     cond, negative = teacher.encode(["red", "blue"]), teacher.encode(["blue blue"])
     plain = teacher.net(x, t, **cond)
     torch.testing.assert_close(
-        Away(teacher.net, negative, 0.0)(x, t, **cond), plain, rtol=1e-4, atol=1e-5
+        NegativeAttention(teacher.net, negative, 0.0)(x, t, **cond), plain, rtol=1e-4, atol=1e-5
     )
-    assert not torch.allclose(Away(teacher.net, negative, 0.5)(x, t, **cond), plain, atol=1e-5)
+    assert not torch.allclose(
+        NegativeAttention(teacher.net, negative, 0.5)(x, t, **cond), plain, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux", "dit"])
 def test_families_without_are_refused(family, tmp_path):
     teacher = load_teacher(family, make_tiny(family, tmp_path / family))
     with pytest.raises(ValueError, match="needs a student with cross-attention"):
-        Away(teacher.net, {}, 0.5)
+        NegativeAttention(teacher.net, {}, 0.5)
 
 
 def test_generate_takes_a_negative_prompt(tmp_path):

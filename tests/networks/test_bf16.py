@@ -6,7 +6,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from edgedistill import recipes
-from edgedistill.networks.bf16 import lower, raised
+from edgedistill.networks.bf16 import to_bf16, to_fp32
 from edgedistill.runs.run import Run
 from edgedistill.tiny import make_tiny
 
@@ -46,12 +46,12 @@ def test_outside_of_autocast_it_computes_in_float32_with_rounded_weights():
         for name, value in before.items()
     }
     first = next(net.parameters())
-    lower(net)
+    to_bf16(net)
     assert next(net.parameters()) is first
     assert [p.dtype for p in net.parameters()].count(torch.bfloat16) == 4
     with torch.no_grad():
         found = net(x)
-        plain = raised(net)
+        plain = to_fp32(net)
         assert [type(layer) for layer in plain] == [nn.Conv2d, nn.GroupNorm, nn.Flatten, nn.Linear]
         assert all(torch.equal(v, rounded[k]) for k, v in plain.state_dict().items())
         assert found.dtype == torch.float32

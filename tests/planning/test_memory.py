@@ -16,7 +16,7 @@ from edgedistill.diffusion.solvers import time_grid
 from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.added.reward import Rewarded
 from edgedistill.planning.memory import Launch, holdings, memory
-from edgedistill.planning.networks import SCHEDULE, cast
+from edgedistill.planning.networks import SCHEDULE, planned_networks
 from edgedistill.planning.tracker.accelerator import Accelerator
 from edgedistill.planning.tracker.live import Live, called, modules
 from edgedistill.runs.run import Run
@@ -26,7 +26,7 @@ ROLES = ["copies", "adapters"]
 
 
 def planned(name, *words, launch=Launch()):  # noqa: B008  frozen
-    return memory(cast(recipes.load(name, [*SMALL, *words])), launch)
+    return memory(planned_networks(recipes.load(name, [*SMALL, *words])), launch)
 
 
 LADD = ["objective.name=ladd"]
@@ -37,16 +37,16 @@ BLACK_BOX = [*CLIP, "reward.kind=black-box", "reward.group=2"]
 
 def held_by(trainer, teacher, objective):
     """Bytes a real run holds after a step, each storage once."""
-    nets = [seat.player.net for seat in trainer.seats] + [trainer.ema.net]
+    nets = [trained.player.net for trained in trainer.trained_players] + [trainer.ema.net]
     if hasattr(objective, "discriminator"):
         nets.append(objective.discriminator.denoiser)
     if isinstance(objective, Rewarded):
         nets.append(CLIPModel.from_pretrained(assets.ROOT / "emoji" / "clip", dtype=torch.float32))
     nets += [*objective.followers().values(), *teacher.pipeline.components.values()]
     tensors = [t for net in nets if isinstance(net, nn.Module) for t in net.state_dict().values()]
-    for seat in trainer.seats:
-        tensors += [p.grad for p in seat.params if p.grad is not None]
-        tensors += [v for state in seat.raw.state.values() for v in state.values()]
+    for trained in trainer.trained_players:
+        tensors += [p.grad for p in trained.params if p.grad is not None]
+        tensors += [v for state in trained.raw.state.values() for v in state.values()]
     return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
 
 
@@ -63,7 +63,7 @@ def held_by(trainer, teacher, objective):
 @pytest.mark.parametrize("roles", ROLES)
 def test_a_real_run_holds_and_peaks_at_what_was_planned(name, more, roles, tmp_path):
     words = [*SMALL, *more, f"train.roles={roles}", "train.adapter.rank=8"]
-    plan = memory(cast(recipes.load(name, words)), Launch())
+    plan = memory(planned_networks(recipes.load(name, words)), Launch())
     run = Run(recipes.load(name, words), tmp_path)
     trainer = run.trainer
     # All have played once; the last turn below is the first that finds every state in place.
@@ -73,17 +73,19 @@ def test_a_real_run_holds_and_peaks_at_what_was_planned(name, more, roles, tmp_p
     real = held_by(trainer, run.teacher, run.objective)
     assert plan.total - plan.activations == pytest.approx(real, rel=0.02)
     peaks = []
-    for seat in trainer.seats:
+    for trained in trainer.trained_players:
         trainer.step = 5
-        seat.optimizer.zero_grad()
-        others = sum(p.grad.nbytes for s in trainer.seats for p in s.params if p.grad is not None)
-        for other in trainer.seats:
+        trained.optimizer.zero_grad()
+        others = sum(
+            p.grad.nbytes for s in trainer.trained_players for p in s.params if p.grad is not None
+        )
+        for other in trainer.trained_players:
             for param in other.params:
-                param.requires_grad_(other is seat)
-        batch = trainer._batch(trainer.step, seat.index, 0)
+                param.requires_grad_(other is trained)
+        batch = trainer._batch(trainer.step, trained.index, 0)
         gc.collect()
         with Live("cpu") as live:
-            run.objective.loss(seat.player.name, batch).total.backward()
+            run.objective.loss(trained.player.name, batch).total.backward()
         peaks.append(live.peak + others)
     gradients = sum(role.gradients for role in plan.roles.values())
     assert plan.activations + gradients == pytest.approx(max(peaks), rel=0.15)
@@ -92,7 +94,7 @@ def test_a_real_run_holds_and_peaks_at_what_was_planned(name, more, roles, tmp_p
 @pytest.mark.parametrize("name", ["emoji-4step", "emoji-dmd2", "emoji-decoder"])
 def test_roles_are_the_methods_own(name, tmp_path):
     recipe = recipes.load(name, SMALL)
-    made = cast(recipe)
+    made = planned_networks(recipe)
     run = Run(recipe, tmp_path)
 
     def sizes(objective):
@@ -116,7 +118,7 @@ def test_the_reward_is_in_the_worst_turn_with_the_decoder_before_it():
 
 
 def test_a_decoder_that_waits_elsewhere_is_counted_while_it_is_there():
-    made = cast(recipes.load("emoji-lcm", [*SMALL, *BLACK_BOX, "student.steps=2"]))
+    made = planned_networks(recipes.load("emoji-lcm", [*SMALL, *BLACK_BOX, "student.steps=2"]))
     size = sum(p.nbytes for p in made.networks["vae"].parameters())
     peaks = []
     for words in ([], ["train.offload=true"]):
@@ -130,7 +132,7 @@ def test_a_decoder_that_waits_elsewhere_is_counted_while_it_is_there():
 
 
 def test_a_frozen_discriminator_is_held_and_never_saved():
-    made = cast(recipes.load("emoji-lcm", [*SMALL, *LADD]))
+    made = planned_networks(recipes.load("emoji-lcm", [*SMALL, *LADD]))
     player = next(p for p in made.objective.players() if p.name == "discriminator")
     found = holdings(made, Launch())
     teacher = sum(t.nbytes for t in made.networks["unet"].state_dict().values())
@@ -141,7 +143,7 @@ def test_a_frozen_discriminator_is_held_and_never_saved():
     cut = holdings(made, Launch(processes=2, shard=True)).roles["discriminator"]
     assert cut.weights == heads // 2 + teacher
     # One that trains whole has nothing apart.
-    whole = cast(recipes.load("emoji-lcm", [*SMALL, *GAN]))
+    whole = planned_networks(recipes.load("emoji-lcm", [*SMALL, *GAN]))
     assert holdings(whole, Launch()).roles["discriminator"].frozen == 0
 
 
@@ -192,22 +194,22 @@ def test_what_is_frozen_or_a_moment_takes_less_where_asked():
 @pytest.mark.parametrize("roles", ROLES)
 def test_a_spared_call_needs_what_the_call_does(roles, more, monkeypatch):
     words = [*SMALL, f"train.roles={roles}", "train.adapter.rank=8", more]
-    spared = memory(cast(recipes.load("emoji-dmd2", words)), Launch())
+    spared = memory(planned_networks(recipes.load("emoji-dmd2", words)), Launch())
     monkeypatch.setattr("edgedistill.planning.memory.repeated", lambda *_: nullcontext())
-    assert memory(cast(recipes.load("emoji-dmd2", words)), Launch()) == spared
+    assert memory(planned_networks(recipes.load("emoji-dmd2", words)), Launch()) == spared
 
 
 @pytest.mark.parametrize("roles", ROLES)
 def test_a_spared_checkpoint_needs_about_what_it_does(roles, monkeypatch):
     words = [*SMALL, f"train.roles={roles}", "train.batch_size=32", "train.checkpointing=true"]
-    spared = memory(cast(recipes.load("emoji-dmd2", words)), Launch()).activations
+    spared = memory(planned_networks(recipes.load("emoji-dmd2", words)), Launch()).activations
     monkeypatch.setattr("edgedistill.planning.memory.repeated", lambda *_: nullcontext())
-    whole = memory(cast(recipes.load("emoji-dmd2", words)), Launch()).activations
+    whole = memory(planned_networks(recipes.load("emoji-dmd2", words)), Launch()).activations
     assert whole <= spared <= 1.03 * whole  # results of the last block are made again
 
 
 def test_blocks_alike_are_computed_once(monkeypatch):
-    made, calls = cast(recipes.load("emoji-dmd2", SMALL)), []
+    made, calls = planned_networks(recipes.load("emoji-dmd2", SMALL)), []
     blocks = [m for m in modules(made.small) if type(m).__name__ in made.small._repeated_blocks]
     forward = type(blocks[0]).forward
 
@@ -225,7 +227,7 @@ def test_blocks_alike_are_computed_once(monkeypatch):
 
 
 def test_measuring_leaves_the_networks_as_they_were():
-    made = cast(recipes.load("emoji-dmd2", SMALL))
+    made = planned_networks(recipes.load("emoji-dmd2", SMALL))
     held = holdings(made, Launch())
     memory(made, Launch())
     assert holdings(made, Launch()) == held
@@ -238,7 +240,7 @@ def test_gradients_of_several_batches_are_in_place_throughout():
 
 
 def test_sharding_cuts_what_is_trained_and_nothing_else():
-    made = cast(recipes.load("emoji-4step"))
+    made = planned_networks(recipes.load("emoji-4step"))
     one, two = holdings(made, Launch()), holdings(made, Launch(processes=2, shard=True))
     assert two.roles["student"].total == one.roles["student"].total // 2
     assert two.roles["teacher"] == one.roles["teacher"]

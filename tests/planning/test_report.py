@@ -13,7 +13,7 @@ from edgedistill.planning.costs import costs
 from edgedistill.planning.fit import Switch, fit, parse_bytes, switches
 from edgedistill.planning.flops import calls
 from edgedistill.planning.memory import Launch, memory
-from edgedistill.planning.networks import cast
+from edgedistill.planning.networks import planned_networks
 from edgedistill.planning.report import as_json, plan, tables
 
 SDXL = "teacher.path=stabilityai/stable-diffusion-xl-base-1.0"
@@ -169,7 +169,7 @@ def test_what_fits_says_how_much_is_left():
 
 
 def needs(*words, launch=Launch()):  # noqa: B008  frozen
-    return memory(cast(recipes.load("emoji-4step", words)), launch).total
+    return memory(planned_networks(recipes.load("emoji-4step", words)), launch).total
 
 
 def test_each_switch_that_is_named_was_planned_itself():

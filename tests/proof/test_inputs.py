@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from edgedistill.common.plugins import resolve
 from edgedistill.data.pictures import Codec
-from edgedistill.proof.border import border_differences, unread_weights
+from edgedistill.proof.inputs import input_differences, unread_weights
 from edgedistill.teachers import load_teacher
 from edgedistill.teachers.families.stable_diffusion import StableDiffusion
 from edgedistill.tiny import TINY
@@ -59,7 +59,7 @@ def saved(family, place, **vae):
 
 @pytest.mark.parametrize("family", sorted(TINY))
 def test_a_tiny_teacher_differs_in_nothing(family, tmp_path):
-    found = border_differences(load_teacher(family, saved(family, tmp_path)))
+    found = input_differences(load_teacher(family, saved(family, tmp_path)))
     assert found.keys() == {"prompt", "decode"} | ({"encode"} if family != "unet2d" else set())
     assert max(found.values()) < 1e-5
 
@@ -68,7 +68,7 @@ def test_a_tiny_teacher_differs_in_nothing(family, tmp_path):
 @pytest.mark.parametrize("family", PICTURES)
 def test_an_autoencoders_numbers_are_read_as_its_pipeline_reads_them(family, config, tmp_path):
     teacher = load_teacher(family, saved(family, tmp_path, **CONFIGS[config]))
-    assert max(border_differences(teacher).values()) < 1e-4
+    assert max(input_differences(teacher).values()) < 1e-4
     x0 = torch.randn(2, *teacher.sample_shape, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(teacher.scaling.inverse(teacher.scaling(x0)), x0)
 
@@ -164,10 +164,10 @@ def test_an_input_that_no_table_knows_is_found_by_asking_the_pipeline(tmp_path, 
     teacher = load_teacher("sdxl", tmp_path)
     assert unread_weights(teacher) == ["time_embedding.cond_proj"]
     with pytest.raises(ValueError, match="take no part as it is called here: time_embedding"):
-        border_differences(teacher)
-    monkeypatch.setattr("edgedistill.proof.border.unread_weights", lambda _: [])
+        input_differences(teacher)
+    monkeypatch.setattr("edgedistill.proof.inputs.unread_weights", lambda _: [])
     with pytest.raises(ValueError, match="feeds its network timestep_cond, which is not fed"):
-        border_differences(teacher)
+        input_differences(teacher)
 
 
 @pytest.mark.parametrize("name", ["VQModel", "ConsistencyDecoderVAE"])
@@ -233,7 +233,7 @@ def test_a_length_that_a_tokenizer_leaves_out_is_its_encoders(family, tmp_path):
     teacher = load_teacher(family, place)
     clip = [name for name in teacher.tokenizers if name != LAST.get(family)]
     assert all(teacher.length(name) == whole.length(name) for name in clip)
-    assert max(border_differences(teacher).values()) < 1e-5
+    assert max(input_differences(teacher).values()) < 1e-5
 
 
 LAST = {"sd3": "tokenizer_3", "flux": "tokenizer_2"}

@@ -48,28 +48,28 @@ def test_feature_losses_and_gradients_are_those_of_one_process(
     assert done.stderr.count("student two/student") == 1
 
     run = Run(recipes.load(str(file)), tmp_path / "one")
-    trainer, (seat,) = run.trainer, run.trainer.seats
+    trainer, (trained,) = run.trainer, run.trainer.trained_players
     losses = []
     for rank in (0, 1):
         monkeypatch.setattr(
             type(trainer.accelerator), "process_index", property(lambda self, rank=rank: rank)
         )
-        losses.append(seat.turn(trainer._batch(0, 0, 0)))
+        losses.append(trained.loss_module(trainer._batch(0, 0, 0)))
     logged = json.loads((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()[0])
     for key in ("task", "output", "features"):
         assert logged[f"student/{key}"] == pytest.approx(losses[0].logs[key].item(), rel=1e-5)
     (losses[0].total / 2 + losses[1].total / 2).backward()
-    torch.nn.utils.clip_grad_norm_(seat.params, trainer.config.clip)
-    expected = {n: p.grad for n, p in seat.player.net.named_parameters()}
+    torch.nn.utils.clip_grad_norm_(trained.params, trainer.config.clip)
+    expected = {n: p.grad for n, p in trained.player.net.named_parameters()}
     (state,) = (tmp_path / "two" / "checkpoints").glob("*/")
     moved = load_file(next(Path(state).glob("student*.safetensors")))
     # AdamW's first step moves every weight by the rate against its gradient's sign.
-    rate = trainer._lr(seat.player.optim.lr)
-    for name, before in seat.player.net.named_parameters():
+    rate = trainer._lr(trained.player.optim.lr)
+    for name, before in trained.player.net.named_parameters():
         gradient = expected[name]
         if gradient is None:
             continue
-        step = rate * gradient / (gradient.abs() + seat.player.optim.eps)
+        step = rate * gradient / (gradient.abs() + trained.player.optim.eps)
         clear = gradient.abs() > 1e-5
         torch.testing.assert_close(
             moved[name][clear], (before - step)[clear], atol=1e-3 * rate, rtol=0

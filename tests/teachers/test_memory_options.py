@@ -41,7 +41,7 @@ def test_checkpointing_holds_less_and_learns_the_same(tmp_path, name, roles):
 def test_what_is_offloaded_comes_for_each_use(tmp_path):
     folder = make_tiny("sdxl", tmp_path / "t")
     plain, spared = load_teacher("sdxl", folder), load_teacher("sdxl", folder)
-    spared.spare(checkpointing=False, offload=True)
+    spared.set_memory_options(checkpointing=False, offload=True)
     places = []
     for module in (spared.text_encoder, spared.decoder):
         module.to = lambda device, keep=module.to: places.append(str(device)) or keep(device)
@@ -55,4 +55,4 @@ def test_what_is_offloaded_comes_for_each_use(tmp_path):
 def test_a_mixture_has_nothing_to_spare(two_modes):
     teacher = load_teacher("mixture", two_modes)
     with pytest.raises(ValueError, match=r"train.offload: mixture teachers have nothing to spare"):
-        teacher.spare(checkpointing=False, offload=True)
+        teacher.set_memory_options(checkpointing=False, offload=True)

@@ -116,18 +116,20 @@ def test_players_take_their_turns_in_order_from_their_first_step(tmp_path):
 def test_a_turn_moves_its_own_player_only(tmp_path, two_modes, quick_fit):
     overrides = ["objective.gan_weight=0.1", "train.batch_size=8", f"teacher.path={two_modes}"]
     run = Run(recipes.load("mixture-dmd2", overrides), tmp_path)
-    trainer, nets = run.trainer, {s.player.name: s.player.net for s in run.trainer.seats}
+    trainer, nets = run.trainer, {s.player.name: s.player.net for s in run.trainer.trained_players}
     assert set(nets) == {"student", "fake_score"}
     teacher = [b.clone() for b in run.teacher.denoiser.buffers()]
-    for seat in trainer.seats:
+    for trained in trainer.trained_players:
         before = {name: weights(net) for name, net in nets.items()}
-        trainer._play(seat)
+        trainer._play(trained)
         for name, net in nets.items():
             moved = [
                 not torch.equal(a, b) for a, b in zip(before[name], net.parameters(), strict=True)
             ]
-            assert any(moved) == (name == seat.player.name), f"{name} in {seat.player.name}'s turn"
-            if name != seat.player.name:
+            assert any(moved) == (name == trained.player.name), (
+                f"{name} in {trained.player.name}'s turn"
+            )
+            if name != trained.player.name:
                 assert all(p.grad is None or not p.requires_grad for p in net.parameters())
     assert all(map(torch.equal, teacher, run.teacher.denoiser.buffers()))
 
@@ -152,7 +154,7 @@ def test_two_batches_of_8_accumulate_to_one_of_16(tmp_path):
     for choice in ({"batch_size": 16}, {"batch_size": 8, "accumulate": 2}):
         player = student()
         trainer = trainer_of(tmp_path, Double(player), clip=1e6, **choice)
-        trainer._play(trainer.seats[0])
+        trainer._play(trainer.trained_players[0])
         gradients.append(player.net.weight.grad.clone())  # Adam would hide a factor
         player = student()
         trainer_of(tmp_path, Double(player), **choice).fit()
@@ -177,7 +179,7 @@ def test_learning_rates_follow_their_schedule(tmp_path, choice, expected):
     trainer = trainer_of(
         tmp_path,
         Double(player),
-        lambda step, figures: seen.append(trainer.seats[0].raw.param_groups[0]["lr"]),
+        lambda step, figures: seen.append(trainer.trained_players[0].raw.param_groups[0]["lr"]),
         steps=4,
         **choice,
     )
@@ -190,7 +192,7 @@ def test_gradients_above_the_norm_are_scaled_down(tmp_path):
     objective = Double(player)
     objective.spoil = lambda turn: 1e4
     trainer = trainer_of(tmp_path, objective, clip=0.5)
-    _, norm = trainer._play(trainer.seats[0])
+    _, norm = trainer._play(trainer.trained_players[0])
     assert norm > 100
     total = torch.stack([p.grad.norm() for p in player.net.parameters()]).norm()
     assert total.item() == pytest.approx(0.5, rel=1e-3)
@@ -312,7 +314,7 @@ def test_what_is_not_finite_is_in_no_checkpoint(tmp_path, place):
 
     def spoil(step, figures):
         if step == 3 and place == "moment":
-            trainer.seats[0].raw.state[player.net.weight]["exp_avg_sq"][0, 0] = math.inf
+            trainer.trained_players[0].raw.state[player.net.weight]["exp_avg_sq"][0, 0] = math.inf
         if step == 3 and place == "ema":
             trainer.ema.net.bias.data[0] = math.nan
         if step == 3 and place == "weight":
@@ -481,7 +483,7 @@ def test_a_checkpoint_of_the_first_schema_is_taken_up(tmp_path, capsys):
     assert "state.json: schema 1 has no hashes" in " ".join(capsys.readouterr().err.split())
     stored = load_file(OLD / "checkpoints" / "step-00000002" / "student.safetensors")
     assert torch.equal(player.net.weight, stored["weight"])
-    assert trainer.seats[0].raw.state_dict()["state"][0]["step"] == 2
+    assert trainer.trained_players[0].raw.state_dict()["state"][0]["step"] == 2
     trainer.fit()
     state = json.loads((tmp_path / "checkpoints/step-00000006/state.json").read_text())
     assert (state["schema_version"], len(state["sha256"])) == (2, 4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from edgedistill.diffusion.boundary import bounded
+from edgedistill.diffusion.boundary import consistency_function
 from edgedistill.objectives.base import Batch, Objective, Setup, Wrapper
 from edgedistill.objectives.matching.rollout import Rollout
 
@@ -44,4 +44,4 @@ class Beside(Wrapper):
         if boundary is None:
             return sample.x0
         t = self.times[sample.index].to(sample.x0.device).expand(len(sample.x0))
-        return bounded(boundary, sample.x_t, sample.x0, t)
+        return consistency_function(boundary, sample.x_t, sample.x0, t)

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from edgedistill.diffusion.boundary import bounded, lcm_boundary
+from edgedistill.diffusion.boundary import consistency_function, lcm_boundary
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.losses import matching_gradient, surrogate_loss
 from edgedistill.diffusion.solvers import SOLVERS
@@ -131,7 +131,7 @@ class Flash(GAN):
         place = int(torch.multinomial(masses, 1, generator=batch.shared))
         t = self.grid[place].to(batch.x0.device).expand(len(batch.x0))
         x_t = self.student.noised(batch.x0, t, batch.noise())
-        x0 = bounded(self.boundary(), x_t, self.student(x_t, t, batch.cond), t)
+        x0 = consistency_function(self.boundary(), x_t, self.student(x_t, t, batch.cond), t)
         return Placed(x_t, t, x0, *self.shown(x0, batch), place)
 
     def shown(self, x0: Tensor, batch: Batch) -> tuple[Shown, Shown]:

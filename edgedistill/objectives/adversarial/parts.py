@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from edgedistill.diffusion.denoiser import Condition, cat
 from edgedistill.diffusion.distances import drift
-from edgedistill.diffusion.gan import GAMES, accuracy, r1, r1_by_difference
+from edgedistill.diffusion.gan import GAN_LOSSES, accuracy, r1, r1_by_difference
 from edgedistill.diffusion.solvers import init_scale
 from edgedistill.diffusion.tensors import expand_like
 from edgedistill.diffusion.times import neighbours
@@ -58,7 +58,7 @@ class GAN(Objective):
         """Hyperparameters of the discriminator."""
 
         loss: Literal["hinge", "non-saturating", "lsgan", "relativistic"] = "hinge"
-        """A key of `adversarial.GAMES`."""
+        """A key of `adversarial.GAN_LOSSES`."""
         gan_weight: float = Field(1.0, gt=0)
         """Weight of the adversarial loss in the student's."""
         r1: float = Field(0.0, ge=0)
@@ -81,7 +81,7 @@ class GAN(Objective):
     def __init__(self, config: GAN.Config, setup: Setup) -> None:
         self.config, self.setup = config, setup
         self.teacher, self.student, self.times = setup.teacher, setup.student, setup.times
-        self.game = GAMES[config.loss]
+        self.gan_loss = GAN_LOSSES[config.loss]
         self.discriminator = Discriminator(
             setup.spawn(),
             config.taps or (setup.tap,),
@@ -149,8 +149,8 @@ class GAN(Objective):
         weight = self.weight(batch.step)
         if weight:
             fake = self.discriminator(made.fake, batch.cond)
-            real = self.discriminator(made.real, batch.cond) if self.game.relative else fake
-            terms["gan"] = weight * self.game.generator(real, fake)
+            real = self.discriminator(made.real, batch.cond) if self.gan_loss.relative else fake
+            terms["gan"] = weight * self.gan_loss.generator(real, fake)
         total = torch.stack(list(terms.values())).sum()
         return Losses(total, {**logs, **{name: term.detach() for name, term in terms.items()}})
 
@@ -167,7 +167,7 @@ class GAN(Objective):
         # Fused attention kernels have no second derivative.
         with sdpa_kernel(SDPBackend.MATH) if exact else nullcontext():
             real, fake, *moved = self.logits(shown, batch.cond)
-        total = self.game.discriminator(real, fake)
+        total = self.gan_loss.discriminator(real, fake)
         logs = {"gan": total.detach(), "accuracy": accuracy(real, fake)}
         if config.r1:
             step = config.r1_step

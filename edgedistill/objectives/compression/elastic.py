@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 
 from edgedistill.compress.plan import Plan, share
-from edgedistill.compress.pruned import Smaller
+from edgedistill.compress.pruned import Pruned
 from edgedistill.objectives.base import Batch, Losses, Objective, Setup, Wrapper
 
 __all__ = ["Elastic"]
@@ -56,8 +56,8 @@ class Elastic(Wrapper):
             return
         for name, plan in plans.items():
             with self._at(name):
-                smaller = Smaller(self.depths[name], (plan,))
-                self.methods[name] = make(replace(setup, smaller=smaller))
+                pruned = Pruned(self.depths[name], (plan,))
+                self.methods[name] = make(replace(setup, pruned=pruned))
 
     @contextmanager
     def _at(self, depth: str) -> Iterator[None]:

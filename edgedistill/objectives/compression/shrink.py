@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgedistill.common.plugins import unknown
-from edgedistill.compress.pruned import Smaller
+from edgedistill.compress.pruned import Pruned
 from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided, expand
 from edgedistill.diffusion.times import stratified
 from edgedistill.networks.taps import Taps
@@ -129,16 +129,16 @@ class Shrink(Objective):
     def _tap(self, setup: Setup) -> None:
         ours = setup.student.net.get_submodule(setup.core)
         theirs = self.teacher.net.get_submodule(setup.core)
-        smaller = setup.smaller or Smaller(ours, ())
+        pruned = setup.pruned or Pruned(ours, ())
         paths = tap_paths(ours, self.config.taps)
-        pairs = [facing(ours, theirs, path, smaller.origin(path)) for path in paths]
+        pairs = [facing(ours, theirs, path, pruned.origin(path)) for path in paths]
         paths = [path for path, _ in pairs]
         self.ours = Taps(ours, paths)
         self.theirs = Taps(theirs, [path for _, path in pairs])
         device = next(ours.parameters()).device
         self.channels = [
             None if index is None else torch.tensor(index, device=device)
-            for index in (smaller.channels(path) for path in paths)
+            for index in (pruned.channels(path) for path in paths)
         ]
 
     def players(self) -> list[Player]:

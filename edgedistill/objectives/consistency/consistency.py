@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from edgedistill.diffusion.boundary import boundary_of, bounded
+from edgedistill.diffusion.boundary import boundary_of, consistency_function
 from edgedistill.diffusion.denoiser import Condition, Denoiser
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.schedule import Schedule
@@ -159,7 +159,7 @@ class CD(Objective):
     def consistency(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Return f(x_t, t), which is x_0 itself at t = 0 (Song et al. 2023, Eq. 5)."""
         x0: Tensor = denoiser(x_t, t, cond)
-        return bounded(self.boundary(), x_t, x0, t)
+        return consistency_function(self.boundary(), x_t, x0, t)
 
     def start(
         self, batch: Batch, x_t: Tensor, t: Tensor, x_s: Tensor, s: Tensor

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from edgedistill.diffusion.boundary import landed
+from edgedistill.diffusion.boundary import flow_map
 from edgedistill.diffusion.denoiser import Condition, Denoiser
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.losses import gan_discriminator, gan_generator
@@ -105,7 +105,7 @@ class CTM(Objective):
         # edge above.
         asked = t.clamp(min=float(self.grid[-2]))
         x0: Tensor = denoiser(x_t, asked, {**cond, "s": s})
-        return landed(self.student.schedule, x_t, x0, t, s)
+        return flow_map(self.student.schedule, x_t, x0, t, s)
 
     def places(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return grid indices of t, u and s, (N,) each, from the most noise to the least."""

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from edgedistill.diffusion.boundary import landed
+from edgedistill.diffusion.boundary import flow_map
 from edgedistill.diffusion.denoiser import Condition, Guided
 from edgedistill.diffusion.distances import distance
 from edgedistill.diffusion.times import above, neighbours
@@ -84,7 +84,7 @@ class ICD(PCM):
         x = x0
         for t, s in pairwise(self.stops.to(x.device)):
             t, s = t.expand(len(x)), s.expand(len(x))
-            x = landed(self.student.schedule, x, self.encoder(x, t, cond), t, s)
+            x = flow_map(self.student.schedule, x, self.encoder(x, t, cond), t, s)
         return x
 
     def loss(self, player: str, batch: Batch) -> Losses:
@@ -122,6 +122,6 @@ class ICD(PCM):
         schedule = self.student.schedule
         x = self.student.noised(batch.x0, begin, batch.noise())
         with torch.no_grad():
-            away = landed(schedule, x, there(x, begin, batch.cond), begin, turn)
-        home = landed(schedule, away, back(away, turn, batch.cond), turn, begin)
+            away = flow_map(schedule, x, there(x, begin, batch.cond), begin, turn)
+        home = flow_map(schedule, away, back(away, turn, batch.cond), turn, begin)
         return distance(self.config.distance, home, x).mean()

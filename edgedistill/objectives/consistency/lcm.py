@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from edgedistill.diffusion.boundary import bounded, lcm_boundary
+from edgedistill.diffusion.boundary import consistency_function, lcm_boundary
 from edgedistill.diffusion.denoiser import Condition, Denoiser
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.solvers import ddim_step, time_grid
@@ -89,7 +89,7 @@ class LCM(Objective):
     def consistency(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Return f(x_t, t) = c_skip x_t + c_out x0 (LCM, Eq. 9)."""
         x0: Tensor = denoiser(x_t, t, cond)
-        return bounded(self.boundary(), x_t, x0, t)
+        return consistency_function(self.boundary(), x_t, x0, t)
 
     def loss(self, player: str, batch: Batch) -> Losses:
         grid = self.grid

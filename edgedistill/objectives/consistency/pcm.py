@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from edgedistill.diffusion.boundary import landed
+from edgedistill.diffusion.boundary import flow_map
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.solvers import ddim_step, time_grid
@@ -70,7 +70,7 @@ def wanted(
     schedule, t, s = target.schedule, legs.t, legs.s
     x_t = target.noised(batch.x0, t, batch.noise())
     x_s = ddim_step(schedule, x_t, guide(x_t, t, batch.cond), t, s)
-    return x_t, landed(schedule, x_s, target(x_s, s, batch.cond), s, legs.edge)
+    return x_t, flow_map(schedule, x_s, target(x_s, s, batch.cond), s, legs.edge)
 
 
 def agreement(
@@ -86,7 +86,7 @@ def agreement(
     The student lands from x_t; the target is that of `wanted`.
     """
     x_t, edge = wanted(target, guide, batch, legs)
-    ours = landed(student.schedule, x_t, student(x_t, legs.t, batch.cond), legs.t, legs.edge)
+    ours = flow_map(student.schedule, x_t, student(x_t, legs.t, batch.cond), legs.t, legs.edge)
     return distance(metric, ours, edge).mean()
 
 

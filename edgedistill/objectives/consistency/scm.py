@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from edgedistill.diffusion.boundary import boundary_of, bounded
+from edgedistill.diffusion.boundary import boundary_of, consistency_function
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.diffusion.step_table import Boundary
 from edgedistill.diffusion.tangents import DERIVATIVES
@@ -139,7 +139,7 @@ class SCM(Objective):
     def flow(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Return F, the student's network in TrigFlow."""
         cos, sin, size = self.trig(t, x_t)
-        clean = bounded(self.boundary(), x_t, self.student(x_t, t, cond), t)
+        clean = consistency_function(self.boundary(), x_t, self.student(x_t, t, cond), t)
         return (cos * x_t / size - clean / self.config.sigma_data) / sin
 
     @torch.no_grad()

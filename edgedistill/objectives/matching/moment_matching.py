@@ -47,7 +47,7 @@ class Between:
         rollout, x0 = self.rollout, sample.x0
         first, s = rollout.times[sample.index], rollout.times[sample.index + 1]
         level = rollout.student.schedule.snap(s + (first - s) * t).to(x0.device)
-        x_s = rollout.landed(sample.x_t, x0, first.expand(len(x0)), level, batch)
+        x_s = rollout.land(sample.x_t, x0, first.expand(len(x0)), level, batch)
         return Noised(x_s, level, x0, eps_of(rollout.student, x_s, x0, level))
 
 

@@ -144,10 +144,10 @@ class Rollout:
         x_t = init_scale(self.student.schedule, self.times[0]) * batch.noise()
         for t, s in zip(self.times[:index], self.times[1 : index + 1], strict=True):
             x0 = self.student(x_t, t.to(x_t.device), batch.cond)
-            x_t = self.landed(x_t, x0, t, s, batch)
+            x_t = self.land(x_t, x0, t, s, batch)
         return x_t
 
-    def landed(self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, batch: Batch) -> Tensor:
+    def land(self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, batch: Batch) -> Tensor:
         """Samples of the student's step from t to s."""
         t, s = t.to(x_t.device), s.to(x_t.device)
         if self.sampler == "renoise":

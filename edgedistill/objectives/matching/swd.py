@@ -101,7 +101,7 @@ class MultiResolutionRollout(Rollout):
             x0: Tensor = self.student(x_t, t.to(x_t.device), batch.cond)
             if there != here:
                 x0 = resized(x0, *there[-2:])
-            x_t = self.landed(x_t, x0, t, s, replace(batch, x0=x0))
+            x_t = self.land(x_t, x0, t, s, replace(batch, x0=x0))
         return x_t
 
 

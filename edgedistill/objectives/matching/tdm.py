@@ -37,7 +37,7 @@ class LandingNoise:
         rollout, x0 = self.rollout, sample.x0
         schedule = rollout.student.schedule
         first, s = rollout.times[sample.index], rollout.times[sample.index + 1]
-        x_s = rollout.landed(sample.x_t, x0, first, s, batch)
+        x_s = rollout.land(sample.x_t, x0, first, s, batch)
         top = first if self.top is None else self.top
         level = schedule.snap(s + (top - s) * t)
         level = torch.where(level > s, level, top).to(x0.device)

@@ -185,7 +185,7 @@ class PGSB(VSD):
         scale = stratified(len(x_t), batch.generator, self.config.low, self.config.high)
         scale = expand_like(scale, x_t).to(x_t)
         real, fake = (
-            guided.bounded(torch.lerp(*guided.both(x_t, t, batch.cond), scale), t)
+            guided.clip_x0(torch.lerp(*guided.both(x_t, t, batch.cond), scale), t)
             for guided in (self.guided, self.guided_fake)
         )
         return View(sample.x0.detach(), x_t, t, real, fake)

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from edgedistill.diffusion.boundary import landed
+from edgedistill.diffusion.boundary import flow_map
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.prediction import to_eps
@@ -84,7 +84,7 @@ class BackwardDistill(Objective):
         path = torch.unique_consecutive(schedule.snap(t.cpu() * fractions[:-1]))
         times = torch.cat([path, torch.zeros_like(path[:1])]).to(x_t.device)
         begin = times[:1].expand(len(x_t))
-        x = landed(schedule, x_t, x0, t.expand(len(x_t)), begin)
+        x = flow_map(schedule, x_t, x0, t.expand(len(x_t)), begin)
         return SOLVERS["dpm++2m"](self.teacher, x, times, batch.cond)
 
 

@@ -58,11 +58,11 @@ class DiT(ClassTeacher):
         super().__init__(name, path, pipeline)
         self.prompts = tuple(list(self.classes)[:4])
 
-    def border(self) -> tuple[Schedule, Prediction]:
+    def parametrization(self) -> tuple[Schedule, Prediction]:
         check_unscaled(self.pipeline.scheduler, self.path)
         return discrete_border(self.pipeline.scheduler, self.path)
 
-    def wrap(self, core: nn.Module) -> DiTNet:
+    def as_denoiser(self, core: nn.Module) -> DiTNet:
         for module in core.modules():
             if isinstance(module, LabelEmbedding):
                 # training would drop labels with it, from the global generator; distillation drops

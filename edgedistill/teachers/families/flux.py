@@ -140,7 +140,7 @@ class Flux(PipelineTeacher):
     def longest(self, tokenizer: str) -> int | None:
         return LENGTHS[self.embeds] if tokenizer == "tokenizer_2" else None
 
-    def border(self) -> tuple[Schedule, Prediction]:
+    def parametrization(self) -> tuple[Schedule, Prediction]:
         _, height, width = self.shape()
         tokens = (height // 2) * (width // 2)
         return flow_schedule(self.pipeline.scheduler, tokens, self.path), Prediction.FLOW
@@ -149,7 +149,7 @@ class Flux(PipelineTeacher):
     def scaling_of(cls, config: Any) -> Scaling:
         return shifted(config)
 
-    def wrap(self, core: nn.Module) -> FluxNet:
+    def as_denoiser(self, core: nn.Module) -> FluxNet:
         return self._reading(core, GUIDANCE)
 
     def _reading(self, core: nn.Module, guidance: float) -> FluxNet:

@@ -25,7 +25,7 @@ from edgedistill.teachers.pipeline import PipelineTeacher
 from edgedistill.teachers.schedulers import discrete_border
 from edgedistill.teachers.student_schedulers import discrete_schedulers
 
-__all__ = ["MaskedEncoder", "PixArt", "bias", "lower"]
+__all__ = ["MaskedEncoder", "PixArt", "bias", "lowercase"]
 
 LENGTHS = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
 """Number of tokens of a prompt, by pipeline."""
@@ -108,13 +108,13 @@ class PixArt(PipelineTeacher):
     @classmethod
     def open(cls, name: str, index: dict[str, Any], where: str) -> Any:
         pipeline = super().open(name, index, where)
-        lower(pipeline.tokenizer)
+        lowercase(pipeline.tokenizer)
         return pipeline
 
-    def border(self) -> tuple[Schedule, Prediction]:
+    def parametrization(self) -> tuple[Schedule, Prediction]:
         return discrete_border(self.pipeline.scheduler, self.path)
 
-    def wrap(self, core: nn.Module) -> PixArtNet:
+    def as_denoiser(self, core: nn.Module) -> PixArtNet:
         height, width = (size * self.pipeline.vae_scale_factor for size in self.shape()[1:])
         alpha = isinstance(self.pipeline, PixArtAlphaPipeline)
         sized = alpha and self.pipeline.transformer.config.sample_size == LARGE
@@ -139,7 +139,7 @@ def bias(mask: Tensor, x: Tensor) -> Tensor:
     return (1 - mask).reshape(x.shape[0], 1, mask.shape[1]) * -10000.0
 
 
-def lower(tokenizer: Any) -> None:
+def lowercase(tokenizer: Any) -> None:
     """Make a tokenizer lowercase and strip its prompts first, in a bundle too."""
     backend = tokenizer.backend_tokenizer
     own = [backend.normalizer] if backend.normalizer else []

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.step_table import TorchStepTable
-from edgedistill.teachers.families.pixart import MaskedEncoder, bias, lower
+from edgedistill.teachers.families.pixart import MaskedEncoder, bias, lowercase
 from edgedistill.teachers.flow import flow_schedule, flow_schedulers
 from edgedistill.teachers.pipeline import PipelineTeacher
 
@@ -71,18 +71,18 @@ class Sana(PipelineTeacher):
     @classmethod
     def open(cls, name: str, index: dict[str, Any], where: str) -> Any:
         pipeline = super().open(name, index, where)
-        lower(pipeline.tokenizer)
+        lowercase(pipeline.tokenizer)
         pipeline.tokenizer.padding_side = "right"
         return pipeline
 
-    def border(self) -> tuple[Schedule, Prediction]:
+    def parametrization(self) -> tuple[Schedule, Prediction]:
         scheduler = self.pipeline.scheduler
         _, height, width = self.shape()
         patch = self.pipeline.transformer.config.patch_size
         tokens = (height // patch) * (width // patch)
         return flow_schedule(scheduler, tokens, self.path), Prediction.FLOW
 
-    def wrap(self, core: nn.Module) -> SanaNet:
+    def as_denoiser(self, core: nn.Module) -> SanaNet:
         return SanaNet(core, self.pipeline.transformer.config.timestep_scale)
 
     def encoder(self) -> MaskedEncoder:

@@ -98,7 +98,7 @@ class StableDiffusion3(PipelineTeacher):
             self.tokenizers["tokenizer_3"] = "input_ids_3"
         super().__init__(name, path, pipeline)
 
-    def border(self) -> tuple[Schedule, Prediction]:
+    def parametrization(self) -> tuple[Schedule, Prediction]:
         _, height, width = self.shape()
         patch = self.pipeline.transformer.config.patch_size
         tokens = (height // patch) * (width // patch)
@@ -108,7 +108,7 @@ class StableDiffusion3(PipelineTeacher):
     def scaling_of(cls, config: Any) -> Scaling:
         return shifted(config)
 
-    def wrap(self, core: nn.Module) -> SD3Net:
+    def as_denoiser(self, core: nn.Module) -> SD3Net:
         return SD3Net(core)
 
     def encoder(self) -> SD3TextEncoders:

@@ -76,7 +76,7 @@ class StableDiffusionXL(PipelineTeacher):
     tokenizers = {"tokenizer": "input_ids", "tokenizer_2": "input_ids_2"}  # noqa: RUF012
     conditions = ("encoder_hidden_states", "text_embeds")
 
-    def border(self) -> tuple[Schedule, Prediction]:
+    def parametrization(self) -> tuple[Schedule, Prediction]:
         return discrete_border(self.pipeline.scheduler, self.path)
 
     @classmethod
@@ -86,7 +86,7 @@ class StableDiffusionXL(PipelineTeacher):
             return Scaling(config.scaling_factor)
         return Scaling(config.scaling_factor, mean, deviation)
 
-    def wrap(self, core: nn.Module) -> SDXLNet:
+    def as_denoiser(self, core: nn.Module) -> SDXLNet:
         height, width = (size * self.pipeline.vae_scale_factor for size in self.shape()[1:])
         return SDXLNet(core, (height, width, 0, 0, height, width))
 

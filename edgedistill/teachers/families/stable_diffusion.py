@@ -62,10 +62,10 @@ class StableDiffusion(PipelineTeacher):
             self.masks = {"tokenizer": "attention_mask"}
         super().__init__(name, path, pipeline)
 
-    def border(self) -> tuple[Schedule, Prediction]:
+    def parametrization(self) -> tuple[Schedule, Prediction]:
         return discrete_border(self.pipeline.scheduler, self.path)
 
-    def wrap(self, core: nn.Module) -> SDNet:
+    def as_denoiser(self, core: nn.Module) -> SDNet:
         return SDNet(core)
 
     def encoder(self) -> SDTextEncoder:

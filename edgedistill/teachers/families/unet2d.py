@@ -111,7 +111,7 @@ image = pipe(num_inference_steps={steps}).images[0]
         # DDIMPipeline has the same layout but takes no scheduler besides DDIM.
         return super().open(cls.pipelines[0], index, where)
 
-    def border(self) -> tuple[Schedule, Prediction]:
+    def parametrization(self) -> tuple[Schedule, Prediction]:
         if not self.edm:
             return discrete_border(self.pipeline.scheduler, self.path)
         config = self.pipeline.scheduler.config
@@ -131,7 +131,7 @@ image = pipe(num_inference_steps={steps}).images[0]
         levels = Karras(config.sigma_min, config.sigma_max, config.rho, config.sigma_data)
         return levels, Prediction.V
 
-    def wrap(self, core: nn.Module) -> UNet2DNet:
+    def as_denoiser(self, core: nn.Module) -> UNet2DNet:
         return UNet2DNet(
             core, SIGNS[self.pipeline.scheduler.config.prediction_type] if self.edm else 1
         )

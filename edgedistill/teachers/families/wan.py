@@ -121,11 +121,11 @@ export_to_video(video, "video.mp4", fps=16)
         backend.normalizer = normalizers.Sequence([blanks, normalizers.Strip(), *own])
         return pipeline
 
-    def border(self) -> tuple[Schedule, Prediction]:
+    def parametrization(self) -> tuple[Schedule, Prediction]:
         scheduler = self.pipeline.scheduler
         return flow_schedule(scheduler, 0, self.path), Prediction.FLOW
 
-    def wrap(self, core: nn.Module) -> WanNet:
+    def as_denoiser(self, core: nn.Module) -> WanNet:
         core.get_submodule("condition_embedder.time_embedder").__class__ = TimeEmbedding
         return WanNet(core)
 

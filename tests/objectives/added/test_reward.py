@@ -21,7 +21,7 @@ from edgedistill.objectives.added.reward import Reward, Rewarded, advantages
 from edgedistill.objectives.base import Losses, Objective, Optim, Player, Setup
 from edgedistill.objectives.matching.vsd import VSD
 from edgedistill.objectives.preference.policy import actions, log_prob, walk
-from edgedistill.planning.networks import cast
+from edgedistill.planning.networks import planned_networks
 from edgedistill.rewards import RewardModel, reward_of
 from edgedistill.runs.run import Run
 from edgedistill.teachers import load_teacher
@@ -247,7 +247,7 @@ def test_values_alone_need_no_decoder_that_stays():
 def test_a_plan_does_not_leave_its_cost_out_in_silence():
     words = ["reward.name=linear", "reward.options.direction=[1]"]
     with pytest.raises(ValueError, match=r"reward\.name=linear: what this reward costs"):
-        cast(recipes.load("emoji-lcm", words))
+        planned_networks(recipes.load("emoji-lcm", words))
 
 
 class Norm(RewardModel):

@@ -10,8 +10,8 @@ from torch import nn
 from edgedistill.compress.config import Compress
 from edgedistill.compress.plan import Plan, build
 from edgedistill.compress.presets import preset
-from edgedistill.compress.pruned import Smaller, choose, depths, record
-from edgedistill.compress.units import without
+from edgedistill.compress.pruned import Pruned, choose, depths, record
+from edgedistill.compress.units import drop_blocks
 from edgedistill.networks.taps import Taps
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Setup
 from edgedistill.objectives.compression.elastic import Elastic
@@ -34,9 +34,9 @@ def teacher(tiny_sd):
 def setup(teacher, section, guidance=1.0):
     student = teacher.spawn(torch.Generator())
     core = student.net.unet
-    smaller = choose(section, core, list) if section.active else None
-    if smaller:
-        student.net.unet = smaller.net
+    pruned = choose(section, core, list) if section.active else None
+    if pruned:
+        student.net.unet = pruned.net
     return Setup(
         teacher=teacher.guided(guidance),
         student=student,
@@ -47,7 +47,7 @@ def setup(teacher, section, guidance=1.0):
         tap="",
         example=(torch.zeros(2, 4, 4, 4), {}),
         core="unet",
-        smaller=smaller,
+        pruned=pruned,
     )
 
 
@@ -121,13 +121,13 @@ def test_a_smaller_student_is_taught_by_the_blocks_it_came_from(teacher):
 
 
 def test_channels_of_a_narrower_student_are_compared_with_those_they_came_from(teacher):
-    smaller = choose(Compress(width=0.5), teacher.net.unet, list)
+    pruned = choose(Compress(width=0.5), teacher.net.unet, list)
     wide = teacher.net.unet.down_blocks[1].resnets[0].conv2.weight
-    kept = smaller.channels("down_blocks.1")
+    kept = pruned.channels("down_blocks.1")
     assert kept is not None
     assert len(kept) == 16
-    narrow = smaller.net.down_blocks[1].resnets[0].conv2.weight
-    inside = smaller.channels("down_blocks.1.resnets.0.conv1")
+    narrow = pruned.net.down_blocks[1].resnets[0].conv2.weight
+    inside = pruned.channels("down_blocks.1.resnets.0.conv1")
     assert torch.equal(narrow, wide[kept][:, inside])
     given = setup(teacher, Compress(width=0.5))
     for taps in ("blocks", "attention"):
@@ -136,9 +136,9 @@ def test_channels_of_a_narrower_student_are_compared_with_those_they_came_from(t
 
 
 def test_origins_go_back_through_every_step():
-    smaller = Smaller(nn.Identity(), (Plan({}, {"a.0": "a.2"}), Plan({}, {"b": "a.0"})))
-    assert smaller.origin("b.conv") == "a.2.conv"
-    assert smaller.origin("c") == "c"
+    pruned = Pruned(nn.Identity(), (Plan({}, {"a.0": "a.2"}), Plan({}, {"b": "a.0"})))
+    assert pruned.origin("b.conv") == "a.2.conv"
+    assert pruned.origin("c") == "c"
 
 
 def test_a_section_names_one_way():
@@ -157,13 +157,12 @@ def test_a_budget_is_met_on_recorded_calls(teacher):
 
     (call,) = calls()
     assert set(call) >= {"sample", "timestep", "encoder_hidden_states"}
-    smaller = choose(Compress(budget=0.7), unet, calls)
+    pruned = choose(Compress(budget=0.7), unet, calls)
     whole = sum(p.numel() for p in unet.parameters())
-    assert sum(p.numel() for p in smaller.net.parameters()) <= 0.7 * whole
-    again = build(smaller.plans[0], unet)
+    assert sum(p.numel() for p in pruned.net.parameters()) <= 0.7 * whole
+    again = build(pruned.plans[0], unet)
     assert all(
-        torch.equal(a, b)
-        for a, b in zip(again.parameters(), smaller.net.parameters(), strict=True)
+        torch.equal(a, b) for a, b in zip(again.parameters(), pruned.net.parameters(), strict=True)
     )
 
 
@@ -219,7 +218,7 @@ class Calling(Objective):
 def test_depths_take_turns_on_one_set_of_weights(teacher):
     given = setup(teacher, Compress())
     whole = given.student.net.unet
-    plan = without(whole, ["mid_block"])
+    plan = drop_blocks(whole, ["mid_block"])
     elastic = Elastic(Calling(given), given, {"small": plan})
     shared = batch(teacher)
     losses = {}
@@ -245,7 +244,7 @@ def test_depths_take_turns_on_one_set_of_weights(teacher):
 def test_followers_learn_of_every_depth(teacher):
     given = setup(teacher, Compress())
     whole = given.student.net.unet
-    elastic = Elastic(Calling(given), given, {"small": without(whole, ["mid_block"])})
+    elastic = Elastic(Calling(given), given, {"small": drop_blocks(whole, ["mid_block"])})
     shared, alone, found = batch(teacher), Calling(given), set()
     for seed in range(8):
         drawn = replace(shared, shared=_seeded(seed))
@@ -259,7 +258,7 @@ def test_followers_learn_of_every_depth(teacher):
 def test_each_depth_learns_its_own_features(teacher):
     given = setup(teacher, Compress())
     whole = given.student.net.unet
-    plan = without(whole, ["down_blocks.1.attentions"])
+    plan = drop_blocks(whole, ["down_blocks.1.attentions"])
     config = Shrink.Config(task=0, output=0)
     elastic = Elastic(
         Shrink(config, given), given, {"small": plan}, lambda depth: Shrink(config, depth)
@@ -272,7 +271,7 @@ def test_each_depth_learns_its_own_features(teacher):
     assert found["loss_whole"] == 0  # which is the teacher
     # As a student that is only this deep.
     given.student.net.unet = build(plan, whole)
-    alone = Shrink(config, replace(given, smaller=Smaller(given.student.net.unet, (plan,))))
+    alone = Shrink(config, replace(given, pruned=Pruned(given.student.net.unet, (plan,))))
     expected = alone.loss("student", replace(shared, generator=_seeded(3))).total
     assert expected > 1e-6
     torch.testing.assert_close(found["loss_small"], expected.detach())
@@ -311,8 +310,8 @@ def test_blocks_are_compared_before_one_of_them_changes_the_resolution():
     net = nets.sd()
     plan = preset("bk-sdm-tiny", net)
     ours = build(plan, net)
-    smaller = Smaller(ours, (plan,))
-    pairs = [facing(ours, net, p, smaller.origin(p)) for p in tap_paths(ours, "blocks")]
+    pruned = Pruned(ours, (plan,))
+    pairs = [facing(ours, net, p, pruned.origin(p)) for p in tap_paths(ours, "blocks")]
     assert pairs == [
         ("down_blocks.0", "down_blocks.0"),
         ("down_blocks.1", "down_blocks.1"),

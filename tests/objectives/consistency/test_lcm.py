@@ -136,7 +136,7 @@ def test_a_batch_decides_the_loss_to_the_bit():
     )
 
 
-class Told(nn.Module):
+class TimeConditioned(nn.Module):
     """The exact consistency function of each scale's guided Gaussian, as LCM's network."""
 
     def __init__(self, low: float, high: float, gain: float = 1.0) -> None:
@@ -173,7 +173,7 @@ def guided(gain: float = 1.0, scale: float = 3.0, **config) -> tuple[LCM, Batch]
         time_layer="embed_time.2",
     )
     objective = LCM(LCM.Config(guidance=(1, 6), **config), setup)
-    objective.student.net = objective.target.net = Told(1, 6, gain)
+    objective.student.net = objective.target.net = TimeConditioned(1, 6, gain)
     plain = batch()
     cond = {"c": torch.ones(len(plain.x0), 1).double()}
     return objective, Batch(plain.x0, cond, plain.generator, plain.shared)

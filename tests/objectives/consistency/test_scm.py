@@ -4,7 +4,7 @@ import pytest
 import torch
 from oracles import Affine, Gaussian
 
-from edgedistill.diffusion.boundary import bounded, noise_boundary
+from edgedistill.diffusion.boundary import consistency_function, noise_boundary
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
@@ -115,7 +115,7 @@ def test_the_tangent_is_cos_times_the_change_of_the_function_along_the_path(sche
     for s in (at.t + h, at.t - h):
         alpha, sigma = schedule.alpha(s), schedule.sigma(s)
         x_s = data(schedule).flow(at.x_t, at.t, s)
-        clean = bounded(objective.boundary(), x_s, net(x_s, s, {}), s)
+        clean = consistency_function(objective.boundary(), x_s, net(x_s, s, {}), s)
         ends.append((torch.atan2(sigma, 0.8 * alpha), clean / 0.8))
     slope = (ends[0][1] - ends[1][1]) / (ends[0][0] - ends[1][0])[:, None]
     cos = objective.trig(at.t, at.x_t)[0]

@@ -3,7 +3,18 @@
 import pytest
 import torch
 from oracles import Affine
-from scored import DATA, FAR, Conditioned, Told, batch, guided, located, method, seed_of, told
+from scored import (
+    DATA,
+    FAR,
+    Conditioned,
+    TimeConditioned,
+    batch,
+    guided,
+    located,
+    method,
+    seed_of,
+    told,
+)
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Denoiser, Guided
@@ -18,7 +29,7 @@ from edgedistill.objectives.matching.disback import DisBack
 def test_decoupled_dmd_adds_guidance_to_the_unguided_matching():
     """Fake score and teacher agree where guidance is none; what is left is (scale - 1) 0.3."""
     fake = Denoiser(Conditioned(), Trig(), Prediction.X0)
-    student = Denoiser(Told(DATA.mean.tolist(), 0.5), Trig(), Prediction.X0)
+    student = Denoiser(TimeConditioned(DATA.mean.tolist(), 0.5), Trig(), Prediction.X0)
     objective = method(DecoupledDMD, student, fake, teacher=guided(3.0))
     losses = objective.loss("student", told(batch()))
     assert losses.logs["matching"] < 1e-5
@@ -37,7 +48,7 @@ def test_guidance_is_added_below_the_students_time():
             return super().forward(x, t, y)
 
     teacher = Guided(Denoiser(Watched(), Trig(), Prediction.X0), {"y": torch.zeros(1, 1)}, 3.0)
-    student = Denoiser(Told(FAR, 0.5), Trig(), Prediction.X0)
+    student = Denoiser(TimeConditioned(FAR, 0.5), Trig(), Prediction.X0)
     fake = Denoiser(Conditioned(), Trig(), Prediction.X0)
     objective = method(DecoupledDMD, student, fake, teacher=teacher, steps=4)
     objective.loss("student", told(batch(256, shared=seed_of(2, 4))))

@@ -3,7 +3,18 @@
 import pytest
 import torch
 from oracles import Gaussian
-from scored import DATA, FAR, Conditioned, Told, batch, guided, judging, located, method, told
+from scored import (
+    DATA,
+    FAR,
+    Conditioned,
+    TimeConditioned,
+    batch,
+    guided,
+    judging,
+    located,
+    method,
+    told,
+)
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
@@ -43,7 +54,7 @@ def test_sids_descent_with_the_exact_fake_score_finds_the_teachers_law(alpha):
 )
 def test_guidance_goes_where_sids_strategies_put_it(guidance, teacher, fake):
     """What both add to the exact denoiser for a condition that adds 0.3, at scale 3."""
-    student = Denoiser(Told(FAR, 0.5), Trig(), Prediction.X0)
+    student = Denoiser(TimeConditioned(FAR, 0.5), Trig(), Prediction.X0)
     score = Denoiser(Conditioned(), Trig(), Prediction.X0)
     objective = method(SiD, student, score, teacher=guided(3.0), guidance=guidance)
     given, t = told(batch(8)), torch.full((8,), 0.5)
@@ -63,7 +74,7 @@ def test_sids_guidance_wants_a_guided_teacher():
 def test_the_discriminator_sees_samples_and_data_under_one_condition(guidance):
     objective = method(
         SiD,
-        Denoiser(Told(FAR, 0.5), Trig(), Prediction.X0),
+        Denoiser(TimeConditioned(FAR, 0.5), Trig(), Prediction.X0),
         Denoiser(Conditioned(), Trig(), Prediction.X0),
         teacher=guided(3.0),
         guidance=guidance,

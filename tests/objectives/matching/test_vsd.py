@@ -9,7 +9,7 @@ from scored import (
     DATA,
     FAR,
     Conditioned,
-    Told,
+    TimeConditioned,
     batch,
     guided,
     judging,
@@ -60,7 +60,7 @@ def test_sds_narrows_a_student_that_has_the_teachers_law():
 
 def test_nfsd_leaves_guidance_alone_where_there_is_much_noise():
     """There the null condition cancels: what is left is scale times 0.3 in each coordinate."""
-    student = Denoiser(Told(FAR, 0.5), Trig(), Prediction.X0)
+    student = Denoiser(TimeConditioned(FAR, 0.5), Trig(), Prediction.X0)
     objective = method(NFSD, student, teacher=guided(7.5), min_time=0.2, max_time=0.98)
     found = stepped(objective, told(batch()))
     t = 0.2 + 0.78 * (torch.arange(4096).double() + 0.5) / 4096
@@ -91,7 +91,7 @@ class Heard(Conditioned):
 
 
 def pgsb(fake, **config):
-    student = Denoiser(Told(FAR, 0.5), Trig(), Prediction.X0)
+    student = Denoiser(TimeConditioned(FAR, 0.5), Trig(), Prediction.X0)
     return method(
         PGSB, student, Denoiser(fake, Trig(), Prediction.X0), teacher=guided(3), **config
     )

@@ -29,7 +29,7 @@ class Conditional(nn.Module):
         return torch.lerp(PLAIN.posterior(x, t), MOVED.posterior(x, t), c)
 
 
-class Told(nn.Module):
+class TimeConditioned(nn.Module):
     """The guided x0 at the scale told, times a gain."""
 
     def __init__(self, low, high, gain=1.0):
@@ -75,7 +75,7 @@ def batch(count=512):
 @pytest.mark.parametrize(("gain", "zero"), [(1.0, True), (0.8, False)])
 def test_the_guided_teacher_has_no_loss_and_no_gradient(gain, zero):
     method = Guidance(Guidance.Config(low=1, high=6), setup())
-    method.student.net = Told(1, 6, gain)
+    method.student.net = TimeConditioned(1, 6, gain)
     loss = method.loss("student", batch()).total
     (gradient,) = torch.autograd.grad(loss, [method.student.net.gain])
     assert (loss.item() < 1e-12) == zero
