@@ -15,6 +15,7 @@ from edgedistill.adoption.kinds import FOLDER, LORA, Kind, find_kind
 from edgedistill.adoption.schedulers import TOLERANCE, distance, make_scheduler, make_table, plain
 from edgedistill.common.files import write_text
 from edgedistill.common.plugins import names, resolve, unknown
+from edgedistill.common.tokenizer_errors import named_errors
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.students.folder import StudentInfo, save_student
@@ -220,7 +221,8 @@ def _open(opener: type[PipelineTeacher], where: str) -> Any:
     # Load with the family's first pipeline class, whatever the folder names: LCMs have their own.
     try:
         index = DiffusionPipeline.load_config(where)
-        return opener.open(opener.pipelines[0], index, where)
+        with named_errors():
+            return opener.open(opener.pipelines[0], index, where)
     except BROKEN as error:
         raise ValueError(f"cannot load {where!r}: {reason(error)}") from error
 

@@ -21,6 +21,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from edgedistill.common.files import read_json
 from edgedistill.common.finite import check_finite
 from edgedistill.common.pickles import check_pickles
+from edgedistill.common.tokenizer_errors import named_errors
 from edgedistill.networks.outline import build
 
 __all__ = [
@@ -48,7 +49,8 @@ class Features:
         self.model, missing = open_model("CLIPModel", path)
         if missing:
             raise ValueError(f"{path}: no weights for {missing[0]}; the file is not whole")
-        self.tokenizer = AutoTokenizer.from_pretrained(_tokenizer(path))
+        with named_errors():
+            self.tokenizer = AutoTokenizer.from_pretrained(_tokenizer(path))
         self._settle(path)
 
     def _settle(self, path: str) -> None:

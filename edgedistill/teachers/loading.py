@@ -18,7 +18,6 @@ __all__ = [
     "reason",
     "whole_weights",
 ]
-__all__ = ["FAMILIES", "check_configs", "check_place", "whole_weights"]
 
 FAMILIES = {
     "StableDiffusionPipeline": "stable_diffusion",

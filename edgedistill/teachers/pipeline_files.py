@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from edgedistill import assets
 from edgedistill.common.pickles import check_pickles
+from edgedistill.common.tokenizer_errors import named_errors
 from edgedistill.teachers.licences import Rights, lacks_of, rights_of
 from edgedistill.teachers.loading import (
     BROKEN,
@@ -93,7 +94,8 @@ def read_pipeline(kind: type[PipelineTeacher], path: str, config: str | None) ->
         # A folder that names no class is read as the plainest one.
         name = str(index.get("_class_name") or kind.pipelines[0])
         _check_class(kind, name, where)
-        pipeline = kind.open(name, index, where)
+        with named_errors():
+            pipeline = kind.open(name, index, where)
     except BROKEN as error:
         if not folder.is_dir():
             raise ValueError(
@@ -112,7 +114,7 @@ def _read_file(kind: type[PipelineTeacher], path: str, config: str | None) -> Pi
     where, index = read_index(kind.family, path, config)
     _check_class(kind, str(index.get("_class_name")), where)
     try:
-        with whole_weights(path):
+        with named_errors(), whole_weights(path):
             pipeline = open_file(kind.family, path, where, index, **kind.options)
     except BROKEN as error:
         raise ValueError(f"cannot load {path!r}: {reason(error)}") from error

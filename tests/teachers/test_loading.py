@@ -210,6 +210,25 @@ def test_a_tokenizer_without_a_vocabulary_is_refused(folder):
     refused(folder, "tokenizer")
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"model": {"type": "BPE", "vocab": 0}},
+        {"decoder": 0},
+        {"truncation": ""},
+        {"padding": {}},
+        {"post_processor": {"type": "Other"}},
+        {"normalizer": {"type": 1}},
+        {"added_tokens": 0},
+        {"version": -1},
+    ],
+    ids=lambda damage: next(iter(damage)),
+)
+def test_a_damaged_tokenizer_file_is_refused_in_one_line(folder, damage):
+    config(folder, "tokenizer/tokenizer.json", **damage)
+    refused(folder, "cannot load")
+
+
 def every_file(folder):
     return sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file())
 
