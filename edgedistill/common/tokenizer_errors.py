@@ -10,7 +10,7 @@ __all__ = ["named_errors"]
 
 @contextmanager
 def named_errors() -> Iterator[None]:
-    """Turn the tokenizers library's errors, which are of class Exception itself, into ValueErrors."""
+    """Turn the tokenizers library's errors, of class Exception itself, into ValueErrors."""
     try:
         yield
     except Exception as error:
