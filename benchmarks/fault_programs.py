@@ -13,11 +13,14 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 LIMIT_S, LIMIT_BYTES = 120, 2 * 2**30
 MEMORY = 9
@@ -76,6 +79,8 @@ def fork(work: Callable[[], Any], log: Path) -> int:
     if pid:
         return pid
     code = 1
+    # tqdm's own lock is one for all processes, and a killed one may have died with it.
+    tqdm.set_lock(threading.RLock())
     try:
         with log.open("w") as file:
             os.dup2(file.fileno(), 1)
