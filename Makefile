@@ -6,8 +6,6 @@ BIN := $(VENV)/bin
 # A range would pull gigabytes of CUDA on a machine without a GPU.
 TORCH ?= torch==2.13.0
 STUDENT ?= runs/emoji-4step/student
-# TensorRT-RTX has no wheels for Macs.
-TRT := $(if $(filter Darwin,$(shell uname)),,$(comma)trt)
 
 .PHONY: setup demo targets matrix methods tutorials docs reference faults test test-core test-export lint fix bench clean
 
@@ -16,7 +14,7 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml runtime/pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -e runtime -e ".[dev,openvino,coreml,executorch$(TRT)]"
+	$(BIN)/python -m pip install --quiet -e runtime -e ".[dev,all]"
 	! command -v npm >/dev/null || npm install --prefix runtime/web --omit=optional --ignore-scripts --no-audit --no-fund --silent
 	touch $@
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -228,6 +228,7 @@ def _machine(threads: int, runs: int) -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), None)
+    engines = packages_distributions().get("onnxruntime", ())  # onnxruntime, onnxruntime-gpu, ...
     return {
         "system": platform.platform(),
         "processor": model or platform.processor() or platform.machine(),
@@ -238,7 +239,7 @@ def _machine(threads: int, runs: int) -> dict[str, Any]:
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "torch": version("torch"),
-        "onnxruntime": version("onnxruntime"),
+        "onnxruntime": version(engines[0]) if engines else None,
     }
 
 

@@ -39,6 +39,9 @@ ENTRY_POINTS = "edgedistill.targets"
 PROOFS = ".proof"
 """Folder for proofs in a bundle that is being written."""
 
+ENGINES = {"onnxruntime": "cpu"}
+"""Extra of the edgedistill distribution by the module that several targets need."""
+
 Call: TypeAlias = dict[str, NDArray[Any]]
 """Inputs by name of one call of a network, with a batch of one."""
 
@@ -153,9 +156,10 @@ class Target:
             return f"target {self.name!r} compiles on {', '.join(self.builds_on)} only"
         missing = [module for module in self.requires if find_spec(module) is None]
         if missing:
+            extras = ",".join(dict.fromkeys(ENGINES.get(m, self.extra) for m in missing))
             return (
                 f"target {self.name!r} needs {', '.join(missing)}: "
-                f"pip install 'edgedistill[{self.extra}]'"
+                f"pip install 'edgedistill[{extras}]'"
             )
         absent = [program for program in self.programs if shutil.which(program) is None]
         if absent:
@@ -204,6 +208,7 @@ TARGETS = {
                 "int8-weights": "int8",
                 "int4-weights": "int4",
             },
+            extra="cpu",
             requires=("onnx", "onnxruntime"),
             runs_on=("any CPU", "CUDA with onnxruntime-gpu", "DirectML, CoreML by provider"),
             grows=True,
@@ -241,7 +246,7 @@ TARGETS = {
                 "fp8": "int8",
             },
             extra="trt",
-            requires=("onnx", "tensorrt_rtx"),
+            requires=("onnx", "onnxruntime", "tensorrt_rtx"),
             builds_on=("Linux", "Windows"),
             runs_on=("NVIDIA GPUs of the capabilities built for",),
         ),
@@ -282,6 +287,7 @@ TARGETS = {
             backend="ort",
             proof="web",
             precisions={"fp32": "fp32", "fp16": "fp16", "int8": "int8"},
+            extra="cpu",
             requires=("onnx", "onnxruntime"),
             programs=("node",),
             runs_on=("browsers with WebAssembly", "node"),

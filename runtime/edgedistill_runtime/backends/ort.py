@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgedistill_runtime.backends.onnx_data import external_files
 from edgedistill_runtime.manifest import BundleError, Graph, Port
 
-__all__ = ["MIN_COVERAGE", "OrtSession", "check_coverage"]
+__all__ = ["MIN_COVERAGE", "OrtSession", "check_coverage", "check_provider", "load_onnxruntime"]
+
+log = logging.getLogger(__name__)
 
 CPU = "CPUExecutionProvider"
 
 MIN_COVERAGE = 0.75
 """Smallest share of a graph's nodes that the requested provider must take. Below, the graph is
 split between two devices and is slower, with more memory, than on the CPU alone."""
+
+EXTRAS = "pip install 'edgedistill-runtime[cpu]', or [gpu], [directml] or [qnn] in its place"
+
+
+def load_onnxruntime() -> Any:
+    """Import the module `onnxruntime`.
+
+    Raises:
+        ValueError: If it is not installed, does not load, or has lost files to another of its
+            distributions.
+    """
+    try:
+        module = import_module("onnxruntime")
+    except ModuleNotFoundError:
+        raise ValueError(f"this bundle needs onnxruntime: {EXTRAS}") from None
+    except ImportError as error:
+        line = next(iter(str(error).splitlines()), "")
+        raise ValueError(f"onnxruntime is installed but does not load here: {line}") from None
+    if not hasattr(module, "InferenceSession"):
+        raise ValueError(
+            "onnxruntime has lost files, as it does when two of onnxruntime, onnxruntime-gpu, "
+            f"-directml and -qnn were installed: uninstall all of them, then {EXTRAS}"
+        )
+    return module
 
 
 def _cores() -> int:
@@ -39,8 +66,8 @@ class OrtSession:
         providers: Execution providers by preference; by default the CPU.
 
     Raises:
-        ValueError: If this installation lacks or cannot start a provider, or it leaves too many
-            nodes to the CPU.
+        ValueError: If onnxruntime is missing, this installation lacks or cannot start a provider,
+            or it leaves too many nodes to the CPU.
     """
 
     def __init__(
@@ -51,6 +78,7 @@ class OrtSession:
         threads: int | None = None,
         providers: Sequence[str] | None = None,
     ) -> None:
+        ort = load_onnxruntime()
         wanted = list(providers or [CPU])
         if missing := [name for name in wanted if name not in ort.get_available_providers()]:
             have = ", ".join(ort.get_available_providers())
@@ -68,7 +96,7 @@ class OrtSession:
         if wanted[0] not in self._session.get_providers():
             raise ValueError(f"provider {wanted[0]!r} is installed but does not start here")
         if wanted[0] != CPU:
-            check_coverage(path.name, wanted[0], self._taken())
+            check_provider(path.name, wanted[0], self._session)
         self._outputs = [port.name for port in graph.outputs]
         for side in ("inputs", "outputs"):
             if problem := _difference(
@@ -80,13 +108,6 @@ class OrtSession:
     def reads(path: Path) -> set[str]:
         """Return the files beside an .onnx file that hold its weights."""
         return external_files(path)
-
-    def _taken(self) -> dict[str, int]:
-        """Count nodes by provider, at the time when providers chose them."""
-        taken: dict[str, int] = {}
-        for piece in self._session.get_provider_graph_assignment_info():
-            taken[piece.ep_name] = taken.get(piece.ep_name, 0) + len(piece.get_nodes())
-        return taken
 
     def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """Run on named inputs into named outputs."""
@@ -113,6 +134,20 @@ def _difference(found: Sequence[Any], ports: Sequence[Port]) -> str | None:
             said = f"{port.dtype} {shape}"
             return f"{port.name} is {value.type} {value.shape}; the manifest says {said}"
     return None
+
+
+def check_provider(name: str, provider: str, session: Any) -> None:
+    """Refuse a session whose provider took too few of the graph's nodes.
+
+    An onnxruntime before 1.24 does not tell which nodes a provider takes; a line says so.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        log.info(f"{name}: this onnxruntime does not tell which nodes {provider} takes: unchecked")
+        return
+    taken: dict[str, int] = {}
+    for piece in session.get_provider_graph_assignment_info():
+        taken[piece.ep_name] = taken.get(piece.ep_name, 0) + len(piece.get_nodes())
+    check_coverage(name, provider, taken)
 
 
 def check_coverage(name: str, provider: str, taken: Mapping[str, int]) -> None:
