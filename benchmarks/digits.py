@@ -62,7 +62,7 @@ TEACHERS = {
     "cosine v clipped": Kind("squaredcos_cap_v2", "v_prediction", True),
     "linear eps clipped": Kind("linear", "epsilon", True),
     "linear sample unclipped": Kind("linear", "sample", False),
-    "cosine eps clipped 28x28": Kind("squaredcos_cap_v2", "epsilon", True, 28, 1000),
+    "cosine eps clipped 28x28": Kind("squaredcos_cap_v2", "epsilon", True, 28, 4000),
 }
 
 

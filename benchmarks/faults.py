@@ -235,9 +235,15 @@ def damaged(name: str, base: Path, right: str, dice: random.Random) -> Told:
 
 def fuzz_tests() -> list[str]:
     """Names of the fuzz tests."""
-    words = [sys.executable, "-m", "pytest", "-q", "--collect-only", FUZZ]
-    run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    return [line.partition("::")[2] for line in run.stdout.splitlines() if "::" in line]
+    # The project's own options would print only how many there are.
+    words = ["-m", "pytest", "-o", "addopts=", "-q", "--collect-only", FUZZ]
+    run = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    found = [line.partition("::")[2] for line in run.stdout.splitlines() if "::" in line]
+    if not found:
+        raise SystemExit(f"{FUZZ}: pytest lists no test; it said: {run.stdout[:200]!r}")
+    return found
 
 
 def fuzzed(test: str, count: int, seed: int, dice: random.Random) -> Told:
