@@ -23,7 +23,7 @@ from edgedistill.objectives.added.embedding import Embedding
 from edgedistill.objectives.added.reward import Reward
 from edgedistill.recipes.bounds import check_name
 from edgedistill.recipes.rules import RULES
-from edgedistill.training.trainer import Train
+from edgedistill.training.config import Train
 
 __all__ = [
     "Compress",

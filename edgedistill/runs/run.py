@@ -93,7 +93,7 @@ class Run:
             self.source,
             recipe.train,
             folder,
-            Hooks(self._progress, self._preview),
+            Hooks(self._progress, self._preview, recipe.model_dump(mode="json")),
             self.paths,
             prompted=self.reward is not None,
             pictured=bool(data.wants_originals),

@@ -19,6 +19,7 @@ from edgedistill.runs.claims import RECIPE, Claim, claim_new, claim_old
 from edgedistill.runs.group import Group
 from edgedistill.runs.run import Run
 from edgedistill.tiny import make_tiny
+from edgedistill.training.trackers import check_installed
 from edgedistill.training.trainer import engine
 
 __all__ = ["RESUMABLE", "open_run"]
@@ -26,6 +27,7 @@ __all__ = ["RESUMABLE", "open_run"]
 RESUMABLE = {
     "train.steps",
     "train.log_every",
+    "train.trackers",
     "train.sample_every",
     "train.checkpoint_every",
     "parts.only",
@@ -64,9 +66,10 @@ def open_run(
 
     Raises:
         ValueError: If there is nothing to resume, a typed key differs from the run's, `out`
-            already holds a run or belongs to another process, or the recipe names something that
-            cannot be loaded. The folder is then unchanged.
+            already holds a run or belongs to another process, a tracker is not installed, or the
+            recipe names something that cannot be loaded. The folder is then unchanged.
     """
+    check_installed(recipe.train.trackers)
     if not engine(recipe.train.precision).is_main_process:
         folder = Path(_from_main(""))
         with dropped():

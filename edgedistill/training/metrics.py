@@ -1,4 +1,4 @@
-"""Training figures: metrics.jsonl (one line an interval) and TensorBoard."""
+"""Training figures: metrics.jsonl, one line an interval, and trackers that get the same."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections import defaultdict
 from pathlib import Path
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from edgedistill.common.disk import naming
 from edgedistill.common.files import write_text
+from edgedistill.training.trackers import Trackers
 
 __all__ = ["Metrics", "read_metrics"]
 
@@ -25,20 +25,19 @@ class Metrics:
     Args:
         folder: The run dir.
         step: Step at which the run (re)starts; later lines of an interrupted run are dropped.
+        trackers: Started trackers, which get every line.
 
     Attributes:
         path: Path of metrics.jsonl.
         damaged: Number of its lines that could not be read and are left out.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, trackers: Trackers | None = None) -> None:
         self.path = folder / FILE
         lines, self.damaged = _read(self.path)
         kept = [line for line in lines if line["step"] <= step]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._board = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=step + 1 if step else None
-        )
+        self._trackers = trackers
         self._values: dict[str, list[Tensor | float]] = defaultdict(list)
 
     def add(self, name: str, value: Tensor | float) -> None:
@@ -60,13 +59,14 @@ class Metrics:
         line = {"step": step, **facts, **means}
         with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
-        for name, value in line.items():
-            self._board.add_scalar(name, value, step)
+        if self._trackers:
+            self._trackers.log({**facts, **means}, step)
         return line
 
     def close(self) -> None:
-        """Finish the TensorBoard file."""
-        self._board.close()
+        """Finish the trackers' runs."""
+        if self._trackers:
+            self._trackers.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

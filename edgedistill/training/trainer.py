@@ -4,92 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from edgedistill.common.finite import bad_row
-from edgedistill.common.settings import Settings
-from edgedistill.networks.adapters import Adapter
 from edgedistill.networks.ema import EMA
-from edgedistill.objectives.base import Batch, Losses, Objective, Optim
+from edgedistill.objectives.base import Batch, Losses, Objective
 from edgedistill.teachers.base import DataSource
 from edgedistill.training import checkpoint, optimizers
+from edgedistill.training.config import LR_SCHEDULES, Train
 from edgedistill.training.metrics import Metrics
 from edgedistill.training.player import TrainedPlayer
+from edgedistill.training.trackers import Trackers
 
 if TYPE_CHECKING:
     from edgedistill.data.paths import Paths  # which would load diffusers
 
-__all__ = ["LR_SCHEDULES", "Hooks", "Interrupted", "Train", "Trainer", "engine"]
+__all__ = ["Hooks", "Interrupted", "Trainer", "engine"]
 
 log = logging.getLogger(__name__)
-
-LR_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda done: 1.0,
-    "linear": lambda done: 1.0 - done,
-    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
-}
-"""Learning rate schedules: fraction of the run done -> factor on the learning rate."""
 
 MAX_BAD_STEPS = 10
 """Largest number of updates in a row that may be skipped because a loss or gradient is not
 finite."""
-
-
-class Train(Settings):
-    """The `train` section of a recipe."""
-
-    steps: int = Field(gt=0)
-    batch_size: int = Field(gt=0, le=2**16)
-    optim: Optim = Optim()
-    """The student's optimizer; other players bring theirs in the objective's section."""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    lr_warmup: int = Field(0, ge=0)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    accumulate: int = Field(1, gt=0, le=2**16)
-    """Number of batches whose gradients are summed for one update."""
-    clip: float = Field(1.0, gt=0)
-    """Gradient norm above which gradients are scaled down."""
-    ema: float = Field(0.999, ge=0, lt=1)
-    moments: Literal["fp32", "8bit"] = "fp32"
-    """Format of the two moments of every player's AdamW. 8bit: in blocks of 256 values with a
-    scale each (Dettmers et al. 2021, arXiv 2110.02861), by torchao."""
-    roles: Literal["copies", "adapters"] = "copies"
-    """Networks of the roles: a copy for each, or one frozen base with a LoRA for each."""
-    adapter: Adapter = Adapter()
-    base: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the teacher's frozen weights, including those that adapters share. bf16 takes
-    half the memory and, with precision=bf16, changes no number of a step."""
-    checkpointing: bool = False
-    """Gradient checkpointing: a block's activations are recomputed for its gradient."""
-    offload: bool = False
-    """Whether components other than the network wait in main memory between uses."""
-    seed: int = Field(0, ge=0, lt=2**63)
-    log_every: int = Field(50, gt=0)
-    sample_every: int = Field(0, ge=0)
-    """Steps between sample grids; 0 draws one at the end only."""
-    checkpoint_every: int = Field(1000, gt=0)
-
-    @model_validator(mode="after")
-    def _same_numbers(self) -> Train:
-        if self.base == "bf16" and self.precision != "bf16":
-            raise ValueError(
-                f"base=bf16 would round weights that precision={self.precision} does not; "
-                "choose precision=bf16, or base=fp32"
-            )
-        return self
 
 
 class Interrupted(Exception):  # noqa: N818  the user stopped it: no error
@@ -98,15 +45,17 @@ class Interrupted(Exception):  # noqa: N818  the user stopped it: no error
 
 @dataclass(frozen=True)
 class Hooks:
-    """Callbacks of the training loop.
+    """Callbacks of the training loop, and what trackers are told about the run.
 
     Attributes:
         progress: Called with (steps done, figures of the last interval or None).
         sample: Called with (student's averaged network, steps done) to draw a sample grid.
+        settings: The recipe, as nested dicts.
     """
 
     progress: Callable[[int, dict[str, float] | None], None]
     sample: Callable[[nn.Module, int], None]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Trainer:
@@ -219,12 +168,13 @@ class Trainer:
         """Train to the last step and return the averaged student.
 
         Raises:
+            ValueError: If a tracker does not start.
             Interrupted: On Ctrl-C or SIGTERM, after a checkpoint.
             FloatingPointError: After too many updates in a row that were not finite, if a player
                 had no finite update at all, or for weights or data that are not finite.
         """
         config, main = self.config, self.accelerator.is_main_process
-        metrics = Metrics(self.folder, self.step) if main else None
+        metrics = self._metrics() if main else None
         started = time.perf_counter()
         begin = self.step
         if metrics and metrics.damaged:
@@ -257,6 +207,10 @@ class Trainer:
                 metrics.close()
         self._tell_skipped()
         return self.ema.net
+
+    def _metrics(self) -> Metrics:
+        names, folder, step = self.config.trackers, self.folder, self.step
+        return Metrics(folder, step, Trackers(names, folder, step, self.hooks.settings))
 
     def _search(self) -> None:
         """Have the objective search, once, from its step on or after the last one."""

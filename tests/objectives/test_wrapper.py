@@ -18,7 +18,8 @@ from edgedistill.objectives.compression.elastic import Elastic
 from edgedistill.objectives.compression.shrink import SizeFirst
 from edgedistill.objectives.prelude import Prelude
 from edgedistill.objectives.solvers.oss import OSS
-from edgedistill.training.trainer import Hooks, Train, Trainer
+from edgedistill.training.config import Train
+from edgedistill.training.trainer import Hooks, Trainer
 
 DATA = Gaussian([0.7, -0.4], 0.1, Trig())
 ARGUMENTS: dict[str, tuple[Any, ...]] = {

@@ -285,7 +285,7 @@ def test_autocast_holds_the_low_precision_and_one_copy_of_each_weight():
 
 def test_precisions_of_the_trainer_are_known():
     from edgedistill.planning.memory import LOW_PRECISION
-    from edgedistill.training.trainer import Train
+    from edgedistill.training.config import Train
 
     annotation = inspect.get_annotations(Train, eval_str=True)["precision"]
     assert set(LOW_PRECISION) == set(annotation.__args__)

@@ -18,8 +18,9 @@ from edgedistill.networks.ema import EMA
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings
 from edgedistill.runs.run import Run
 from edgedistill.training import checkpoint
+from edgedistill.training.config import Train
 from edgedistill.training.metrics import Metrics, read_metrics
-from edgedistill.training.trainer import MAX_BAD_STEPS, Hooks, Interrupted, Train, Trainer
+from edgedistill.training.trainer import MAX_BAD_STEPS, Hooks, Interrupted, Trainer
 
 OLD = Path(__file__).parents[1] / "old"
 """Folders as they were written at commit a5ebfff."""
