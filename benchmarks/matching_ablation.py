@@ -34,7 +34,7 @@ from edgedistill.training.metrics import read_metrics
 
 SAMPLES = 10_000
 CHANGES: dict[str, list[str]] = {
-    "no warm-up": ["objective.warmup=0"],
+    "no warm-up": ["objective.warmup_steps=0"],
     "turns 1": ["objective.turns=1"],
     "turns 2": ["objective.turns=2"],
     "turns 4": ["objective.turns=4"],
@@ -44,7 +44,7 @@ CHANGES: dict[str, list[str]] = {
     "GAN": ["objective.gan_weight=0.005", "objective.classify_weight=0.1"],
 }
 """Overrides of mixture-dmd2, whose own turns are 3."""
-ALONE = ["objective.regression=0", "objective.regression_weight=0"]
+ALONE = ["objective.pretraining_steps=0", "objective.regression_weight=0"]
 ROWS: dict[str, list[str]] = {
     "as it is": [],
     "no regression before": ALONE[:1],
@@ -60,8 +60,8 @@ def run(row: str, steps: int, mixture: str, folder: Path) -> str:
     words = [
         f"teacher.path={mixture}",
         f"train.steps={steps}",
-        f"objective.regression={2 * steps // 5}",
-        f"objective.warmup={steps // 20}",
+        f"objective.pretraining_steps={2 * steps // 5}",
+        f"objective.warmup_steps={steps // 20}",
         *ROWS[row],
     ]
     start = time.perf_counter()

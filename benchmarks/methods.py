@@ -101,7 +101,7 @@ ONE_PATH = ("objective.regression_steps=16",)
 """The recipes' 8 solver steps a student's step are too few for the whole path: on `grid` they lose
 a sixth of the smallest mode, and every method that starts from them with them."""
 STEEP = (
-    *("objective.loss=relativistic", "objective.r1=0.5", "objective.discriminator.lr=1e-3"),
+    *("objective.loss=relativistic", "objective.r1_weight=0.5", "objective.discriminator.lr=1e-3"),
     "train.optim.lr=3e-4",
 )
 """Where one step decides everything, the papers' games forget modes on points: all go to one of
@@ -111,10 +111,10 @@ WORDS: dict[str, tuple[str, ...]] = {
         ("diff-instruct", "disback", "dmd2", "f-distill", "sid", "twinflow", "uni-instruct"),
         ONE_PATH,
     ),
-    "add": (*STEEP, "objective.distillation=0.02"),
+    "add": (*STEEP, "objective.distillation_weight=0.02"),
     "embedding": (*STEEP, "embedding.weight=10", "train.steps=2500"),
     "lightning": (
-        *(*STEEP, "objective.r1=0.1", "objective.regressed=3", "objective.alone=0"),
+        *(*STEEP, "objective.r1_weight=0.1", "objective.regressed=3", "objective.alone_share=0"),
         "train.steps=6000",
     ),
     "meanflow": ("train.steps=6000",),

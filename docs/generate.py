@@ -255,17 +255,29 @@ def default_words(field: FieldInfo) -> str:
 def rows(kind: type[Settings], fields: dict[str, FieldInfo], before: str = "") -> list[list[str]]:
     """A row for each field."""
     told = meanings(kind)
+    older = {name: [] for name in fields}
+    for old, new in kind.all_old_keys().items():
+        section, dot, key = new.partition(".")
+        if section in older:
+            older[section].append(f"`{old}` for `{key}`" if dot else f"`{old}`")
     return [
         [
             code(before + name),
             type_words(field.annotation),
             default_words(field),
             limits(field),
-            told.get(name, ""),
+            " ".join([told.get(name, ""), *also_named(older[name])]).strip(),
         ]
         for name, field in fields.items()
     ]
 
+
+def also_named(names: list[str]) -> list[str]:
+    """A sentence on the older names of a key, if it has any."""
+    return [f"Older name{'s' * (len(names) > 1)}: {', '.join(names)}."] if names else []
+
+
+OLDER = "A key with an older name is read under both; `recipes show` prints the older one."
 
 HEADS = ("key", "type", "default", "range", "meaning")
 
@@ -303,6 +315,7 @@ def recipe_page() -> str:
     lines = [NOTE, "", "# Keys of a recipe", ""]
     lines += ["A recipe is a YAML file. A key is set on the command line as `key.sub=value`."]
     lines += ["`edgedistill recipes show NAME` prints a recipe with all its values.", ""]
+    lines += [OLDER, ""]
     lines += table(HEADS, rows(Recipe, own))
     lines += ["`objective` has the keys of its method: [Method options](method-options.md).", ""]
     for key, kind in inside.items():
@@ -316,7 +329,7 @@ def method_page() -> str:
 
     shared: dict[str, type[Settings]] = {}
     lines = [NOTE, "", "# Method options", ""]
-    lines += ["A method's keys stand under `objective` in a recipe, beside `name`.", ""]
+    lines += ["A method's keys stand under `objective` in a recipe, beside `name`.", OLDER, ""]
     for name in sorted(objectives.OBJECTIVES):
         method = objectives.find(name)
         config = method.Config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from edgedistill.common.settings import Settings
+from edgedistill.common.settings import Settings, renamed
 
 __all__ = ["Compress"]
 
@@ -12,14 +12,22 @@ __all__ = ["Compress"]
 class Compress(Settings):
     """Choose a smaller student: fewer blocks by preset, list or budget, then fewer channels."""
 
+    old_keys = renamed(
+        budget="budget_share",
+        width="width_share",
+        first="first_steps",
+        joint="joint_weight",
+        features="features_weight",
+    )
+
     preset: str = ""
     """A key of `presets.PRESETS`."""
     remove: tuple[str, ...] = ()
     """Units to remove, by their names in `units.units`."""
-    budget: float = Field(1.0, gt=0, le=1)
+    budget_share: float = Field(1.0, gt=0, le=1)
     """Share of the parameters to keep; the criterion (the change of the output on the student's
     own steps, `criteria.removal_costs`) chooses the blocks to remove."""
-    width: float = Field(1.0, gt=0, le=1)
+    width_share: float = Field(1.0, gt=0, le=1)
     """Share of the channels to keep in the blocks that remain."""
     variance: bool = False
     """Whether a transformer's hidden states keep their variance after removed blocks."""
@@ -27,13 +35,13 @@ class Compress(Settings):
     """Additional depths of one student by name, each the share of the parameters that the blocks
     chosen by the criterion may keep. They share one set of weights, are trained in turns, and one
     is chosen at export."""
-    first: int = Field(0, ge=0)
+    first_steps: int = Field(0, ge=0)
     """Steps in which the smaller student, or each depth of an elastic one, learns the teacher's
     outputs and features before the method begins: size first, then steps."""
-    joint: float = Field(0.0, ge=0)
+    joint_weight: float = Field(0.0, ge=0)
     """Weight of the feature term that is added to the method's own loss after these first steps;
-    with first=0, size and steps are learned jointly."""
-    features: float = Field(1.0, ge=0)
+    with first_steps=0, size and steps are learned jointly."""
+    features_weight: float = Field(1.0, ge=0)
     """Weight of the feature term during the first steps."""
     taps: str | tuple[str, ...] = "blocks"
     """Modules whose features are compared: a key of `objectives.shrink.TAPS`, or module paths in
@@ -41,10 +49,10 @@ class Compress(Settings):
 
     @model_validator(mode="after")
     def _one_way(self) -> Compress:
-        ways = [bool(self.preset), bool(self.remove), self.budget < 1]
+        ways = [bool(self.preset), bool(self.remove), self.budget_share < 1]
         if sum(ways) > 1:
             raise ValueError("name one of preset, remove and budget")
-        if self.elastic and (self.active or self.joint):
+        if self.elastic and (self.active or self.joint_weight):
             raise ValueError(
                 "elastic depths are those of a whole student; "
                 "leave preset, remove, budget, width and joint out"
@@ -65,4 +73,4 @@ class Compress(Settings):
     @property
     def active(self) -> bool:
         """Whether the section removes anything."""
-        return bool(self.preset or self.remove) or self.budget < 1 or self.width < 1
+        return bool(self.preset or self.remove) or self.budget_share < 1 or self.width_share < 1

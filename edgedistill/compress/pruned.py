@@ -95,11 +95,13 @@ def choose(
             )
     elif section.remove:
         plans.append(drop_blocks(net, section.remove))
-    elif section.budget < 1:
-        plans.append(_within("compress.budget", net, removal_costs(net, calls()), section.budget))
+    elif section.budget_share < 1:
+        plans.append(
+            _within("compress.budget", net, removal_costs(net, calls()), section.budget_share)
+        )
     pruned = Pruned.make(plans, net)
-    if section.width < 1:
-        plans.append(prune_width(pruned.net, section.width))
+    if section.width_share < 1:
+        plans.append(prune_width(pruned.net, section.width_share))
         pruned = Pruned(build(plans[-1], pruned.net), tuple(plans))
     return pruned
 

@@ -30,17 +30,22 @@ def ordered(
         method = Embedded(method, embedding, setup)
     if depths:
         method = Elastic(method, setup, depths)
-    if not (section.first or section.joint):
+    if not (section.first_steps or section.joint_weight):
         return method
-    config = Shrink.Config(features=section.features, taps=section.taps)
+    config = Shrink.Config(features_weight=section.features_weight, taps=section.taps)
     beside = None
     try:
         shrink: Objective = Shrink(config, setup)
         if depths:
             shrink = Elastic(shrink, setup, depths, lambda depth: Shrink(config, depth))
-        if section.joint:
-            only = Shrink.Config(task=0, output=0, features=section.joint, taps=section.taps)
+        if section.joint_weight:
+            only = Shrink.Config(
+                task_weight=0,
+                output_weight=0,
+                features_weight=section.joint_weight,
+                taps=section.taps,
+            )
             beside = Shrink(only, setup)
     except ValueError as error:
         raise ValueError(f"compress.taps: {error}") from None
-    return SizeFirst(method, shrink, section.first, beside)
+    return SizeFirst(method, shrink, section.first_steps, beside)

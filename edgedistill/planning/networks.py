@@ -170,8 +170,8 @@ def _pruned(recipe: Recipe, student: Denoiser, core: str) -> Pruned | None:
 
     def calls() -> Sequence[Mapping[str, Any]]:
         raise ValueError(
-            f"compress.budget={section.budget}: which blocks go is measured on the weights, so "
-            "only distill can say; to plan, name compress.preset or compress.remove"
+            f"compress.budget={section.budget_share}: which blocks go is measured on the weights, "
+            "so only distill can say; to plan, name compress.preset or compress.remove"
         )
 
     pruned = choose(section, student.net.get_submodule(core), calls)

@@ -37,7 +37,7 @@ def unplayed(objective: Objective, recipe: Recipe) -> list[str]:
     """
     if objective.searches:
         return []
-    steps, first = recipe.train.steps, recipe.compress.first
+    steps, first = recipe.train.steps, recipe.compress.first_steps
     if first >= steps:
         name = recipe.objective["name"]
         return [f"compress.first={first} leaves none of train.steps={steps} to {name}"]

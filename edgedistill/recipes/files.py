@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,21 @@ def find(name: str) -> Path:
     return table[name]
 
 
-def layered(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+Sections = dict[str, Any]
+
+Below = Callable[[Sections, Sections], Sections]
+"""Function of two layers' sections that returns what the first keeps under the second."""
+
+
+def layered(
+    path: Path, overrides: Sequence[str], below: Below = lambda under, over: under
+) -> Sections:
     """Merge a recipe file over its base, under overrides; drop keys of another method.
+
+    Args:
+        path: The recipe file.
+        overrides: "key.sub=value" each.
+        below: Gives what a layer keeps under the next, where keys have several names.
 
     Raises:
         ValueError: One line that names the file, key or value.
@@ -58,20 +71,21 @@ def layered(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     if "base" in data:
         base = str(data.pop("base"))
         beside = path.parent / base
-        below = read(find(str(beside) if is_file(beside) else base))
-        if "base" in below:
+        under = read(find(str(beside) if is_file(beside) else base))
+        if "base" in under:
             raise ValueError(
                 f"{path}: its base {short(base)} has a base itself; one level is allowed"
             )
-        data = _over(below, data, str(path))
-    return _over(data, _overridden(overrides), "cannot read overrides")
+        data = _over(under, data, str(path), below)
+    return _over(data, _overridden(overrides), "cannot read overrides", below)
 
 
-def _over(below: dict[str, Any], above: dict[str, Any], what: str) -> dict[str, Any]:
-    if method_of(above) not in (None, method_of(below)):
-        below["objective"] = {}
+def _over(under: Sections, over: Sections, what: str, below: Below) -> Sections:
+    if method_of(over) not in (None, method_of(under)):
+        under["objective"] = {}
+    under = below(under, over)
     try:
-        merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(below), above))
+        merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(under), over))
     except BROKEN as error:
         raise ValueError(f"{what}: {_line(error)}") from None
     assert isinstance(merged, dict)

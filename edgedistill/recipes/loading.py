@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -14,6 +14,7 @@ from edgedistill import rewards
 from edgedistill.common.reading import short
 from edgedistill.recipes.bounds import check_numbers
 from edgedistill.recipes.files import find, layered, shipped
+from edgedistill.recipes.old_keys import as_given, old_names, section, without_replaced
 from edgedistill.recipes.schema import Judged, Recipe
 
 __all__ = ["asked", "dump", "judged", "load", "resolve"]
@@ -30,13 +31,15 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
         ValueError: One line that names the recipe, key or value, and the choices.
     """
     path = find(name)
-    data = layered(path, overrides)
+    data = layered(path, overrides, without_replaced)
     data.setdefault("name", path.stem)
     return resolve(data)
 
 
 def asked(verb: str, words: Sequence[str]) -> tuple[Recipe, str | None, list[str]]:
     """Return the recipe that a command's words name and override, its out=, and overridden keys.
+
+    Keys that have an older name are there under both.
 
     Raises:
         ValueError: As in `load`, or if the words name no recipe, or anything twice.
@@ -53,7 +56,8 @@ def asked(verb: str, words: Sequence[str]) -> tuple[Recipe, str | None, list[str
         names = ", ".join(shipped())
         raise ValueError(f"name a recipe: edgedistill {verb} recipe=NAME, one of {names}")
     keys = [word.partition("=")[0] for word in rest]
-    return load(given["recipe"], rest), given.get("out"), keys
+    recipe = load(given["recipe"], rest)
+    return recipe, given.get("out"), [*keys, *old_names(recipe, keys)]
 
 
 PLACES = ("recipe=", "out=")
@@ -65,17 +69,19 @@ def resolve(data: Mapping[str, Any]) -> Recipe:
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        raise _explain(error, Recipe, "") from None
+        raise _explain(error, Recipe, "", data) from None
     try:
         config = recipe.method_config()
     except ValidationError as error:
-        raise _explain(error, recipe.method().Config, "objective.") from None
+        method = recipe.method().Config
+        raise _explain(error, method, "objective.", recipe.objective) from None
     if recipe.reward:
         kind = rewards.find(recipe.reward.name)
         try:
             kind.Config(**recipe.reward.options)
         except ValidationError as error:
-            raise _explain(error, kind.Config, "reward.options.") from None
+            options = recipe.reward.options
+            raise _explain(error, kind.Config, "reward.options.", options) from None
     full = {"name": recipe.objective["name"], **config.model_dump(mode="json")}
     recipe = recipe.model_copy(update={"objective": full})
     check_numbers(recipe.model_dump())
@@ -87,7 +93,7 @@ def judged(data: Mapping[str, Any]) -> Judged:
     try:
         return Judged.model_validate(data)
     except ValidationError as error:
-        raise _explain(error, Judged, "") from None
+        raise _explain(error, Judged, "", data) from None
 
 
 def dump(recipe: Recipe) -> str:
@@ -96,9 +102,11 @@ def dump(recipe: Recipe) -> str:
     return text
 
 
-def _explain(error: ValidationError, model: type[BaseModel], prefix: str) -> ValueError:
+def _explain(
+    error: ValidationError, model: type[BaseModel], prefix: str, data: Mapping[str, Any]
+) -> ValueError:
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"]]
+    place = as_given(model, [str(part) for part in first["loc"]], data)
     key = (prefix + ".".join(place)).rstrip(".")
     if first["type"] == "extra_forbidden":
         known = _fields(model, place[:-1])
@@ -133,10 +141,8 @@ def _cut(key: str) -> str:
 def _fields(model: type[BaseModel], place: Sequence[str]) -> list[str]:
     """List the keys of the section at `place` in a model; none where it is not a section."""
     for part in place:
-        field = model.model_fields.get(part)
-        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
-        inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-        if not inner:
+        inner = section(model, part)
+        if inner is None:
             return []
-        model = inner[0]
+        model = inner
     return sorted(model.model_fields)

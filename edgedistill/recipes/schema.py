@@ -224,8 +224,8 @@ class Recipe(Settings):
 
     @property
     def method_steps(self) -> int:
-        """Number of steps of the method, after those of `compress.first`."""
-        steps, first = self.train.steps, self.compress.first
+        """Number of steps of the method, after those of `compress.first_steps`."""
+        steps, first = self.train.steps, self.compress.first_steps
         return steps - first if first < steps else steps
 
     def method(self) -> type[objectives.Objective]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from edgedistill.common.plugins import unknown
-from edgedistill.common.settings import Settings
+from edgedistill.common.settings import Settings, renamed
 from edgedistill.networks.adapters import Adapter
 from edgedistill.objectives.base import Optim
 from edgedistill.training.trackers import TRACKERS
@@ -27,12 +27,14 @@ LR_SCHEDULES: dict[str, Callable[[float], float]] = {
 class Train(Settings):
     """The `train` section of a recipe."""
 
+    old_keys = renamed(lr_warmup="lr_warmup_steps")
+
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=0, le=2**16)
     optim: Optim = Optim()
     """The student's optimizer; other players bring theirs in the objective's section."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    lr_warmup: int = Field(0, ge=0)
+    lr_warmup_steps: int = Field(0, ge=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulate: int = Field(1, gt=0, le=2**16)
     """Number of batches whose gradients are summed for one update."""

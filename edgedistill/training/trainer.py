@@ -317,7 +317,7 @@ class Trainer:
 
     def _lr(self, lr: float) -> float:
         config = self.config
-        warm = min(1.0, (self.step + 1) / (config.lr_warmup + 1))
+        warm = min(1.0, (self.step + 1) / (config.lr_warmup_steps + 1))
         return lr * warm * LR_SCHEDULES[config.lr_schedule](self.step / config.steps)
 
     @contextlib.contextmanager

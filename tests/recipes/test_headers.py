@@ -36,7 +36,7 @@ def test_every_header_names_its_source_and_promises_nothing(name):
 @pytest.mark.parametrize("name", REAL)
 def test_iterations_and_warm_up_leave_steps_to_train(name):
     train = recipes.load(name).train
-    assert train.lr_warmup < train.steps / 2
+    assert train.lr_warmup_steps < train.steps / 2
     assert train.checkpoint_every < train.steps
 
 

@@ -34,7 +34,7 @@ def overrides(name):
     recipe = recipes.load(name)
     if recipe.train.roles == "adapters":
         given.append("train.adapter.rank=2")
-    if recipe.compress.first:
+    if recipe.compress.first_steps:
         given.append("compress.first=2")
     for key, value in (("regression", 1), ("regression_steps", 2), ("turns", 2)):
         if recipe.objective.get(key):

@@ -61,7 +61,7 @@ def test_what_is_typed_is_obeyed_or_refused(mine):
     opened(resume=False)
     write(lr_warmup=5)
     longer, said = opened("train.steps=9", "train.batch_size=8")
-    assert (longer.recipe.train.steps, longer.recipe.train.lr_warmup) == (9, 0)
+    assert (longer.recipe.train.steps, longer.recipe.train.lr_warmup_steps) == (9, 0)
     assert "train.lr_warmup=0, not 5" in said[0]
     assert opened()[0].recipe.train.steps == 9
     with pytest.raises(ValueError, match=r"was trained with train.batch_size=8, not 9"):

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from edgedistill.common.settings import renamed
 from edgedistill.diffusion.times import TimeSampling, sample_times
 from edgedistill.objectives.adversarial.parts import GAN, Round
 from edgedistill.objectives.base import Batch
@@ -27,11 +28,13 @@ class ADD(GAN):
     class Config(GAN.Config):
         """Hyperparameters (the paper's)."""
 
+        old_keys = renamed(distillation="distillation_weight")
+
         loss: Literal["hinge", "non-saturating", "lsgan", "relativistic"] = "hinge"
-        r1: float = Field(1e-5, ge=0)
+        r1_weight: float = Field(1e-5, ge=0)
         """Weight of the penalty on the gradient in x, where the paper takes that in the heads'
         inputs."""
-        distillation: float = Field(2.5, ge=0)
+        distillation_weight: float = Field(2.5, ge=0)
         """Weight (lambda) of score distillation."""
         times: TimeSampling = TimeSampling()
         """Noise levels at which the teacher is asked."""
@@ -45,7 +48,9 @@ class ADD(GAN):
         return Round(x_t, t, x0, [self.clean(x0)], [self.clean(batch.x0)])
 
     def others(self, made: Round, batch: Batch) -> dict[str, Tensor]:
-        return {"distillation": self.config.distillation * self._distillation(made.x0, batch)}
+        return {
+            "distillation": self.config.distillation_weight * self._distillation(made.x0, batch)
+        }
 
     def _distillation(self, x0: Tensor, batch: Batch) -> Tensor:
         """alpha(t) |x0 - sg(teacher's x0 of sg(x0) noised)|^2, its mean (Eq. 4, c(t) = alpha)."""

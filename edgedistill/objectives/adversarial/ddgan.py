@@ -42,7 +42,7 @@ class DDGAN(GAN):
         """Hyperparameters (the paper's for CIFAR-10)."""
 
         loss: Literal["hinge", "non-saturating", "lsgan", "relativistic"] = "non-saturating"
-        r1: float = Field(0.02 / 15, ge=0)
+        r1_weight: float = Field(0.02 / 15, ge=0)
         """The paper's 0.02 is taken every 15th time, this every time."""
 
     config: DDGAN.Config

@@ -32,7 +32,7 @@ class Diffusion2GAN(GAN):
 
         loss: Literal["hinge", "non-saturating", "lsgan", "relativistic"] = "non-saturating"
         gan_weight: float = Field(0.5, gt=0)
-        r1: float = Field(1e-4, ge=0)
+        r1_weight: float = Field(1e-4, ge=0)
         distance: Ensemble = Ensemble()
 
     config: Diffusion2GAN.Config

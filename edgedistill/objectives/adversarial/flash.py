@@ -16,6 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from edgedistill.common.settings import renamed
 from edgedistill.diffusion.boundary import consistency_function, lcm_boundary
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.losses import matching_gradient, surrogate_loss
@@ -76,6 +77,12 @@ class Flash(GAN):
     class Config(GAN.Config):
         """Hyperparameters (the paper's for SD1.5, but l2 for LPIPS of decoded pictures)."""
 
+        old_keys = renamed(
+            distillation="distillation_weight",
+            adversarial="adversarial_weight",
+            matching="matching_weight",
+        )
+
         loss: Literal["hinge", "non-saturating", "lsgan", "relativistic"] = "lsgan"
         teacher_steps: int = Field(32, ge=1, le=10_000)
         """From pure noise; fewer from x_t."""
@@ -84,21 +91,22 @@ class Flash(GAN):
         spread: float = Field(0.5, gt=0)
         """Variance of a mode, in teacher steps."""
         distance: Distance = Distance()
-        distillation: Weights = (1.0, 1.0, 1.0, 1.0)
+        distillation_weight: Weights = (1.0, 1.0, 1.0, 1.0)
         """Weight of the regression in each stage."""
-        adversarial: Weights = (0.0, 0.1, 0.2, 0.3)
+        adversarial_weight: Weights = (0.0, 0.1, 0.2, 0.3)
         """Weight of the adversarial loss in each stage, times gan_weight."""
-        matching: Weights = (0.0, 0.3, 0.5, 0.7)
+        matching_weight: Weights = (0.0, 0.3, 0.5, 0.7)
         """Weight of distribution matching in each stage."""
         judged: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.01, 0.25, 0.5, 0.75)
-        """Times at which the discriminator judges, one at random."""
+        """Times at which the discriminator judges, one at random: a few, so no `TimeSampling`."""
 
         @model_validator(mode="after")
         def _stages(self) -> Flash.Config:
             stages = STAGES if self.shares is None else len(self.shares)
             for name in ("distillation", "adversarial", "matching"):
-                if len(getattr(self, name)) != stages:
-                    raise ValueError(f"{name}={getattr(self, name)}: shares name {stages} stages")
+                weights = getattr(self, f"{name}_weight")
+                if len(weights) != stages:
+                    raise ValueError(f"{name}={weights}: shares name {stages} stages")
             return self
 
     config: Flash.Config
@@ -123,7 +131,7 @@ class Flash(GAN):
         return lcm_boundary(10.0)
 
     def weight(self, step: int) -> float:
-        return self.config.gan_weight * self.config.adversarial[self.stages.at(step)]
+        return self.config.gan_weight * self.config.adversarial_weight[self.stages.at(step)]
 
     def round(self, batch: Batch) -> Placed:
         # One time a batch, so that the teacher takes no step in vain.
@@ -146,11 +154,11 @@ class Flash(GAN):
         assert isinstance(made, Placed)
         config, stage = self.config, self.stages.at(batch.step)
         terms = {}
-        if config.distillation[stage]:
+        if config.distillation_weight[stage]:
             apart = distance(config.distance, made.x0, self._solved(made, batch)).mean()
-            terms["distillation"] = config.distillation[stage] * apart
-        if config.matching[stage]:
-            terms["matching"] = config.matching[stage] * self._matching(made.x0, batch)
+            terms["distillation"] = config.distillation_weight[stage] * apart
+        if config.matching_weight[stage]:
+            terms["matching"] = config.matching_weight[stage] * self._matching(made.x0, batch)
         return terms
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ class GDD(GAN):
         """Hyperparameters."""
 
         loss: Literal["hinge", "non-saturating", "lsgan", "relativistic"] = "non-saturating"
-        r1: float = Field(1e-4, ge=0)
+        r1_weight: float = Field(1e-4, ge=0)
         keep: tuple[str, ...] = ("conv1", "conv2")
         """Ends of the paths of the student's layers that do not train: the 3x3 convolutions of a
         U-Net's residual blocks. Empty trains all."""

@@ -16,6 +16,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
+from edgedistill.common.settings import renamed
 from edgedistill.diffusion.solvers import ddim_step
 from edgedistill.objectives.adversarial.parts import GAN, Round
 from edgedistill.objectives.base import Batch, Losses, Player, Setup
@@ -30,11 +31,13 @@ class Lightning(GAN):
     class Config(GAN.Config):
         """Hyperparameters (the paper's: 128 steps, at once 32, then 8, 4, 2, 1)."""
 
+        old_keys = renamed(alone="alone_share")
+
         loss: Literal["hinge", "non-saturating", "lsgan", "relativistic"] = "non-saturating"
         halving: Progressive.Config = Progressive.Config()
         regressed: int = Field(1, ge=0, le=1_000)
         """First stages without the discriminator."""
-        alone: float = Field(0.5, ge=0, le=1)
+        alone_share: float = Field(0.5, ge=0, le=1)
         """Share of each later stage, at its end, in which the discriminator does not see x_t."""
 
     config: Lightning.Config
@@ -80,7 +83,7 @@ class Lightning(GAN):
         """Whether the discriminator does not see x_t at this step of the run."""
         stages = self.halving.stages
         done = step * stages.count / stages.train_steps - stages.at(step)
-        return done >= 1 - self.config.alone
+        return done >= 1 - self.config.alone_share
 
     def round(self, batch: Batch) -> Round:
         step = self.halving.step(batch)

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from edgedistill.common.settings import renamed
 from edgedistill.diffusion.denoiser import Condition, cat
 from edgedistill.diffusion.distances import drift
 from edgedistill.diffusion.gan import GAN_LOSSES, accuracy, r1, r1_by_difference
@@ -57,11 +58,13 @@ class GAN(Objective):
     class Config(Settings):
         """Hyperparameters of the discriminator."""
 
+        old_keys = renamed(r1="r1_weight")
+
         loss: Literal["hinge", "non-saturating", "lsgan", "relativistic"] = "hinge"
         """A key of `adversarial.GAN_LOSSES`."""
         gan_weight: float = Field(1.0, gt=0)
         """Weight of the adversarial loss in the student's."""
-        r1: float = Field(0.0, ge=0)
+        r1_weight: float = Field(0.0, ge=0)
         """Weight (gamma) of the gradient penalty on real samples."""
         r1_step: float = Field(0.0, ge=0)
         """Deviation of the noise over which the penalty takes a difference for the gradient; 0
@@ -159,20 +162,20 @@ class GAN(Objective):
         with torch.no_grad():
             made = self.round(batch)
         (x, t), *before = made.real
-        exact = config.r1 > 0 and config.r1_step == 0
+        exact = config.r1_weight > 0 and config.r1_step == 0
         x = x.detach().requires_grad_(exact)
         shown = [[(x, t), *before], made.fake]
-        if config.r1 and config.r1_step:
+        if config.r1_weight and config.r1_step:
             shown.append([(x + config.r1_step * batch.noise(), t), *before])
         # Fused attention kernels have no second derivative.
         with sdpa_kernel(SDPBackend.MATH) if exact else nullcontext():
             real, fake, *moved = self.logits(shown, batch.cond)
         total = self.gan_loss.discriminator(real, fake)
         logs = {"gan": total.detach(), "accuracy": accuracy(real, fake)}
-        if config.r1:
+        if config.r1_weight:
             step = config.r1_step
             penalty = r1(real, x) if exact else r1_by_difference(real, moved[0], step)
-            total = total + config.r1 * penalty
+            total = total + config.r1_weight * penalty
             logs["r1"] = penalty.detach()
         return Losses(total, logs)
 

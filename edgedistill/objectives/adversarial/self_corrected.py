@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from edgedistill.common.settings import renamed
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.solvers import ddim_step, init_scale
 from edgedistill.diffusion.tensors import expand_like
@@ -32,16 +33,18 @@ class SelfCorrected(GAN):
     class Config(GAN.Config):
         """Hyperparameters (the authors' for CelebA-HQ)."""
 
+        old_keys = renamed(backward="backward_weight", straight="straight_weight")
+
         loss: Literal["hinge", "non-saturating", "lsgan", "relativistic"] = "non-saturating"
         gan_weight: float = Field(0.1, gt=0)
-        r1: float = Field(0.05, ge=0)
+        r1_weight: float = Field(0.05, ge=0)
         reach: float = Field(0.1, gt=0, le=1)
         """How far from t a neighbour may be."""
         truncation: float = Field(0.4, ge=0, lt=1)
         """Below this time the target is the data."""
-        backward: float = Field(0.1, ge=0)
+        backward_weight: float = Field(0.1, ge=0)
         """Weight of consistency with the noisier neighbour."""
-        straight: float = Field(0.1, ge=0)
+        straight_weight: float = Field(0.1, ge=0)
         """Weight of straightness (reflow)."""
         ema: float = Field(0.9, ge=0, lt=1)
         """Decay of the target network."""
@@ -73,13 +76,13 @@ class SelfCorrected(GAN):
         config, count = self.config, len(batch.x0)
         t = self._time(stratified(count, batch.generator, CLEAN, 1.0), batch)
         terms = self._consistency(t, batch)
-        if config.straight:
+        if config.straight_weight:
             # x_1 is the noise alone, or so nearly that it may be taken for it.
             sigma = self.student.schedule.sigma(self.times[0])
             x_s = self.student.noised(made.x0.detach(), t, made.x_t / float(sigma))
             ours = self.student(x_s, t, batch.cond)
             apart = (ours - made.x0.detach()).square().mean()
-            terms["straight"] = config.straight * apart
+            terms["straight"] = config.straight_weight * apart
         return terms
 
     def _time(self, t: Tensor, batch: Batch) -> Tensor:
@@ -100,7 +103,7 @@ class SelfCorrected(GAN):
             before = self.target(above, upper, batch.cond)
         ours = self.student(x_t, t, batch.cond)
         terms = {"consistency": distance(config.distance, ours, after).mean()}
-        if config.backward:
+        if config.backward_weight:
             apart = distance(config.distance, ours, before).mean()
-            terms["backward"] = config.backward * apart
+            terms["backward"] = config.backward_weight * apart
         return terms

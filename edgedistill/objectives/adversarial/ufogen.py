@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
+from edgedistill.common.settings import renamed
 from edgedistill.objectives.adversarial.parts import GAN, Round
 from edgedistill.objectives.base import Batch
 
@@ -25,8 +26,10 @@ class UFOGen(GAN):
     class Config(GAN.Config):
         """Hyperparameters (the paper's)."""
 
+        old_keys = renamed(reconstruction="reconstruction_weight")
+
         loss: Literal["hinge", "non-saturating", "lsgan", "relativistic"] = "non-saturating"
-        reconstruction: float = Field(1.0, ge=0)
+        reconstruction_weight: float = Field(1.0, ge=0)
         """Weight of the denoising loss, in the error of eps: alpha^2 / sigma^2 of that of x0."""
 
     config: UFOGen.Config
@@ -43,4 +46,4 @@ class UFOGen(GAN):
     def others(self, made: Round, batch: Batch) -> dict[str, Tensor]:
         weight = self.student.schedule.log_snr(made.t).exp().to(made.x0)
         error = (made.x0 - batch.x0).square().flatten(1).mean(1)
-        return {"reconstruction": self.config.reconstruction * (weight * error).mean()}
+        return {"reconstruction": self.config.reconstruction_weight * (weight * error).mean()}

@@ -22,6 +22,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgedistill.common.settings import renamed
 from edgedistill.diffusion.losses import gan_discriminator, gan_generator
 from edgedistill.networks.patch_decoder import PatchDecoder
 from edgedistill.networks.scaling import latents_of, picture_of
@@ -59,6 +60,8 @@ class Decoding(Objective):
     class Config(Settings):
         """Architecture, training data and losses."""
 
+        old_keys = renamed(augment="augment_share", perceptual="perceptual_weight")
+
         channels: Width | tuple[Width, ...] = 64
         """Channels. One number makes an AutoencoderTiny; a number for each resolution, the last
         ones 0 where pixels are unfolded at once, makes a PatchDecoder."""
@@ -68,13 +71,13 @@ class Decoding(Objective):
         target: Literal["teacher", "originals"] = "teacher"
         """Target pictures: those of the teacher's decoder, or the originals that were encoded
         (`data.pictures`, or the teacher's own data)."""
-        augment: float = Field(0.0, ge=0, le=1)
+        augment_share: float = Field(0.0, ge=0, le=1)
         """Share of a batch whose pictures are flipped, get exchanged colours, or both, and are
         encoded again, which gives new latents."""
         jitter: float = Field(0.0, ge=0)
         """Standard deviation of noise added to the latents, whose target pictures stay the same,
         for students that only come near clean latents."""
-        perceptual: float = Field(0.1, ge=0)
+        perceptual_weight: float = Field(0.1, ge=0)
         """Weight of the distance of features in the first blocks of the teacher's encoder."""
 
         @field_validator("blocks")
@@ -101,7 +104,7 @@ class Decoding(Objective):
         """Check `config`; `below` says whether levels below the latent's resolution are valid."""
         if setup.autoencoder is None:
             raise ValueError(f"method {self.name!r} needs a teacher with an autoencoder")
-        self.augment, self.target = config.augment, config.target
+        self.augment, self.target = config.augment_share, config.target
         self.optim = setup.optim
         example = setup.example[0]
         self.vae = setup.autoencoder.to(example.device)  # offloading may have left it elsewhere
@@ -118,7 +121,7 @@ class Decoding(Objective):
         self.below = (enlarged // factor).bit_length() - 1
         self.made: dict[tuple[int, bytes], tuple[Tensor, Tensor]] = {}
         self.taps: Taps | None = None
-        if config.perceptual > 0:
+        if config.perceptual_weight > 0:
             encoder: Any = self.vae.encoder
             paths = [
                 "conv_in",
@@ -201,17 +204,21 @@ class TinyDecoder(Decoding):
     class Config(Decoding.Config):
         """Architecture and weights (TAESD's architecture: 64 channels, blocks 3, 3, 3, 1)."""
 
+        old_keys = renamed(
+            l1="l1_weight", encode="encode_weight", adversarial="adversarial_weight"
+        )
+
         expansion: int = Field(0, ge=0, le=64)
         """Widening of a PatchDecoder's blocks: 0 for two 3 x 3 convolutions; else 3 x 3 to this
         many times the channels, and 1 x 1 back."""
         last_channels: int = Field(0, ge=0, le=8_192)
         """Channels of a PatchDecoder's layer before the one that unfolds pixels; 0 for none."""
-        l1: float = Field(1.0, ge=0)
+        l1_weight: float = Field(1.0, ge=0)
         """Weight of the mean absolute error; that of the squared error is 1."""
-        encode: float = Field(0.1, ge=0)
+        encode_weight: float = Field(0.1, ge=0)
         """Weight of the encoder's loss, if there is an encoder; it shares nothing with the
         decoder."""
-        adversarial: float = Field(0.0, ge=0)
+        adversarial_weight: float = Field(0.0, ge=0)
         """Weight of the adversarial loss; 0 builds no discriminator."""
         adversarial_start: int = Field(0, ge=0)
         """Step from which on the adversarial loss is used."""
@@ -230,7 +237,7 @@ class TinyDecoder(Decoding):
     def players(self) -> list[Player]:
         config = self.config
         student = Player("student", self.student, self.optim)
-        if not config.adversarial:
+        if not config.adversarial_weight:
             return [student]
         start = config.adversarial_start
         judge = Player("discriminator", self.judge, config.discriminator, start=start)
@@ -249,20 +256,20 @@ class TinyDecoder(Decoding):
     def _student(self, x0: Tensor, clean: Tensor, truth: Tensor, step: int) -> Losses:
         config, found = self.config, self._decode(x0)
         square = F.mse_loss(found, truth)
-        total = square + config.l1 * F.l1_loss(found, truth)
+        total = square + config.l1_weight * F.l1_loss(found, truth)
         logs = {"psnr": psnr(square)}
         if self.taps is not None:
             perceptual = self._perceptual(found, truth)
-            total = total + config.perceptual * perceptual
+            total = total + config.perceptual_weight * perceptual
             logs["perceptual"] = perceptual.detach()
-        if config.adversarial and step >= config.adversarial_start:
+        if config.adversarial_weight and step >= config.adversarial_start:
             adversarial = gan_generator(self.judge(found))
-            total = total + config.adversarial * adversarial
+            total = total + config.adversarial_weight * adversarial
             logs["adversarial"] = adversarial.detach()
-        if config.encode and isinstance(self.student, AutoencoderTiny):
+        if config.encode_weight and isinstance(self.student, AutoencoderTiny):
             latents = self.student.encode(truth, return_dict=False)[0]
             encode = F.mse_loss(latents, clean)
-            total = total + config.encode * encode
+            total = total + config.encode_weight * encode
             logs["encode"] = encode.detach()
         return Losses(total, logs)
 

@@ -77,7 +77,7 @@ class OneStepDecoder(Decoding):
         logs = {"flow": total.detach()}
         if self.taps is not None:
             perceptual = self._perceptual(x_t - at * velocity, truth)
-            total = total + self.config.perceptual * perceptual
+            total = total + self.config.perceptual_weight * perceptual
             logs["perceptual"] = perceptual.detach()
         return Losses(total, logs)
 
@@ -90,6 +90,6 @@ class OneStepDecoder(Decoding):
         logs["psnr"] = psnr(F.mse_loss(found.detach(), truth))
         if self.taps is not None:
             perceptual = self._perceptual(found, target)
-            total = total + self.config.perceptual * perceptual
+            total = total + self.config.perceptual_weight * perceptual
             logs["perceptual"] = perceptual.detach()
         return Losses(total, logs)

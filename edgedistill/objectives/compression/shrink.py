@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgedistill.common.plugins import unknown
+from edgedistill.common.settings import renamed
 from edgedistill.compress.pruned import Pruned
 from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided, expand
 from edgedistill.diffusion.times import stratified
@@ -101,15 +102,22 @@ class Shrink(Objective):
     class Config(Settings):
         """Weights of the terms (BK-SDM: all 1, features not normalised)."""
 
-        task: float = Field(1.0, ge=0)
+        old_keys = renamed(
+            task="task_weight",
+            output="output_weight",
+            features="features_weight",
+            drop="drop_share",
+        )
+
+        task_weight: float = Field(1.0, ge=0)
         """Weight of the distance to the training target of the network's output."""
-        output: float = Field(1.0, ge=0)
+        output_weight: float = Field(1.0, ge=0)
         """Weight of the distance to the teacher's output."""
-        features: float = Field(1.0, ge=0)
+        features_weight: float = Field(1.0, ge=0)
         """Weight of the distance of the features."""
         taps: str | tuple[str, ...] = "blocks"
         """Modules whose features are compared: a key of `TAPS`, or module paths in the student."""
-        drop: float = Field(0.1, ge=0, le=1)
+        drop_share: float = Field(0.1, ge=0, le=1)
         """Share of conditions replaced by the null condition, if the teacher is guided."""
 
     name = "shrink"
@@ -121,9 +129,9 @@ class Shrink(Objective):
             setup.teacher.denoiser if isinstance(setup.teacher, Guided) else setup.teacher
         )
         self.null = setup.teacher.null if isinstance(setup.teacher, Guided) else None
-        self.drop = config.drop if guided else 0.0
+        self.drop = config.drop_share if guided else 0.0
         self.ours: Taps | None = None
-        if config.features > 0:
+        if config.features_weight > 0:
             self._tap(setup)
 
     def _tap(self, setup: Setup) -> None:
@@ -162,11 +170,11 @@ class Shrink(Objective):
         found, ours = self._call(self.student, "ours", x_t, t, cond)
         task = F.mse_loss(found, self.student.target(batch.x0, t, eps))
         output = F.mse_loss(found, truth)
-        total = self.config.task * task + self.config.output * output
+        total = self.config.task_weight * task + self.config.output_weight * output
         logs = {"task": task.detach(), "output": output.detach()}
         if self.ours is not None:
             features = feature_loss(ours, self._cut(theirs))
-            total = total + self.config.features * features
+            total = total + self.config.features_weight * features
             logs["features"] = features.detach()
         return Losses(total, logs)
 

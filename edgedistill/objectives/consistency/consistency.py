@@ -16,6 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from edgedistill.common.settings import renamed
 from edgedistill.diffusion.boundary import boundary_of, consistency_function
 from edgedistill.diffusion.denoiser import Condition, Denoiser
 from edgedistill.diffusion.distances import Distance, distance
@@ -55,7 +56,7 @@ def _random_step(
     method: CD, batch: Batch, eps: Tensor, x_t: Tensor, t: Tensor, s: Tensor
 ) -> Tensor:
     """Take a random step: the share `fresh` of the noise variance at s is drawn anew."""
-    schedule, fresh = method.student.schedule, method.config.fresh
+    schedule, fresh = method.student.schedule, method.config.fresh_share
     x0 = method.teacher(x_t, t, batch.cond)
     alpha_t, sigma_t = schedule.at(t, like=x_t)
     eps = (1 - fresh) ** 0.5 * (x_t - alpha_t * x0) / sigma_t + fresh**0.5 * batch.noise()
@@ -92,10 +93,12 @@ class CD(Objective):
     class Config(Settings):
         """Hyperparameters (the paper's for ImageNet, but DDIM for Heun's steps, l2 for LPIPS)."""
 
+        old_keys = renamed(fresh="fresh_share")
+
         path: Literal["teacher", "data", "random"] = "teacher"
         """Path from x_t to x_s: a DDIM step of the teacher; the data with the same noise, which
         needs no teacher; or a random step of the teacher."""
-        fresh: float = Field(0.0, ge=0, le=1)
+        fresh_share: float = Field(0.0, ge=0, le=1)
         """Share of the noise variance that a random step draws anew; 0 is the DDIM step."""
         solver_steps: int = Field(1, ge=1, le=10_000)
         """Number of the teacher's DDIM steps that an interval is divided into."""
@@ -119,8 +122,8 @@ class CD(Objective):
                     f"first_intervals={self.first_intervals} must not be above "
                     f"last_intervals={self.last_intervals}"
                 )
-            if self.fresh and self.path != "random":
-                raise ValueError(f"fresh={self.fresh:g} needs path=random, not {self.path}")
+            if self.fresh_share and self.path != "random":
+                raise ValueError(f"fresh={self.fresh_share:g} needs path=random, not {self.path}")
             if self.solver_steps > 1 and self.path != "teacher":
                 raise ValueError(
                     f"solver_steps={self.solver_steps} needs path=teacher, not {self.path}"
@@ -208,6 +211,6 @@ class SCott(CD):
         """Hyperparameters (the paper's, without its discriminator)."""
 
         path: Literal["teacher", "data", "random"] = "random"
-        fresh: float = Field(0.1, ge=0, le=1)
+        fresh_share: float = Field(0.1, ge=0, le=1)
 
     name = "scott"

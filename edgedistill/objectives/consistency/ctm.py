@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from edgedistill.common.settings import renamed
 from edgedistill.diffusion.boundary import flow_map
 from edgedistill.diffusion.denoiser import Condition, Denoiser
 from edgedistill.diffusion.distances import Distance, distance
@@ -43,6 +44,8 @@ class CTM(Objective):
     class Config(Settings):
         """Hyperparameters (the paper's for CIFAR-10, but DDIM for Heun's steps, l2 for LPIPS)."""
 
+        old_keys = renamed(denoising="denoising_weight", adversarial="adversarial_weight")
+
         intervals: int = Field(18, ge=2, le=10_000)
         """Number of teacher steps that the time axis is divided into; t, u and s are edges."""
         solver_steps: int = Field(17, ge=1, le=10_000)
@@ -50,14 +53,14 @@ class CTM(Objective):
         ema: float = Field(0.999, ge=0, lt=1)
         """Decay of the target network."""
         distance: Distance = Distance()
-        denoising: float = Field(1.0, ge=0)
+        denoising_weight: float = Field(1.0, ge=0)
         """Weight of denoising score matching, after scaling its gradient to the length of
         consistency's."""
         denoising_times: TimeSampling = TimeSampling(kind="log-normal", mean=-1.2, std=1.2)
         """Times of denoising score matching, by default EDM's."""
         sigma_data: float = Field(0.5, gt=0)
         """Standard deviation of the data, for EDM's weight."""
-        adversarial: float = Field(0.0, ge=0)
+        adversarial_weight: float = Field(0.0, ge=0)
         """Weight of the GAN term, balanced in the same way; 1 is the paper's, 0 builds no head."""
         adversarial_start: int = Field(50_000, ge=0)
         """First step with the GAN term."""
@@ -74,7 +77,7 @@ class CTM(Objective):
         self.target = copy.deepcopy(self.student).requires_grad_(False)
         self.grid = with_edges(time_grid(schedule, config.intervals), setup.times)
         self.judge: CtmDiscriminator | None = (
-            CtmDiscriminator(setup) if config.adversarial else None
+            CtmDiscriminator(setup) if config.adversarial_weight else None
         )
 
     def players(self) -> list[Player]:
@@ -142,14 +145,16 @@ class CTM(Objective):
         ours, target = self._ends(batch)
         total = consistency = distance(config.distance, ours, target).mean()
         logs = {"consistency": consistency.detach()}
-        if config.denoising:
+        if config.denoising_weight:
             denoising = self._denoising(batch)
             scale = balance(consistency, denoising, self.student)
-            total = total + config.denoising * scale * denoising
+            total = total + config.denoising_weight * scale * denoising
             logs["denoising"] = denoising.detach()
         if self.judge is not None and batch.step >= config.adversarial_start:
             gan = gan_generator(self.judge(ours, batch.cond))
-            total = total + config.adversarial * balance(consistency, gan, self.student) * gan
+            total = (
+                total + config.adversarial_weight * balance(consistency, gan, self.student) * gan
+            )
             logs["gan"] = gan.detach()
         return Losses(total, logs)
 

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from edgedistill.common.settings import renamed
 from edgedistill.diffusion.boundary import flow_map
 from edgedistill.diffusion.denoiser import Condition, Guided
 from edgedistill.diffusion.distances import distance
@@ -36,8 +37,10 @@ class ICD(PCM):
     class Config(PCM.Config):
         """Hyperparameters (those of the official code, except the segments)."""
 
+        old_keys = renamed(preserve="preserve_weight")
+
         ema: float = Field(0.0, ge=0, lt=1)
-        preserve: float = Field(1.5, ge=0)
+        preserve_weight: float = Field(1.5, ge=0)
         """Weight of the preservation losses."""
         encoder: Optim = Optim()
 
@@ -46,7 +49,11 @@ class ICD(PCM):
     def __init__(self, config: ICD.Config, setup: Setup) -> None:
         super().__init__(config, setup)
         self.own = config
-        if isinstance(setup.teacher, Guided) and setup.teacher.scale != 1 and config.preserve:
+        if (
+            isinstance(setup.teacher, Guided)
+            and setup.teacher.scale != 1
+            and config.preserve_weight
+        ):
             raise ValueError(
                 f"teacher.guidance={setup.teacher.scale:g}: the encoder follows the unguided "
                 "teacher, so that the two cannot undo each other; choose teacher.guidance=1, or "
@@ -90,11 +97,11 @@ class ICD(PCM):
     def loss(self, player: str, batch: Batch) -> Losses:
         consistency = {"student": self._reverse, "encoder": self._forward}[player](batch)
         logs = {"consistency": consistency.detach()}
-        if not self.own.preserve:
+        if not self.own.preserve_weight:
             return Losses(consistency, logs)
         kept = self._preservation(player, batch)
         logs["preservation"] = kept.detach()
-        return Losses(consistency + self.own.preserve * kept, logs)
+        return Losses(consistency + self.own.preserve_weight * kept, logs)
 
     def _reverse(self, batch: Batch) -> Tensor:
         return super().loss("student", batch).total

@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from edgedistill.common.settings import renamed
 from edgedistill.diffusion.boundary import boundary_of, consistency_function
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.diffusion.step_table import Boundary
@@ -81,6 +82,8 @@ class SCM(Objective):
     class Config(Settings):
         """Hyperparameters (the paper's for ImageNet)."""
 
+        old_keys = renamed(warmup="warmup_steps")
+
         path: Literal["teacher", "data"] = "teacher"
         """Paths: the teacher's (sCD), or straight lines from noise to data (sCT)."""
         tangent: Literal["jvp", "difference"] = "jvp"
@@ -88,7 +91,7 @@ class SCM(Objective):
         calls."""
         difference: float = Field(1e-2, gt=0, lt=1)
         """Step of the difference, as a share of the distance to the ends of the path."""
-        warmup: int = Field(10_000, ge=0)
+        warmup_steps: int = Field(10_000, ge=0)
         """Number of steps over which the derivative of the network is phased in."""
         constant: float = Field(0.1, gt=0)
         """Constant c of the normalised tangent g / (|g| + c)."""
@@ -168,7 +171,7 @@ class SCM(Objective):
         with torch.no_grad():
             at = self.points(batch)
         flow = self.flow(at.x_t, at.t, at.cond)
-        warm = min(1.0, (batch.step + 1) / (config.warmup + 1))
+        warm = min(1.0, (batch.step + 1) / (config.warmup_steps + 1))
         tangent = self.tangent(at, flow.detach(), warm)
         norm = expand_like(tangent.flatten(1).norm(dim=1), flow)
         target = flow.detach() + tangent / (norm + config.constant)

@@ -75,7 +75,11 @@ class CDM(DecoupledDMD):
     """
 
     class Config(DecoupledDMD.Config):
-        """Hyperparameters (the paper's on SD3, whose times are those of its shifted flow)."""
+        """Hyperparameters (the paper's on SD3, whose times are those of its shifted flow).
+
+        `low` and `high` are no `TimeSampling`: they are of the times of a whole schedule, one
+        draw for all ranks, and not of the rows of a batch.
+        """
 
         turns: int = Field(5, ge=1, le=1_000)
         max_steps: int = Field(28, ge=1, le=10_000)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Guided
 from edgedistill.diffusion.losses import matching_gradient, surrogate_loss
-from edgedistill.diffusion.times import stratified
+from edgedistill.diffusion.times import sample_times
 from edgedistill.objectives.base import Batch, Losses, Setup
 from edgedistill.objectives.matching.parts import Matching, health
 from edgedistill.objectives.matching.rollout import Sample, renoised
@@ -52,9 +52,10 @@ class DecoupledDMD(Matching):
 
     def augmentation(self, teacher: Guided, sample: Sample, batch: Batch) -> Tensor:
         """Guidance at levels below the student's time, scaled as the matching is, (N, ...)."""
-        config, x0 = self.config, sample.x0
-        high = max(float(sample.t), 2 * config.min_time)
-        t = stratified(len(x0), batch.generator, config.min_time, min(high, config.max_time))
+        times, x0 = self.config.times, sample.x0
+        high = min(max(float(sample.t), 2 * times.low), times.high)
+        below = times.model_copy(update={"high": high})
+        t = sample_times(below, self.student.schedule, len(x0), batch.generator)
         noised = renoised(self.student, x0, t, batch)
         null, wanted = teacher.both(noised.x_t, noised.t, batch.cond)
         # As a step from the guided x0 to the unguided one, so that the scales are those of DMD.

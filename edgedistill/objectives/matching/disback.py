@@ -29,7 +29,7 @@ class DisBack(Matching):
     class Config(Matching.Config):
         """Hyperparameters."""
 
-        warmup: int = Field(1000, ge=1)
+        warmup_steps: int = Field(1000, ge=1)
         """Steps of the degradation, in which only fake_score trains."""
         checkpoints: int = Field(4, ge=1, le=1_000)
         """Copies on the way, each a network in memory."""
@@ -38,28 +38,28 @@ class DisBack(Matching):
     config: Config
 
     def __init__(self, config: DisBack.Config, setup: Setup) -> None:
-        if config.warmup < config.checkpoints:
+        if config.warmup_steps < config.checkpoints:
             raise ValueError(
-                f"warmup={config.warmup}: fewer steps than checkpoints={config.checkpoints}"
+                f"warmup={config.warmup_steps}: fewer steps than checkpoints={config.checkpoints}"
             )
         super().__init__(config, setup)
         self.path = [setup.spawn().requires_grad_(False) for _ in range(config.checkpoints)]
-        left = setup.train_steps - config.regression - config.warmup
+        left = setup.train_steps - config.pretraining_steps - config.warmup_steps
         self.stages = Stages(max(left, config.checkpoints + 1), config.checkpoints + 1)
 
     def followers(self) -> dict[str, nn.Module]:
         return {f"degraded-{i + 1}": net for i, net in enumerate(self.path)}
 
     def started(self, step: int) -> None:
-        config, done = self.config, step - self.config.regression
+        config, done = self.config, step - self.config.pretraining_steps
         for i, net in enumerate(self.path):
-            if done == (i + 1) * config.warmup // config.checkpoints:
+            if done == (i + 1) * config.warmup_steps // config.checkpoints:
                 follow(net, self.fake_score.denoiser, 0.0)
 
     def target(self, step: int) -> nn.Module:
         """Whose distribution is aimed at."""
         config = self.config
-        stage = self.stages.at(max(0, step - config.regression - config.warmup))
+        stage = self.stages.at(max(0, step - config.pretraining_steps - config.warmup_steps))
         return [*self.path[::-1], self.teacher][stage]
 
     @torch.no_grad()

@@ -83,7 +83,7 @@ class MomentMatching(Matching):
     """x0 descends the auxiliary network's x0 less the teacher's."""
 
     class Config(Matching.Config):
-        """Hyperparameters; `min_time` and `max_time` are shares of the way back up a step."""
+        """Hyperparameters; `times` are shares of the way back up a step."""
 
         rollout: Literal["simulate", "data"] = "data"
 
@@ -103,7 +103,7 @@ class MomentMatchingGradient(Scored):
     """x0 descends the change of the teacher's x0 that training on other samples would bring."""
 
     class Config(ScoreConfig):
-        """Hyperparameters; `min_time` and `max_time` are shares of the way back up a step."""
+        """Hyperparameters; `times` are shares of the way back up a step."""
 
         rollout: Literal["simulate", "data"] = "data"
 

@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgedistill.common.settings import renamed
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.diffusion.distances import drift
 from edgedistill.diffusion.losses import (
@@ -28,7 +29,7 @@ from edgedistill.diffusion.losses import (
     gan_generator,
     surrogate_loss,
 )
-from edgedistill.diffusion.times import stratified
+from edgedistill.diffusion.times import TimeSampling, stratified
 from edgedistill.networks.heads import Tap, head_for
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings, Setup
 from edgedistill.objectives.matching.rollout import (
@@ -202,7 +203,9 @@ class FakeScore:
 class ScoreConfig(Settings):
     """Hyperparameters of a student that moves by scores."""
 
-    regression: int = Field(0, ge=0)
+    old_keys = renamed(regression="pretraining_steps", min_time="times.low", max_time="times.high")
+
+    pretraining_steps: int = Field(0, ge=0)
     """First steps, in which the student learns the teacher's ODE map from each of its times,
     as before DMD2's one-step SDXL run (Sec. 5.2); it starts with every mode."""
     regression_steps: int = Field(8, ge=1, le=10_000)
@@ -212,9 +215,9 @@ class ScoreConfig(Settings):
     arXiv 2311.18828, Eq. 9): it holds the share of every mode."""
     rollout: Literal["simulate", "data"] = "simulate"
     """Inputs of later steps: the student's own samples (DMD2, Sec. 4.5), or noised data."""
-    min_time: float = Field(0.02, ge=0, le=1)
-    max_time: float = Field(0.98, ge=0, le=1)
-    """Range of the noise at which the two scores are compared."""
+    times: TimeSampling = TimeSampling(low=0.02, high=0.98)
+    """Distribution of the noise at which the two scores are compared. Keys of it that are not
+    given are those of the default."""
 
 
 class Scored(Objective):
@@ -226,7 +229,7 @@ class Scored(Objective):
     config: ScoreConfig
 
     def __init__(self, config: ScoreConfig, setup: Setup) -> None:
-        self.levels = Levels(config.min_time, config.max_time)
+        self.levels = Levels(config.times, setup.student.schedule)
         self.config, self.optim = config, setup.optim
         self.teacher, self.student, self.times = setup.teacher, setup.student, setup.times
         self.rollout = Rollout.of(setup, config.rollout)
@@ -236,7 +239,7 @@ class Scored(Objective):
         return [Player("student", self.student, self.optim)]
 
     def loss(self, player: str, batch: Batch) -> Losses:
-        if batch.step < self.config.regression:
+        if batch.step < self.config.pretraining_steps:
             return _alone(self.regression(batch))
         return self.student_loss(batch)
 
@@ -264,16 +267,18 @@ class Matching(Objective):
 
     Attributes:
         noising: What is compared: the student's x0, noised.
-        levels: At which times: uniform ones.
+        levels: Draws the times at which it is compared.
         regression: What holds every mode: a regression on the teacher's ODE.
     """
 
     class Config(ScoreConfig):
         """Hyperparameters."""
 
+        old_keys = renamed(warmup="warmup_steps")
+
         turns: int = Field(1, ge=1, le=1_000)
         """Updates of fake_score to one of the student (DMD2's two time-scale rule, Sec. 4.2)."""
-        warmup: int = Field(0, ge=0)
+        warmup_steps: int = Field(0, ge=0)
         """Steps after the regression in which only fake_score trains."""
         gan_weight: float = Field(0, ge=0)
         """Weight of a GAN term in the student's loss, its discriminator a head on fake_score's
@@ -292,7 +297,7 @@ class Matching(Objective):
         rollout: Rollout | None = None,
         fake_score: Callable[[Setup, bool], FakeScore] = FakeScore,
     ) -> None:
-        self.levels: Callable[[Batch], Tensor] = Levels(config.min_time, config.max_time)
+        self.levels: Callable[[Batch], Tensor] = Levels(config.times, setup.student.schedule)
         self.config, self.optim = config, setup.optim
         self.teacher, self.student, self.times = setup.teacher, setup.student, setup.times
         self.rollout = rollout or Rollout.of(setup, config.rollout)
@@ -303,13 +308,13 @@ class Matching(Objective):
         self.fake_score = fake_score(setup, config.gan_weight > 0)
 
     def players(self) -> list[Player]:
-        config, first = self.config, self.config.regression
+        config, first = self.config, self.config.pretraining_steps
         student = Player(
             "student",
             self.student,
             self.optim,
             every=config.turns,
-            start=first + config.warmup,
+            start=first + config.warmup_steps,
             prelude=first,
         )
         fake_score = Player("fake_score", self.fake_score.net, config.fake_score, start=first)
@@ -318,7 +323,7 @@ class Matching(Objective):
     def loss(self, player: str, batch: Batch) -> Losses:
         if player == "fake_score":
             return self.fake_score_loss(batch)
-        if batch.step < self.config.regression:
+        if batch.step < self.config.pretraining_steps:
             return _alone(self.regression(batch))
         return self.student_loss(batch)
 

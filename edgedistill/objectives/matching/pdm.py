@@ -55,7 +55,7 @@ class PatchLoss:
     def __call__(self, x0: Tensor, batch: Batch) -> Tensor:
         """Distance of samples x0 (N, ...) from the batch's data, a scalar."""
         config, student = self.config, self.fake_score.student
-        t = stratified(len(x0), batch.generator, config.min_time, config.patch_max_time)
+        t = stratified(len(x0), batch.generator, config.times.low, config.patch_max_time)
         noised = renoised(student, x0, t, batch)
         fake = self._patches(noised.x_t, noised.t, batch)
         with torch.no_grad():
@@ -78,16 +78,17 @@ class PDM(Matching):
         patch_c: float = Field(1e-3, gt=0)
         """Huber constant."""
         patch_max_time: float = Field(0.36, gt=0, le=1)
-        """Most noise at which features are compared, from `min_time` up; the last 10 of 28."""
+        """Most noise at which features are compared, at uniform times from `times.low` up; the
+        last 10 of 28. Only its end is free, so it is no `TimeSampling`."""
 
     name = "pdm"
     config: Config
 
     def __init__(self, config: PDM.Config, setup: Setup, rollout: Rollout | None = None) -> None:
-        if config.min_time >= config.patch_max_time:
+        if config.times.low >= config.patch_max_time:
             raise ValueError(
                 f"patch_max_time={config.patch_max_time:g} is not above "
-                f"min_time={config.min_time:g}"
+                f"min_time={config.times.low:g}"
             )
         super().__init__(config, setup, rollout=rollout)
         self.patch = PatchLoss(self.fake_score, setup.tap, config)

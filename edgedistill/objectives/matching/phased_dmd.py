@@ -28,7 +28,7 @@ class PhasedDMD(Matching):
     name = "phased-dmd"
 
     def __init__(self, config: PhasedDMD.Config, setup: Setup) -> None:
-        begin = config.regression + config.warmup
+        begin = config.pretraining_steps + config.warmup_steps
         stages = Stages(max(1, setup.train_steps - begin), len(setup.times) - 1)
         rollout = PhasedRollout(Rollout.of(setup, config.rollout), stages, begin)
         super().__init__(config, setup, rollout=rollout)

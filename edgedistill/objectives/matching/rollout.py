@@ -14,7 +14,7 @@ from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.solvers import SOLVERS, ddim_step, init_scale, one_step_x0
 from edgedistill.diffusion.tensors import expand_like
-from edgedistill.diffusion.times import stratified
+from edgedistill.diffusion.times import TimeSampling, sample_times
 from edgedistill.objectives.base import Batch, Setup
 
 __all__ = [
@@ -156,20 +156,19 @@ class Rollout:
 
 
 class Levels:
-    """Times at which scores are compared: uniform between two, one in each part of a batch.
+    """Random times at which scores are compared.
 
-    Raises:
-        ValueError: Unless low is below high.
+    Args:
+        times: Their distribution.
+        schedule: Schedule that finds the time of a noise level.
     """
 
-    def __init__(self, low: float, high: float) -> None:
-        if low >= high:
-            raise ValueError(f"min_time {low} is not below {high}")
-        self.low, self.high = low, high
+    def __init__(self, times: TimeSampling, schedule: Schedule) -> None:
+        self.times, self.schedule = times, schedule
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Times of the batch's rows, (N,), float64."""
-        return stratified(len(batch.x0), batch.generator, self.low, self.high)
+        """Draw the times of the batch's rows, (N,), float64."""
+        return sample_times(self.times, self.schedule, len(batch.x0), batch.generator)
 
 
 Regression = Callable[[Batch], Tensor]

@@ -27,10 +27,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from edgedistill.common.settings import renamed
 from edgedistill.diffusion.denoiser import Condition, Guided, cat, expand, take
-from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.tensors import expand_like
-from edgedistill.diffusion.times import TimeSampling, sample_times, stratified
+from edgedistill.diffusion.times import TimeSampling, stratified
 from edgedistill.objectives.base import Batch, Losses, Setup
 from edgedistill.objectives.matching.parts import FakeScore, Matching, View
 from edgedistill.objectives.matching.rollout import Noised, Sample
@@ -64,48 +64,23 @@ class VSD(Matching):
         return self.descent(sample, view, gradient, batch)
 
 
-class LogNormalLevels:
-    """Times at which scores are compared, log-normal in sigma / alpha.
-
-    Args:
-        times: Their law.
-        schedule: Finds the time of a noise level.
-    """
-
-    def __init__(self, times: TimeSampling, schedule: Schedule) -> None:
-        self.times, self.schedule = times, schedule
-
-    def __call__(self, batch: Batch) -> Tensor:
-        """Times of the batch's rows, (N,)."""
-        return sample_times(self.times, self.schedule, len(batch.x0), batch.generator)
-
-
 class DiffInstruct(VSD):
     """VSD at EDM's noise levels, between the x0."""
 
     class Config(VSD.Config):
         """Hyperparameters (the paper's on CIFAR-10)."""
 
+        old_keys = renamed(mean="times.mean", std="times.std")
+
         weight: Literal["sigma2", "x0"] = "x0"
-        mean: float = -1.2
-        std: float = Field(1.2, gt=0)
-        """Deviation of log(sigma / alpha) where the scores are compared, cut to `min_time` ..
-        `max_time`; `mean` is its mean. An EDM teacher's x0 has deviation 1, the paper's 0.5: there
-        the same noise is mean=-0.5."""
+        times: TimeSampling = TimeSampling(
+            kind="log-normal", low=0.02, high=0.98, mean=-1.2, std=1.2
+        )
+        """Distribution of the noise at which the scores are compared. An EDM teacher's x0 has
+        deviation 1, the paper's 0.5: there the same noise is mean=-0.5."""
 
     name = "diff-instruct"
     config: Config
-
-    def __init__(self, config: DiffInstruct.Config, setup: Setup) -> None:
-        super().__init__(config, setup)
-        times = TimeSampling(
-            kind="log-normal",
-            low=config.min_time,
-            high=config.max_time,
-            mean=config.mean,
-            std=config.std,
-        )
-        self.levels = LogNormalLevels(times, setup.student.schedule)
 
 
 class SwiftBrush(VSD):

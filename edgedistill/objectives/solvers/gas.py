@@ -20,6 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from edgedistill.common.settings import renamed
 from edgedistill.diffusion.denoiser import Condition, Denoiser
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.losses import gan_relative
@@ -99,9 +100,11 @@ class GAS(Objective):
     class Config(Settings):
         """Hyperparameters of the solver."""
 
+        old_keys = renamed(adversarial="adversarial_weight")
+
         distance: Distance = Distance()
         """Distance of the two ends (the paper's LPIPS for pictures, l1 or l2 for latents)."""
-        adversarial: float = Field(0.0, ge=0)
+        adversarial_weight: float = Field(0.0, ge=0)
         """Weight of the adversarial term; 0 is the paper's GS."""
         discriminator: Optim = Optim(lr=1e-3, betas=(0.0, 0.99))
         level: float = Field(0.1, gt=0, le=1)
@@ -116,7 +119,7 @@ class GAS(Objective):
         self.config, self.optim, self.student = config, setup.optim, setup.student
         self.student.net = Solver(self.student.net, setup.times).to(setup.example[0].device)
         self.kept = self.student.net
-        if config.adversarial:
+        if config.adversarial_weight:
             self.judge = setup.spawn().requires_grad_(False)
             self.tap = Tap(self.judge.net, setup.tap)
             x0, cond = setup.example
@@ -125,7 +128,7 @@ class GAS(Objective):
 
     def players(self) -> list[Player]:
         players = [Player("student", self.student, self.optim)]
-        if self.config.adversarial:
+        if self.config.adversarial_weight:
             players.append(Player("discriminator", self.head, self.config.discriminator))
         return players
 
@@ -156,9 +159,9 @@ class GAS(Objective):
         ours = walk(self.student, batch.path[:, 0], batch.cond)
         loss = distance(config.distance, ours, real).mean()
         logs = {"end": loss.detach()}
-        if config.adversarial:
+        if config.adversarial_weight:
             term = gan_relative(self._logits(ours, batch), self._logits(real, batch))
-            loss, logs["gan"] = loss + config.adversarial * term, term.detach()
+            loss, logs["gan"] = loss + config.adversarial_weight * term, term.detach()
         return Losses(loss, logs)
 
     def _discriminator(self, batch: Batch) -> Losses:

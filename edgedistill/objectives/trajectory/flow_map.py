@@ -27,6 +27,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from edgedistill.common.settings import renamed
 from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.schedules import Rectified
@@ -150,10 +151,12 @@ class FlowMap(Objective):
     class Config(Settings):
         """Hyperparameters of flow maps."""
 
+        old_keys = renamed(instant="instant_share")
+
         rule: Literal["eulerian", "lagrangian", "progressive"] = "lagrangian"
         velocity: Literal["teacher", "data"] = "teacher"
         """Velocity v: the teacher's, or eps - x0 of the data, whose mean is the teacher's."""
-        instant: float = Field(0.25, ge=0, lt=1)
+        instant_share: float = Field(0.25, ge=0, lt=1)
         """Share of the batch with s = t."""
         times: TimeSampling = TimeSampling()
         """Distribution of tau; the larger of two draws is the start of a step."""
@@ -196,7 +199,7 @@ class FlowMap(Objective):
 
     def instant(self, count: int) -> Tensor:
         """Return which of `count` steps have length 0, (N,)."""
-        return torch.arange(count) < self.config.instant * count
+        return torch.arange(count) < self.config.instant_share * count
 
     def taus(self, batch: Batch) -> Tensor:
         """Draw random times on the straight flow, (N,)."""
@@ -239,7 +242,7 @@ class MeanFlow(FlowMap):
 
         rule: Literal["eulerian", "lagrangian", "progressive"] = "eulerian"
         velocity: Literal["teacher", "data"] = "data"
-        instant: float = Field(0.75, ge=0, lt=1)
+        instant_share: float = Field(0.75, ge=0, lt=1)
         times: TimeSampling = TimeSampling(kind="logit-normal", mean=-0.4, std=1.0)
         power: float = Field(1.0, ge=0)
 

@@ -14,6 +14,7 @@ import copy
 from pydantic import Field
 from torch import Tensor, nn
 
+from edgedistill.common.settings import renamed
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.solvers import init_scale, solve
 from edgedistill.diffusion.times import refine
@@ -30,7 +31,9 @@ class InstaFlow(Objective):
     class Config(Settings):
         """Hyperparameters of InstaFlow."""
 
-        reflow: float = Field(0.5, gt=0, lt=1)
+        old_keys = renamed(reflow="reflow_share")
+
+        reflow_share: float = Field(0.5, gt=0, lt=1)
         """Share of the run that straightens the flow."""
         reflow_distance: Distance = Distance()
         solver_steps: int = Field(25, ge=1, le=10_000)
@@ -50,7 +53,7 @@ class InstaFlow(Objective):
         self.student = setup.student
         self.flow = copy.deepcopy(setup.student).requires_grad_(False)
         self.grid = refine(setup.student.schedule, setup.times, config.solver_steps)
-        self.begin = max(1, round(config.reflow * setup.train_steps))
+        self.begin = max(1, round(config.reflow_share * setup.train_steps))
         self.straightening = True
         """Whether the flow is still being straightened; afterwards it is frozen."""
 

@@ -30,7 +30,7 @@ class Shortcut(FlowMap):
 
         rule: Literal["progressive"] = "progressive"
         velocity: Literal["teacher", "data"] = "data"
-        instant: float = Field(0.75, ge=0, lt=1)
+        instant_share: float = Field(0.75, ge=0, lt=1)
         levels: int = Field(7, ge=1, le=20)
         """Number of step lengths; the shortest is 1 / 2^(levels - 1) of the flow, its halves the
         paper's 1 / 128."""

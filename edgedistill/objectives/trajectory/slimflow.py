@@ -22,6 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from edgedistill.common.settings import renamed
 from edgedistill.diffusion.distances import distance
 from edgedistill.diffusion.solvers import init_scale
 from edgedistill.objectives.base import Batch
@@ -44,11 +45,13 @@ class SlimFlow(InstaFlow):
     class Config(InstaFlow.Config):
         """Hyperparameters of SlimFlow."""
 
+        old_keys = renamed(annealed="annealed_share", guided="guided_weight")
+
         annealing: Literal["exponential", "cosine", "linear"] = "exponential"
-        annealed: float = Field(0.2, gt=0, le=1)
+        annealed_share: float = Field(0.2, gt=0, le=1)
         """Length of the annealing, as a share of the steps that straighten the flow; the
         exponential keeps falling after it."""
-        guided: float = Field(1.0, ge=0)
+        guided_weight: float = Field(1.0, ge=0)
         """Weight of the flow's ends, relative to the pairs'."""
 
     name = "slimflow"
@@ -56,7 +59,7 @@ class SlimFlow(InstaFlow):
 
     def beta(self, step: int) -> float:
         """Share of fresh noise in the pairs at a step."""
-        return ANNEALINGS[self.config.annealing](step / (self.config.annealed * self.begin))
+        return ANNEALINGS[self.config.annealing](step / (self.config.annealed_share * self.begin))
 
     def pairs(self, batch: Batch) -> Tensor:
         path, beta = super().pairs(batch), self.beta(batch.step)
@@ -68,10 +71,10 @@ class SlimFlow(InstaFlow):
         path = super().pairs(batch)
         ours = self.one_step(path[:, 0], batch)
         loss = distance(self.config.distance, ours, path[:, -1]).mean()
-        if not self.config.guided:
+        if not self.config.guided_weight:
             return loss
         share = 0.2 + 0.6 * torch.rand((), generator=batch.shared, dtype=torch.float64)
         between = straight_time(self.student.schedule, share)
         first = self.times[:1]
         grid = torch.cat([first, between.reshape(1), torch.zeros_like(first)])
-        return loss + self.config.guided * self.apart(batch.noise(), batch, grid)
+        return loss + self.config.guided_weight * self.apart(batch.noise(), batch, grid)

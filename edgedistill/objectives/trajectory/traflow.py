@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from edgedistill.common.settings import renamed
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.times import TimeSampling, sample_times
@@ -45,11 +46,15 @@ class TraFlow(Objective):
     class Config(Settings):
         """Hyperparameters of TraFlow."""
 
-        output: float = Field(1.0, ge=0)
+        old_keys = renamed(
+            output="output_weight", velocity="velocity_weight", consistency="consistency_weight"
+        )
+
+        output_weight: float = Field(1.0, ge=0)
         """Weight of the output term."""
-        velocity: float = Field(1.0, ge=0)
+        velocity_weight: float = Field(1.0, ge=0)
         """Weight of the velocity term."""
-        consistency: float = Field(1.0, ge=0)
+        consistency_weight: float = Field(1.0, ge=0)
         """Weight of the self-consistency term."""
         solver_steps: int = Field(8, ge=2, le=10_000)
         """Number of the teacher's steps from any time to 0."""
@@ -94,6 +99,6 @@ class TraFlow(Objective):
             "velocity": distance(kind, ours(y, tau, s), change).mean(),
             "consistency": distance(kind, landed, consistent).mean(),
         }
-        weights = (config.output, config.velocity, config.consistency)
+        weights = (config.output_weight, config.velocity_weight, config.consistency_weight)
         total = sum(w * term for w, term in zip(weights, terms.values(), strict=True))
         return Losses(torch.as_tensor(total), {k: term.detach() for k, term in terms.items()})

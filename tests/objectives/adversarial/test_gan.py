@@ -444,4 +444,4 @@ def test_two_steps_on_pictures_move_the_student_and_leave_the_teacher(name, tmp_
 
 
 def test_ddgan_penalises_as_much_as_the_paper_which_does_so_every_15th_time():
-    assert 15 * DDGAN.Config().r1 == pytest.approx(0.02)
+    assert 15 * DDGAN.Config().r1_weight == pytest.approx(0.02)

@@ -243,7 +243,7 @@ def test_a_missing_tap_is_named():
 
 
 def test_times_out_of_order_are_named():
-    with pytest.raises(ValueError, match=r"min_time 0\.9 is not below 0\.2"):
+    with pytest.raises(ValueError, match=r"low=0\.9 must be below high=0\.2"):
         one_step([0.0, 0.0], 1.0, min_time=0.9, max_time=0.2)
 
 
