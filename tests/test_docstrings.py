@@ -1,6 +1,7 @@
 """Every docstring can be read alone: none begins with a word that hangs on something before it."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("edgedistill", "export/edgedistill_export", "runtime/edgedistill_runtime")
-DANGLING = ("Of ", "Those", "The same", "By ", "Its ", "Which ", "Where ")
+DANGLING = (
+    *("Of ", "Those", "The same", "By ", "Its ", "Which ", "Where "),
+    *("What ", "How ", "Who ", "Whose "),
+)
+ENTRY = re.compile(rf"^ +\w+: ({'|'.join(DANGLING)})")
+"""An argument or attribute whose description begins so."""
 
 
 def docstrings(source: str) -> Iterator[tuple[int, str]]:
@@ -22,12 +28,14 @@ def docstrings(source: str) -> Iterator[tuple[int, str]]:
 
 
 def dangling(source: str) -> list[str]:
-    """Return "line: first line" of each docstring that begins with a word of `DANGLING`."""
-    return [
-        f"{line}: {text.splitlines()[0]}"
-        for line, text in docstrings(source)
-        if text.startswith(DANGLING)
-    ]
+    """Return "line: text" of docstrings and their entries that begin as in `DANGLING`."""
+    found = []
+    for number, text in docstrings(source):
+        lines = text.splitlines()
+        if text.startswith(DANGLING):
+            found.append(f"{number}: {lines[0]}")
+        found += [f"{number}: {line.strip()}" for line in lines[1:] if ENTRY.match(line)]
+    return found
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -59,6 +67,15 @@ BODIES = {
 def test_a_dangling_docstring_is_found(body, begin):
     text = f"{begin.strip()} matrices of Muon."
     assert [entry.split(": ", 1)[1] for entry in dangling(BODIES[body].format(text))] == [text]
+
+
+@pytest.mark.parametrize("section", ["Args", "Attributes"])
+@pytest.mark.parametrize("begin", DANGLING)
+def test_a_dangling_entry_is_found(section, begin):
+    entry = f"net: {begin.strip()} network."
+    text = f"A title.\n\n    {section}:\n        {entry}\n        t: Time.\n"
+    found = dangling(BODIES["function"].format(text))
+    assert [line.split(": ", 1)[1] for line in found] == [entry]
 
 
 @pytest.mark.parametrize("body", BODIES)

@@ -58,7 +58,7 @@ class Kind:
         one_step: Prediction type of the one-step checkpoint, where it differs from the others.
         lora_scale: Scale at which the LoRA is fused.
         embedded: Whether the U-Net reads its guidance scale as an input (time_cond_proj_dim).
-        guidance: How guidance was built into the student.
+        guidance: Way in which guidance was built into the student.
     """
 
     source: str

@@ -144,7 +144,7 @@ def naming(target: Path, what: str = "") -> Iterator[None]:
 
     Args:
         target: The file or folder being written.
-        what: Its name in the message; its path if left out.
+        what: Name of the target in the message; by default its path.
     """
     try:
         yield

@@ -75,7 +75,7 @@ def linear_probe(net: nn.Module, calls: Calls, group: tuple[int, int]) -> float:
 
     Args:
         net: A diffusers transformer with a list of blocks.
-        calls: Its keyword inputs. There must be more tokens than channels.
+        calls: Keyword inputs of `net`. There must be more tokens than channels.
         group: First and last block, both in the group, counted over all lists of blocks.
 
     Raises:

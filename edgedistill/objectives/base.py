@@ -1,4 +1,4 @@
-"""What a distillation method is: players, and a loss for each.
+"""Base class of distillation methods: players, and a loss for each.
 
 An objective knows networks and arithmetic. It knows no file, device, optimizer or world size;
 all its randomness comes from the batch.
@@ -61,26 +61,27 @@ class Optim(Settings):
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run hands to its objective.
+    """Networks and settings that a run hands to its objective.
 
     Attributes:
         teacher: The frozen teacher, guided as the recipe says.
-        student: Trainable, starts as the teacher.
-        spawn: Makes a further trainable denoiser that starts as the teacher.
+        student: The trainable student, which starts as the teacher.
+        spawn: Function that makes a further trainable denoiser, which starts as the teacher.
         times: The student's steps (steps + 1,), decreasing to 0, float64.
-        sampler: How the student's steps land; a key of `sampling.SAMPLERS`.
+        sampler: Rule by which a step of the student lands; a key of `step_table.SAMPLERS`.
         optim: The student's optimizer settings.
         tap: Module path of features inside a net.
-        example: One x0 batch (2, ...) and its condition, for shapes.
+        example: A batch of x0 (2, ...) and its condition, for shapes.
         init: Step table of the student that `student` starts from, None if it starts as the
             teacher.
         core: Module path inside a net of the diffusers model.
-        pruned: How the student's core was made from the teacher's, None if it is as large.
-        autoencoder: The teacher's, between pictures and x0; None where x0 is the data itself.
-        scaling: Between x0 and its latents.
-        train_steps: Steps that the method has, for methods in stages.
+        pruned: The student's core as pruned from the teacher's, None if it is as large.
+        autoencoder: The teacher's autoencoder between pictures and x0; None where x0 is the data
+            itself.
+        scaling: Scaling between x0 and the autoencoder's latents.
+        train_steps: Number of the method's steps, for methods in stages.
         time_layer: Module path inside a net of the time embedding's last linear layer.
-        reward: What the recipe's reward says of x0, with its gradient; None if it names none.
+        reward: The recipe's reward of x0, with its gradient; None if it names none.
     """
 
     teacher: Denoiser | Guided
@@ -107,11 +108,11 @@ class Batch:
 
     Attributes:
         x0: Clean data (N, ...).
-        cond: Its condition.
+        cond: Condition of x0.
         generator: CPU randomness of this rank.
         shared: CPU randomness that is the same on every rank.
         step: Steps done in the run.
-        path: Where the teacher's ODE is at the student's times, (N, steps + 1, ...): noise first,
+        path: Points of the teacher's ODE at the student's times, (N, steps + 1, ...): noise first,
             x0 last. None unless the method needs paths.
         prompts: The captions of x0's rows; none unless the recipe has a reward and the teacher
             takes them.
@@ -129,24 +130,24 @@ class Batch:
     originals: Tensor | None = None
 
     def noise(self) -> Tensor:
-        """Standard normal, shaped and placed as x0."""
+        """Draw standard normal noise with the shape and device of x0."""
         return torch.randn(self.x0.shape, generator=self.generator).to(self.x0)
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What a player minimises, and figures to log (detached scalars)."""
+    """The loss that a player minimises, and figures to log (detached scalars)."""
 
     total: Tensor
     logs: dict[str, Tensor] = field(default_factory=dict)
 
     def plus(self, name: str, weight: float, term: Tensor, **logs: Tensor) -> Losses:
-        """These losses and another term (a scalar) at its weight, logged by its name.
+        """Return these losses with another term added and logged.
 
         Args:
-            name: Its name.
-            weight: Its weight.
-            term: Its value, unweighted.
+            name: Name of the term in the log.
+            weight: Weight of the term in the total.
+            term: Value of the term, a scalar without the weight.
             logs: Further figures to log.
         """
         return Losses(self.total + weight * term, {**self.logs, name: term.detach(), **logs})
@@ -157,12 +158,12 @@ class Player:
     """A network and how it trains.
 
     Attributes:
-        name: Its role: student, fake_score, discriminator.
-        net: Holds every parameter this player moves.
-        optim: Its optimizer settings.
-        every: It plays on every so many-th step.
-        start: Its first step.
-        prelude: It also plays on each of the first so many steps.
+        name: Name of the role: student, fake_score, discriminator.
+        net: Module with every parameter that this player trains.
+        optim: Settings of the player's optimizer.
+        every: Number of steps for one update of this player.
+        start: First step at which the player may train.
+        prelude: Number of first steps of the run in which the player trains at each, too.
     """
 
     name: str
@@ -173,14 +174,14 @@ class Player:
     prelude: int = 0
 
     def plays(self, step: int) -> bool:
-        """Whether it is this player's turn at `step` (0, 1, ...)."""
+        """Whether this player trains at `step` (0, 1, ...)."""
         if step < self.prelude:
             return True
         return step >= self.start and (step + 1) % self.every == 0
 
 
 def check_deterministic(name: str, setup: Setup) -> None:
-    """ValueError if several steps of the student would draw noise, which `name` does not train."""
+    """Raise a ValueError if steps of the student draw noise, which method `name` cannot train."""
     if setup.sampler != "ddim" and len(setup.times) > 2:
         raise ValueError(
             f"student.sampler={setup.sampler}: the steps of {name} draw no noise; "
@@ -189,7 +190,11 @@ def check_deterministic(name: str, setup: Setup) -> None:
 
 
 def table_of_init(name: str, setup: Setup) -> TorchStepTable:
-    """Steps of the student that `name` starts from; ValueError without one that it can train."""
+    """Return the step table of the student that method `name` starts from.
+
+    Raises:
+        ValueError: If there is no such student, or none that the method can train.
+    """
     if setup.init is None:
         raise ValueError(f"method {name!r} starts from a student: set student.init=FOLDER")
     if setup.init.grows:
@@ -202,27 +207,27 @@ class Objective(ABC):
 
     name: ClassVar[str]
     product: ClassVar[str] = "student"
-    """What the run makes: a student dir, or a decoder that students may name."""
+    """Product of a run: a student dir, or a decoder that students may name."""
     needs_paths: ClassVar[bool] = False
     """Whether batches bring paths of the teacher, stored before the run (`data.paths`)."""
     needs_reward: ClassVar[bool] = False
-    """Whether the recipe's reward is what it learns from, and no loss beside its own."""
+    """Whether the method learns from the recipe's reward, which then adds no loss to its own."""
     single_step: ClassVar[bool] = False
-    """Whether its students take one step, and no more."""
+    """Whether the method's students take one step, and no more."""
     searches: ClassVar[bool] = False
     """Whether there is anything for `search` to find."""
     own_coefficients: ClassVar[bool] = False
-    """Whether its step table is one that no diffusers scheduler walks."""
+    """Whether the method's step table is one that no diffusers scheduler walks."""
     restarts: ClassVar[bool] = False
-    """Whether it sets the student's weights itself where a stage begins."""
+    """Whether the method sets the student's weights itself where a stage begins."""
     Config: ClassVar[type[Settings]]
     """Hyperparameters, with the paper's defaults."""
 
     @classmethod
     def wants_originals(cls, config: Any) -> tuple[str, str] | None:
-        """Whether batches bring the pictures that x0 was encoded from; of a `Config`.
+        """Return the choice of a `Config` that asks for pictures that x0 was encoded from.
 
-        The choice that asks for them, and the one that does without, as KEY=VALUE.
+        None if it asks for none; else that choice, and the one that does without, as KEY=VALUE.
         """
         return None
 
@@ -232,11 +237,11 @@ class Objective(ABC):
 
     @abstractmethod
     def players(self) -> list[Player]:
-        """Who trains, in the order of their turns within a step."""
+        """Return the players, in the order in which they train within a step."""
 
     @abstractmethod
     def loss(self, player: str, batch: Batch) -> Losses:
-        """What `player` minimises on this batch."""
+        """Compute the loss of `player` on this batch."""
 
     def search(self, batch: Batch) -> None:  # noqa: B027  most methods train all they need
         """Find what needs no training, from the run's first batch; called before `search_step`.
@@ -245,7 +250,7 @@ class Objective(ABC):
         """
 
     def search_step(self) -> int:
-        """The step (0, 1, ...) before which the loop calls `search`."""
+        """Return the step (0, 1, ...) before which the loop calls `search`."""
         return 0
 
     def started(self, step: int) -> None:  # noqa: B027  most methods train in one stage
@@ -256,34 +261,34 @@ class Objective(ABC):
         """
 
     def predictions(self, batch: Batch) -> dict[str, Tensor]:
-        """What each role makes of one noised sample of the student: role -> x0 (N, ...).
+        """Return the x0 (N, ...) that each role predicts from one noised sample of the student.
 
-        To look at; empty where a method has no such roles.
+        They are shown in sample grids; empty where a method has no such roles.
         """
         return {}
 
     def updated(self, player: str) -> None:  # noqa: B027  most methods follow nobody
-        """Called after `player`'s optimizer stepped: targets that follow a player."""
+        """Update what follows a player, such as EMA targets, after `player`'s optimizer step."""
 
     def followers(self) -> dict[str, nn.Module]:
-        """Networks with state that no player trains, such as EMA targets; checkpointed."""
+        """Return networks that no player trains but checkpoints hold, such as EMA targets."""
         return {}
 
     def finished(self, student: Denoiser) -> Denoiser:
-        """What is kept of the trained student: itself, unless it had more to learn with."""
+        """Return the student to save: the trained one, without what only training needs."""
         return student
 
     def table(self) -> TorchStepTable | None:
-        """The student's step table, where it is not that of its times."""
+        """Return the student's step table, where it is not that of its times."""
         return None
 
     def boundary(self) -> Boundary | None:
-        """The consistency boundary the student was trained with, for its step table."""
+        """Return the consistency boundary that the student was trained with, if any."""
         return None
 
 
 class Wrapper(Objective):
-    """A method around another, which it is in all that it does not override.
+    """A method around another, to which all that is not overridden is delegated.
 
     Whatever `Objective` defines is delegated by name: a hook left out here would be taken from
     `Objective`, and the method's own would never be called.
@@ -300,7 +305,7 @@ class Wrapper(Objective):
         "restarts",
         "wants_originals",
     )
-    """What a method says of its class."""
+    """Class attributes that are taken from the method inside."""
     name = "wrapper"
     Config = Settings
 

@@ -55,7 +55,7 @@ class StudentInfo(BaseModel):
         step_table: `TorchStepTable.to_json`.
         prediction: Prediction type of the network.
         schedule: `Schedule.to_json`.
-        guidance: How guidance was distilled.
+        guidance: Way in which guidance was distilled.
         lora_scale: Scale of a LoRA student's adapter, or None.
         latent: {"shape", "scaling_factor", "shift_factor"}.
         teacher: {"name", "path", "family", "guidance", "licences"}; `license_name` and
@@ -92,7 +92,7 @@ class Student:
     Attributes:
         path: The folder.
         info: Contents of its student.json.
-        table: Its step table.
+        table: The student's step table.
         teacher: The family's object for this folder: encode, decode, graphs.
         net: The few-step network.
     """

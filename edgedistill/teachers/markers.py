@@ -50,7 +50,7 @@ class Header:
     Attributes:
         shapes: Shapes of its tensors, by name.
         dtypes: Types of its tensors, in safetensors' names.
-        told: Its metadata.
+        told: Metadata of the file.
     """
 
     shapes: Mapping[str, tuple[int, ...]]

@@ -65,8 +65,8 @@ class Pipeline:
     """A loaded bundle.
 
     Args:
-        manifest: Its manifest.
-        graphs: Its loaded graphs by name.
+        manifest: Manifest of the bundle.
+        graphs: Loaded graphs by name.
         tokenizer: Function from texts to the text encoder's inputs; present if there is a text
             encoder.
         finite: Whether a result that is not finite is an error.

@@ -52,10 +52,10 @@ def mode_masses(count: int, steps: int, shares: Weights, spread: float) -> Tenso
     """Probability of each of `count` places in a grid, (count,): Gaussians in equal distances.
 
     Args:
-        count: Places.
-        steps: Gaussians; the first is at place 0.
-        shares: Of each.
-        spread: Their variance in places.
+        count: Number of places.
+        steps: Number of Gaussians; the first is at place 0.
+        shares: Share of each Gaussian.
+        spread: Variance of the Gaussians, in places.
     """
     places = torch.arange(count, dtype=torch.float64)[:, None]
     centres = torch.arange(steps, dtype=torch.float64) * (count / steps)
@@ -85,7 +85,7 @@ class Flash(GAN):
 
         loss: Literal["hinge", "non-saturating", "lsgan", "relativistic"] = "lsgan"
         teacher_steps: int = Field(32, ge=1, le=10_000)
-        """From pure noise; fewer from x_t."""
+        """Number of the teacher's steps from pure noise; from x_t it takes fewer."""
         shares: tuple[Weights, ...] | None = None
         """Share of each of the student's times in each stage; None is `stage_shares`."""
         spread: float = Field(0.5, gt=0)

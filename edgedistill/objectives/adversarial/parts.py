@@ -1,4 +1,4 @@
-"""What adversarial methods share: the discriminator's turn and the student's."""
+"""Base class of adversarial methods: the discriminator's loss and the student's."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ CLEAN = 0.02
 
 @dataclass(frozen=True)
 class Round:
-    """What the student made, and what the discriminator is shown.
+    """The student's prediction, and the inputs of the discriminator.
 
     Attributes:
-        x_t: Where the student set out, (N, ...).
-        t: At which time, (N,).
-        x0: What it made of that, (N, ...).
-        fake: Places that follow from x0.
-        real: The same of the truth.
+        x_t: Input of the student, (N, ...).
+        t: Time of x_t, (N,).
+        x0: The student's prediction, (N, ...).
+        fake: Inputs of the discriminator that follow from x0.
+        real: Inputs that follow from the data.
     """
 
     x_t: Tensor
@@ -79,7 +79,7 @@ class GAN(Objective):
     frozen: ClassVar[bool] = True
     """Whether the network under the heads stays the teacher's."""
     places: ClassVar[int] = 1
-    """How many places the discriminator is shown at a time."""
+    """Number of (x, t) pairs that the discriminator gets at a time."""
 
     def __init__(self, config: GAN.Config, setup: Setup) -> None:
         self.config, self.setup = config, setup
@@ -102,23 +102,23 @@ class GAN(Objective):
 
     @abstractmethod
     def round(self, batch: Batch) -> Round:
-        """One round on this batch, with the student's gradient."""
+        """Run the student on this batch, with its gradient."""
 
     def others(self, made: Round, batch: Batch) -> dict[str, Tensor]:
-        """The student's other losses by name, weighted."""
+        """Return the student's other losses by name, weighted."""
         return {}
 
     def weight(self, step: int) -> float:
-        """Weight of the adversarial loss at a step of the run."""
+        """Return the weight of the adversarial loss at a step of the run."""
         return self.config.gan_weight
 
     def start(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Noised data at random of the student's times: (x_t, t, the next time)."""
+        """Noise data to random times of the student: (x_t, t, the next time)."""
         t, s, eps = self._steps(batch)
         return self.student.noised(batch.x0, t, eps), t, s
 
     def begin(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(x_t, t) as `start`, but pure noise at the first time, as it is where sampling begins.
+        """Return (x_t, t) as `start`, but pure noise at the first time, where sampling begins.
 
         There, many schedules leave a trace of the data, which ADD's Sec. 3.1 takes away as well.
         """
@@ -128,16 +128,16 @@ class GAN(Objective):
         return torch.where(first, noise, self.student.noised(batch.x0, t, eps)), t
 
     def _steps(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Random of the student's times, the times after them, and noise."""
+        """Draw times of the student, and return them, the times after them, and noise."""
         t, s = neighbours(self.times.cpu(), len(batch.x0), batch.generator)
         return t.to(batch.x0.device), s.to(batch.x0.device), batch.noise()
 
     def seen(self, t: Tensor) -> Tensor:
-        """Times (N,) that a network has seen: the nearest, above 0."""
+        """Return the nearest times (N,) above 0 that a network was trained at."""
         return self.student.schedule.snap(t.clamp(min=CLEAN))
 
     def clean(self, x0: Tensor) -> tuple[Tensor, Tensor]:
-        """The place of clean data: alpha x0 at a time of hardly any noise."""
+        """Return clean data as a network reads it: alpha x0 at a time of hardly any noise."""
         t = self.seen(torch.zeros(len(x0), dtype=torch.float64, device=x0.device))
         return self.student.noised(x0, t, torch.zeros_like(x0)), t
 
@@ -180,7 +180,7 @@ class GAN(Objective):
         return Losses(total, logs)
 
     def logits(self, shown: Sequence[Shown], cond: Condition) -> Sequence[Tensor]:
-        """The logits of everything shown, from one call of the discriminator."""
+        """Return the logits of all inputs, from one call of the discriminator."""
         places = [
             (torch.cat([x for x, _ in alike]), torch.cat([t for _, t in alike]))
             for alike in zip(*shown, strict=True)

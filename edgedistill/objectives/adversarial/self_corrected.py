@@ -39,7 +39,7 @@ class SelfCorrected(GAN):
         gan_weight: float = Field(0.1, gt=0)
         r1_weight: float = Field(0.05, ge=0)
         reach: float = Field(0.1, gt=0, le=1)
-        """How far from t a neighbour may be."""
+        """Largest distance of a neighbour from t."""
         truncation: float = Field(0.4, ge=0, lt=1)
         """Below this time the target is the data."""
         backward_weight: float = Field(0.1, ge=0)

@@ -57,14 +57,14 @@ class DisBack(Matching):
                 follow(net, self.fake_score.denoiser, 0.0)
 
     def target(self, step: int) -> nn.Module:
-        """Whose distribution is aimed at."""
+        """Return the network whose distribution is the target at a step."""
         config = self.config
         stage = self.stages.at(max(0, step - config.pretraining_steps - config.warmup_steps))
         return [*self.path[::-1], self.teacher][stage]
 
     @torch.no_grad()
     def view(self, sample: Sample, batch: Batch, target: nn.Module | None = None) -> View:
-        """The sample noised, as the stage's target and the fake score see it."""
+        """Noise the sample, and predict x0 by the stage's target and the fake score."""
         return super().view(sample, batch, target or self.target(batch.step))
 
     def student_loss(self, batch: Batch) -> Losses:

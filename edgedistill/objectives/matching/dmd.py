@@ -27,15 +27,15 @@ class PathRegression:
     where steps are deterministic to its next point.
 
     Args:
-        rollout: The student's; chooses the step.
-        distance: How far two x0 are apart.
+        rollout: The student's rollout, which chooses the step.
+        distance: Distance of two x0.
     """
 
     def __init__(self, rollout: Rollout, distance: Distance) -> None:
         self.rollout, self.distance = rollout, distance
 
     def __call__(self, batch: Batch) -> Tensor:
-        """The mean distance of the student's x0 from the path's, a scalar."""
+        """Return the mean distance of the student's x0 from the path's, a scalar."""
         rollout, path, index = self.rollout, batch.path, self.rollout.index(batch)
         assert path is not None
         t, s = (rollout.times[i].to(path.device) for i in (index, index + 1))
@@ -46,14 +46,14 @@ class PathRegression:
 
 
 class DMD(Matching):
-    """Matching beside regression on the teacher's paths."""
+    """Distribution matching with a regression on the teacher's paths."""
 
     class Config(Matching.Config):
         """Hyperparameters (the paper's; `regression_steps` is the paths' own here)."""
 
         regression_weight: float = Field(0.25, ge=0)
         distance: Distance = Distance(kind="features")
-        """The regression's; LPIPS' in a random network."""
+        """Distance of the regression: LPIPS's, in a random network."""
 
     name = "dmd"
     needs_paths = True

@@ -137,7 +137,7 @@ class MomentMatchingGradient(Scored):
         return self.regressed(losses, batch)
 
     def direction(self, noised: Noised, cond: Condition) -> dict[str, Tensor]:
-        """The gradient of the teacher's loss on these samples, of unit length."""
+        """Return the gradient of the teacher's loss on these samples, of unit length."""
         params = dict(self.copy.named_parameters())
         with torch.enable_grad():
             output = self.copy.output(noised.x_t, noised.t, cond)
@@ -148,7 +148,7 @@ class MomentMatchingGradient(Scored):
         return {name: g / length.clamp(min=1e-12) for name, g in known.items()}
 
     def change(self, noised: Noised, cond: Condition, direction: dict[str, Tensor]) -> Tensor:
-        """How the teacher's x0 changes as its weights move along `direction`, (N, ...)."""
+        """Return the derivative of the teacher's x0 along `direction` of its weights, (N, ...)."""
         params = {
             name: p.detach() for name, p in self.copy.named_parameters() if name in direction
         }

@@ -59,7 +59,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class View:
-    """A noised sample of the student, and the x0 that both scores see in it, (N, ...) each."""
+    """A noised sample of the student, and both scores' x0 predictions from it, (N, ...) each."""
 
     x0: Tensor
     x_t: Tensor
@@ -68,20 +68,20 @@ class View:
     fake: Tensor
 
     def roles(self) -> dict[str, Tensor]:
-        """Who made what: the student, noise on that, the teacher, the fake score; (N, ...)."""
+        """Return x0, x_t and both scores' x0, (N, ...) each, by the name of the role."""
         seen = {"teacher": self.real, "fake_score": self.fake}
         return {"student": self.x0, "x_t": self.x_t, **seen}
 
 
 @torch.no_grad()
 def moved(x0: Tensor, gradient: Tensor, data: Tensor) -> dict[str, Tensor]:
-    """`drift`, and `matching`, the root mean square of the gradient that moves x0; scalars."""
+    """Return `drift`, and `matching`, the root mean square of the gradient in x0; scalars."""
     return {"matching": _size(gradient), "x0_std": x0.std(), **drift(x0, data)}
 
 
 @torch.no_grad()
 def health(view: View, gradient: Tensor, data: Tensor) -> dict[str, Tensor]:
-    """`moved`, and figures that tell whether the fake score is well; scalars.
+    """Return `moved`, and figures on how well the fake score follows the student; scalars.
 
     `lag` and `teacher_lag` are the root mean square distances of the fake score's and the
     teacher's x0 from the sample. `fake_error` says from them how much of the two scores' square
@@ -112,7 +112,7 @@ class FakeScore:
     may serve both.
 
     Args:
-        setup: Spawns the network, which starts as the teacher, and names the features.
+        setup: The run's setup, which spawns the network and names the features.
         head: Whether there is a head.
     """
 
@@ -130,21 +130,21 @@ class FakeScore:
 
     @property
     def net(self) -> nn.Module:
-        """All networks that train in the fake score's turn."""
+        """All networks that the fake score's player trains."""
         return nn.ModuleList([self.denoiser, self.head])
 
     # --- The denoiser ---------------------------------------------------------------------------
 
     def output(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """The output of the network, (N, ...)."""
+        """Return the output of the network, (N, ...)."""
         return self.denoiser.output(x_t, t, cond)
 
     def x0(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """The x0 that it sees in x_t at times t (N,), (N, ...)."""
+        """Predict x0 (N, ...) from x_t at times t (N,)."""
         return self.denoiser.x0_of(self.output(x_t, t, cond), x_t, t)
 
     def denoising(self, noised: Noised, cond: Condition) -> Tensor:
-        """The denoising loss on a noised sample, as the network was trained: a scalar."""
+        """Return the denoising loss on a noised sample, as the network was trained: a scalar."""
         output = self.output(noised.x_t, noised.t, cond)
         target = self.denoiser.target(noised.x0, noised.t, noised.eps)
         if noised.weight is None:
@@ -154,36 +154,36 @@ class FakeScore:
     # --- The head -------------------------------------------------------------------------------
 
     def logits(self, noised: Noised, cond: Condition) -> Tensor:
-        """The head's logits (N, 1) on what is noised at any level (diffusion GAN)."""
+        """Return the head's logits (N, 1) on samples at any noise level (diffusion GAN)."""
         self.denoiser.output(noised.x_t, noised.t, cond)
         return self._judged()
 
     def x0_and_logits(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
-        """`x0`, and the logits on it, of one call of the network."""
+        """Return `x0` and the logits from one call of the network."""
         return self.x0(x_t, t, cond), self._judged()
 
     def denoising_and_logits(self, noised: Noised, cond: Condition) -> tuple[Tensor, Tensor]:
-        """`denoising` and `logits`, of one call of the network."""
+        """Return `denoising` and `logits` from one call of the network."""
         return self.denoising(noised, cond), self._judged()
 
     def _judged(self) -> Tensor:
-        """The logits of what the network has just seen."""
+        """Return the logits on the features of the network's last call."""
         assert self.tap is not None
         logits: Tensor = self.head(self.tap.take())
         return logits
 
     def generator_loss(self, noised: Noised, cond: Condition) -> Tensor:
-        """The student's GAN loss on its noised sample, a scalar."""
+        """Return the student's GAN loss on its noised sample, a scalar."""
         return gan_generator(self.logits(noised, cond))
 
-    # --- Its turn -------------------------------------------------------------------------------
+    # --- Its loss -------------------------------------------------------------------------------
 
     def loss(self, noised: Noised, batch: Batch, classify_weight: float) -> Losses:
-        """Denoising of the student's noised sample; and, of a head, telling it from data.
+        """Return the denoising loss on the student's noised sample, plus the head's loss.
 
         Args:
             noised: The sample.
-            batch: Gives data, to be noised to the same times.
+            batch: Batch of data, to be noised to the same times.
             classify_weight: Weight of the head's loss.
         """
         if self.tap is None:
@@ -197,7 +197,7 @@ class FakeScore:
         return losses.plus("gan", classify_weight, gan, accuracy=gan_accuracy(real, fake))
 
 
-# --- Turns --------------------------------------------------------------------------------------
+# --- Methods ------------------------------------------------------------------------------------
 
 
 class ScoreConfig(Settings):
@@ -245,30 +245,30 @@ class Scored(Objective):
 
     @abstractmethod
     def student_loss(self, batch: Batch) -> Losses:
-        """What the student minimises after the regression."""
+        """Compute the student's loss after the steps of pretraining."""
 
     def regressed(self, losses: Losses, batch: Batch) -> Losses:
-        """These losses, with the regression beside them at its weight."""
+        """Return these losses with the weighted regression added."""
         weight = self.config.regression_weight
         return losses.plus("regression", weight, self.regression(batch)) if weight > 0 else losses
 
 
 class Matching(Objective):
-    """A student that moves by two scores, in turns with the fake score.
+    """A student that moves by two scores, trained in alternation with the fake score.
 
-    A method exchanges parts where its paper has others, and says in `student_loss` what happens in
-    the student's turn.
+    A method exchanges parts where its paper has others, and defines the student's loss in
+    `student_loss`.
 
     Args:
-        config: The method's.
-        setup: The run's.
-        rollout: Where the student's steps take it; by default along its own times.
-        fake_score: Makes the fake score, of the setup and whether it has a head.
+        config: The method's configuration.
+        setup: The run's setup.
+        rollout: Sampler of the student's steps; by default along its own times.
+        fake_score: Function that makes the fake score, from the setup and whether it has a head.
 
     Attributes:
-        noising: What is compared: the student's x0, noised.
-        levels: Draws the times at which it is compared.
-        regression: What holds every mode: a regression on the teacher's ODE.
+        noising: Function that noises the student's sample to the times of comparison.
+        levels: Function that draws these times.
+        regression: Regression on the teacher's ODE, which keeps every mode.
     """
 
     class Config(ScoreConfig):
@@ -329,20 +329,20 @@ class Matching(Objective):
 
     @abstractmethod
     def student_loss(self, batch: Batch) -> Losses:
-        """What the student minimises after the regression."""
+        """Compute the student's loss after the steps of pretraining."""
 
     def fake_score_loss(self, batch: Batch) -> Losses:
-        """What the fake score minimises on the student's samples at all levels of noise."""
+        """Compute the fake score's loss on the student's samples at all levels of noise."""
         with torch.no_grad():
             sample = self.rollout(batch)
             noised = self.noising(sample, stratified(len(batch.x0), batch.generator), batch)
         return self.fake_score.loss(noised, batch, self.config.classify_weight)
 
-    # --- What most students' turns consist of ---------------------------------------------------
+    # --- Terms of most students' losses ---------------------------------------------------------
 
     @torch.no_grad()
     def view(self, sample: Sample, batch: Batch, target: nn.Module | None = None) -> View:
-        """The sample noised, as the teacher (or another target) and the fake score see it."""
+        """Noise the sample, and predict x0 by the teacher (or `target`) and the fake score."""
         noised = self.noising(sample, self.levels(batch), batch)
         x_t, t = noised.x_t, noised.t
         real = (target or self.teacher)(x_t, t, batch.cond)
@@ -354,13 +354,13 @@ class Matching(Objective):
         return self.view(self.rollout(batch), batch).roles()
 
     def descent(self, sample: Sample, view: View, gradient: Tensor, batch: Batch) -> Losses:
-        """x0 descends the gradient (N, ...), with regression and GAN beside it."""
+        """Return the loss whose gradient in x0 is `gradient` (N, ...), plus auxiliary terms."""
         gradient = torch.nan_to_num(gradient)
         losses = Losses(surrogate_loss(sample.x0, gradient), health(view, gradient, batch.x0))
         return self.helped(losses, sample, batch)
 
     def helped(self, losses: Losses, sample: Sample, batch: Batch) -> Losses:
-        """These losses, with regression and GAN beside them at their weights."""
+        """Return these losses with the weighted regression and GAN terms added."""
         config = self.config
         if config.regression_weight > 0:
             losses = losses.plus("regression", config.regression_weight, self.regression(batch))

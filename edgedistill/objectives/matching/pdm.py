@@ -43,7 +43,7 @@ class PatchLoss:
     """Distance of the mean features of samples and data, in the fake score's network.
 
     Args:
-        fake_score: Its network gives the features; it does not learn from them.
+        fake_score: The fake score, whose network gives the features and does not learn from them.
         path: Module path of the features in that network.
         config: The method's.
     """

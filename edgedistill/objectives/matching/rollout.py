@@ -1,4 +1,4 @@
-"""Samples: by the student's own steps, by the teacher's ODE, and noise added to them."""
+"""Samples of the student's own steps and of the teacher's ODE, and noise added to them."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Sample:
-    """What the student makes of x_t at one of its steps.
+    """The student's x0 at one of its steps.
 
     Attributes:
-        x0: Its estimate (N, ...), with the gradient of that step alone.
-        x_t: Where it stood, (N, ...).
-        index: Which step, 0 being the noisiest.
-        t: Its time, a scalar, or (N,) where samples stand at times of their own.
+        x0: The student's prediction (N, ...), with the gradient of that step alone.
+        x_t: Input of the step, (N, ...).
+        index: Index of the step, 0 being the noisiest.
+        t: Time of x_t, a scalar, or (N,) where samples have times of their own.
     """
 
     x0: Tensor
@@ -50,11 +50,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Noised:
-    """x_t at times t, (N, ...) and (N,), and what a denoiser should find in it.
+    """A noised sample x_t (N, ...) at times t (N,), and a denoiser's targets.
 
     Attributes:
-        x0: Clean data, or what has its mean given x_t.
-        eps: Noise, likewise: x_t = alpha x0 + sigma eps.
+        x_t: The noised sample.
+        t: The times.
+        x0: Clean data, or an unbiased estimate of its mean given x_t.
+        eps: Noise, or such an estimate of it: x_t = alpha x0 + sigma eps.
         weight: Weight of the denoising loss at each sample, broadcastable to it; None is 1.
     """
 
@@ -66,32 +68,32 @@ class Noised:
 
 
 Noising = Callable[[Sample, Tensor, Batch], Noised]
-"""A sample of the student, times (N,) and the batch -> the sample at these times.
+"""Function from a sample of the student, times (N,) and the batch to the noised sample.
 
-What two scores see when they are compared, what the fake score learns, and what a discriminator
-judges is all made by one and the same noising.
+The same noising makes the inputs at which two scores are compared, the fake score's training data
+and the discriminator's inputs.
 """
 
 
 def renoised(denoiser: Denoiser, x0: Tensor, t: Tensor, batch: Batch) -> Noised:
-    """x0 (N, ...) noised to the denoiser's times nearest to t (N,)."""
+    """Noise x0 (N, ...) to the times nearest to t (N,) that the denoiser was trained at."""
     t = denoiser.schedule.snap(t).to(x0.device)
     eps = batch.noise()
     return Noised(denoiser.noised(x0, t, eps), t, x0, eps)
 
 
 class Renoising:
-    """The plain noising: fresh noise on the sample's x0 (DMD, DMD2).
+    """Noising by fresh noise on the sample's x0 (DMD, DMD2).
 
     Args:
-        student: Gives the schedule.
+        student: Denoiser with the schedule.
     """
 
     def __init__(self, student: Denoiser) -> None:
         self.student = student
 
     def __call__(self, sample: Sample, t: Tensor, batch: Batch) -> Noised:
-        """x0 noised to times t (N,)."""
+        """Noise the sample's x0 to times t (N,)."""
         return renoised(self.student, sample.x0, t, batch)
 
 
@@ -100,8 +102,8 @@ class Rollout:
 
     Args:
         student: The student.
-        times: Its steps (steps + 1,), decreasing to 0.
-        sampler: How its steps land; a key of `sampling.SAMPLERS`.
+        times: The student's steps (steps + 1,), decreasing to 0.
+        sampler: Rule by which a step lands; a key of `step_table.SAMPLERS`.
         source: Inputs of later steps: the student's own samples (backward simulation, DMD2, Yin
             et al. 2024, arXiv 2405.14867, Sec. 4.5), or noised data.
     """
@@ -117,15 +119,15 @@ class Rollout:
 
     @classmethod
     def of(cls, setup: Setup, source: Literal["simulate", "data"]) -> Rollout:
-        """The rollout of a run's student along its own times."""
+        """Make the rollout of a run's student along its own times."""
         return Rollout(setup.student, setup.times, setup.sampler, source)
 
     def index(self, batch: Batch) -> int:
-        """A step, the same on all ranks, so that every rank does equal work."""
+        """Draw a step, the same on all ranks, so that every rank does equal work."""
         return int(torch.randint(len(self.times) - 1, (), generator=batch.shared))
 
     def __call__(self, batch: Batch) -> Sample:
-        """The student at a random step."""
+        """Run the student at a random step."""
         index = self.index(batch)
         t = self.times[index]
         if index == 0 or self.source == "simulate":
@@ -136,11 +138,11 @@ class Rollout:
         return Sample(self.student(x_t, t.to(x_t.device), batch.cond), x_t, index, t)
 
     def clean(self, index: int, batch: Batch) -> Tensor:
-        """The data that stand in for the student's sample before step `index`, (N, ...)."""
+        """Return the data that replace the student's sample before step `index`, (N, ...)."""
         return batch.x0
 
     def simulate(self, index: int, batch: Batch) -> Tensor:
-        """The student's own sample at times[index], (N, ...)."""
+        """Return the student's own sample at times[index], (N, ...)."""
         x_t = init_scale(self.student.schedule, self.times[0]) * batch.noise()
         for t, s in zip(self.times[:index], self.times[1 : index + 1], strict=True):
             x0 = self.student(x_t, t.to(x_t.device), batch.cond)
@@ -148,7 +150,7 @@ class Rollout:
         return x_t
 
     def land(self, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, batch: Batch) -> Tensor:
-        """Samples of the student's step from t to s."""
+        """Return x_s (N, ...), where the student's step from t to s lands."""
         t, s = t.to(x_t.device), s.to(x_t.device)
         if self.sampler == "renoise":
             return self.student.noised(x0, s, batch.noise())
@@ -159,7 +161,7 @@ class Levels:
     """Random times at which scores are compared.
 
     Args:
-        times: Their distribution.
+        times: Distribution of the times.
         schedule: Schedule that finds the time of a noise level.
     """
 
@@ -172,17 +174,17 @@ class Levels:
 
 
 Regression = Callable[[Batch], Tensor]
-"""A batch -> the student's distance, a scalar, from what the teacher's ODE makes of it."""
+"""Function from a batch to the student's mean distance, a scalar, from the teacher's ODE."""
 
 
 class TeacherRegression:
-    """Regression on where the teacher's ODE leads from noised data at the student's times.
+    """Regression on the teacher's ODE from noised data at the student's times.
 
-    To the ODE's end; to the next of the student's times, if its steps are deterministic.
+    The ODE is solved to its end, or to the next of the student's times if steps are deterministic.
 
     Args:
-        teacher: Whose ODE it is.
-        rollout: The student's; chooses the step.
+        teacher: Denoiser that defines the ODE.
+        rollout: The student's rollout, which chooses the step.
         steps: Solver steps of the teacher.
     """
 
@@ -191,7 +193,7 @@ class TeacherRegression:
         self.rollout = rollout
 
     def __call__(self, batch: Batch) -> Tensor:
-        """The mean square distance of the student's x0 from it, a scalar."""
+        """Return the mean squared distance of the student's x0 from the ODE's, a scalar."""
         schedule, device = self.student.schedule, batch.x0.device
         t, s = self.span(batch)
         x_t = self.student.noised(batch.x0, t.to(device), batch.noise())
@@ -205,14 +207,14 @@ class TeacherRegression:
         return F.mse_loss(self.student(x_t, t.to(device), batch.cond), target)
 
     def span(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Times between which the regression goes, scalars, the same on all ranks."""
+        """Return start and end times of the ODE, scalars, the same on all ranks."""
         times, index = self.rollout.times, self.rollout.index(batch)
         t = times[index]
         return t, times[index + 1] if self.rollout.sampler == "ddim" else torch.zeros_like(t)
 
 
 def onward(schedule: Schedule, x_s: Tensor, s: Tensor, t: Tensor, noise: Tensor) -> Noised:
-    """x_s noised further, from s to t > s: x_t = a x_s + r noise, a = alpha_t / alpha_s.
+    """Noise x_s further, from s to t > s: x_t = a x_s + r noise, a = alpha_t / alpha_s.
 
     r^2 = sigma_t^2 - a^2 sigma_s^2. The noise alone gives the score at x_t without bias (Vincent
     2011), whatever is in x_s: E[-noise / r | x_t]. Its x0 and eps are those of that score, and
@@ -220,10 +222,10 @@ def onward(schedule: Schedule, x_s: Tensor, s: Tensor, t: Tensor, noise: Tensor)
     arXiv 2510.27684, Sec. 3). At s = 0 it is plain noising with weight 1.
 
     Args:
-        schedule: Gives alpha and sigma.
-        x_s: (N, ...).
-        s: Its times, (N,).
-        t: Times above them, (N,).
+        schedule: Schedule with alpha and sigma.
+        x_s: Samples (N, ...).
+        s: Times of x_s, (N,).
+        t: Times above s, (N,).
         noise: Standard normal (N, ...).
     """
     s_, t_ = (expand_like(time.double(), x_s) for time in (s, t))

@@ -56,12 +56,12 @@ class MultiResolutionRollout(Rollout):
     """Samples of the student's own steps, each at its size; batches are `Sized`.
 
     Args:
-        student: Whose.
-        times: Its steps (steps + 1,).
-        sampler: How they land.
+        student: The student.
+        times: The student's steps (steps + 1,).
+        sampler: Rule by which a step lands.
         source: Inputs of later steps, as in `Rollout`.
         sizes: The size of each step.
-        small: Makes data small.
+        small: Function that makes data small.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class MultiResolutionRollout(Rollout):
         self.sizes, self.small = list(sizes), small
 
     def index(self, batch: Batch) -> int:
-        """A step of the batch's size, the same on all ranks."""
+        """Draw a step of the batch's size, the same on all ranks."""
         assert isinstance(batch, Sized)
         alike = [i for i, size in enumerate(self.sizes) if size == batch.size]
         return alike[int(torch.randint(len(alike), (), generator=batch.shared))]
@@ -114,8 +114,8 @@ class SWD(PDM):
         sizes: tuple[float, ...] = (0.5, 0.625, 0.75, 1.0)
         """Fraction of the full height and width at each step."""
         small: Literal["pictures", "latents"] = "pictures"
-        """What is made small: the pictures, then encoded by the teacher's autoencoder (from
-        `data.pictures`, or the teacher's own data); or x0 itself."""
+        """Whether the pictures are made small and then encoded by the teacher's autoencoder (from
+        `data.pictures`, or the teacher's own data), or x0 itself is."""
         rollout: Literal["simulate", "data"] = Field("data")
         """Inputs of later steps: noised data, upscaled from the size before, or the student's own
         samples, upscaled likewise."""
@@ -145,7 +145,7 @@ class SWD(PDM):
         super().__init__(config, setup, rollout)
 
     def _check(self, config: SWD.Config, setup: Setup) -> None:
-        """ValueError if such steps cannot be taken here."""
+        """Raise a ValueError if such steps cannot be taken here."""
         steps, (x0, cond) = len(setup.times) - 1, setup.example
         if len(self.sizes) != steps:
             raise ValueError(
@@ -184,7 +184,7 @@ class SWD(PDM):
         self.scaling = copy.deepcopy(setup.scaling).to(x0.device)
 
     def loss(self, player: str, batch: Batch) -> Losses:
-        """On data of one of the sizes, each as often as there are steps of it."""
+        """Compute the loss on data of one of the sizes, each as often as it has steps."""
         size = 1.0  # and where the run is planned, the largest
         if min(self.sizes) < 1 and not batch.x0.is_meta:
             size = self.sizes[int(torch.randint(len(self.sizes), (), generator=batch.shared))]
@@ -194,13 +194,13 @@ class SWD(PDM):
         return super().predictions(self.at(batch, 1.0))
 
     def at(self, batch: Batch, size: float) -> Sized:
-        """The batch at one of the sizes."""
+        """Return the batch at one of the sizes."""
         small = {**vars(batch), "x0": self.small(batch, size)}
         return Sized(**small, size=size, whole=batch)
 
     @torch.no_grad()
     def small(self, batch: Batch, size: float) -> Tensor:
-        """The data of a whole batch at a size, (N, ...)."""
+        """Return the data of a whole batch at a size, (N, ...)."""
         if size == 1:
             return batch.x0
         if self.config.small == "latents":

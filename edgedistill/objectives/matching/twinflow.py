@@ -57,8 +57,8 @@ class TwinFlow(Scored):
         assert isinstance(net, TwoTimes)
         return student.with_net(net.folded(*self.example))
 
-    def told(self, x_t: Tensor, t: Tensor, sign: int, cond: Condition) -> Tensor:
-        """x0 of data in x_t for sign 1, of the student's samples for -1; t (N,)."""
+    def predicted(self, x_t: Tensor, t: Tensor, sign: int, cond: Condition) -> Tensor:
+        """Predict x0 from x_t as the score of data (sign 1) or of the student's samples (-1)."""
         x0: Tensor = self.student(x_t, t, {**cond, "s": sign * t})
         return x0
 
@@ -86,10 +86,10 @@ class TwinFlow(Scored):
 
     @torch.no_grad()
     def view(self, sample: Sample, batch: Batch) -> View:
-        """The sample noised, as the network sees it told either time."""
+        """Noise the sample, and predict x0 as either score: with s = t, and with s = -t."""
         noised = renoised(self.student, sample.x0, self.levels(batch), batch)
         x_t, t = noised.x_t, noised.t
-        real, fake = (self.told(x_t, t, sign, batch.cond) for sign in (1, -1))
+        real, fake = (self.predicted(x_t, t, sign, batch.cond) for sign in (1, -1))
         return View(sample.x0.detach(), x_t, t, real, fake)
 
     def predictions(self, batch: Batch) -> dict[str, Tensor]:
@@ -97,7 +97,7 @@ class TwinFlow(Scored):
             return self.view(self.rollout(batch), batch).roles()
 
     def denoising(self, noised: Noised, x0: Tensor, sign: int, cond: Condition) -> Tensor:
-        """Distance of what the network says of x_t from what it should, a scalar."""
+        """Return the denoising loss of the network as the score of `sign`, a scalar."""
         student, x_t, t = self.student, noised.x_t, noised.t
         alpha, sigma = student.schedule.at(t, like=x_t)
         eps = (x_t - alpha * x0) / sigma.clamp(min=1e-6)

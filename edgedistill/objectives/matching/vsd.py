@@ -154,7 +154,7 @@ class PGSB(VSD):
 
     @torch.no_grad()
     def view(self, sample: Sample, batch: Batch, target: nn.Module | None = None) -> View:
-        """The sample noised, as both scores see it guided at the same random scales."""
+        """Noise the sample, and predict x0 by both scores, guided at the same random scales."""
         noised = self.noising(sample, self.levels(batch), batch)
         x_t, t = noised.x_t, noised.t
         scale = stratified(len(x_t), batch.generator, self.config.low, self.config.high)

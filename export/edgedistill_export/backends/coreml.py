@@ -28,7 +28,7 @@ class CoreMLSession:
 
     Args:
         path: The package or the folder.
-        graph: Its entry in the manifest, whose notes name the compute units.
+        graph: Entry of the graph in the manifest, whose notes name the compute units.
         threads: Threads of the interpreter, which are torch's, for the whole process. Core ML
             chooses its own.
         providers: The compute units to use instead, one of `UNITS`; only on a Mac.

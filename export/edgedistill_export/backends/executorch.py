@@ -28,7 +28,7 @@ class ExecuTorchSession:
 
     Args:
         path: The file.
-        graph: Its entry in the manifest.
+        graph: Entry of the graph in the manifest.
         threads: Threads of the pool that all sessions of the process share; by default the pool is
             not changed.
         providers: Must be None, since the file fixes what runs each operator.

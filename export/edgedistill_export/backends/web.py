@@ -70,7 +70,7 @@ class WebSession:
 
     Args:
         path: The .onnx file.
-        graph: Its entry in the manifest.
+        graph: Entry of the graph in the manifest.
         threads: Threads inside an operator; by default as many as onnxruntime-web chooses.
         providers: `PROVIDER` or None.
 

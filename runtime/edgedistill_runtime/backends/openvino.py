@@ -50,7 +50,7 @@ class OpenVINOSession:
 
     Args:
         path: The .xml file, its weights beside it in the .bin.
-        graph: Its entry in the manifest. Its notes are properties of devices: with
+        graph: Entry of the graph in the manifest. Its notes are properties of devices: with
             "CPU.INFERENCE_PRECISION_HINT": "f32" a CPU computes in float32 instead of its fastest
             type.
         threads: Threads that a CPU may use; by default as many as it has cores.

@@ -61,7 +61,7 @@ class OrtSession:
 
     Args:
         path: The .onnx file.
-        graph: Its entry in the manifest.
+        graph: Entry of the graph in the manifest.
         threads: Threads inside an operator; by default the cores this process may use.
         providers: Execution providers by preference; by default the CPU.
 

@@ -100,8 +100,8 @@ class TensorRTSession:
 
     Args:
         path: The folder.
-        graph: Its entry in the manifest; the note `library` names the library that built the
-            engines.
+        graph: Entry of the graph in the manifest; its note `library` names the library that
+            built the engines.
         threads: Unused, as a GPU has no threads.
         providers: Unused, too.
 

@@ -41,7 +41,7 @@ def test_the_twins_learn_to_tell_samples_from_data():
     with torch.no_grad():
         x0 = objective.rollout(given).x0
         x_t = objective.student.noised(x0, t, given.noise())
-        fake, real = (objective.told(x_t, t, sign, {}) for sign in (-1, 1))
+        fake, real = (objective.predicted(x_t, t, sign, {}) for sign in (-1, 1))
     true = DATA.posterior(x_t, t)
     assert (real - true).square().mean() < 0.3 * (fake - true).square().mean()
     assert (fake - x0).square().mean() < (real - x0).square().mean()
