@@ -21,7 +21,7 @@ _MASKED = -1e9
 
 
 def for_xnnpack(program: ExportedProgram) -> ExportedProgram:
-    """Rewrite norms, attention, splits and empty tensors; other operators do not change."""
+    """Rewrite the operators of `_TABLE`; others do not change."""
     with torch.no_grad():
         decomposed: ExportedProgram = program.run_decompositions(_TABLE)
     return decomposed
@@ -112,6 +112,53 @@ def _split(x: Tensor, size: int, dim: int = 0) -> list[Tensor]:
     return [x.narrow(dim, i, min(size, length - i)) for i in range(0, length, size)]
 
 
+def _conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1, 1, 1),
+    padding: Sequence[int] = (0, 0, 0),
+    dilation: Sequence[int] = (1, 1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """Convolve frames in two dimensions, with all frames of a tap's reach as channels."""
+    (step, *steps), (pad, *pads), (gap, *gaps) = stride, padding, dilation
+    taps = weight.shape[2]
+    x = F.pad(x, (0, 0, 0, 0, pad, pad)) if pad else x
+    count = (x.shape[2] - gap * (taps - 1) - 1) // step + 1
+    last = step * (count - 1) + 1
+    reach = [x[:, :, first : first + last : step] for first in range(0, gap * taps, gap)]
+    # (N, C, taps, frames, H, W) -> (N frames, C taps, H, W)
+    pictures = torch.stack(reach, 2).permute(0, 3, 1, 2, 4, 5).flatten(0, 1).flatten(1, 2)
+    result = F.conv2d(pictures, weight.flatten(1, 2), bias, steps, pads, gaps, groups)
+    return result.view(len(x), count, *result.shape[1:]).transpose(1, 2)
+
+
+def _vector_norm(
+    x: Tensor,
+    order: float = 2,
+    dim: Sequence[int] | None = None,
+    keepdim: bool = False,
+    **given: Any,
+) -> Any:
+    """Sum squares along one axis by a matrix product, since XNNPACK sums pictures only."""
+    if order != 2 or dim is None or len(dim) != 1 or given.get("dtype"):
+        return NotImplemented
+    rows = x.movedim(dim[0], -1)
+    ones = torch.ones(1, rows.shape[-1])
+    norm = F.linear(rows * rows, ones).sqrt().movedim(-1, dim[0])
+    return norm if keepdim else norm.squeeze(dim[0])
+
+
+def _where(chosen: Tensor, x: Tensor | float, other: Tensor | float) -> Any:
+    """Choose between tensors in one layout, which the portable kernel needs."""
+    values = [v if isinstance(v, Tensor) else torch.full((), v) for v in (x, other)]
+    given = (chosen, x, other)
+    if all(isinstance(v, Tensor) and v.is_contiguous() for v in given):
+        return NotImplemented
+    return torch.where(chosen.contiguous(), *(value.contiguous() for value in values))
+
+
 def _empty_permuted(size: Sequence[int], layout: Sequence[int], **given: Any) -> Tensor:
     # A tensor in another order is no core operator of torch's; what stands in it does not matter.
     return torch.zeros(size, dtype=given.get("dtype"))
@@ -126,11 +173,17 @@ def _new_empty(x: Tensor, size: Sequence[int], **given: Any) -> Tensor:
 
 
 _TABLE: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.conv3d.default: _conv3d,
     torch.ops.aten.empty_like.default: _empty_like,
     torch.ops.aten.empty_permuted.default: _empty_permuted,
     torch.ops.aten.group_norm.default: _group_norm,
     torch.ops.aten.layer_norm.default: _layer_norm,
+    torch.ops.aten.linalg_vector_norm.default: _vector_norm,
     torch.ops.aten.new_empty.default: _new_empty,
     torch.ops.aten.scaled_dot_product_attention.default: _attention,
     torch.ops.aten.split.Tensor: _split,
+    torch.ops.aten.where.Scalar: _where,
+    torch.ops.aten.where.ScalarOther: _where,
+    torch.ops.aten.where.ScalarSelf: _where,
+    torch.ops.aten.where.self: _where,
 }

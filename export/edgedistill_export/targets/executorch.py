@@ -80,7 +80,7 @@ def _quantized(job: Job) -> set[str]:
     layers = {
         path
         for path, module in job.graph.module.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d))
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d))
     }
     for path in sorted(job.keep):
         if path not in layers:

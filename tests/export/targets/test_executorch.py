@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 pytest.importorskip("executorch")
 
+from executorch.exir.passes.constant_prop_pass import constant_prop_pass
+
 from edgedistill.teachers.base import ExportGraph
 from edgedistill_export import export_student
 from edgedistill_export.backends.executorch import ExecuTorchSession, portable_lib
@@ -319,6 +321,51 @@ class Scratch(nn.Module):
         return self.linear(x + scratch)
 
 
+class Net(nn.Module):
+    """A function of one tensor as a network, with a layer after it."""
+
+    def __init__(self, function, width):
+        super().__init__()
+        self.function = function
+        self.linear = nn.Linear(width, 64)
+
+    def forward(self, x):
+        return self.linear(self.function(x))
+
+
+def masked(x):
+    """T5's attention: a bias by place and head, and the lowest number at blanks."""
+    tokens = x[:, :, 0] > -1
+    bias = torch.arange(128.0).reshape(8, 8, 2).sin().permute(2, 0, 1)[None]
+    low = torch.finfo(x.dtype).min
+    mask = torch.where(tokens[:, None, None].expand(-1, 1, 8, -1), bias, low)
+    q = x.view(-1, 8, 2, 3).transpose(1, 2)
+    attended = F.scaled_dot_product_attention(q, q, q, mask)
+    scores = q @ q.transpose(2, 3) + torch.where(mask < low / 2, low, bias)
+    return (attended + scores.softmax(-1) @ q).transpose(1, 2).reshape(x.shape)
+
+
+class Frames(nn.Module):
+    """Convolutions of frames: padded, of two groups, with steps and gaps, of one frame."""
+
+    def __init__(self):
+        super().__init__()
+        self.padded = nn.Conv3d(4, 4, 3, padding=(0, 1, 1))
+        choices = {"stride": (2, 1, 1), "padding": 1, "dilation": (2, 1, 1), "bias": False}
+        self.gaps = nn.Conv3d(4, 4, (2, 3, 3), groups=2, **choices)
+        self.one = nn.Conv3d(4, 4, (1, 3, 3), padding=(0, 1, 1))
+
+    def forward(self, x):
+        return self.one(self.gaps(self.padded(F.pad(x, (0, 0, 0, 0, 2, 0))))[:, :, :1])
+
+
+SPELT = {
+    "frames": (Frames(), normal(2, 4, 3, 5, 6)),
+    "masks": (masked, normal(2, 8, 6)),
+    "unit vectors": (lambda x: F.normalize(x, dim=1), normal(2, 4, 2, 3, 6)),
+}
+
+
 class Looked(nn.Module):
     """Rows looked up by number, as classes are: nothing is computed."""
 
@@ -335,10 +382,24 @@ class Looked(nn.Module):
     [
         (Scratch(), torch.randn(2, 4)),
         (Looked(), torch.tensor([[3, 1]] * 2)),
+        *((Net(function, x.shape[-1]), x) for function, x in SPELT.values()),
     ],
+    ids=["scratch", "looked", *SPELT],
 )
 def test_what_xnnpack_lacks_is_spelt_in_what_it_has(module, x, tmp_path):
     graph = ExportGraph(module.eval(), {"x": x}, ("y",))
     session = opened(compiled(graph, tmp_path, "fp32"), graph)
     found = session(x=x[:1].numpy())["y"]
     np.testing.assert_allclose(found, module(x[:1]).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_convolutions_of_frames_are_quantized():
+    module, x = Frames().eval(), normal(1, 4, 3, 5, 6)
+    calls = [{"x": normal(1, 4, 3, 5, 6, seed=seed).numpy()} for seed in range(4)]
+    with quiet():
+        program = constant_prop_pass(for_xnnpack(export(module, x)))
+        found = quantize(program, {"padded", "gaps", "one"}, calls)
+    assert quantized_layers(found) == {"padded", "gaps", "one"}
+    with torch.no_grad():
+        error = (found.module()(x) - module(x)).std() / module(x).std()
+    assert 1e-3 < error < 0.05
