@@ -10,10 +10,8 @@ field means is the string below it.
 
 from __future__ import annotations
 
-import ast
 import builtins
 import inspect
-import itertools
 import re
 import sys
 import types
@@ -26,6 +24,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from edgedistill.common.settings import Settings
+from edgedistill.recipes.explain import meanings
 
 REFERENCE = Path(__file__).parent / "reference"
 NOTE = "<!-- Made by docs/generate.py (make reference): change the code, not this page. -->"
@@ -153,34 +152,10 @@ def prose(text: str) -> list[str]:
 # Sections of a recipe
 
 
-def strings_below(kind: type) -> dict[str, str]:
-    """Attribute -> the string below it, of a class's own fields."""
-    tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(kind)))
-    found: dict[str, str] = {}
-    assert isinstance(tree.body[0], ast.ClassDef)
-    body = tree.body[0].body
-    for field, text in itertools.pairwise(body):
-        match field, text:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
-                value=ast.Constant(value=str(words))
-            ):
-                found[name] = inspect.cleandoc(words)
-    return found
-
-
 def own_fields(kind: type[Settings]) -> dict[str, FieldInfo]:
     """The fields that a section itself declares."""
     own = inspect.get_annotations(kind)
     return {name: field for name, field in kind.model_fields.items() if name in own}
-
-
-def meanings(kind: type) -> dict[str, str]:
-    """Field -> what it means, from the section and the ones it extends."""
-    found: dict[str, str] = {}
-    for each in reversed(kind.__mro__):
-        if issubclass(each, Settings) and each is not Settings:
-            found |= strings_below(each)
-    return found
 
 
 NAMES = {str: "text", int: "integer", float: "number", bool: "true or false"}

@@ -7,16 +7,18 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 import edgedistill
-from edgedistill.commands import measure, ship, train
-from edgedistill.common.complaints import INTERRUPTED, complain, listen, misused, settle
-from edgedistill.common.progress import answers, say
+from edgedistill.commands import init, measure, recipes, ship, train
+from edgedistill.commands.general import Commands, Json, Verb, tell, write_figures
+from edgedistill.common.complaints import INTERRUPTED, complain, misused, settle
+from edgedistill.common.progress import answer, put, say
+from edgedistill.common.tables import paragraph
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -26,30 +28,47 @@ app = typer.Typer(
 
     A first hour:
 
-      edgedistill distill recipe=emoji-4step     train a 4-step student (minutes on a CPU)
-      edgedistill export --target ort            compile it; fails unless it is still the student
-      edgedistill bench                          teacher, student and bundle, timed by stage
-      edgedistill evaluate                       Frechet distance and text-image score
-      edgedistill report                         one HTML page with all of it
+      edgedistill distill recipe=emoji-4step     train a 4-step student
+      edgedistill export --target ort            compile it and prove it
+      edgedistill bench                          time all of them by stage
+      edgedistill evaluate                       measure their quality
+      edgedistill report                         one page with all of it
     """,
 )
 
 
-@app.callback()
-def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
-    ] = False,
-) -> None:
-    """Options of every verb come before the verb."""
-    listen()
-    if version:
-        typer.echo(edgedistill.__version__)
+def _version(asked: bool) -> None:
+    if asked:
+        answer(edgedistill.__version__)
         raise typer.Exit
 
 
+@app.callback()
+def _options(
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", help="Print only warnings and errors on standard error."),
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print messages for debugging too.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", is_eager=True, callback=_version
+        ),
+    ] = False,
+) -> None:
+    """Results go to standard output, progress and messages to standard error.
+
+    The first three options may also stand behind the command.
+    """
+    tell(quiet, verbose)
+
+
 for verb in (
+    init.init,
     train.distill,
     train.synth,
     train.plan,
@@ -60,43 +79,25 @@ for verb in (
     measure.evaluate,
     measure.report,
 ):
-    app.command()(verb)
+    app.command(cls=Verb)(verb)
 
-recipes_app = typer.Typer(invoke_without_command=True, help="List the recipes, or show one.")
-app.add_typer(recipes_app, name="recipes")
-
-
-@recipes_app.callback()
-def recipes(context: typer.Context) -> None:
-    """List the shipped recipes."""
-    from edgedistill.recipes.files import layered, shipped
-
-    if context.invoked_subcommand is None:
-        table = Table("recipe", "what it makes", box=None)
-        for name, file in shipped().items():
-            table.add_row(name, layered(file, ()).get("description", ""))
-        answers.print(table)
+app.add_typer(recipes.app, name="recipes")
 
 
-@recipes_app.command()
-def show(
-    name: str,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")] = None,
+@app.command(cls=Verb)
+def doctor(
+    everything: Annotated[
+        bool, typer.Option("--all", help="List teachers, methods and recipes too.")
+    ] = False,
+    json: Json = None,
 ) -> None:
-    """Print a recipe resolved: every key with its value, ready to be saved and changed."""
-    from edgedistill import recipes as recipes_
+    """Say which targets work here and why not, and what is installed."""
+    from edgedistill.doctor import examine, report_lines
 
-    found = recipes_.load(name, overrides or ())
-    typer.echo(recipes_.header(name) + recipes_.dump(found), nl=False)
-
-
-@app.command()
-def doctor() -> None:
-    """Say what is installed, and which targets work here and why not."""
-    from edgedistill.doctor import report_lines
-
-    for line in report_lines():
-        answers.print(line)
+    found = examine(everything)
+    if not write_figures(found, json):
+        for line in report_lines(found):
+            paragraph(line)
 
 
 # The exception class of the click version that typer uses.
@@ -107,10 +108,14 @@ def main() -> None:
     """Run the command line; exit 0 done, 1 failed, 2 asked wrongly, 130 interrupted."""
     settle()
     # Exit through Python, as Ctrl-C does, so that half-written files are removed.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
     debug = "--debug" in sys.argv
     try:
         code = app(standalone_mode=False) or 0
+        put("")  # a pipe without a reader shows itself here, not at exit
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except _UsageError as error:
@@ -121,7 +126,7 @@ def main() -> None:
         wrong = isinstance(error, ValueError)
         complain(str(error) or type(error).__name__)
         if not wrong and not isinstance(error, FloatingPointError):
-            say("run again with --debug before the verb for the traceback")
+            say("run again with --debug for the traceback")
         sys.exit(2 if wrong else 1)
     if code == INTERRUPTED:  # typer's code for Ctrl-C, which it leaves without a word
         say("interrupted")

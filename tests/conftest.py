@@ -33,9 +33,13 @@ def _fresh_engine():
 @pytest.fixture(autouse=True)
 def _fresh_logging():
     """The command line leaves a handler that prints."""
-    loggers = [logging.getLogger(name) for name in ("edgedistill", "edgedistill_runtime")]
+    names = ("edgedistill", "edgedistill_export", "edgedistill_runtime")
+    loggers = [logging.getLogger(name) for name in names]
     before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     yield
+    from edgedistill.common.progress import hush
+
+    hush(False)
     for logger, handlers, level, propagate in before:
         logger.handlers[:], logger.propagate = handlers, propagate
         logger.setLevel(level)

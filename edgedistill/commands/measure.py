@@ -7,66 +7,96 @@ from typing import Annotated
 
 import typer
 
-from edgedistill.common.progress import console, say
+from edgedistill.commands.general import STDOUT, Json, write_figures
+from edgedistill.common.progress import answer
+from edgedistill.common.tables import show
 
 __all__ = ["bench", "evaluate", "report"]
 
-JSON = Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")]
-LATEST = Path("runs/latest")
+
+def _file(json: str | None) -> Path | None:
+    """Return the file that --json names; None stands for the run's own."""
+    return None if json in (None, STDOUT) else Path(str(json))
 
 
 def bench(
     subjects: Annotated[
         list[str] | None,
         typer.Argument(
+            metavar="STUDENT|BUNDLE",
             help="Students and bundles; teacher, student and bundles of the newest run "
-            "when left out."
+            "when left out.",
         ),
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Timed calls a subject.")] = 20,
-    json: JSON = None,
+    runs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Number of timed calls of each.")
+    ] = 20,
+    json: Json = None,
 ) -> None:
     """Time teacher, student and bundles: load, first call, percentiles by stage, memory."""
     from edgedistill.verbs.measuring import bench as measure
 
-    found = measure(subjects, runs, json)
+    found = measure(subjects, runs, _file(json))
+    if json == STDOUT:
+        write_figures(dict(found), json)
+        return
     for table in found.tables:
-        console.print(table)
-    say(f"{found.file}  {found.file.with_suffix('.png')}")
+        show(table)
+    answer(f"{found.file}  {found.file.with_suffix('.png')}")
 
 
 def evaluate(
     subjects: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="STUDENT|BUNDLE...",
+            metavar="STUDENT|BUNDLE",
             help="A student and its bundles; the newest run's student when left out.",
         ),
     ] = None,
-    samples: Annotated[int | None, typer.Option(min=2, help="Pictures a subject draws.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Captions, a line each.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Number of pictures that each draws.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A file of captions, a line each.")
+    ] = None,
     features: Annotated[
         str | None,
-        typer.Option(help="Folder or Hub id of a vision model that judges, pixels or teacher."),
+        typer.Option(
+            metavar="MODEL",
+            help="The network that judges: a vision model's folder or Hub id, pixels or teacher.",
+        ),
     ] = None,
-    json: JSON = None,
+    json: Json = None,
 ) -> None:
     """Measure quality against teacher and data: FD, KID, distances, classes, memorization."""
     from edgedistill.verbs.measuring import evaluate as measure
 
-    found = measure(subjects, samples, prompts, features, json)
+    found = measure(subjects, samples, prompts, features, _file(json))
+    if json == STDOUT:
+        write_figures(dict(found), json)
+        return
     for table in found.tables:
-        console.print(table)
+        show(table)
     for line in found.notes:
-        say(line)
-    say(str(found.file))
+        answer(line)
+    answer(str(found.file))
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="A run dir, or a student.")] = LATEST,
-    out: Annotated[Path | None, typer.Option(help="The page; by default RUN/report.html.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="RUN",
+            help="A run dir, or a student; the newest run when left out.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The page to write, by default RUN/report.html."),
+    ] = None,
 ) -> None:
-    """One self-contained HTML page: pictures side by side, losses, latencies, figures, recipe."""
+    """Write one HTML page: pictures side by side, losses, latencies, figures, recipe."""
     from edgedistill.verbs.measuring import report as write
 
-    say(str(write(run, out)))
+    answer(str(write(run, out)))

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgedistill.common.progress import bar, console, say
+from edgedistill.commands.complete import (
+    KINDS,
+    student_kinds,
+    target_names,
+    target_precisions,
+)
+from edgedistill.commands.general import Json, write_figures
+from edgedistill.common.progress import answer, bar, say
+from edgedistill.common.tables import paragraph, show
+
+if TYPE_CHECKING:
+    from edgedistill_export.settings import ExportSettings
 
 __all__ = ["adopt", "export", "generate"]
 
+log = logging.getLogger(__name__)
+
 StudentArgument = Annotated[
-    str | None, typer.Argument(help="Student folder; the newest run's when left out.")
+    str | None,
+    typer.Argument(metavar="STUDENT", help="A student dir; the newest run's when left out."),
 ]
 
 
@@ -20,51 +35,91 @@ def export(
     student: StudentArgument = None,
     target: Annotated[
         list[str] | None,
-        typer.Option(help="Where it will run, several times for several; see edgedistill doctor."),
+        typer.Option(
+            metavar="TARGET",
+            autocompletion=target_names,
+            help="Where the bundle will run: ort, openvino, trt, coreml, executorch, web, or all "
+            "that build here. Can be given several times.",
+        ),
     ] = None,
     precision: Annotated[
         list[str] | None,
         typer.Option(
-            help="As the target offers, its first when left out; several times, or 'all'."
+            metavar="PRECISION",
+            autocompletion=target_precisions,
+            help="The numbers that it computes with, by default the target's first: "
+            "ort fp32, fp16, int8, int8-dynamic, int8-weights, int4-weights; "
+            "openvino fp32, fp16, bf16, int8, int8-hybrid, int8-weights, int4-weights; "
+            "trt fp16, fp32, bf16, int8, int8-weights, int4-weights, fp8; "
+            "coreml fp16, fp32, pal8, pal6, pal4, pal3, pal2, pal1, int8, int4, joint; "
+            "executorch fp32, int8; web fp32, fp16, int8; or all. Can be given several times.",
         ),
     ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="An option of the target, e.g. static=true."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="By default beside the student.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Prompts of the parity check.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The bundle dir, by default beside the student."),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Prompts of the parity check.")
+    ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="Prompts that quantization is calibrated on.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Prompts that quantization is calibrated on."),
     ] = None,
     min_psnr: Annotated[
         float | None,
-        typer.Option(help="Keep costly layers in floating point until pictures are so near (dB)."),
+        typer.Option(
+            metavar="DB",
+            help="Keep costly layers in floating point until pictures are so near (dB).",
+        ),
     ] = None,
     max_size: Annotated[
         float | None,
-        typer.Option(help="Keep as many costly layers in floating point as fit (MiB of weights)."),
+        typer.Option(
+            metavar="MIB",
+            help="Keep as many costly layers in floating point as fit (MiB of weights).",
+        ),
     ] = None,
     fused: Annotated[
-        bool, typer.Option("--fused", help="One graph from prompt and noise to the picture.")
+        bool, typer.Option("--fused", help="Make one graph from prompt and noise to the picture.")
     ] = False,
-    depth: Annotated[str, typer.Option(help="Of an elastic student, a name of its recipe.")] = "",
-    decoder: Annotated[Path | None, typer.Option(help="Its folder, in the VAE's place.")] = None,
+    depth: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="A depth of an elastic student, by its name."),
+    ] = "",
+    decoder: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The folder of a decoder that replaces the VAE's."),
+    ] = None,
     strict: Annotated[bool, typer.Option(help="Refuse a bundle below the parity floor.")] = True,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Also what is up to date.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Build again even what is up to date.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Build nothing; say what would be built, its size, and what would prove it.",
+        ),
+    ] = False,
+    json: Json = None,
 ) -> None:
     """Compile a student for a device and prove that the bundle is still the student.
 
     Example: edgedistill export --target ort --target openvino --precision int8 --min-psnr 35
     """
     from edgedistill.data import read_prompts
-    from edgedistill.verbs.measuring import newest
+    from edgedistill.verbs.places import newest, settled
     from edgedistill.verbs.students import export_all
-    from edgedistill_export.many import memory_lines, pairs, table
+    from edgedistill_export.many import as_json, memory_lines, pairs, table
     from edgedistill_export.settings import ExportSettings
     from edgedistill_export.terms import notes_of
 
-    folder = Path(student) if student else newest()
+    folder = settled(student) if student else newest()
     settings = ExportSettings(
         options=dict(_pair(word) for word in option or ()),
         prompts=read_prompts(prompts) if prompts else None,
@@ -79,17 +134,41 @@ def export(
     wanted = pairs(target or ["ort"], precision or [])
     if out and len(wanted) > 1:
         raise ValueError(f"--out names one bundle, but {len(wanted)} were asked for")
+    if dry_run:
+        _plan(folder, wanted, out, settings, json)
+        return
     with bar("export", 1) as meter:
         rows = export_all(folder, wanted, out, settings, rebuild=rebuild, progress=meter.step)
-    console.print(table(rows))
-    for line in notes_of(folder):
-        say(line)
+    shown = write_figures([as_json(row) for row in rows], json)
+    if not shown:
+        show(table(rows))
+    for line in [*notes_of(folder), *(line for row in rows for line in memory_lines(row))]:
+        log.info(line)
     for row in rows:
-        for line in memory_lines(row):
-            say(line)
-        say(f"bundle {row.place}" if row.place else f"failed {row.name}: {row.error}")
+        if row.error:
+            say(f"failed {row.name}: {row.error}")
+        elif not shown:
+            answer(f"bundle {row.place}")
     if any(row.error for row in rows):
         raise typer.Exit(1)
+
+
+def _plan(
+    student: Path,
+    wanted: list[tuple[str, str]],
+    out: Path | None,
+    settings: ExportSettings,
+    json: str | None,
+) -> None:
+    """Say what an export would build."""
+    from edgedistill_export import dry_run
+
+    rows = dry_run.plan_exports(student, wanted, out, settings)
+    if write_figures([dry_run.as_json(row) for row in rows], json):
+        return
+    show(dry_run.table(rows))
+    for line in dry_run.lines(rows):
+        paragraph(line)
 
 
 def _pair(word: str) -> tuple[str, str]:
@@ -102,27 +181,37 @@ def _pair(word: str) -> tuple[str, str]:
 def adopt(
     checkpoint: Annotated[
         str,
-        typer.Argument(help="A pipeline folder, a U-Net's or transformer's .safetensors, a LoRA."),
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A pipeline folder, a U-Net's or transformer's .safetensors, a LoRA.",
+        ),
     ],
     kind: Annotated[
         str,
         typer.Option(
             "--as",
             metavar="KIND",
-            help="lcm, turbo, lightning, dmd2, ...: a wrong one lists all.",
+            autocompletion=student_kinds,
+            help=f"The kind of student: {', '.join(KINDS)}.",
         ),
     ],
     base: Annotated[
-        str | None, typer.Option(help="Pipeline folder or Hub id that weights or a LoRA are for.")
+        str | None,
+        typer.Option(
+            metavar="PIPELINE", help="Pipeline folder or Hub id that weights or a LoRA are for."
+        ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Network calls; by default as it is published.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Network calls; by default as it is published."),
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale that an LCM is fixed at (8).")
+        float | None,
+        typer.Option(metavar="SCALE", help="Guidance scale that an LCM is fixed at (8)."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The student dir; by default runs/CHECKPOINT/student.")
+        Path | None,
+        typer.Option(metavar="DIR", help="The student dir; by default runs/CHECKPOINT/student."),
     ] = None,
 ) -> None:
     """Make a student dir of a student made elsewhere, with the steps it was made for.
@@ -132,32 +221,53 @@ def adopt(
     from edgedistill.verbs.students import adopt as take
 
     made = take(checkpoint, kind, base=base, steps=steps, guidance=guidance, out=out)
-    say(f"student {made.path}")
+    answer(f"student {made.path}")
 
 
 def generate(
-    source: Annotated[str, typer.Argument(metavar="BUNDLE|STUDENT")],
-    prompt: Annotated[str | None, typer.Argument(help="What to draw.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    count: Annotated[int, typer.Option(min=1, help="Samples to draw.")] = 1,
+    source: Annotated[
+        str, typer.Argument(metavar="BUNDLE|STUDENT", help="The folder that draws.")
+    ],
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to draw.")] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="The seed of the noise.")] = 0,
+    count: Annotated[int, typer.Option(min=1, metavar="N", help="Number of samples.")] = 1,
     out: Annotated[
-        Path, typer.Option(help="A .png (a grid), or .npy for the raw samples (N, ...).")
+        Path,
+        typer.Option(
+            metavar="FILE", help="A .png (a grid), or .npy for the raw samples (N, ...)."
+        ),
     ] = Path("sample.png"),
     teacher_first: Annotated[
-        int, typer.Option(min=0, help="Teacher's steps in place of a student's first.")
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Number of the teacher's steps in place of a student's first."
+        ),
     ] = 0,
     teacher_share: Annotated[
-        float, typer.Option(min=0, max=1, help="How far its x0 moves a student's at each step.")
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="How far the teacher's x0 moves a student's at each step.",
+        ),
     ] = 0.0,
-    negative: Annotated[str | None, typer.Option(help="A prompt that a student avoids.")] = None,
-    negative_scale: Annotated[float, typer.Option(min=0, help="How far.")] = 0.3,
+    negative: Annotated[
+        str | None, typer.Option(metavar="PROMPT", help="A prompt that a student avoids.")
+    ] = None,
+    negative_scale: Annotated[
+        float,
+        typer.Option(min=0, metavar="SCALE", help="How far a student moves away from --negative."),
+    ] = 0.3,
 ) -> None:
     """Draw with a bundle or a student. Sample i depends on the seed and i alone."""
     from edgedistill.draw.generate import Negative
     from edgedistill.draw.generate import generate as draw
     from edgedistill.draw.teacher_help import TeacherAssistance
+    from edgedistill.verbs.places import settled
 
     given = TeacherAssistance(teacher_first, teacher_share)
     away = None if negative is None else Negative(negative, negative_scale)
-    draw(source, prompt, seed=seed, count=count, out=out, given=given, negative=away)
-    say(str(out))
+    place = str(settled(source))
+    draw(place, prompt, seed=seed, count=count, out=out, given=given, negative=away)
+    answer(str(out))

@@ -5,12 +5,19 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgedistill.commands.complete import GPUS, gpu_names, recipe_words
+from edgedistill.commands.general import Json, write_figures
 from edgedistill.common.complaints import INTERRUPTED
-from edgedistill.common.progress import answers, bar, console, say
+from edgedistill.common.progress import answer, answers, bar, console, say
+from edgedistill.common.tables import show
+
+if TYPE_CHECKING:
+    from edgedistill.planning.costs import Costs
+    from edgedistill.planning.time import Duration
 
 __all__ = ["distill", "plan", "synth"]
 
@@ -20,11 +27,13 @@ def distill(
         list[str],
         typer.Argument(
             metavar="recipe=NAME [key.sub=value ...]",
-            help="The recipe, overrides of its keys, and out=DIR for the run dir.",
+            autocompletion=recipe_words,
+            help="The recipe (edgedistill recipes lists them) or its file, overrides of its keys, "
+            "and out=DIR for the run dir.",
         ),
     ],
     resume: Annotated[
-        bool, typer.Option("--resume", help="Take up the newest run of it.")
+        bool, typer.Option("--resume", help="Resume the newest run of this recipe.")
     ] = False,
 ) -> None:
     """Train a student. Writes runs/NAME with the student, samples, metrics and checkpoints.
@@ -40,16 +49,17 @@ def distill(
 
     def opened(run: Run) -> None:
         place[:] = [run.folder]
-        console.quiet = not run.trainer.accelerator.is_main_process
+        console.quiet = answers.quiet = not run.trainer.accelerator.is_main_process
 
     recipe, out, typed = asked("distill", words)
     try:
-        train(recipe, out, resume=resume, typed=typed, opened=opened)
+        made = train(recipe, out, resume=resume, typed=typed, opened=opened)
     except Interrupted as stop:
         again = shlex.join(["edgedistill", "distill", *words, "--resume"])
         say(f"{stop}; a checkpoint is in {place[0]}/checkpoints. To go on:")
         say(f"  {again}")
         sys.exit(INTERRUPTED)
+    answer(f"{made.product.name} {made.product}")
 
 
 def synth(
@@ -57,7 +67,8 @@ def synth(
         list[str],
         typer.Argument(
             metavar="recipe=NAME [key.sub=value ...]",
-            help="The recipe, overrides of its keys, and out=DIR for the paths.",
+            autocompletion=recipe_words,
+            help="The recipe or its file, overrides of its keys, and out=DIR for the paths.",
         ),
     ],
 ) -> None:
@@ -73,43 +84,86 @@ def synth(
     recipe, out, _ = asked("synth", words)
     with bar("paths", recipe.data.samples) as meter:
         made = make(recipe, out, meter.update)
-    say(f"paths {made}")
+    answer(f"paths {made}")
 
 
 def plan(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="recipe=NAME [key.sub=value ...]", help="The recipe and overrides of its keys."
+            metavar="recipe=NAME [key.sub=value ...]",
+            autocompletion=recipe_words,
+            help="The recipe or its file, and overrides of its keys.",
         ),
     ],
     memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Of a device, such as 24GB: does it fit?")
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Memory of a device, such as 24GB, to say whether the run fits."
+        ),
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Processes, one on each device.")] = 1,
+    processes: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Number of processes, one on each device.")
+    ] = 1,
     shard: Annotated[
-        bool, typer.Option("--shard", help="Trained networks cut over them, by FSDP or ZeRO.")
+        bool, typer.Option("--shard", help="Cut trained networks over them, by FSDP or ZeRO.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GPU",
+            autocompletion=gpu_names,
+            help=f"Estimate hours and energy on a GPU: {', '.join(GPUS)}.",
+        ),
+    ] = None,
+    utilisation: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE", help="The share of the GPU's peak that training is taken to reach."
+        ),
+    ] = 0.3,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Run some seconds of training here, and say how long all of it takes.",
+        ),
+    ] = False,
+    json: Json = None,
 ) -> None:
-    """Say what a recipe costs: parameters, memory by role, disk, compute. Downloads nothing.
+    """Say what a recipe costs: parameters, memory by role, disk, compute, and time if asked.
+
+    Nothing is downloaded, except by --measure, which opens the teacher.
 
     Example: edgedistill plan recipe=emoji-4step train.batch_size=64 --memory 8GB
     """
-    from json import dumps
-
     from edgedistill.planning import uncollected
 
     with uncollected():
         from edgedistill.planning.memory import Launch
-        from edgedistill.planning.report import as_json, tables
+        from edgedistill.planning.report import as_json, tables, time_table
         from edgedistill.planning.report import plan as plan_
 
         found, verdict = plan_(words, memory, Launch(processes, shard))
-    if json:
-        typer.echo(dumps(as_json(found, verdict), indent=2))
+        time = _time(found, gpu, utilisation, processes, measure)
+    if write_figures(as_json(found, verdict, time), json):
         return
-    for table in tables(found):
-        answers.print(table)
+    for table in [*tables(found), *([time_table(time)] if time else [])]:
+        show(table)
     if verdict:
-        answers.print(str(verdict), soft_wrap=True)
+        answer(str(verdict))
+
+
+def _time(
+    found: Costs, gpu: str | None, utilisation: float, processes: int, measure: bool
+) -> Duration | None:
+    """Estimate or measure the time of a run, as asked."""
+    from edgedistill.planning.time import duration
+
+    if measure and gpu:
+        raise ValueError("--measure and --gpu: the one measures here, the other estimates")
+    if measure:
+        from edgedistill.verbs.speed import measure as measured
+
+        return measured(found.planned.recipe)
+    return duration(found, found.planned.recipe, gpu, utilisation, processes) if gpu else None

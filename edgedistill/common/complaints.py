@@ -11,7 +11,7 @@ from io import TextIOWrapper
 from typing import Any
 
 from edgedistill.common.logs import PACKAGE
-from edgedistill.common.progress import Handler, say
+from edgedistill.common.progress import Handler, hush, say
 
 __all__ = ["INTERRUPTED", "complain", "listen", "misused", "settle"]
 
@@ -35,10 +35,16 @@ def settle() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def listen() -> None:
-    """Print messages of the package's and the runtime's loggers on the console."""
-    PACKAGE.setLevel(logging.INFO)
-    for logger in (PACKAGE, logging.getLogger("edgedistill_runtime")):
+def listen(level: int = logging.INFO) -> None:
+    """Print messages of the package's and the runtime's loggers on the console.
+
+    Args:
+        level: Least level of what is printed; above INFO there are no progress bars either.
+    """
+    hush(level > logging.INFO)
+    for name in (PACKAGE.name, "edgedistill_export", "edgedistill_runtime"):
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
         if not any(isinstance(handler, Handler) for handler in logger.handlers):
             logger.addHandler(Handler())
         logger.propagate = False

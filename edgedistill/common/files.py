@@ -27,6 +27,7 @@ __all__ = [
     "atomic_folder",
     "atomic_link",
     "check_writable",
+    "from_here",
     "read_json",
     "recover",
     "write_json",
@@ -140,6 +141,12 @@ def check_writable(path: Path, what: str) -> None:
             raise WriteError(f"{what}: cannot write there: Is a directory")
     finally:
         _drop(missing)
+
+
+def from_here(path: Path) -> Path:
+    """Return a path inside the working directory relative to it, and any other as it is."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def recover(target: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import (
@@ -23,12 +24,19 @@ from rich.progress import Progress as Live
 from rich.text import Text
 
 __all__ = [
+    "BROKEN_PIPE",
     "Bar",
     "Handler",
+    "PlainConsole",
     "Progress",
+    "answer",
     "answers",
     "bar",
     "console",
+    "hush",
+    "late_bar",
+    "put",
+    "rate",
     "remark",
     "say",
     "visible",
@@ -74,7 +82,11 @@ def _escape(char: str) -> str:
     return char.encode("unicode_escape", "surrogatepass").decode()
 
 
-class _Plain(Console):
+BROKEN_PIPE = 141
+"""Exit code where a pipe's reader has gone, as in `edgedistill recipes | head` (128 + SIGPIPE)."""
+
+
+class PlainConsole(Console):
     """Console that prints every text as it is: no markup, emoji codes or control characters.
 
     This includes cells, titles and columns of tables.
@@ -86,19 +98,51 @@ class _Plain(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **options)
 
+    def on_broken_pipe(self) -> NoReturn:
+        """End the program quietly, since nobody reads what it prints."""
+        self.quiet = True
+        with suppress(OSError, ValueError):
+            # Otherwise Python fails once more when it flushes the stream at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        raise SystemExit(BROKEN_PIPE)
+
 
 FILE_WIDTH = 160
 """Number of characters of a table's line in a file or a pipe, enough that no heading is cut."""
 
-console = _Plain(stderr=True, width=None if sys.stderr.isatty() else FILE_WIDTH)
+console = PlainConsole(stderr=True, width=None if sys.stderr.isatty() else FILE_WIDTH)
 """Console on stderr for running work: progress, paths of files, warnings."""
-answers = _Plain(width=None if sys.stdout.isatty() else FILE_WIDTH)
+answers = PlainConsole(width=None if sys.stdout.isatty() else FILE_WIDTH)
 """Console on stdout for a command's result, which can be kept and piped, one row a line."""
 
 
 def say(line: str) -> None:
     """Print a line of any text and length on the console."""
     console.print(line, soft_wrap=True)
+
+
+def answer(line: str) -> None:
+    """Print a line of a command's result on standard output."""
+    answers.print(line, soft_wrap=True)
+
+
+def put(text: str) -> None:
+    """Write a text of many lines to standard output as it is."""
+    if answers.quiet:
+        return
+    try:
+        answers.file.write(text)
+        answers.file.flush()
+    except BrokenPipeError:
+        answers.on_broken_pipe()
+
+
+_hushed = [False]
+
+
+def hush(on: bool) -> None:
+    """Turn progress bars and their lines off, or on again; warnings and errors stay."""
+    _hushed[0] = on
 
 
 _remarked: set[str] = set()
@@ -112,10 +156,11 @@ def remark(line: str) -> None:
 
 
 class Handler(logging.Handler):
-    """Prints log messages on the console."""
+    """Prints log messages on the console, those for debugging behind their module's name."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage())
+        prefix = f"{record.name}: " if record.levelno < logging.INFO else ""
+        say(f"{prefix}{record.getMessage()}")
 
 
 PLAIN_SECONDS = 10.0
@@ -129,15 +174,31 @@ class _Title(ProgressColumn):
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:.1f}/s" if speed else "", style="progress.data.speed")
+        return Text(rate(task.finished_speed or task.speed or 0.0), style="progress.data.speed")
+
+
+def rate(speed: float) -> str:
+    """Format a speed in iterations a second; below one, as seconds for each; "" for 0."""
+    if speed <= 0:
+        return ""
+    return f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s/it"
 
 
 class Bar:
     """Progress of some work towards `total`."""
 
-    def __init__(self, title: str, total: int, start: int, live: Live | None) -> None:
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        start: int,
+        live: Live | None,
+        *,
+        silent: bool = False,
+        brief: bool = False,
+    ) -> None:
         self.title, self.total, self.start, self.live = title, total, start, live
+        self.silent, self.brief = silent, brief
         self._task = None if live is None else live.add_task(title, total=total, completed=start)
         self._begin = self._printed = time.perf_counter()
         self._note = ""
@@ -149,12 +210,14 @@ class Bar:
             self.live.update(self._task, completed=done, description=title)
             return
         now = time.perf_counter()
-        if now - self._printed < PLAIN_SECONDS and done < self.total:
+        early = now - self._printed < PLAIN_SECONDS
+        if self.silent or (early and (self.brief or done < self.total)):
             return
         self._printed = now
-        rate = (done - self.start) / max(now - self._begin, 1e-9)
-        left = (self.total - done) / rate if rate else float("inf")
-        say(f"{self.title} {done}/{self.total}  {rate:.1f}/s  {left:.0f} s left  {note}".rstrip())
+        speed = (done - self.start) / max(now - self._begin, 1e-9)
+        left = f"{(self.total - done) / speed:.0f} s left" if speed > 0 else ""
+        parts = (f"{self.title} {done}/{self.total}", rate(speed), left, note)
+        say("  ".join(filter(None, parts)))
 
     def retotal(self, total: int) -> None:
         """Set the total amount of work, once it is known."""
@@ -175,11 +238,23 @@ class Bar:
         self.update(step, self._note)
 
 
+_live: list[Live] = []
+
+
 @contextmanager
-def bar(title: str, total: int, start: int = 0) -> Iterator[Bar]:
-    """Show a progress bar during the block."""
-    if not console.is_terminal:
-        yield Bar(title, total, start, None)
+def bar(title: str, total: int, start: int = 0, *, brief: bool = False) -> Iterator[Bar]:
+    """Show a progress bar during the block; of several processes only the first one does.
+
+    Args:
+        title: Name of the work.
+        total: Amount of work.
+        start: Amount that was done before.
+        brief: Whether, where there is no terminal, short work has no line at its end.
+    """
+    # rich shows one bar at a time, and an outer one already tells of this work.
+    silent = _hushed[0] or bool(_live) or os.environ.get("RANK", "0") != "0"
+    if silent or not console.is_terminal:
+        yield Bar(title, total, start, None, silent=silent, brief=brief)
         return
     columns = (
         _Title(),
@@ -189,4 +264,22 @@ def bar(title: str, total: int, start: int = 0) -> Iterator[Bar]:
         TimeRemainingColumn(),
     )
     with Live(*columns, console=console) as live:
-        yield Bar(title, total, start, live)
+        _live.append(live)
+        try:
+            yield Bar(title, total, start, live)
+        finally:
+            _live.remove(live)
+
+
+@contextmanager
+def late_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function that takes how much is done, and shows a bar from its first call on."""
+    with ExitStack() as stack:
+        shown: list[Bar] = []
+
+        def update(done: int) -> None:
+            if not shown:
+                shown.append(stack.enter_context(bar(title, total, brief=True)))
+            shown[0].update(done)
+
+        yield update

@@ -76,7 +76,7 @@ def open_source(
         steps: Solver steps of the samples.
         seed: Seed of the samples.
         folder: The run dir.
-        progress: Called with the number of samples made so far.
+        progress: Called with the number of samples made so far, first with 0.
 
     Raises:
         ValueError: If a file kept in `folder` is damaged; names it.
@@ -109,6 +109,7 @@ def _make(
     times = teacher.grid(steps)
     device = next(teacher.denoiser.parameters()).device
     made = []
+    progress(0)
     for start in range(0, len(captions), 16):
         piece = captions[start : start + 16]
         cond = teacher.encode(piece)

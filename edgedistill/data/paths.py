@@ -174,7 +174,7 @@ def make_paths(
         spec: As from `spec_of`.
         captions: Path i has caption i, repeated in turn.
         count: Number of paths wanted; a folder that has more keeps them.
-        progress: Called with the number of paths made so far.
+        progress: Called with the number of paths made so far, first with 0.
 
     Raises:
         ValueError: If the folder holds other paths; names the difference.
@@ -193,6 +193,7 @@ def make_paths(
     # A folder of the first schema keeps it, since its shards have no hashes.
     write_json(file, data if schema == 1 else signed(data))
     rows = _rows(teacher.sample_shape)
+    progress(0)
     for number, start in enumerate(range(0, count, rows)):
         shard, size = folder / f"{number:05d}.safetensors", min(rows, count - start)
         shape = (size, len(spec.times), *teacher.sample_shape)

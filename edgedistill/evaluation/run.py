@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgedistill.common.files import check_writable, read_json, write_json
+from edgedistill.common.files import check_writable, from_here, read_json, write_json
 from edgedistill.common.progress import Bar
 from edgedistill.data import read_prompts
 from edgedistill.draw.generate import open_subject
@@ -142,7 +142,7 @@ def _open(path: str) -> tuple[list[Subject], Student | Students]:
         return [], open_student(folder)
     subject, _ = open_subject(folder)
     beside = "students/students.json" if several else "student/student.json"
-    for home in (folder.parent, *folder.resolve().parents):
+    for home in (folder.parent, *map(from_here, folder.resolve().parents)):
         if (home / beside).is_file():
             return [subject], open_student((home / beside).parent)
     raise ValueError(f"{folder}: no student folder beside this bundle to evaluate it against")

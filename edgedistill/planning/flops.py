@@ -19,7 +19,7 @@ from edgedistill.planning.networks import SCHEDULE, PlannedNetworks
 from edgedistill.planning.tracker.accelerator import LOW_PRECISION, Accelerator
 from edgedistill.planning.tracker.live import called
 
-__all__ = ["calls", "decoder_flops", "denoiser_flops", "flops"]
+__all__ = ["calls", "counted", "decoder_flops", "denoiser_flops", "flops"]
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -47,6 +47,11 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @torch.no_grad()
 def flops(run: Callable[[], Any], dtype: torch.dtype | None = None) -> int:
+    """Do as `counted`, without gradients."""
+    return counted(run, dtype)
+
+
+def counted(run: Callable[[], Any], dtype: torch.dtype | None = None) -> int:
     """Count operations of `run` in matrix products and convolutions; multiply and add are two.
 
     Args:

@@ -8,11 +8,13 @@ from typing import Any
 from rich.table import Table
 
 from edgedistill import recipes
+from edgedistill.common.progress import rate
 from edgedistill.planning.costs import Costs, costs
 from edgedistill.planning.fit import Verdict, fit, parse_bytes
 from edgedistill.planning.memory import Launch
+from edgedistill.planning.time import Duration
 
-__all__ = ["as_json", "cost_recipe", "plan", "tables"]
+__all__ = ["as_json", "cost_recipe", "plan", "tables", "time_table"]
 
 
 def plan(
@@ -53,14 +55,30 @@ def cost_recipe(
     return found, fit(name, overrides, launch, limit, found.memory.total, found.planned)
 
 
-def as_json(found: Costs, verdict: Verdict | None) -> dict[str, Any]:
-    """Merge costs and verdict into one mapping."""
-    return {**found.to_json(), **({"fit": verdict.to_json()} if verdict else {})}
+def as_json(found: Costs, verdict: Verdict | None, time: Duration | None = None) -> dict[str, Any]:
+    """Merge costs, verdict and time into one mapping."""
+    merged = {**found.to_json(), **({"fit": verdict.to_json()} if verdict else {})}
+    return {**merged, **({"time": time.to_json()} if time else {})}
 
 
 def tables(found: Costs) -> list[Table]:
     """Make tables of parameters and memory by role, then of disk, arithmetic and samples."""
     return [_memory(found), _networks(found), _rest(found)]
+
+
+def time_table(found: Duration) -> Table:
+    """Make the table of a run's time and energy."""
+    table = Table("time", "", box=None)
+    table.columns[1].justify = "right"
+    table.add_row("device", found.device)
+    table.add_row("speed", found.source)
+    table.add_row("steps", rate(found.steps_per_second))
+    table.add_row("training", f"{_figure(found.training_hours)} h")
+    if found.samples_hours:
+        table.add_row("teacher samples", f"{_figure(found.samples_hours)} h")
+    if found.kwh is not None:
+        table.add_row(f"energy at {found.watts:g} W, an estimate", f"{_figure(found.kwh)} kWh")
+    return table
 
 
 def _networks(found: Costs) -> Table:

@@ -9,14 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgedistill.recipes.files import find, folder, header, read, shipped
+    from edgedistill.recipes.explain import explained
+    from edgedistill.recipes.files import find, header, read
+    from edgedistill.recipes.listing import chosen, folder, shipped, summaries
     from edgedistill.recipes.loading import asked, dump, judged, load, resolve
     from edgedistill.recipes.schema import Recipe
 
 __all__ = [
     "Recipe",
     "asked",
+    "chosen",
     "dump",
+    "explained",
     "find",
     "folder",
     "header",
@@ -25,10 +29,13 @@ __all__ = [
     "read",
     "resolve",
     "shipped",
+    "summaries",
 ]
 
 _PLACES = {
-    "files": ("find", "folder", "header", "read", "shipped"),
+    "explain": ("explained",),
+    "files": ("find", "header", "read"),
+    "listing": ("chosen", "folder", "shipped", "summaries"),
     "loading": ("asked", "dump", "judged", "load", "resolve"),
     "schema": ("Recipe",),
 }

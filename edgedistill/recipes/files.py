@@ -15,25 +15,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from edgedistill.common.plugins import unknown
 from edgedistill.common.reading import MAX_YAML, check_yaml, is_file, read_bytes, short
+from edgedistill.recipes.listing import folder, shipped
 
-__all__ = ["find", "header", "layered", "method_of", "read", "shipped"]
+__all__ = ["find", "folder", "header", "layered", "method_of", "read", "shipped"]
 
 KEY = re.compile(r"\w[\w-]*(\.[\w-]+|\[\d{1,3}\]){0,15}")
 """Pattern of an override's key: names of nested sections, and indices of lists."""
 
 BROKEN = (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError)
 """Exceptions that OmegaConf and PyYAML raise on unreadable input."""
-
-
-def folder() -> Path:
-    """Return the folder of shipped recipes: beside this file in the wheel, else at the root."""
-    here = Path(__file__).parent
-    return here if any(here.glob("*.yaml")) else here.parents[1] / "recipes"
-
-
-def shipped() -> dict[str, Path]:
-    """Return the shipped recipes by name."""
-    return {file.stem: file for file in sorted(folder().glob("*.yaml"))}
 
 
 def find(name: str) -> Path:

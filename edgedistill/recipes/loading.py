@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from edgedistill.recipes.schema import Judged, Recipe
 
 __all__ = ["asked", "dump", "judged", "load", "resolve"]
 
+log = logging.getLogger(__name__)
+
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Resolve a recipe.
@@ -31,6 +34,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
         ValueError: One line that names the recipe, key or value, and the choices.
     """
     path = find(name)
+    log.debug(f"recipe {path} {' '.join(overrides)}")
     data = layered(path, overrides, without_replaced)
     data.setdefault("name", path.stem)
     return resolve(data)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from edgedistill.common.logs import WAITS
+from edgedistill.common.progress import late_bar
 from edgedistill.data import find_captions, open_source
 from edgedistill.data.latents import Pictures, find_pictures
 from edgedistill.data.paths import Paths, captions_of, make_paths, open_paths, spec_of
@@ -65,7 +67,8 @@ class RunData:
         )
         folder = Path(recipe.data.paths or self.folder / "data" / "paths")
         if recipe.data.paths is None:
-            make_paths(folder, teacher, spec, captions, self._samples, self._made())
+            with self._making() as made:
+                make_paths(folder, teacher, spec, captions, self._samples, made)
         return open_paths(folder, teacher, spec, times)
 
     def source(self) -> DataSource:
@@ -73,21 +76,31 @@ class RunData:
         recipe, section = self.recipe, self.recipe.teacher
         if self._pictures is not None:
             return self._shared(self._pictures.open())
-        return self._shared(
-            open_source(
+        with self._making() as made:
+            source = open_source(
                 self.teacher,
                 self._captions,
                 section.guidance,
                 section.steps,
                 recipe.train.seed,
                 self.folder,
-                self._made(),
+                made,
             )
-        )
+        return self._shared(source)
 
-    def _made(self) -> Callable[[int], None]:
+    @contextmanager
+    def _making(self) -> Iterator[Callable[[int], None]]:
+        """Yield a function that shows how many of the teacher's samples are made."""
         total = len(self._captions) or self._samples
-        return lambda made: log.info(f"teacher samples {made}/{total}", extra=WAITS)
+        with late_bar("teacher samples", total) as update:
+
+            def made(count: int) -> None:
+                if count == 0:
+                    # Messages that are held back come before the bar.
+                    log.info(f"the teacher makes {total} samples", extra=WAITS)
+                update(count)
+
+            yield made
 
     @property
     def wants_originals(self) -> tuple[str, str] | None:

@@ -61,8 +61,6 @@ class Group:
             if run.trainer.accelerator.is_main_process and complete(self.place):
                 self._preview(run.teacher.preview_prompts())
             del run  # before the next one is opened
-        if engine(self.recipe.train.precision).is_main_process:
-            log.info(f"students {self.place}")
 
     def _run(self, index: int) -> Run:
         parts = self.recipe.parts.model_copy(update={"only": index})

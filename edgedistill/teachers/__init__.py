@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from edgedistill.common.plugins import resolve
 from edgedistill.teachers.base import ExportGraph, Teacher
 
 __all__ = ["ENTRY_POINTS", "TEACHERS", "ExportGraph", "Teacher", "find_family", "load_teacher"]
+
+log = logging.getLogger(__name__)
 
 ENTRY_POINTS = "edgedistill.teachers"
 """Entry-point group by which families of other distributions are added."""
@@ -52,4 +55,5 @@ def load_teacher(
         ValueError: If the family is unknown or nothing loadable is at `path`.
     """
     kind = find_family(family)
+    log.debug(f"teacher {path}: {kind.__name__}, {len(loras)} LoRAs")
     return kind.load_fused(str(path), config, loras) if loras else kind.load(str(path), config)

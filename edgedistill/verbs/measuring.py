@@ -16,12 +16,10 @@ from edgedistill.evaluation import tables as evaluation_tables
 from edgedistill.evaluation.run import evaluate_subjects
 from edgedistill.reporting.page import write_report
 from edgedistill.verbs.html import table_html
+from edgedistill.verbs.places import collect, newest, newest_run, settled
 from edgedistill_export import bench as benching
 
-__all__ = ["LATEST", "Results", "bench", "evaluate", "report"]
-
-LATEST = Path("runs/latest")
-"""Link to the newest run."""
+__all__ = ["Results", "bench", "evaluate", "report"]
 
 Place = str | os.PathLike[str]
 
@@ -52,12 +50,6 @@ class Results(dict[str, Any]):
     def _repr_html_(self) -> str:
         lines = "".join(f"<p>{escape(line)}</p>" for line in self.notes)
         return "".join(table_html(table) for table in self.tables) + lines
-
-
-def newest() -> Path:
-    """The newest run's student, or its group of them."""
-    group = LATEST / "students"
-    return group if group.is_dir() else LATEST / "student"
 
 
 def evaluate(
@@ -103,10 +95,11 @@ def bench(
     Raises:
         ValueError: If a path is neither student nor bundle.
     """
-    given = _listed(subjects)
-    bundles = sorted(path.parent for path in LATEST.glob("bundles/*/manifest.json"))
-    planned = benching.find_subjects(given or [LATEST / "student", *bundles])
-    home = (benching.home_of(given) or Path()) if given else LATEST
+    given, run = _listed(subjects), newest_run()
+    collect(run)
+    bundles = sorted(path.parent for path in run.glob("bundles/*/manifest.json"))
+    planned = benching.find_subjects(given or [run / "student", *bundles])
+    home = (benching.home_of(given) or Path()) if given else run
     file = json or Path(os.path.relpath(home)) / "bench.json"
     check_writable(file, f"--json {file}")
     with bar("bench", len(planned)) as meter:
@@ -116,24 +109,24 @@ def bench(
     return Results(results, file, benching.tables(results))
 
 
-def report(run: Place = LATEST, out: Path | None = None) -> Path:
+def report(run: Place | None = None, out: Path | None = None) -> Path:
     """Write one self-contained HTML page: pictures side by side, losses, latencies, figures.
 
     Args:
-        run: A run dir, or a student.
+        run: A run dir, or a student; the newest run if None.
         out: The page; report.html in the run dir if None.
 
     Raises:
         ValueError: If the run has no student; names the file.
     """
-    place = out or Path(run) / "report.html"
+    folder = newest_run() if run is None else settled(run)
+    place = out or folder / "report.html"
     check_writable(place, f"--out {place}")
-    return write_report(Path(run), place)
+    return write_report(folder, place)
 
 
 def _listed(subjects: Place | Sequence[Place] | None) -> list[str]:
     if subjects is None:
         return []
-    if isinstance(subjects, (str, os.PathLike)):
-        return [os.fspath(subjects)]
-    return [os.fspath(each) for each in subjects]
+    several = [subjects] if isinstance(subjects, (str, os.PathLike)) else subjects
+    return [str(settled(each)) for each in several]

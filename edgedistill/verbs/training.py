@@ -16,7 +16,8 @@ from edgedistill.common.progress import bar
 from edgedistill.planning.costs import Costs
 from edgedistill.planning.fit import Verdict
 from edgedistill.planning.memory import Launch
-from edgedistill.planning.report import as_json, cost_recipe, tables
+from edgedistill.planning.report import as_json, cost_recipe, tables, time_table
+from edgedistill.planning.time import UTILISATION, Duration, duration
 from edgedistill.recipes.schema import Recipe
 from edgedistill.runs.run import Run
 from edgedistill.runs.run_dir import open_run
@@ -122,7 +123,7 @@ def distill(
     """
     resolved = recipes.load(recipe) if isinstance(recipe, str) else recipe
     group = open_run(resolved, None if out is None else str(out), resume, typed=typed)
-    made = group.folder
+    made, several = group.folder, resolved.parts.count > 1
     for run in group.runs():
         opened(run)
         begin = run.restore() if resume else 0
@@ -130,9 +131,9 @@ def distill(
             log.info(f"resuming at step {begin}")
         with _meter(run.recipe.train.steps, begin, progress) as follow:
             made = run.train(follow)
-        log.info(f"{run.objective.product} {made}")
+        if several:
+            log.info(f"{run.objective.product} {made}")
         del run  # before the next one is opened
-    several = resolved.parts.count > 1
     return TrainedRun(group.folder, made.parent if several else made)
 
 
@@ -152,21 +153,24 @@ class CostReport:
     Attributes:
         costs: Parameters, memory by role, disk, compute.
         verdict: Whether it fits and what would make it fit; None where no device was named.
+        time: Hours and energy; None where no GPU was named.
     """
 
     costs: Costs
     verdict: Verdict | None
+    time: Duration | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return all figures, as `edgedistill plan --json` prints them."""
-        return as_json(self.costs, self.verdict)
+        return as_json(self.costs, self.verdict, self.time)
 
     def __repr__(self) -> str:
         total = self.costs.memory.total / 1e9
         return f"CostReport({total:.2f} GB{f', {self.verdict}' if self.verdict else ''})"
 
     def _repr_html_(self) -> str:
-        shown = "".join(table_html(table) for table in tables(self.costs))
+        made = [*tables(self.costs), *([time_table(self.time)] if self.time else [])]
+        shown = "".join(table_html(table) for table in made)
         return shown + (f"<p>{self.verdict}</p>" if self.verdict else "")
 
 
@@ -177,8 +181,10 @@ def plan(
     memory: str | None = None,
     processes: int = 1,
     shard: bool = False,
+    gpu: str | None = None,
+    utilisation: float = UTILISATION,
 ) -> CostReport:
-    """CostReport the costs of a recipe. Nothing is downloaded, and no weight is read.
+    """Plan the costs of a recipe. Nothing is downloaded, and no weight is read.
 
     Args:
         recipe: A shipped recipe's name, or a path ending in .yaml.
@@ -186,8 +192,14 @@ def plan(
         memory: Memory of a device, such as "24GB".
         processes: Number of processes, one on each device.
         shard: Whether trained networks are sharded over the processes, by FSDP or ZeRO.
+        gpu: A GPU whose time and energy are estimated, a key of `planning.time.GPUS`.
+        utilisation: Share of the GPU's peak that training is taken to reach.
 
     Raises:
         ValueError: If the request is wrong or cannot be planned; one line.
     """
-    return CostReport(*cost_recipe(recipe, list(overrides), memory, Launch(processes, shard)))
+    launch = Launch(processes, shard)
+    found, verdict = cost_recipe(recipe, list(overrides), memory, launch)
+    made = found.planned.recipe
+    time = duration(found, made, gpu, utilisation, processes) if gpu else None
+    return CostReport(found, verdict, time)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -33,6 +35,8 @@ __all__ = [
     "subjects_of",
     "tables",
 ]
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 TEACHER, STUDENT = "teacher", "student"
@@ -197,6 +201,7 @@ def subjects_of(results: Mapping[str, Any]) -> dict[str, Any]:
 def _measure(subject: BenchSubject, runs: int, threads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figures.json"
+        log.debug(f"{subject.name}: {shlex.join(subject.command(runs, threads, file))}")
         process = subprocess.run(  # noqa: S603  this Python and our modules, and no shell
             subject.command(runs, threads, file),
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},

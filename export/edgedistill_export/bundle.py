@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,9 +11,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from edgedistill.common.decibels import decibels
-from edgedistill.common.files import atomic_folder, check_writable, recover
+from edgedistill.common.files import atomic_folder
 from edgedistill.common.progress import Progress
-from edgedistill.students.folder import Student, load_student
+from edgedistill.students.folder import Student
 from edgedistill.teachers.base import ExportGraph
 from edgedistill_export.contents import hashes_of, new_manifest
 from edgedistill_export.fuse import fuse, inside
@@ -27,16 +28,15 @@ from edgedistill_export.parity import (
 )
 from edgedistill_export.prompts import calibration_prompts, parity_prompts
 from edgedistill_export.quantize.budget import Budget
+from edgedistill_export.request import default_place, prepare
 from edgedistill_export.settings import ExportSettings
 from edgedistill_export.targets import (
     PROOFS,
-    TARGETS,
     Built,
     Call,
     Job,
     Options,
     Target,
-    find_target,
 )
 from edgedistill_export.terms import write_terms
 from edgedistill_export.trace import ports
@@ -44,26 +44,22 @@ from edgedistill_export.walk import calls_of, networks
 from edgedistill_runtime import manifest as schema
 from edgedistill_runtime.backends import open_graph
 from edgedistill_runtime.pipeline import Pipeline
-from edgedistill_runtime.routes import ROUTES
 from edgedistill_runtime.tokenizer import open_tokenizer
 
-__all__ = ["ExportSettings", "Peaks", "check_gate", "default_place", "export_student"]
+__all__ = [
+    "ExportSettings",
+    "Peaks",
+    "check_gate",
+    "default_place",
+    "export_student",
+]
+
+log = logging.getLogger(__name__)
 
 Peaks: TypeAlias = dict[str, tuple[float | None, float]]
 """Memory by network: (peak resident memory, its weights in float32), MiB."""
 
 _CALIBRATION_SEED = 1
-
-
-def default_place(student: str | Path, target: str, precision: str, suffix: str = "") -> Path:
-    """Return a bundle's default path: bundles/TARGET-PRECISION beside the student.
-
-    For one of several students, it is the folder of its number in there.
-    """
-    folder, name = Path(student), f"{target}-{precision}{suffix}"
-    if (folder.parent / ROUTES).is_file():
-        return folder.parent.parent / "bundles" / name / folder.name
-    return folder.parent / "bundles" / name
 
 
 def export_student(
@@ -100,26 +96,10 @@ def export_student(
         ParityError: If the bundle differs from its student; nothing is left behind.
     """
     settings = settings or ExportSettings()
-    goal = find_target(target)
-    precision = precision or next(iter(goal.precisions))
-    goal.check(precision)
-    options = goal.options(settings.options)
-    student = load_student(student_dir)
-    if settings.depth:
-        student.use_depth(settings.depth)
-    _check_sizes(student, goal, settings)
-    if settings.decoder:
-        student.teacher.use_decoder(str(settings.decoder))
-    place = default_place(student.path, target, precision, settings.suffix)
-    place = Path(out) if out else place
-    recover(place)
-    if place.is_file():
-        raise ValueError(f"--out {place}: is a file; choose another place")
-    if place.exists() and not (place / schema.FILE_NAME).is_file() and any(place.iterdir()):
-        raise ValueError(f"{place}: exists and is no bundle; choose another place")
-    check_writable(place.parent / schema.FILE_NAME, f"--out {place}")
-    made_from = settings.sha256(student, goal, precision, options)
-    if not rebuild and _up_to_date(place, made_from, settings.strict):
+    request = prepare(student_dir, target, precision, out, settings)
+    student, goal, precision = request.student, request.goal, request.precision
+    options, place = request.options, request.place
+    if not rebuild and request.up_to_date(settings.strict):
         if progress:
             progress(1, 1, "up to date")
         return place
@@ -140,22 +120,8 @@ def export_student(
             budget.reached = manifest.parity.final.worst
         check_gate(manifest, settings)
         write_terms(student.path, student.info.teacher, work)
-        replace(manifest, made_from=made_from).write(work)
+        replace(manifest, made_from=request.made_from).write(work)
     return place
-
-
-def _check_sizes(student: Student, target: Target, settings: ExportSettings) -> None:
-    """Raise a ValueError for a multi-resolution student whose target supports one size only."""
-    if not student.table.grows:
-        return
-    if not target.grows:
-        able = ", ".join(name for name, each in TARGETS.items() if each.grows)
-        raise ValueError(
-            f"target {target.name!r}: its graphs take x of one height and width, and the steps of "
-            f"{student.path} grow; choose from {able}"
-        )
-    if settings.fused:
-        raise ValueError(f"--fused: the steps of {student.path} grow, and one graph's do not")
 
 
 def _check_owner(place: Path, student: Student) -> None:
@@ -192,16 +158,6 @@ def check_gate(manifest: schema.Manifest, settings: ExportSettings) -> None:
             f"{wanted:g} asked",
             parity,
         )
-
-
-def _up_to_date(place: Path, made_from: str, strict: bool) -> bool:
-    try:
-        manifest = schema.Manifest.read(place)
-        manifest.verify(place)
-    except schema.BundleError:
-        return False
-    newest = manifest.schema_version == schema.SCHEMA_VERSION
-    return newest and manifest.made_from == made_from and (manifest.parity.passed or not strict)
 
 
 class _Export:
@@ -242,6 +198,7 @@ class _Export:
                 keep=keep.get(name, frozenset()),
                 traced=stored[name].forget,
             )
+            log.debug(f"{name} for {self.target.name} {self.precision} in {self.work}")
             with watch_peak() as peak:
                 built = self.target.builder().build(job)
             self.peaks[name] = peak.mb, weights_mb(graph.module)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -18,7 +19,15 @@ from edgedistill_export.targets import find_target, target_names
 from edgedistill_runtime.manifest import FILE_NAME, Manifest, Parity
 from edgedistill_runtime.routes import ROUTES, Routes
 
-__all__ = ["ExportRow", "export_group", "export_many", "memory_lines", "pairs", "table"]
+__all__ = [
+    "ExportRow",
+    "as_json",
+    "export_group",
+    "export_many",
+    "memory_lines",
+    "pairs",
+    "table",
+]
 
 ALL = "all"
 """Name of all targets that build here, or of all precisions of a target."""
@@ -234,6 +243,18 @@ def table(rows: Sequence[ExportRow]) -> Table:
             *_figures(row.parity),
         )
     return made
+
+
+def as_json(row: ExportRow) -> dict[str, Any]:
+    """Return a row as `edgedistill export --json` prints it."""
+    return {
+        "name": row.name,
+        "bundle": str(row.place) if row.place else None,
+        "seconds": round(row.seconds, 3),
+        "size_mb": row.size_mb,
+        "parity": asdict(row.parity) if row.parity else None,
+        "error": row.error or None,
+    }
 
 
 def memory_lines(row: ExportRow) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from signals import interruptible
 
 from edgedistill import recipes
 from edgedistill.cli import app
@@ -233,8 +234,7 @@ def test_an_interrupted_benchmark_ends_in_a_line(two_modes, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A suite in the background of a script ignores SIGINT, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=interruptible,
     )
     assert process.stdout.readline().startswith("method")  # its worker is loading by then
     os.killpg(process.pid, signal.SIGINT)

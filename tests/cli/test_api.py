@@ -49,7 +49,7 @@ def test_overrides_are_python_values():
 def test_a_run_has_its_student_metrics_and_pictures(trained):
     run, seen, said = trained
     assert seen[-1] == 3
-    assert said[-1] == f"student {run.product}"
+    assert said[0].startswith(f"run {run.folder}  method lcm")
     assert run.product == run.folder / "student"
     assert run.metrics[-1]["step"] == 3
     assert run.samples[-1].name == "step-00000003.png"

@@ -114,7 +114,7 @@ def test_the_command_line_prints_each_message_once(monkeypatch, capsys):
     monkeypatch.setattr(console, "_width", 40)
     settle()
     settle()
-    for name in ("edgedistill", "edgedistill_runtime"):
+    for name in ("edgedistill", "edgedistill_export", "edgedistill_runtime"):
         logger = logging.getLogger(name)
         assert [type(handler) for handler in logger.handlers] == [Handler]
         assert not logger.propagate

@@ -1,14 +1,26 @@
 """What the command line prints of others' texts is those texts, never markup."""
 
 import io
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 from rich.table import Table
 
 from edgedistill.common import progress
-from edgedistill.common.progress import Bar, bar, console, say, visible, visible_lines
+from edgedistill.common.progress import (
+    Bar,
+    bar,
+    console,
+    hush,
+    late_bar,
+    rate,
+    say,
+    visible,
+    visible_lines,
+)
 from edgedistill.evaluation.tables import heading
 
 TEXTS = ["[/x]", "a[bold]b", ":smile:", "[link=x]y[/link]", "run [v2]", "\\[x]", "{task.id}"]
@@ -58,19 +70,63 @@ def test_tables_in_a_file_keep_their_headings_and_figures():
     """Those of `evaluate`, with a CLIP model and captions: the widest that there are."""
     program = """
 from edgedistill.evaluation.tables import tables
-from edgedistill.common.progress import console
+from edgedistill.common.tables import show
 row = dict.fromkeys(%r, 0.0123)
 for table in tables({"bundle:ort-int8": {"calls": 50, **row, "samples": 512}}):
-    console.print(table)
+    show(table)
 """
     keys = ["fd", "kid", "text_image_score", "retrieval_top1", "diversity", "fd_ratio"]
     keys += ["text_image_ratio", "diversity_ratio"]
     command = [sys.executable, "-c", program % keys]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    plain = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=plain)
+    assert done.stderr == ""
+    said = done.stdout
     assert "\u2026" not in said
     (heads,) = [line for line in said.splitlines() if "subject" in line]
     assert all(heading(key) in heads for key in keys)
     assert said.count("0.0123") == len(keys)
+
+
+@pytest.mark.parametrize(
+    ("speed", "words"), [(0.0, ""), (0.04, "25.0 s/it"), (0.999, "1.0 s/it"), (12.34, "12.3/s")]
+)
+def test_a_slow_rate_is_told_in_seconds_for_each(printed, monkeypatch, speed, words):
+    assert rate(speed) == words
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
+    meter = Bar("work", 10, 0, None)
+    meter._begin = time.perf_counter() - (1 / speed if speed else 0)
+    meter.update(1 if speed else 0)
+    assert words in printed.getvalue()
+    assert "0.0/s" not in printed.getvalue()
+
+
+def test_only_the_first_process_shows_bars_and_none_when_hushed(printed, monkeypatch):
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
+
+    def shown():
+        with bar("work", 2) as meter:
+            meter.update(1)
+        return printed.getvalue()
+
+    monkeypatch.setenv("RANK", "1")
+    assert shown() == ""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(progress, "_hushed", [False])
+    hush(True)
+    assert shown() == ""
+    hush(False)
+    assert shown().startswith("work 1/2")
+
+
+def test_a_bar_inside_another_one_stays_silent(printed, monkeypatch):
+    monkeypatch.setattr(console, "_force_terminal", True)
+    with bar("outer", 2) as outer:
+        with late_bar("inner", 2) as update:
+            update(1)
+        outer.update(2)
+    assert "outer" in printed.getvalue()
+    assert "inner" not in printed.getvalue()
 
 
 def test_a_text_of_many_lines_keeps_them():

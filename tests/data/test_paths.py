@@ -249,7 +249,7 @@ def test_the_verb(two_modes, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 0
-    assert "paths mine" in capsys.readouterr().err
+    assert capsys.readouterr().out == "paths mine\n"
     assert len(load_file("mine/00000.safetensors")["path"]) == 20
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from signals import interruptible
 
 from edgedistill import recipes
 from edgedistill.runs.run import Run
@@ -49,6 +50,7 @@ def start(arguments: list[str], here: Path) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=interruptible,
     )
 
 

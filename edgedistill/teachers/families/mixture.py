@@ -16,6 +16,7 @@ from edgedistill import assets
 from edgedistill.common.files import read_json
 from edgedistill.common.finite import check_finite
 from edgedistill.common.pickles import check_pickles
+from edgedistill.common.progress import bar
 from edgedistill.common.text import parse_json, read_text
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
@@ -125,19 +126,27 @@ class Mixture(Teacher):
         """Fit the network to the closed form, so that a student starts as the teacher."""
         optim = torch.optim.Adam(student.parameters(), FIT_LR, betas=(0.9, 0.99), fused=True)
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optim, FIT_STEPS)
-        for _ in range(FIT_STEPS):
-            x0 = self.draw(FIT_BATCH, generator).to(device)
-            t = (1 - 1e-3) * torch.rand(FIT_BATCH, generator=generator).to(device) + 1e-3
-            eps = torch.randn(x0.shape, generator=generator).to(device)
-            x_t = student.noised(x0, t, eps)
-            clean = self.denoiser(x_t, t, {})
-            alpha, sigma = student.schedule.at(t, like=x_t)
-            target = student.prediction.combine(clean, (x_t - alpha * clean) / sigma, alpha, sigma)
-            loss = (student.output(x_t, t, {}) - target).square().mean()
-            optim.zero_grad()
-            torch.autograd.backward(loss)
-            optim.step()
-            decay.step()
+        with bar("planar fit", FIT_STEPS, brief=True) as meter:
+            for step in range(FIT_STEPS):
+                loss = self._error(student, generator, device)
+                optim.zero_grad()
+                torch.autograd.backward(loss)
+                optim.step()
+                decay.step()
+                meter.update(step + 1)
+
+    def _error(
+        self, student: Denoiser, generator: torch.Generator, device: torch.device
+    ) -> Tensor:
+        """Return the student's mean squared error on a batch at random times."""
+        x0 = self.draw(FIT_BATCH, generator).to(device)
+        t = (1 - 1e-3) * torch.rand(FIT_BATCH, generator=generator).to(device) + 1e-3
+        eps = torch.randn(x0.shape, generator=generator).to(device)
+        x_t = student.noised(x0, t, eps)
+        clean = self.denoiser(x_t, t, {})
+        alpha, sigma = student.schedule.at(t, like=x_t)
+        target = student.prediction.combine(clean, (x_t - alpha * clean) / sigma, alpha, sigma)
+        return (student.output(x_t, t, {}) - target).square().mean()
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw true samples (count, D), float32."""

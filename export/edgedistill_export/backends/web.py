@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import struct
 import subprocess
@@ -19,14 +18,12 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgedistill_export.backends.web_home import find_home
 from edgedistill_export.onnx_files import files_of
 from edgedistill_runtime.backends.onnx_data import external_files
 from edgedistill_runtime.manifest import Graph
 
-__all__ = ["DTYPES", "HOME", "PROVIDER", "WebSession", "find_home", "package_version"]
-
-HOME = "EDGEDISTILL_WEB"
-"""Environment variable with a folder whose node_modules holds onnxruntime-web."""
+__all__ = ["DTYPES", "PROVIDER", "WebSession"]
 
 PROVIDER = "wasm"
 """The only execution provider that onnxruntime-web has in node."""
@@ -34,35 +31,7 @@ PROVIDER = "wasm"
 DTYPES = ("float32", "int64")
 """Types of inputs that a graph may have."""
 
-_PACKAGE = Path("node_modules", "onnxruntime-web", "package.json")
-_CHECKOUT = Path(__file__).resolve().parents[3] / "runtime" / "web"
 _SCRIPT = Path(__file__).with_name("web_session.mjs")
-
-
-def find_home() -> Path:
-    """Return the folder where node finds onnxruntime-web.
-
-    It is `EDGEDISTILL_WEB` if that is set, else runtime/web of a checkout, or the working
-    directory.
-
-    Raises:
-        ValueError: If the package is in none of them.
-    """
-    named = os.environ.get(HOME)
-    places = [Path(named)] if named else [_CHECKOUT, Path()]
-    for place in places:
-        if (place / _PACKAGE).is_file():
-            return place.resolve()
-    raise ValueError(
-        f"no npm package onnxruntime-web in {named or 'runtime/web or the working directory'}: "
-        f"npm install --prefix runtime/web, or name a folder that has it in {HOME}"
-    )
-
-
-def package_version() -> str:
-    """Return the version of the installed onnxruntime-web; ValueError without one."""
-    package = json.loads((find_home() / _PACKAGE).read_text("utf-8"))
-    return str(package["version"])
 
 
 class WebSession:

@@ -10,13 +10,15 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgedistill.common.plugins import unknown
-from edgedistill.teachers.base import ExportGraph
+
+if TYPE_CHECKING:  # importing it needs torch, and listing targets does not
+    from edgedistill.teachers.base import ExportGraph
 
 __all__ = [
     "ENTRY_POINTS",
@@ -127,6 +129,7 @@ class Target:
         extra: Extra of the edgedistill distribution that brings the SDK, "" if none is needed.
         requires: Modules of the SDK.
         programs: Programs that it calls.
+        ready: "module:function" that returns in one line what else is missing, or None.
         builds_on: Systems (`platform.system()`) on which it compiles.
         runs_on: Description of the devices that run the result.
         grows: Whether its graphs take x of several heights and widths, as multi-resolution
@@ -141,6 +144,7 @@ class Target:
     extra: str = ""
     requires: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
+    ready: str = ""
     builds_on: tuple[str, ...] = ("Linux", "Darwin", "Windows")
     runs_on: tuple[str, ...] = ()
     grows: bool = False
@@ -164,6 +168,9 @@ class Target:
         absent = [program for program in self.programs if shutil.which(program) is None]
         if absent:
             return f"target {self.name!r} needs the program {absent[0]!r}"
+        if self.ready:
+            module, _, function = self.ready.partition(":")
+            return cast("str | None", getattr(import_module(module), function)())
         return None
 
     def check(self, precision: str) -> None:
@@ -290,6 +297,7 @@ TARGETS = {
             extra="cpu",
             requires=("onnx", "onnxruntime"),
             programs=("node",),
+            ready="edgedistill_export.backends.web_home:problem",
             runs_on=("browsers with WebAssembly", "node"),
             grows=True,
         ),

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgedistill_export import onnx_files
-from edgedistill_export.backends.web import package_version
+from edgedistill_export.backends.web_home import package_version
 from edgedistill_export.onnx_build import build_onnx
 from edgedistill_export.quantize.qdq import quantize_static
 from edgedistill_export.targets import Built, Job

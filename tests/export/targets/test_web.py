@@ -15,8 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from saturation import exact_int8
 
 from edgedistill_export import export_student
-from edgedistill_export.backends import web as backend
-from edgedistill_export.backends.web import HOME, WebSession
+from edgedistill_export.backends import web_home
+from edgedistill_export.backends.web import WebSession
+from edgedistill_export.backends.web_home import HOME
 from edgedistill_export.targets import web as target
 from edgedistill_export.targets.web import half_weights
 from edgedistill_runtime import Manifest, Pipeline
@@ -149,9 +150,9 @@ def test_without_the_package_nothing_is_traced(student_dir, tmp_path, monkeypatc
 
 def test_the_working_directory_may_have_the_package(tmp_path, monkeypatch):
     monkeypatch.delenv(HOME, raising=False)
-    monkeypatch.setattr(backend, "_CHECKOUT", tmp_path / "none")
+    monkeypatch.setattr(web_home, "_CHECKOUT", tmp_path / "none")
     monkeypatch.chdir(WEB)
-    assert backend.find_home() == WEB
+    assert web_home.find_home() == WEB
 
 
 # The proof backend

@@ -1,0 +1,184 @@
+"""Time and energy of a run, from its arithmetic and a device's speed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from edgedistill.common.plugins import unknown
+from edgedistill.objectives.base import Player
+from edgedistill.planning.costs import Costs
+from edgedistill.planning.flops import counted
+from edgedistill.planning.networks import PlannedNetworks, planned_networks
+from edgedistill.planning.tracker.accelerator import LOW_PRECISION
+from edgedistill.recipes.schema import Recipe
+
+__all__ = ["GPUS", "UTILISATION", "Duration", "Gpu", "duration", "find_gpu", "step_flops"]
+
+UTILISATION = 0.3
+"""Share of a GPU's peak that training reaches where nothing is known; large networks reach more,
+small ones much less."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Figures of a GPU as its vendor states them, without sparsity.
+
+    Attributes:
+        half: Peak of bf16 and fp16 matrix products with fp32 sums, TFLOP/s; of fp16 alone on
+            GPUs that have no bf16 (T4, V100).
+        single: Peak of fp32, TFLOP/s.
+        watts: Power limit of the board, W.
+    """
+
+    half: float
+    single: float
+    watts: float
+
+
+GPUS = {
+    "B200": Gpu(2250, 75, 1000),
+    "H200": Gpu(989, 67, 700),
+    "H100": Gpu(989, 67, 700),
+    "H100-PCIe": Gpu(756, 51, 350),
+    "A100": Gpu(312, 19.5, 400),
+    "L40S": Gpu(362, 91.6, 350),
+    "L4": Gpu(121, 30.3, 72),
+    "A10": Gpu(125, 31.2, 150),
+    "V100": Gpu(125, 15.7, 300),
+    "T4": Gpu(65, 8.1, 70),
+    "RTX-5090": Gpu(209.5, 104.8, 575),
+    "RTX-4090": Gpu(165.2, 82.6, 450),
+    "RTX-3090": Gpu(71, 35.6, 350),
+    "RTX-3060": Gpu(25.5, 12.7, 170),
+}
+"""GPUs by the names that --gpu takes."""
+
+
+def find_gpu(name: str) -> tuple[str, Gpu]:
+    """Return a GPU by its name in any case, or by the name that its driver gives.
+
+    Raises:
+        ValueError: If it is not in `GPUS`; names the choices.
+    """
+    words = _words(name)
+    for key in sorted(GPUS, key=lambda key: -len(key)):
+        if set(_words(key)) <= set(words):
+            return key, GPUS[key]
+    raise unknown("GPU", name, GPUS)
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", name.lower())
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Estimate of a run's time.
+
+    Attributes:
+        device: The device.
+        source: Origin of the speed, for people.
+        steps_per_second: Training steps a second.
+        training_hours: Hours of all steps.
+        samples_hours: Hours in which the teacher makes its samples.
+        watts: Power of all devices, W; None if unknown.
+    """
+
+    device: str
+    source: str
+    steps_per_second: float
+    training_hours: float
+    samples_hours: float
+    watts: float | None = None
+
+    @property
+    def hours(self) -> float:
+        """Hours of the whole run."""
+        return self.training_hours + self.samples_hours
+
+    @property
+    def kwh(self) -> float | None:
+        """Energy if the devices take all their power the whole time, kWh; None if unknown."""
+        return None if self.watts is None else self.watts * self.hours / 1000
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields, "hours" and "kwh"."""
+        return {**vars(self), "hours": self.hours, "kwh": self.kwh}
+
+
+def duration(
+    found: Costs, recipe: Recipe, name: str, utilisation: float = UTILISATION, processes: int = 1
+) -> Duration:
+    """Estimate the time of a run on a GPU.
+
+    Args:
+        found: Costs of the recipe.
+        recipe: The recipe.
+        name: A key of `GPUS`.
+        utilisation: Share of the GPU's peak that is reached, in (0, 1].
+        processes: Number of processes, one on each GPU, each with a batch of its own.
+
+    Raises:
+        ValueError: If the GPU is not in the table or the share is out of range.
+    """
+    if not 0 < utilisation <= 1:
+        raise ValueError(f"--utilisation {utilisation:g}: a share above 0, at most 1, expected")
+    key, gpu = find_gpu(name)
+    half = recipe.train.precision != "fp32"
+    peak = (gpu.half if half else gpu.single) * 1e12
+    per_second = utilisation * peak / step_flops(recipe)
+    numbers = recipe.train.precision if half else "fp32"
+    return Duration(
+        device=f"{processes} x {key}" if processes > 1 else key,
+        source=f"{utilisation:.0%} of {peak / 1e12:g} TFLOP/s ({numbers}), an estimate",
+        steps_per_second=per_second,
+        training_hours=recipe.train.steps * found.students / per_second / 3600,
+        samples_hours=found.flops["teacher_samples"] / (utilisation * peak) / 3600,
+        watts=gpu.watts * processes,
+    )
+
+
+def step_flops(recipe: Recipe) -> float:
+    """Count the operations of a training step on one device, the mean over the players' turns.
+
+    A step is the forward and backward passes of every player that plays in it, on all its
+    batches. Recomputed activations are a further forward pass.
+
+    Raises:
+        ValueError: If the recipe cannot be planned.
+    """
+    made, train = planned_networks(recipe), recipe.train
+    total = 0.0
+    for player in made.objective.players():
+        turns = sum(player.plays(step) for step in range(train.steps))
+        if turns:
+            total += turns / train.steps * _turn(made, player)
+    return total * train.accumulate * (4 / 3 if train.checkpointing else 1)
+
+
+def _turn(made: PlannedNetworks, player: Player) -> int:
+    """Count the operations of a player's turn on one batch."""
+    own = {id(p) for p in _trainable(player.net)}
+    everything = [p for each in made.objective.players() for p in _trainable(each.net)]
+    for parameter in everything:
+        parameter.requires_grad_(id(parameter) in own)
+    batch = made.batch(made.recipe.train.steps - 1)
+
+    def run() -> None:
+        made.objective.loss(player.name, batch).total.backward()  # type: ignore[no-untyped-call]
+
+    try:
+        return counted(run, LOW_PRECISION[made.recipe.train.precision])
+    finally:
+        for parameter in everything:
+            parameter.grad = None
+            parameter.requires_grad_(True)
+
+
+def _trainable(net: nn.Module) -> Iterator[nn.Parameter]:
+    return (parameter for parameter in net.parameters() if parameter.requires_grad)

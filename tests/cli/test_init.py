@@ -1,0 +1,138 @@
+"""`edgedistill init`: the file that it writes loads, is planned, and is what was asked for."""
+
+import os
+import sys
+
+import pytest
+
+from edgedistill import cli, recipes
+from edgedistill.planning.architectures import shipped
+from edgedistill.planning.networks import planned_networks
+from edgedistill.verbs.init import BASES, FAMILIES_HERE, Wishes, detect_family, init
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("red\nblue\n")
+    (tmp_path / "pictures").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def run(here, monkeypatch, capsys):
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["edgedistill", "init", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stopped.value.code or 0, out, err
+
+    return call
+
+
+TEACHERS = {detect_family(name): name for name in sorted(shipped())}
+
+
+def test_every_family_has_a_recipe_to_start_from():
+    assert set(FAMILIES_HERE) == set(TEACHERS)
+    assert set(BASES.values()) <= set(recipes.shipped())
+
+
+@pytest.mark.parametrize("family", TEACHERS)
+def test_a_recipe_for_a_family_loads(here, family):
+    wishes = Wishes(prompts=None if family == "unet2d" else "prompts.txt", steps=3, train_steps=7)
+    made = init(TEACHERS[family], here / "mine.yaml", wishes)
+    again = recipes.load("mine.yaml")
+    assert again == made
+    assert (again.teacher.family, again.teacher.path) == (family, TEACHERS[family])
+    assert (again.student.steps, again.train.steps) == (3, 7)
+    assert again.data.prompts == wishes.prompts
+    assert recipes.header("mine.yaml").startswith("# A student of ")
+
+
+def test_a_folder_of_one_s_own_is_planned(run, here, tiny_sd):
+    code, out, err = run(
+        tiny_sd, "--prompts", "prompts.txt", "--out", "own.yaml", "--batch-size", 2
+    )
+    assert (code, out) == (0, "own.yaml\n"), err
+    assert "edgedistill plan recipe=own.yaml" in err
+    recipe = recipes.load("own.yaml")
+    assert recipe.teacher.path == str(tiny_sd)
+    assert planned_networks(recipe).core == "unet"
+
+
+@pytest.mark.parametrize("method", ["dmd2", "tdm", "ladd"])
+def test_another_method_takes_the_settings_of_its_family(here, method):
+    wishes = Wishes(prompts="prompts.txt", method=method)
+    made = init("stable-diffusion-v1-5/stable-diffusion-v1-5", here / "mine.yaml", wishes)
+    assert made.objective["name"] == method
+    assert recipes.load("mine.yaml") == made
+
+
+def test_pictures_and_a_shipped_teacher(run):
+    assert run("emoji", "--out", "e.yaml")[0] == 0  # which ships its prompts and data
+    assert run("emoji", "--out", "p.yaml", "--pictures", "pictures")[0] == 0
+    assert recipes.load("p.yaml").data.pictures == "pictures"
+
+
+WRONG = [
+    ("", "name a teacher"),
+    ("nowhere/at-all", "nowhere/at-all: name its --family, one of dit, flux"),
+    ("{sd}", "needs --prompts FILE or --pictures DIR"),
+    ("{sd} --prompts no.txt", "--prompts no.txt: no such file"),
+    ("{sd} --prompts prompts.txt --pictures pictures", "give one"),
+    ("{sd} --prompts prompts.txt --family sdx", "unknown family 'sdx' (did you mean 'sdxl'?)"),
+    ("{sd} --prompts prompts.txt --method lmc", "'lmc' (did you mean 'lcm'?)"),
+    ("{sd} --prompts prompts.txt --out a.txt", "--out a.txt: a name that ends in .yaml"),
+    ("{sd} --prompts prompts.txt --out there.yaml", "--out there.yaml: exists"),
+    ("pictures", "no model_index.json"),
+    ("google/ddpm-cifar10-32 --prompts prompts.txt", "takes no prompts"),
+]
+
+
+@pytest.mark.parametrize(("words", "named"), WRONG, ids=[words for words, _ in WRONG])
+def test_a_wrong_request_is_one_line_and_writes_nothing(run, here, tiny_sd, words, named):
+    (here / "there.yaml").write_text("mine")
+    before = sorted(here.iterdir())
+    code, out, err = run(*words.format(sd=tiny_sd).split())
+    assert (code, out, len(err.splitlines())) == (2, "", 1), err
+    assert named in err
+    assert sorted(here.iterdir()) == before
+    assert (here / "there.yaml").read_text() == "mine"
+
+
+ANSWERS = {"prompts.txt\n\n\n": (4, "lcm"), "prompts.txt\n2\nscm\n": (2, "scm")}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal is needed")
+@pytest.mark.parametrize("typed", ANSWERS)
+def test_on_a_terminal_it_asks_for_what_is_missing(run, monkeypatch, tiny_sd, typed):
+    ours, theirs = os.openpty()
+    os.write(ours, f"{tiny_sd}\n{typed}".encode())
+    with os.fdopen(theirs) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        code, out, err = run()
+    os.close(ours)
+    assert (code, out) == (0, "tiny.yaml\n"), err
+    assert "Steps of the student" in err
+    recipe = recipes.load("tiny.yaml")
+    assert recipe.data.prompts == "prompts.txt"
+    assert (recipe.student.steps, recipe.objective["name"]) == ANSWERS[typed]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal is needed")
+@pytest.mark.parametrize(
+    ("typed", "code", "said"),
+    [("prompts.txt\nmany\n", 2, "steps 'many': a whole number"), ("\n\x04", 130, "interrupted")],
+)
+def test_a_wrong_answer_or_none_writes_nothing(run, here, monkeypatch, tiny_sd, typed, code, said):
+    ours, theirs = os.openpty()
+    os.write(ours, f"{tiny_sd}\n{typed}".encode())
+    with os.fdopen(theirs) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        found = run()
+    os.close(ours)
+    assert found[:2] == (code, "")
+    assert said in found[2]
+    assert not (here / "tiny.yaml").exists()
