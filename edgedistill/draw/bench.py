@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from edgedistill.common.files import read_json
 from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.teachers.loading import BROKEN, reason
-from edgedistill_runtime.bench import PROMPTS, peak_rss_mb, summary
+from edgedistill_runtime.bench import PROMPTS, command, peak_rss_mb, summary
 
 __all__ = ["main", "measure"]
 
@@ -217,21 +216,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--json", type=Path, help="file to write; standard output if left out")
-    args = parser.parse_args(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    try:
-        figures = measure(args.folder, args.steps, args.guidance, args.runs)
-    except ValueError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    text = json.dumps(figures, indent=2) + "\n"
-    if args.json:
-        args.json.write_text(text, "utf-8")
-    else:
-        sys.stdout.write(text)
-    return 0
+
+    def figures(args: argparse.Namespace) -> dict[str, Any]:
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        return measure(args.folder, args.steps, args.guidance, args.runs)
+
+    return command(parser, argv, figures)
 
 
 if __name__ == "__main__":

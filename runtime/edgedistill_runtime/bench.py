@@ -14,7 +14,7 @@ import numpy as np
 
 from edgedistill_runtime.pipeline import Pipeline
 
-__all__ = ["PROMPTS", "main", "measure", "peak_rss_mb", "summary"]
+__all__ = ["PROMPTS", "command", "main", "measure", "peak_rss_mb", "summary"]
 
 PROMPTS = ("red apple", "a cat with heart eyes", "rocket", "birthday cake")
 _WARM_UP = 3
@@ -104,6 +104,35 @@ def _readable(pipe: Pipeline, prompts: Sequence[str]) -> Sequence[str]:
     return prompts
 
 
+def command(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    figures: Callable[[argparse.Namespace], Mapping[str, Any]],
+) -> int:
+    """Run a command that measures, and write its figures as JSON.
+
+    Args:
+        parser: Parser of the command's arguments, to which --json is added.
+        argv: Arguments; by default the process's.
+        figures: Function from the parsed arguments to the figures.
+
+    Returns:
+        The exit code: 2, with one line on standard error, if `figures` raised a ValueError.
+    """
+    parser.add_argument("--json", type=Path, help="file to write; standard output if left out")
+    args = parser.parse_args(argv)
+    try:
+        text = json.dumps(figures(args), indent=2) + "\n"
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    if args.json:
+        args.json.write_text(text, "utf-8")
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure a bundle from the command line; the exit code is 2 if the bundle is wrong."""
     parser = argparse.ArgumentParser(prog="edgedistill-bench", description=__doc__)
@@ -111,19 +140,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=50, help="pictures drawn one a call")
     parser.add_argument("--threads", type=int, help="threads inside an operator")
     parser.add_argument("--provider", action="append", help="execution provider, by preference")
-    parser.add_argument("--json", type=Path, help="file to write; standard output if left out")
-    args = parser.parse_args(argv)
-    try:
-        figures = measure(args.bundle, args.runs, threads=args.threads, providers=args.provider)
-    except ValueError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    text = json.dumps(figures, indent=2) + "\n"
-    if args.json:
-        args.json.write_text(text, "utf-8")
-    else:
-        sys.stdout.write(text)
-    return 0
+
+    def figures(args: argparse.Namespace) -> dict[str, Any]:
+        return measure(args.bundle, args.runs, threads=args.threads, providers=args.provider)
+
+    return command(parser, argv, figures)
 
 
 if __name__ == "__main__":
