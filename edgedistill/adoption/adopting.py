@@ -109,7 +109,7 @@ def _info(
             "path": where,
             "family": family,
             "guidance": 1.0,
-            **teacher.told(),
+            **teacher.terms(),
         },
         recipe={
             "name": name,

@@ -261,8 +261,8 @@ def solve(
     starts, ends = grid.starts.to(noise.device), grid.ends.to(noise.device)
     if solver not in FIRST_ORDER:
         return SOLVERS[solver](denoise, x, torch.cat([starts, ends[-1:]]), cond)
-    told = [None] * len(starts) if grid.net_times is None else list(grid.net_times)
-    for t, s, time in zip(starts, ends, told, strict=True):
+    net_times = [None] * len(starts) if grid.net_times is None else list(grid.net_times)
+    for t, s, time in zip(starts, ends, net_times, strict=True):
         x = _ddim_call(denoise, x, t, s, cond, time) if s > 0 else denoise(x, t, cond, time)
     return x
 

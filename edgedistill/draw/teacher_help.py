@@ -53,8 +53,8 @@ ALONE = TeacherAssistance()
 
 def time_of(schedule: Schedule, net_time: float) -> Tensor:
     """Return the t at which a network of this schedule reads `net_time`, a float64 scalar."""
-    told = torch.tensor(net_time, dtype=torch.float64)
-    return schedule.snap(schedule.time_of_net_time(told).clamp(0, 1))
+    read = torch.tensor(net_time, dtype=torch.float64)
+    return schedule.snap(schedule.time_of_net_time(read).clamp(0, 1))
 
 
 @torch.no_grad()
@@ -87,12 +87,12 @@ def sample_with(
             grid = refine(schedule, torch.stack([t, s]).cpu(), given.first)
             x = SOLVERS["ddim"](teacher, x, grid.to(device), cond)
             continue
-        told = torch.full((len(x),), row.t, device=device)
-        f = student.net(row.scale * x, told, **cond).to(x)
-        landed = row.a * x + row.b * f + added
+        net_time = torch.full((len(x),), row.t, device=device)
+        f = student.net(row.scale * x, net_time, **cond).to(x)
+        x_s = row.a * x + row.b * f + added
         if given.share and s > 0:
             linear = to_x0(student.prediction, *schedule.at(t.reshape(1), like=x))
-            toward = teacher(landed, s, cond) - (linear.x * x + linear.y * f)
-            landed = landed + given.share * row.b / linear.y * toward
-        x = landed
+            toward = teacher(x_s, s, cond) - (linear.x * x + linear.y * f)
+            x_s = x_s + given.share * row.b / linear.y * toward
+        x = x_s
     return x

@@ -11,7 +11,7 @@ from edgedistill.data import read_prompts
 from edgedistill.data.latents import words_of
 from edgedistill.data.pictures import FAULTS, list_pictures
 from edgedistill.evaluation.data import Data
-from edgedistill.recipes.schema import Judged
+from edgedistill.recipes.schema import EvaluationRecipe
 from edgedistill.teachers import Teacher
 from edgedistill.teachers.classes import ClassTeacher
 
@@ -57,7 +57,7 @@ def prompt_sets(
     return {kind: shipped[key] for kind, key in kinds.items() if key in shipped}
 
 
-def run_captions(recipe: Judged, teacher: Teacher, data: Data | None) -> list[str]:
+def run_captions(recipe: EvaluationRecipe, teacher: Teacher, data: Data | None) -> list[str]:
     """Return captions of the run's own pictures or prompts; none where it had no own data.
 
     They are shuffled, always in the same way, since the first pictures of sorted data would all be
@@ -79,7 +79,7 @@ def _shuffled(lines: Sequence[str]) -> list[str]:
     return order
 
 
-def shown_captions(recipe: Judged, teacher: Teacher) -> list[str]:
+def shown_captions(recipe: EvaluationRecipe, teacher: Teacher) -> list[str]:
     """Return captions that show a student's training: the user's, else the teacher's own.
 
     These are the captions of the run's pictures or prompts, else the grid of the teacher's
@@ -95,7 +95,7 @@ def shown_captions(recipe: Judged, teacher: Teacher) -> list[str]:
     return class_names(teacher) or list(teacher.prompts)
 
 
-def _few(recipe: Judged, teacher: Teacher) -> list[str]:
+def _few(recipe: EvaluationRecipe, teacher: Teacher) -> list[str]:
     """Return the captions of up to `FEW` pictures."""
     named = str(recipe.data.pictures)
     if not Path(named).exists():

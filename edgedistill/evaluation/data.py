@@ -13,7 +13,7 @@ from safetensors import safe_open
 from edgedistill.common.pictures import to_uint8
 from edgedistill.data.latents import words_of
 from edgedistill.data.pictures import FAULTS, Codec, list_pictures, read_picture, some_of
-from edgedistill.recipes.schema import Judged
+from edgedistill.recipes.schema import EvaluationRecipe
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.latents import Latents
 
@@ -40,7 +40,7 @@ class Data:
     total: int
 
 
-def find_data(recipe: Judged, teacher: Teacher) -> tuple[Data | None, str]:
+def find_data(recipe: EvaluationRecipe, teacher: Teacher) -> tuple[Data | None, str]:
     """Find the pictures a run learned from, else those that come with its teacher.
 
     Returns:

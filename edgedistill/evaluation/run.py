@@ -19,8 +19,8 @@ from edgedistill.evaluation.evaluate import Examples, Extras, evaluate_pictures,
 from edgedistill.evaluation.examples import write_examples
 from edgedistill.evaluation.features import open_features
 from edgedistill.evaluation.fidelity import Reference
-from edgedistill.recipes.loading import judged
-from edgedistill.recipes.schema import Judged
+from edgedistill.recipes.loading import evaluation_recipe
+from edgedistill.recipes.schema import EvaluationRecipe
 from edgedistill.students.folder import Student
 from edgedistill.students.group import Students, open_student
 from edgedistill.teachers import Teacher, load_teacher
@@ -64,10 +64,10 @@ def evaluate_subjects(
     file = json or home / "eval.json"
     check_writable(file, f"--json {file}")
     recorded = isinstance(student, Student) and not prompts and _recordable(student, json)
-    recipe = judged(student.info.recipe)
+    recipe = evaluation_recipe(student.info.recipe)
     if features:
-        judge = recipe.evaluate.model_copy(update={"features": features})
-        recipe = recipe.model_copy(update={"evaluate": judge})
+        chosen = recipe.evaluate.model_copy(update={"features": features})
+        recipe = recipe.model_copy(update={"evaluate": chosen})
     section = recipe.teacher
     teacher = load_teacher(section.family, section.path, section.config, section.loras)
     kept = None if isinstance(teacher, Mixture) else keeper(home, teacher)
@@ -111,7 +111,7 @@ def keeper(home: Path, teacher: Teacher) -> Callable[..., Kept] | None:
 
 
 def _pictures(
-    recipe: Judged,
+    recipe: EvaluationRecipe,
     teacher: Teacher,
     subjects: Sequence[Subject],
     own: list[str] | None,
@@ -149,7 +149,7 @@ def _open(path: str) -> tuple[list[Subject], Student | Students]:
 
 
 def _subjects(
-    recipe: Judged,
+    recipe: EvaluationRecipe,
     teacher: Teacher,
     student: Student | Students,
     kept: Callable[..., Kept] | None,
@@ -177,7 +177,7 @@ def _subjects(
     return [made[0], student_subject("student", student, noise, batch), *made[1:]]
 
 
-def _shipped(recipe: Judged, teacher: Teacher) -> Reference | None:
+def _shipped(recipe: EvaluationRecipe, teacher: Teacher) -> Reference | None:
     """Load statistics of the teacher's real data in the features of its shipped model."""
     file = Path(teacher.path) / "reference.safetensors"
     usable = recipe.evaluate.features is None and recipe.data.pictures is None

@@ -75,11 +75,11 @@ class DiffusionDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
 
     def forward(self, x_t: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """Return the velocity eps - x0 of x_t = (1 - t) x0 + t eps, shaped as x_t."""
-        told = self.embedding(self.times(1000 * t).to(x_t.dtype))
+        embedded = self.embedding(self.times(1000 * t).to(x_t.dtype))
         h = z
         levels = zip(self.joints, self.unshuffle, self.noisy, self.timed, self.blocks, strict=True)
         for joint, unshuffle, noisy, timed, blocks in levels:
-            scale, shift = timed(told)[..., None, None].chunk(2, 1)
+            scale, shift = timed(embedded)[..., None, None].chunk(2, 1)
             h = blocks((joint(h) + noisy(unshuffle(x_t))) * (1 + scale) + shift)
         velocity: Tensor = self.shuffle(self.last(h.relu()))
         return velocity

@@ -65,14 +65,14 @@ class Scaling(nn.Module):
 
     def describe(self) -> dict[str, float | list[float]]:
         """Return `scaling_factor` and `shift_factor`, and any mean and deviation by channel."""
-        told: dict[str, float | list[float]] = {
+        found: dict[str, float | list[float]] = {
             "scaling_factor": self.factor,
             "shift_factor": self.shift,
         }
         for name, values in (("latents_mean", self.mean), ("latents_std", self.deviation)):
             if values is not None:
-                told[name] = values.flatten().tolist()
-        return told
+                found[name] = values.flatten().tolist()
+        return found
 
 
 def latents_of(vae: Any, scaling: Scaling, pictures: Tensor) -> Tensor:

@@ -51,8 +51,8 @@ class TimeConditionedLinear(nn.Module):
         return added
 
     def forward(self, h: Tensor) -> Tensor:
-        told: Tensor = self.linear(h) + self.of(self.s)
-        return told
+        shifted: Tensor = self.linear(h) + self.of(self.s)
+        return shifted
 
 
 class TwoTimes(nn.Module):
@@ -88,17 +88,17 @@ class TwoTimes(nn.Module):
         self.register_buffer("steps", steps.float())
 
     @property
-    def told(self) -> TimeConditionedLinear:
+    def time_layer(self) -> TimeConditionedLinear:
         """The layer that s is added to."""
-        told = self.net.get_submodule(self.path)
-        assert isinstance(told, TimeConditionedLinear)
-        return told
+        layer = self.net.get_submodule(self.path)
+        assert isinstance(layer, TimeConditionedLinear)
+        return layer
 
     def forward(self, x: Tensor, time: Tensor, s: Tensor | None = None, **cond: Tensor) -> Tensor:
         if s is None:
             nearest = (time.reshape(-1, 1) - self.steps[:, 0]).abs().argmin(1)
             s = self.steps[nearest, 1]
-        self.told.s = s
+        self.time_layer.s = s
         result: Tensor = self.net(x, time, **cond)
         return result
 
@@ -114,18 +114,20 @@ class TwoTimes(nn.Module):
             cond: Condition of that call.
         """
         inputs: list[Tensor] = []
-        hook = self.told.register_forward_pre_hook(lambda _, args: inputs.append(args[0][:1]))
+        hook = self.time_layer.register_forward_pre_hook(
+            lambda _, args: inputs.append(args[0][:1])
+        )
         for time, s in self.steps:
             self(x[:1], time.expand(1), s.expand(1), **{k: v[:1] for k, v in cond.items()})
         hook.remove()
-        added = torch.cat([self.told.of(s.reshape(1)) for s in self.steps[:, 1]]).double()
+        added = torch.cat([self.time_layer.of(s.reshape(1)) for s in self.steps[:, 1]]).double()
         change = torch.linalg.lstsq(
             torch.cat(inputs).double().cpu(), added.cpu(), driver="gelsd"
         ).solution
         net = copy.deepcopy(self.net)
-        told = net.get_submodule(self.path)
-        assert isinstance(told, TimeConditionedLinear)
-        linear = told.linear
+        layer = net.get_submodule(self.path)
+        assert isinstance(layer, TimeConditionedLinear)
+        linear = layer.linear
         linear.weight += change.T.to(linear.weight)
         net.set_submodule(self.path, linear)
         return net

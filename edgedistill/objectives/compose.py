@@ -23,7 +23,7 @@ def ordered(
     embedding: Embedding | None = None,
     reward: Reward | None = None,
 ) -> Objective:
-    """Put pruning before or beside the method, train depths in turns, and add other losses."""
+    """Put pruning before the method or add its loss, and likewise depths and other losses."""
     if reward and not method.needs_reward:
         method = Rewarded(method, reward, setup)
     if embedding:
@@ -33,7 +33,7 @@ def ordered(
     if not (section.first_steps or section.joint_weight):
         return method
     config = Shrink.Config(features_weight=section.features_weight, taps=section.taps)
-    beside = None
+    auxiliary = None
     try:
         shrink: Objective = Shrink(config, setup)
         if depths:
@@ -45,7 +45,7 @@ def ordered(
                 features_weight=section.joint_weight,
                 taps=section.taps,
             )
-            beside = Shrink(only, setup)
+            auxiliary = Shrink(only, setup)
     except ValueError as error:
         raise ValueError(f"compress.taps: {error}") from None
-    return SizeFirst(method, shrink, section.first_steps, beside)
+    return SizeFirst(method, shrink, section.first_steps, auxiliary)

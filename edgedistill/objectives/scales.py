@@ -43,18 +43,18 @@ class Scales:
             )
         self.teacher, self.low, self.high, self.example = teacher, low, high, setup.example
         times = setup.student.schedule.net_time(setup.times[:-1].double().cpu())
-        kept = torch.full_like(times, self.told(torch.tensor(teacher.scale)).item())
+        kept = torch.full_like(times, self.normalized(torch.tensor(teacher.scale)).item())
         steps = torch.stack([times, kept], dim=1)
         net = TwoTimes(setup.student.net, setup.time_layer, steps)
         setup.student.net = net.to(setup.example[0].device)
 
-    def told(self, scale: Tensor) -> Tensor:
+    def normalized(self, scale: Tensor) -> Tensor:
         """Return a scale as the network reads it, in [0, 1]."""
         return (scale - self.low) / (self.high - self.low)
 
     def tell(self, cond: Condition, scale: Tensor) -> Condition:
         """Add the scales (N,) to a condition."""
-        return {**cond, "s": self.told(scale)}
+        return {**cond, "s": self.normalized(scale)}
 
     def draw(self, batch: Batch) -> Tensor:
         """Draw a scale for each row, stratified, (N,)."""

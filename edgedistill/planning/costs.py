@@ -139,9 +139,9 @@ def _parameters(made: PlannedNetworks) -> dict[str, dict[str, int]]:
     for player in made.objective.players():
         if still := sum(map(_count, frozen(player.net))):
             others[player.name]["frozen"] = still
-    if made.judge:
-        judges = made.judge.model.networks()
-        others["reward"] = {name: _count(net) for name, net in judges.items()}
+    if made.reward:
+        nets = made.reward.model.networks()
+        others["reward"] = {name: _count(net) for name, net in nets.items()}
     return {"teacher": teacher, "student": student, **others}
 
 

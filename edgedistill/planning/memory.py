@@ -118,8 +118,8 @@ def holdings(planned: PlannedNetworks, launch: Launch) -> Memory:
     for name, net in _others(planned.objective):
         if weights := _take(net, seen):
             roles[name] = Holding(weights, frozen=weights)
-    if planned.judge:
-        weights = sum(_take(net, seen) for net in planned.judge.model.networks().values())
+    if planned.reward:
+        weights = sum(_take(net, seen) for net in planned.reward.model.networks().values())
         roles["reward"] = Holding(weights, frozen=weights)
     student = next(player for player in players if player.name == "student")
     roles["ema"] = Holding(_take(student.net, set()))
@@ -133,7 +133,7 @@ def memory(planned: PlannedNetworks, launch: Launch) -> Memory:
     # A turn of one batch begins without its player's gradients; a turn of several batches, or of
     # shards, is counted with all gradients in place.
     fresh = train.accumulate == 1 and not launch.shard
-    away = planned.judge is not None and train.offload
+    away = planned.reward is not None and train.offload
     decides = (train.precision, train.base, train.batch_size, train.checkpointing, fresh, away)
     if decides not in planned.measured:
         turns, known = [0], Known()

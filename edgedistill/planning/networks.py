@@ -23,7 +23,7 @@ from edgedistill.networks.bf16 import to_bf16, to_fp32
 from edgedistill.objectives.base import Batch, Objective
 from edgedistill.planning.architectures import architecture, decoder, place
 from edgedistill.planning.inputs import Inputs, Net, inputs_of
-from edgedistill.planning.reward import PlannedReward, judge
+from edgedistill.planning.reward import PlannedReward, planned_reward
 from edgedistill.planning.tracker.live import Live
 from edgedistill.recipes.schema import Recipe
 from edgedistill.recipes.setup import build_setup, compose
@@ -47,7 +47,7 @@ class PlannedNetworks:
         student: The student.
         small: The student's diffusers model.
         objective: The method with its further roles.
-        judge: The recipe's reward of x0; None if it names none.
+        reward: The recipe's reward of x0; None if it names none.
         measured: Measured bytes of the turns, by the choices that decide them.
     """
 
@@ -58,7 +58,7 @@ class PlannedNetworks:
     student: Denoiser
     small: nn.Module
     objective: Objective
-    judge: PlannedReward | None = None
+    reward: PlannedReward | None = None
     measured: dict[tuple[object, ...], int] = field(default_factory=dict)
 
     def chosen(self, recipe: Recipe) -> PlannedNetworks:
@@ -68,8 +68,8 @@ class PlannedNetworks:
             to_bf16(core)
         else:
             to_fp32(core)
-        if self.judge is not None:
-            self.judge.offload = recipe.train.offload
+        if self.reward is not None:
+            self.reward.offload = recipe.train.offload
         return replace(self, recipe=recipe)
 
     def batch(self, step: int) -> Batch:
@@ -101,7 +101,7 @@ def planned_networks(recipe: Recipe) -> PlannedNetworks:
     if recipe.student.decoder:
         networks["vae"] = decoder(Path(recipe.student.decoder))
     core, inputs = inputs_of(networks)
-    reward = judge(recipe, networks, inputs)
+    reward = planned_reward(recipe, networks, inputs)
     own = Denoiser(Net(core, networks[core], inputs), SCHEDULE, Prediction.EPS)
     student, table = _spawn(recipe, own), None
     role = student.net

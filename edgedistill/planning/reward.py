@@ -15,7 +15,7 @@ from edgedistill.recipes.schema import Recipe
 from edgedistill.teachers.decoders import Decoder
 from edgedistill.teachers.families.wan import VideoDecoder
 
-__all__ = ["PlannedReward", "judge"]
+__all__ = ["PlannedReward", "planned_reward"]
 
 
 class PlannedReward:
@@ -56,7 +56,7 @@ class PlannedReward:
         return torch.cat([self.decoder(piece) for piece in torch.split(latents, 32)])
 
 
-def judge(
+def planned_reward(
     recipe: Recipe, networks: Mapping[str, nn.Module], inputs: Inputs
 ) -> PlannedReward | None:
     """Build the recipe's reward, if it names one.

@@ -221,9 +221,9 @@ def _prompt(teacher: PipelineTeacher) -> float:
     found = _stacked(ours)
     if odd := sorted(wanted.keys() ^ found.keys()):
         kind, fed = type(teacher.pipeline).__name__, odd[0] in wanted
-        told = "feeds its network" if fed else "does not feed its network"
+        verb = "feeds its network" if fed else "does not feed its network"
         here = "is not" if fed else "is"
-        raise ValueError(f"{teacher.path}: its own {kind} {told} {odd[0]}, which {here} fed here")
+        raise ValueError(f"{teacher.path}: its own {kind} {verb} {odd[0]}, which {here} fed here")
     # Some pipelines put the prompt first, others the null condition.
     orders = [found, {name: value.flip(0) for name, value in found.items()}]
     return min(max(_apart(wanted[name], each[name]) for name in wanted) for each in orders)

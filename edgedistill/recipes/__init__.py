@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edgedistill.recipes.explain import explained
     from edgedistill.recipes.files import find, header, read
     from edgedistill.recipes.listing import chosen, folder, shipped, summaries
-    from edgedistill.recipes.loading import asked, dump, judged, load, resolve
+    from edgedistill.recipes.loading import asked, dump, evaluation_recipe, load, resolve
     from edgedistill.recipes.schema import Recipe
 
 __all__ = [
@@ -20,11 +20,11 @@ __all__ = [
     "asked",
     "chosen",
     "dump",
+    "evaluation_recipe",
     "explained",
     "find",
     "folder",
     "header",
-    "judged",
     "load",
     "read",
     "resolve",
@@ -36,7 +36,7 @@ _PLACES = {
     "explain": ("explained",),
     "files": ("find", "header", "read"),
     "listing": ("chosen", "folder", "shipped", "summaries"),
-    "loading": ("asked", "dump", "judged", "load", "resolve"),
+    "loading": ("asked", "dump", "evaluation_recipe", "load", "resolve"),
     "schema": ("Recipe",),
 }
 

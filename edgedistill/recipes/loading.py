@@ -16,9 +16,9 @@ from edgedistill.common.reading import short
 from edgedistill.recipes.bounds import check_numbers
 from edgedistill.recipes.files import find, layered, shipped
 from edgedistill.recipes.old_keys import as_given, old_names, section, without_replaced
-from edgedistill.recipes.schema import Judged, Recipe
+from edgedistill.recipes.schema import EvaluationRecipe, Recipe
 
-__all__ = ["asked", "dump", "judged", "load", "resolve"]
+__all__ = ["asked", "dump", "evaluation_recipe", "load", "resolve"]
 
 log = logging.getLogger(__name__)
 
@@ -92,12 +92,12 @@ def resolve(data: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-def judged(data: Mapping[str, Any]) -> Judged:
+def evaluation_recipe(data: Mapping[str, Any]) -> EvaluationRecipe:
     """Read what a student's own recipe says about its teacher and evaluation."""
     try:
-        return Judged.model_validate(data)
+        return EvaluationRecipe.model_validate(data)
     except ValidationError as error:
-        raise _explain(error, Judged, "", data) from None
+        raise _explain(error, EvaluationRecipe, "", data) from None
 
 
 def dump(recipe: Recipe) -> str:

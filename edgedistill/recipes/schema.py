@@ -29,7 +29,7 @@ __all__ = [
     "Compress",
     "DataSection",
     "EvaluateSection",
-    "Judged",
+    "EvaluationRecipe",
     "Lora",
     "Parts",
     "Recipe",
@@ -170,7 +170,7 @@ class EvaluateSection(Settings):
     batch_size: int = Field(64, gt=0, le=2**16)
 
 
-class Judged(BaseModel):
+class EvaluationRecipe(BaseModel):
     """The part of a recipe that evaluation and report need; an adopted student has only this."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)

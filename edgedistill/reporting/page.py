@@ -19,8 +19,8 @@ from edgedistill.draw.subjects import Subject, student_subject, teacher_subject
 from edgedistill.evaluation.captions import shown_captions
 from edgedistill.evaluation.run import EXAMPLES, keeper
 from edgedistill.evaluation.tables import cell, columns_of, heading, notes, sections
-from edgedistill.recipes.loading import judged
-from edgedistill.recipes.schema import Judged
+from edgedistill.recipes.loading import evaluation_recipe
+from edgedistill.recipes.schema import EvaluationRecipe
 from edgedistill.reporting.charts import clouds, curves, tradeoff
 from edgedistill.reporting.embed import LARGEST, array_uri, image_uri
 from edgedistill.reporting.health import Finding, findings, sparkline
@@ -53,7 +53,7 @@ def write_report(run: Path, out: Path) -> Path:
     """
     check_writable(out, f"--out {out}")
     student = load_student(_student_of(run))
-    recipe = judged(student.info.recipe)
+    recipe = evaluation_recipe(student.info.recipe)
     section = recipe.teacher
     teacher = load_teacher(section.family, section.path, section.config, section.loras)
     subjects, captions = _subjects(run, recipe, student, teacher), _captions(recipe, teacher)
@@ -103,7 +103,9 @@ def _student_of(run: Path) -> Path:
     return run if whole else run / "student"
 
 
-def _subjects(run: Path, recipe: Judged, student: Student, teacher: Teacher) -> list[Subject]:
+def _subjects(
+    run: Path, recipe: EvaluationRecipe, student: Student, teacher: Teacher
+) -> list[Subject]:
     section = recipe.teacher
     subjects = [
         teacher_subject(
@@ -122,7 +124,7 @@ def _subjects(run: Path, recipe: Judged, student: Student, teacher: Teacher) -> 
     return subjects
 
 
-def _captions(recipe: Judged, teacher: Teacher) -> list[str]:
+def _captions(recipe: EvaluationRecipe, teacher: Teacher) -> list[str]:
     """Return the captions to draw: spread over those known, or "" for subjects without prompts."""
     if not teacher.prompts:
         return [""] * (POINTS if isinstance(teacher, Mixture) else PICTURES)
@@ -219,11 +221,11 @@ def _bench(run: Path) -> dict[str, Any] | None:
 
 def _tables(results: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Return the tables of eval.json: title, columns, one row a subject, and explanations."""
-    found, told = [], set[str]()
+    found, shown = [], set[str]()
     for title, rows in sections(results) if results else ():
         columns = columns_of(rows)
-        words = [text for text in explained(columns) if text not in told]
-        told.update(words)
+        words = [text for text in explained(columns) if text not in shown]
+        shown.update(words)
         heads = [(column, heading(column)) for column in columns]
         found.append({"title": title, "columns": heads, "rows": rows, "words": words})
     return found

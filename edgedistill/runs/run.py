@@ -255,7 +255,7 @@ class Run:
                 "guidance": section.guidance,
                 **({"config": section.config} if section.config else {}),
                 **({"lora": [list(each) for each in section.loras]} if section.loras else {}),
-                **teacher.told(),
+                **teacher.terms(),
             },
             recipe=self.recipe.model_dump(mode="json"),
             depths={name: plan.to_json() for name, plan in self.depths.items()},

@@ -137,7 +137,7 @@ def fuse_lora(pipeline: Any, file: Path, scale: float) -> None:
 def _load(pipeline: Any, file: Path, said: str) -> None:
     """Let diffusers load an adapter; its warnings and peft's become errors."""
     try:
-        with whole_weights(said) as heard, warnings.catch_warnings(record=True) as told:
+        with whole_weights(said) as heard, warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             pipeline.load_lora_weights(
                 str(file.parent), weight_name=file.name, adapter_name=_ADAPTER
@@ -146,7 +146,7 @@ def _load(pipeline: Any, file: Path, said: str) -> None:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{said} does not fit its base: {' '.join(lines[:2])[:300]}") from error
     lost = [line for line in heard if not line.startswith(_HARMLESS)]
-    lost += [str(each.message) for each in told if _LOST.search(str(each.message))]
+    lost += [str(each.message) for each in warned if _LOST.search(str(each.message))]
     if lost:
         raise ValueError(f"{said} does not fit its base: {' '.join(lost[0].split())[:300]}")
 
@@ -171,16 +171,16 @@ def _check_arrived(file: Path, layers: Mapping[str, Layer], found: Found) -> Non
     This compares energies: the energy of a layer that is split is the sum of its parts'.
     """
     with safe_open(file, "pt") as opened:
-        told = CONFIG in (opened.metadata() or {})
+        configured = CONFIG in (opened.metadata() or {})
     wanted = {
-        name: energy(layer.down, layer.up, 1.0 if told else layer.scale)
+        name: energy(layer.down, layer.up, 1.0 if configured else layer.scale)
         for name, layer in layers.items()
     }
     got = [
         energy(
             module.lora_A[_ADAPTER].weight,
             module.lora_B[_ADAPTER].weight,
-            1.0 if told else module.scaling[_ADAPTER],
+            1.0 if configured else module.scaling[_ADAPTER],
         )
         for _, _, module in found
     ]

@@ -140,7 +140,7 @@ class Teacher(ABC):
         """The Hub's names of the licences of the weights."""
         return list(self.rights.licences)
 
-    def told(self) -> dict[str, Any]:
+    def terms(self) -> dict[str, Any]:
         """Return student.json's entries on a teacher's terms and on what its students lack."""
         lacks = {"notes": list(self.notes)} if self.notes else {}
         return {"licences": self.licences, **self.rights.details, **lacks}

@@ -46,7 +46,7 @@ class Rights:
     details: Mapping[str, str] = field(default_factory=dict)
 
 
-def rights_of(path: str, told: str = "") -> Rights:
+def rights_of(path: str, in_header: str = "") -> Rights:
     """Return the terms that a folder, a file or a downloaded Hub id states.
 
     The front matter of README.md takes precedence, then a file's header, then a licence text
@@ -54,7 +54,7 @@ def rights_of(path: str, told: str = "") -> Rights:
 
     Args:
         path: Path of the weights. For a file, its folder is searched.
-        told: Licence in the header of a file; "" if it names none.
+        in_header: Licence in the header of a file; "" if it names none.
     """
     place = Path(path)
     folder = place.parent if place.is_file() else place
@@ -63,7 +63,7 @@ def rights_of(path: str, told: str = "") -> Rights:
         found = try_to_load_from_cache(path, "README.md")
         card = Path(found) if isinstance(found, str) else card
     stated = _front_matter(card)
-    named = stated.get("license") or told
+    named = stated.get("license") or in_header
     licences = [named] if isinstance(named, str) and named else named or []
     licences = [str(each) for each in licences] if isinstance(licences, list) else []
     details = {

@@ -54,5 +54,5 @@ def place_of(file: str) -> Path:
 def rights_of_lora(file: str) -> Rights:
     """Return the terms that a LoRA's folder, or the header of its file, states."""
     place = place_of(file)
-    told = read_header(str(place)).told
-    return rights_of(str(place), told.get("modelspec.license", "").strip())
+    metadata = read_header(str(place)).metadata
+    return rights_of(str(place), metadata.get("modelspec.license", "").strip())

@@ -50,12 +50,12 @@ class Header:
     Attributes:
         shapes: Shapes of its tensors, by name.
         dtypes: Types of its tensors, in safetensors' names.
-        told: Metadata of the file.
+        metadata: Metadata of the file.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
-    told: Mapping[str, str]
+    metadata: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def marks_of(header: Header, path: str) -> Marks:
         prediction,
         any(name in header.shapes for name in _ZERO_SNR_KEYS),
         _resolution(header, path),
-        header.told.get("modelspec.license", "").strip(),
+        header.metadata.get("modelspec.license", "").strip(),
         tuple(notes),
     )
 
@@ -137,7 +137,7 @@ def _check_types(header: Header, path: str) -> None:
 
 
 def _check_architecture(header: Header, path: str) -> None:
-    said = header.told.get("modelspec.architecture", "")
+    said = header.metadata.get("modelspec.architecture", "")
     if any(word in said.lower() for word in _OTHER):
         raise ValueError(
             f"{path}: its header says {said}; a text-to-image model by itself expected"
@@ -168,13 +168,13 @@ def _prediction(header: Header, path: str) -> tuple[str | None, str]:
     names |= {"v_prediction": "v_prediction", "v-prediction": "v_prediction"}
     found: dict[str, str | None] = {}
     key = "modelspec.prediction_type"
-    value = header.told.get(key, "").strip().lower()
+    value = header.metadata.get(key, "").strip().lower()
     if value not in names:
         raise ValueError(f"{path}: its header's {key} is {value!r}; epsilon or v expected")
     found[key] = names[value]
-    if header.told.get("modelspec.architecture", "").lower().endswith("-v"):  # SD 2's architecture
+    if header.metadata.get("modelspec.architecture", "").lower().endswith("-v"):  # SD 2's
         found["modelspec.architecture"] = "v_prediction"
-    if header.told.get("ss_v_parameterization", "").lower() == "true":
+    if header.metadata.get("ss_v_parameterization", "").lower() == "true":
         found["ss_v_parameterization"] = "v_prediction"
     said = {key: value for key, value in found.items() if value}
     if len(set(said.values())) > 1:
@@ -184,7 +184,7 @@ def _prediction(header: Header, path: str) -> tuple[str | None, str]:
 
 
 def _resolution(header: Header, path: str) -> tuple[int, int] | None:
-    value = header.told.get("modelspec.resolution", "").strip().lower()
+    value = header.metadata.get("modelspec.resolution", "").strip().lower()
     if not value:
         return None
     width, _, height = value.partition("x")

@@ -114,9 +114,9 @@ def read_index(family: str, path: str, config: str | None) -> tuple[str, dict[st
             raise ValueError(
                 f"teacher.config={where}: no model_index.json; not a diffusers pipeline folder"
             ) from error
-        told = f"teacher.config={where}" if config else f"{path}: its configurations, {where},"
+        source = f"teacher.config={where}" if config else f"{path}: its configurations, {where},"
         raise ValueError(
-            f"{told} could not be had from the Hub; name a local folder of the model's "
+            f"{source} could not be had from the Hub; name a local folder of the model's "
             "configurations and tokenizers in teacher.config"
         ) from error
 

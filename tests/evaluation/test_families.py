@@ -23,7 +23,7 @@ from edgedistill.evaluation.data import find_data
 from edgedistill.evaluation.evaluate import Extras, evaluate_pictures
 from edgedistill.evaluation.features import MiddleBlock, PixelFeatures, VisionModel, open_features
 from edgedistill.evaluation.run import evaluate_subjects
-from edgedistill.recipes.loading import judged
+from edgedistill.recipes.loading import evaluation_recipe
 from edgedistill.teachers import load_teacher
 from edgedistill.tiny import make_tiny
 from edgedistill.tiny.unet2d import pipeline
@@ -164,7 +164,7 @@ def test_pictures_sorted_by_class_are_compared_in_all_classes(
         "teacher": {"family": "unet2d", "path": str(grey_classes)},
         "data": {"pictures": str(tmp_path / "pictures")},
     }
-    recipe, teacher = judged(sections), load_teacher("unet2d", grey_classes)
+    recipe, teacher = evaluation_recipe(sections), load_teacher("unet2d", grey_classes)
     data, missing = find_data(recipe, teacher)
     assert missing == ""
     assert data is not None
@@ -185,7 +185,7 @@ def test_a_student_that_copies_is_told(own_pictures, grey_classes):
         "teacher": {"family": "unet2d", "path": str(grey_classes)},
         "data": {"pictures": str(own_pictures)},
     }
-    data, missing = find_data(judged(sections), load_teacher("unet2d", grey_classes))
+    data, missing = find_data(evaluation_recipe(sections), load_teacher("unet2d", grey_classes))
     assert missing == ""
     assert data is not None
     noise = np.random.default_rng(3).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)

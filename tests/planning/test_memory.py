@@ -124,9 +124,9 @@ def test_a_decoder_that_waits_elsewhere_is_counted_while_it_is_there():
     for words in ([], ["train.offload=true"]):
         recipe = recipes.load("emoji-lcm", [*SMALL, *BLACK_BOX, "student.steps=2", *words])
         run = made.chosen(recipe)
-        assert run.judge.offload == bool(words)
+        assert run.reward.offload == bool(words)
         with Live() as live:
-            run.judge.decode(torch.empty(2, *run.inputs.sample, device="meta"))
+            run.reward.decode(torch.empty(2, *run.inputs.sample, device="meta"))
         peaks.append(live.peak)
     assert peaks[1] - peaks[0] == size
 

@@ -37,8 +37,8 @@ def too_late(*arguments, **choices):
 def evaluate(student, two_modes, monkeypatch):
     def call(place=None):
         recipe = {"name": "mine", "teacher": {"family": "mixture", "path": str(two_modes)}}
-        found = evaluation.judged(recipe)
-        monkeypatch.setattr(evaluation, "judged", lambda given: found)
+        found = evaluation.evaluation_recipe(recipe)
+        monkeypatch.setattr(evaluation, "evaluation_recipe", lambda given: found)
         meter = progress.Bar("evaluate", 1, 0, None)
         return evaluation.evaluate_subjects([str(student)], 64, None, place, meter)
 

@@ -232,7 +232,7 @@ class TinyDecoder(Decoding):
         example = setup.example[0]
         self.student = _network(config, example.shape[1], self.below).to(example.device)
         first = config.channels if isinstance(config.channels, int) else config.channels[0]
-        self.judge = _judge(min(first, 64)).to(example.device)
+        self.discriminator = _discriminator(min(first, 64)).to(example.device)
 
     def players(self) -> list[Player]:
         config = self.config
@@ -240,8 +240,10 @@ class TinyDecoder(Decoding):
         if not config.adversarial_weight:
             return [student]
         start = config.adversarial_start
-        judge = Player("discriminator", self.judge, config.discriminator, start=start)
-        return [judge, student]
+        discriminator = Player(
+            "discriminator", self.discriminator, config.discriminator, start=start
+        )
+        return [discriminator, student]
 
     def loss(self, player: str, batch: Batch) -> Losses:
         clean, truth = self._pairs(batch)
@@ -249,7 +251,7 @@ class TinyDecoder(Decoding):
         if player == "discriminator":
             with torch.no_grad():
                 found = self._decode(x0)
-            loss = gan_discriminator(self.judge(truth), self.judge(found))
+            loss = gan_discriminator(self.discriminator(truth), self.discriminator(found))
             return Losses(loss)
         return self._student(x0, clean, truth, batch.step)
 
@@ -263,7 +265,7 @@ class TinyDecoder(Decoding):
             total = total + config.perceptual_weight * perceptual
             logs["perceptual"] = perceptual.detach()
         if config.adversarial_weight and step >= config.adversarial_start:
-            adversarial = gan_generator(self.judge(found))
+            adversarial = gan_generator(self.discriminator(found))
             total = total + config.adversarial_weight * adversarial
             logs["adversarial"] = adversarial.detach()
         if config.encode_weight and isinstance(self.student, AutoencoderTiny):
@@ -305,7 +307,7 @@ def _network(
     )
 
 
-def _judge(channels: int) -> nn.Module:
+def _discriminator(channels: int) -> nn.Module:
     """Make a discriminator with logits on overlapping patches.
 
     Isola et al. 2017 (arXiv 1611.07004), Sec. 3.2.2.

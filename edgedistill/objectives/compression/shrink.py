@@ -206,21 +206,21 @@ class SizeFirst(Prelude):
         method: The method that follows.
         shrink: The loss of the first steps, on the same student.
         first: Number of first steps.
-        beside: Loss that is added to the method's loss of the student afterwards; None adds
+        auxiliary: Loss that is added to the method's loss of the student afterwards; None adds
             nothing.
     """
 
     name = "size_first"
 
     def __init__(
-        self, method: Objective, shrink: Objective, first: int, beside: Shrink | None
+        self, method: Objective, shrink: Objective, first: int, auxiliary: Shrink | None
     ) -> None:
         super().__init__(method, shrink, first)
-        self.beside = beside
+        self.auxiliary = auxiliary
 
     def loss(self, player: str, batch: Batch) -> Losses:
         losses = super().loss(player, batch)
-        if batch.step < self.first or player != "student" or self.beside is None:
+        if batch.step < self.first or player != "student" or self.auxiliary is None:
             return losses
-        size = self.beside.loss(player, batch)
+        size = self.auxiliary.loss(player, batch)
         return Losses(losses.total + size.total, {**losses.logs, **size.logs})

@@ -30,7 +30,7 @@ from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player,
 
 __all__ = ["CTM", "balance"]
 
-JUDGED = 0.02
+CLEAN = 0.02
 """Time at which the discriminator's features are taken: nearly clean, as in its network's
 training."""
 
@@ -76,16 +76,16 @@ class CTM(Objective):
         self.student.net = TwoTimes(self.student.net, setup.time_layer, steps).to(device)
         self.target = copy.deepcopy(self.student).requires_grad_(False)
         self.grid = with_edges(time_grid(schedule, config.intervals), setup.times)
-        self.judge: CtmDiscriminator | None = (
+        self.discriminator: CtmDiscriminator | None = (
             CtmDiscriminator(setup) if config.adversarial_weight else None
         )
 
     def players(self) -> list[Player]:
         student = Player("student", self.student, self.setup.optim)
-        if self.judge is None:
+        if self.discriminator is None:
             return [student]
         start = self.config.adversarial_start
-        head = self.judge.head
+        head = self.discriminator.head
         return [Player("discriminator", head, self.config.discriminator, start=start), student]
 
     def followers(self) -> dict[str, nn.Module]:
@@ -150,8 +150,8 @@ class CTM(Objective):
             scale = balance(consistency, denoising, self.student)
             total = total + config.denoising_weight * scale * denoising
             logs["denoising"] = denoising.detach()
-        if self.judge is not None and batch.step >= config.adversarial_start:
-            gan = gan_generator(self.judge(ours, batch.cond))
+        if self.discriminator is not None and batch.step >= config.adversarial_start:
+            gan = gan_generator(self.discriminator(ours, batch.cond))
             total = (
                 total + config.adversarial_weight * balance(consistency, gan, self.student) * gan
             )
@@ -170,10 +170,12 @@ class CTM(Objective):
         return (weight * error).mean()
 
     def _discriminator(self, batch: Batch) -> Losses:
-        assert self.judge is not None
+        assert self.discriminator is not None
         with torch.no_grad():
             fake, _ = self._ends(batch)
-        loss = gan_discriminator(self.judge(batch.x0, batch.cond), self.judge(fake, batch.cond))
+        loss = gan_discriminator(
+            self.discriminator(batch.x0, batch.cond), self.discriminator(fake, batch.cond)
+        )
         return Losses(loss)
 
 
@@ -192,7 +194,7 @@ class CtmDiscriminator:
 
     def features(self, x0: Tensor, cond: Condition) -> Tensor:
         """Return features of clean data (N, ...)."""
-        t = torch.full((len(x0),), JUDGED, device=x0.device, dtype=torch.float64)
+        t = torch.full((len(x0),), CLEAN, device=x0.device, dtype=torch.float64)
         t = self.net.schedule.snap(t)
         self.net.output(self.net.schedule.at(t, like=x0)[0] * x0, t, cond)
         return self.tap.take()

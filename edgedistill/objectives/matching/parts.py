@@ -211,7 +211,7 @@ class ScoreConfig(Settings):
     regression_steps: int = Field(8, ge=1, le=10_000)
     """Solver steps of that map."""
     regression_weight: float = Field(0, ge=0)
-    """Weight of the same loss afterwards, beside the matching, as in DMD (Yin et al. 2023,
+    """Weight of the same loss afterwards, added to the matching, as in DMD (Yin et al. 2023,
     arXiv 2311.18828, Eq. 9): it holds the share of every mode."""
     rollout: Literal["simulate", "data"] = "simulate"
     """Inputs of later steps: the student's own samples (DMD2, Sec. 4.5), or noised data."""

@@ -1,4 +1,4 @@
-"""Distribution matching beside a loss on patches, SwD's.
+"""Distribution matching with an auxiliary loss on patches, SwD's.
 
 Starodubcev et al. 2025, "Scale-wise Distillation of Diffusion Models" (arXiv 2503.16397): samples
 and data at the same little noise have the same mean features in the fake score's network, a patch

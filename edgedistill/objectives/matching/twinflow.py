@@ -1,9 +1,9 @@
 """TwinFlow: one network is the student and both scores.
 
 Cheng et al. 2025, "TwinFlow: Realizing One-step Generation on Large Models with Self-adversarial
-Flows" (arXiv 2512.05150). Told the time 0 that it leads to, the network is the student; told its
-own time t, it is the denoiser of data; told -t, that of the student's samples, its twin. x0
-descends the difference of the two, clamped to [-1, 1].
+Flows" (arXiv 2512.05150). With the target time s = 0 the network is the student; with s = t, the
+denoiser of data; with s = -t, that of the student's samples, its twin. x0 descends the difference
+of the two, clamped to [-1, 1].
 
 The paper trains the first two on data alone, with recursive consistency; here a teacher is at
 hand: it says where its ODE leads, and what it sees in x_t.

@@ -35,8 +35,8 @@ __all__ = ["DiffusionDPO", "times_of"]
 
 def times_of(table: TorchStepTable, schedule: Schedule) -> Tensor:
     """Return the start times of a table's rows, (rows,), from the times that the network reads."""
-    told = torch.tensor([row.t for row in table.rows], dtype=torch.float64)
-    return schedule.snap(schedule.time_of_net_time(told).clamp(0, 1))
+    net_times = torch.tensor([row.t for row in table.rows], dtype=torch.float64)
+    return schedule.snap(schedule.time_of_net_time(net_times).clamp(0, 1))
 
 
 class DiffusionDPO(Preferring):

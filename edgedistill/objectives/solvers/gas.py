@@ -69,7 +69,7 @@ class Solver(nn.Module):
         shares = torch.cat([self.first.reshape(1), self.logits.sigmoid()])
         return torch.cat([shares.cumprod(0), torch.zeros_like(shares[:1])])
 
-    def told(self) -> Tensor:
+    def net_times(self) -> Tensor:
         """Return the times that the network reads, (steps,)."""
         return (self.times()[:-1] + self.shifts).clamp(1e-6, 1)
 
@@ -86,10 +86,10 @@ def walk(denoiser: Denoiser, x: Tensor, cond: Condition) -> Tensor:
     """Return the end of the steps of a denoiser's `Solver` from x, (N, ...), with gradient."""
     solver = denoiser.net
     assert isinstance(solver, Solver)
-    for t, told, (p, q) in zip(
-        solver.times()[:-1], solver.told(), solver.moves(denoiser), strict=True
+    for t, net_time, (p, q) in zip(
+        solver.times()[:-1], solver.net_times(), solver.moves(denoiser), strict=True
     ):
-        x0 = denoiser.x0_of(denoiser.output(x, told, cond), x, t)
+        x0 = denoiser.x0_of(denoiser.output(x, net_time, cond), x, t)
         x = p.to(x) * x + q.to(x) * x0
     return x
 
@@ -120,10 +120,10 @@ class GAS(Objective):
         self.student.net = Solver(self.student.net, setup.times).to(setup.example[0].device)
         self.kept = self.student.net
         if config.adversarial_weight:
-            self.judge = setup.spawn().requires_grad_(False)
-            self.tap = Tap(self.judge.net, setup.tap)
+            self.feature_net = setup.spawn().requires_grad_(False)
+            self.tap = Tap(self.feature_net.net, setup.tap)
             x0, cond = setup.example
-            self.judge.output(x0, torch.tensor(config.level), cond)
+            self.feature_net.output(x0, torch.tensor(config.level), cond)
             self.head = head_for(self.tap.take()).to(x0.device)
 
     def players(self) -> list[Player]:
@@ -140,16 +140,18 @@ class GAS(Objective):
     def table(self) -> TorchStepTable:
         student, solver = self.student, self.kept
         with torch.no_grad():
-            times, moves, told = solver.times(), solver.moves(student), solver.told()
-        return solver_table(student.schedule, student.prediction, times, moves, told)
+            times, moves, net_times = solver.times(), solver.moves(student), solver.net_times()
+        return solver_table(student.schedule, student.prediction, times, moves, net_times)
 
     def loss(self, player: str, batch: Batch) -> Losses:
         return {"student": self._student, "discriminator": self._discriminator}[player](batch)
 
     def _logits(self, x0: Tensor, batch: Batch) -> Tensor:
-        t = self.judge.schedule.snap(stratified(len(x0), batch.generator, 0, self.config.level))
+        t = self.feature_net.schedule.snap(
+            stratified(len(x0), batch.generator, 0, self.config.level)
+        )
         t = t.to(x0.device)
-        self.judge.output(self.judge.noised(x0, t, batch.noise()), t, batch.cond)
+        self.feature_net.output(self.feature_net.noised(x0, t, batch.noise()), t, batch.cond)
         logits: Tensor = self.head(self.tap.take())
         return logits
 

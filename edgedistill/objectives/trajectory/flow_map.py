@@ -124,17 +124,17 @@ def _lagrangian(legs: Legs) -> Tensor:
     def mean(y: Tensor, end: Tensor) -> Tensor:
         return legs.ours(y, legs.tau, end)
 
-    landed = legs.y - legs.length * mean(legs.y, legs.end)
+    y_s = legs.y - legs.length * mean(legs.y, legs.end)
     still, one = torch.zeros_like(legs.y), torch.ones_like(legs.end)
     slope = legs.derivative(mean, legs.y, legs.end, still, one, legs.step)
-    return legs.flow(landed, legs.end) + legs.length * slope
+    return legs.flow(y_s, legs.end) + legs.length * slope
 
 
 def _progressive(legs: Legs) -> Tensor:
     middle = (legs.tau + legs.end) / 2
     first = legs.theirs(legs.y, legs.tau, middle)
-    landed = legs.y - legs.length / 2 * first
-    return (first + legs.theirs(landed, middle, legs.end)) / 2
+    y_s = legs.y - legs.length / 2 * first
+    return (first + legs.theirs(y_s, middle, legs.end)) / 2
 
 
 RULES: dict[str, Callable[[Legs], Tensor]] = {

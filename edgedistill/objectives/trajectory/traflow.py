@@ -32,10 +32,10 @@ def trajectory(flow: Path, y: Tensor, tau: Tensor, steps: int) -> list[tuple[Ten
     for left in range(steps, 0, -1):
         end = tau * (left - 1) / left
         first = flow(y, tau)
-        landed = y - over(tau - end, y) * first
+        y_s = y - over(tau - end, y) * first
         if left > 1:
-            landed = y - over(tau - end, y) * (first + flow(landed, end)) / 2
-        y, tau = landed, end
+            y_s = y - over(tau - end, y) * (first + flow(y_s, end)) / 2
+        y, tau = y_s, end
         made.append((y, tau))
     return made
 
@@ -92,12 +92,12 @@ class TraFlow(Objective):
             (y_s, s), (end, _) = path[int(place)], path[-1]
             change = (y - y_s) / over(tau - s, y)
             consistent = y_s - over(s, y) * ours(y_s, s, zero)
-        landed = y - over(tau, y) * ours(y, tau, zero)
+        y_0 = y - over(tau, y) * ours(y, tau, zero)
         kind = config.distance
         terms = {
-            "output": distance(kind, landed, end).mean(),
+            "output": distance(kind, y_0, end).mean(),
             "velocity": distance(kind, ours(y, tau, s), change).mean(),
-            "consistency": distance(kind, landed, consistent).mean(),
+            "consistency": distance(kind, y_0, consistent).mean(),
         }
         weights = (config.output_weight, config.velocity_weight, config.consistency_weight)
         total = sum(w * term for w, term in zip(weights, terms.values(), strict=True))

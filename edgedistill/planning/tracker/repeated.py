@@ -76,24 +76,24 @@ def repeated(
         accelerator: Mode that keeps cast weights.
         known: Needs of calls made before; new ones are added.
     """
-    spared: list[_Spared] = []
+    skipped: list[_SkippedCall] = []
     for model in {m: None for net in nets for m in modules(net) if isinstance(m, ModelMixin)}:
         inside, kinds = modules(model), model._repeated_blocks or ()
         hooked = {part for part in inside if part._forward_hooks}
         for part in inside:
             block = type(part).__name__ in kinds
             if (block or part is model) and hooked.isdisjoint(modules(part) if hooked else ()):
-                spared.append(_Spared(part, live, accelerator, known, gradients=block))
-    for call in spared:
+                skipped.append(_SkippedCall(part, live, accelerator, known, gradients=block))
+    for call in skipped:
         call.net.forward = call
     try:
         yield
     finally:
-        for call in spared:
+        for call in skipped:
             del call.net.forward
 
 
-class _Spared:
+class _SkippedCall:
     """Replacement of a network's forward."""
 
     def __init__(
@@ -180,7 +180,9 @@ class _Repeated(torch.autograd.Function):
     """Autograd function of a known call."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Spared, needs: Needs, anchor: Tensor, *inputs: Tensor) -> Any:
+    def forward(
+        ctx: Any, call: _SkippedCall, needs: Needs, anchor: Tensor, *inputs: Tensor
+    ) -> Any:
         call.live.claim(needs.forward)
         call.accelerator.casts.setdefault(id(call), _room(needs.casts))
         ctx.save_for_backward(_room(needs.kept), *compress(inputs, needs.saved))

@@ -121,10 +121,10 @@ class Flux(PipelineTeacher):
 
     def __init__(self, name: str, path: str, pipeline: Any) -> None:
         super().__init__(name, path, pipeline)
-        told = f"max_sequence_length={self.length('tokenizer_2')}"
+        arguments = f"max_sequence_length={self.length('tokenizer_2')}"
         if self.embeds:
-            told = f"guidance_scale={GUIDANCE}, {told}"
-        self.usage = PipelineTeacher.usage.replace("guidance_scale=1.0", told).replace(
+            arguments = f"guidance_scale={GUIDANCE}, {arguments}"
+        self.usage = PipelineTeacher.usage.replace("guidance_scale=1.0", arguments).replace(
             "Guidance is in the weights, so guidance_scale is 1:", "It was trained with these:"
         )
 

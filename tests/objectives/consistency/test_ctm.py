@@ -153,7 +153,9 @@ def test_the_discriminator_is_a_head_on_frozen_features():
 def test_what_is_kept_does_at_each_step_what_was_told():
     objective = CTM(CTM.Config(), setup(PlanarNet(width=16)))
     told = objective.student.net
-    torch.nn.init.normal_(told.told.embed[-1].weight, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(
+        told.time_layer.embed[-1].weight, generator=torch.Generator().manual_seed(0)
+    )
     torch.nn.init.normal_(told.net.head.weight, generator=torch.Generator().manual_seed(1))
     kept = objective.finished(objective.student).net
     assert isinstance(kept, PlanarNet)

@@ -197,12 +197,12 @@ def test_of_the_scales_told_the_teachers_is_kept():
     objective, _ = guided(scale=3.5)
     assert objective.scales is not None
     told = TwoTimes(net, "embed_time.2", torch.tensor([[1.0, 0.5], [0.5, 0.5]]))
-    nn.init.normal_(told.told.embed[-1].weight, generator=torch.Generator().manual_seed(0))
+    nn.init.normal_(told.time_layer.embed[-1].weight, generator=torch.Generator().manual_seed(0))
     kept = objective.scales.kept(student.with_net(told)).net
     assert isinstance(kept, PlanarNet)
     x, half = torch.randn(3, 2), torch.full((3,), 0.5)
     torch.testing.assert_close(kept(x, half), told(x, half, half), atol=1e-4, rtol=1e-4)
-    assert objective.scales.told(torch.tensor(3.5)).item() == 0.5
+    assert objective.scales.normalized(torch.tensor(3.5)).item() == 0.5
 
 
 def test_scales_in_the_wrong_order_are_named():

@@ -56,7 +56,7 @@ def test_twins_that_agree_do_not_move_the_student():
 
 def test_the_finished_twin_is_the_student_alone():
     objective = twins()
-    last = objective.student.net.told.embed[-1]
+    last = objective.student.net.time_layer.embed[-1]
     torch.nn.init.normal_(last.weight, std=0.1)
     kept = objective.finished(objective.student)
     x = torch.randn(16, 2)
