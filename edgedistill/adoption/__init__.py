@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from edgedistill.adoption.adopting import adopt
-from edgedistill.adoption.kinds import KINDS, Kind
+from edgedistill.adoption.kinds import KINDS, SOLVERS, Kind
 
-__all__ = ["KINDS", "Kind", "adopt"]
+__all__ = ["KINDS", "SOLVERS", "Kind", "adopt"]

@@ -11,8 +11,9 @@ from transformers.utils import logging as transformers_logging
 
 from edgedistill import assets
 from edgedistill.adoption.detect import CheckpointInfo, check_fits, family_of, look, named_steps
-from edgedistill.adoption.kinds import FOLDER, LORA, Kind, find_kind
+from edgedistill.adoption.kinds import FOLDER, LORA, SOLVERS, Kind, find_kind
 from edgedistill.adoption.schedulers import TOLERANCE, distance, make_scheduler, make_table, plain
+from edgedistill.adoption.teachers import adopt_teacher
 from edgedistill.common.files import write_text
 from edgedistill.common.plugins import names, resolve, unknown
 from edgedistill.common.tokenizer_errors import named_errors
@@ -40,10 +41,10 @@ def adopt(
 
     Args:
         checkpoint: A pipeline folder, a network's safetensors, or a LoRA's.
-        kind_name: A key of `KINDS`.
+        kind_name: A key of `KINDS`, or one of `SOLVERS` for a teacher as it is.
         base: Pipeline folder or Hub id of the teacher that weights or a LoRA are for.
         steps: Network calls; by default the number in the checkpoint's name, or the kind's usual
-            one.
+            one, 8 for a teacher.
         guidance: Scale that an LCM is fixed at, as given to diffusers' pipelines.
         out: The student dir; by default runs/NAME/student.
 
@@ -54,6 +55,8 @@ def adopt(
         ValueError: If the checkpoint cannot be of that kind, does not fit its base, or the table
             differs from the kind's scheduler. The message says what the checkpoint looks like.
     """
+    if kind_name in SOLVERS:
+        return _adopt_teacher(checkpoint, kind_name, base, steps, guidance, out)
     kind = find_kind(kind_name)
     info = look(checkpoint)
     check_fits(kind_name, kind, info)
@@ -76,6 +79,24 @@ def adopt(
     save_student(target, entries, teacher, teacher.net)
     if kind.eta:
         _name_eta(target / "README.md", kind.eta)
+    return target
+
+
+def _adopt_teacher(
+    checkpoint: str,
+    solver: str,
+    base: str | None,
+    steps: int | None,
+    guidance: float | None,
+    out: Path | None,
+) -> Path:
+    for name, value in (("base", base), ("guidance", guidance)):
+        if value is not None:
+            raise ValueError(f"--{name} {value}: {solver} takes a whole teacher as it is")
+    shipped = assets.ROOT / checkpoint
+    info = look(str(shipped if "/" not in checkpoint and shipped.is_dir() else checkpoint))
+    target = _target(out or Path("runs") / f"{info.path.stem}-{solver}" / "student", info)
+    adopt_teacher(info, solver, steps, target)
     return target
 
 

@@ -25,7 +25,7 @@ from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.step_table import Lander, ddim, renoise
 from edgedistill.students.folder import GuidanceInfo
 
-__all__ = ["FOLDER", "KINDS", "LORA", "WEIGHTS", "Kind", "find_kind"]
+__all__ = ["FOLDER", "KINDS", "LORA", "SOLVERS", "WEIGHTS", "Kind", "TeacherSolver", "find_kind"]
 
 FOLDER = "a diffusers pipeline folder"
 WEIGHTS = "a U-Net or transformer in safetensors"
@@ -269,8 +269,56 @@ KINDS: dict[str, Kind] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class TeacherSolver:
+    """A solver that samples a teacher as it is.
+
+    Attributes:
+        source: Its paper.
+        table: A key of `multistep.MULTISTEP`.
+        scheduler: diffusers' class of it.
+        settings: Settings of that class.
+    """
+
+    source: str
+    table: str
+    scheduler: str
+    settings: Mapping[str, Any]
+
+
+_DPM = {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "final_sigmas_type": "zero"}
+_LAST = {"lower_order_final": True}
+SOLVERS: dict[str, TeacherSolver] = {
+    "ddim": TeacherSolver(
+        source="DDIM (arXiv 2010.02502)",
+        table="ddim",
+        scheduler="DPMSolverMultistepScheduler",
+        settings={**_DPM, **_LAST, "solver_order": 1},
+    ),
+    "dpm++2m": TeacherSolver(
+        source="DPM-Solver++(2M) (arXiv 2211.01095)",
+        table="dpm++2m",
+        scheduler="DPMSolverMultistepScheduler",
+        settings={**_DPM, **_LAST, "solver_order": 2},
+    ),
+    "unipc": TeacherSolver(
+        source="UniPC, order 2 (arXiv 2302.04867)",
+        table="unipc",
+        scheduler="UniPCMultistepScheduler",
+        settings={**_LAST, "solver_order": 2, "solver_type": "bh2", "final_sigmas_type": "zero"},
+    ),
+    "deis": TeacherSolver(
+        source="DEIS, order 2 in log rho (arXiv 2204.13902)",
+        table="deis",
+        scheduler="DEISMultistepScheduler",
+        settings={**_LAST, "solver_order": 2, "solver_type": "logrho", "algorithm_type": "deis"},
+    ),
+}
+"""Solvers with which `adopt` takes a teacher as it is."""
+
+
 def find_kind(name: str) -> Kind:
     """The kind called `name`; ValueError names the nearest and all."""
     if name not in KINDS:
-        raise unknown("kind", name, KINDS)
+        raise unknown("kind", name, {**KINDS, **SOLVERS})
     return KINDS[name]

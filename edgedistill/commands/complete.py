@@ -9,6 +9,7 @@ import typer
 __all__ = [
     "GPUS",
     "KINDS",
+    "SOLVERS",
     "gpu_names",
     "recipe_families",
     "recipe_names",
@@ -26,6 +27,8 @@ KINDS = (
     *("sd3-turbo-lora", "schnell", "flux-turbo-lora", "hyper-sd-flux"),
 )
 """Names in `adoption.kinds.KINDS`, whose import needs torch."""
+SOLVERS = ("ddim", "dpm++2m", "unipc", "deis")
+"""Names in `adoption.kinds.SOLVERS`."""
 
 GPUS = (
     *("B200", "H200", "H100", "H100-PCIe", "A100", "L40S", "L4", "A10", "V100", "T4"),
@@ -89,8 +92,8 @@ def gpu_names(incomplete: str) -> list[str]:
 
 
 def student_kinds(incomplete: str) -> list[str]:
-    """Return the kinds of students made elsewhere that begin with a text."""
-    return _beginning(incomplete, KINDS)
+    """Return the kinds of students made elsewhere, and the solvers, that begin with a text."""
+    return _beginning(incomplete, (*KINDS, *SOLVERS))
 
 
 def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:

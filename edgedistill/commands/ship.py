@@ -10,6 +10,7 @@ import typer
 
 from edgedistill.commands.complete import (
     KINDS,
+    SOLVERS,
     student_kinds,
     target_names,
     target_precisions,
@@ -192,7 +193,8 @@ def adopt(
             "--as",
             metavar="KIND",
             autocompletion=student_kinds,
-            help=f"The kind of student: {', '.join(KINDS)}.",
+            help=f"The kind of student: {', '.join(KINDS)}; or a solver, for a teacher as it is: "
+            f"{', '.join(SOLVERS)}.",
         ),
     ],
     base: Annotated[

@@ -1,9 +1,9 @@
-"""The step table: five numbers a step, enough to sample a few-step student."""
+"""The step table: a few numbers a step, enough to sample a few-step student."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, pairwise, zip_longest
 from typing import Any, NamedTuple
 
@@ -17,7 +17,9 @@ from edgedistill.diffusion.sizes import check_sizes, resized, shape_at
 from edgedistill.diffusion.solvers import init_scale
 
 __all__ = [
+    "MAX_PAST",
     "SAMPLERS",
+    "SIGNAL",
     "Boundary",
     "Lander",
     "Landing",
@@ -27,8 +29,10 @@ __all__ = [
     "few_step_table",
     "landed_table",
     "renoise",
-    "solver_table",
 ]
+
+MAX_PAST = 8
+"""Largest number of earlier rows that a row uses."""
 
 Boundary = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Boundary condition t -> (c_skip, c_out); the consistency function is c_skip x_t + c_out x0."""
@@ -39,7 +43,15 @@ LARGEST = torch.finfo(torch.float32).max
 
 @dataclass(frozen=True)
 class Step:
-    """One row of the table: f = net(scale x, t, cond); x <- a x + b f + c noise.
+    """One row of the table, a step of a linear multistep method.
+
+    In row i, f_i = net(scale x_i, t, cond), and
+
+        x_{i+1} = a x_i + b f_i + sum_j (k_j x_{i-j} + m_j f_{i-j}) + c noise.
+
+    `past` holds the pairs (k_j, m_j) of the rows before, j = 1, 2, ..., the nearest first. Solvers
+    keep an earlier x0 or eps; as each is linear in the x and f of its row, a pair holds it exactly
+    for every prediction. m alone would do only for what is kept as the network gives it.
 
     `size` is the fraction of the full height and width that x has there. Before the noise is
     added, x is enlarged to the next row's size.
@@ -51,12 +63,27 @@ class Step:
     b: float
     c: float
     size: float = 1.0
+    past: tuple[tuple[float, float], ...] = field(default=(), kw_only=True)
 
-    def mean(self, net: nn.Module, x: Tensor, cond: Condition) -> Tensor:
-        """Return the row's mean, a x + b f, from x (N, ...), before x is enlarged."""
+    def output(self, net: nn.Module, x: Tensor, cond: Condition) -> Tensor:
+        """Return the network's output f at x (N, ...)."""
         time = torch.full((x.shape[0],), self.t, device=x.device)
         f: Tensor = net(self.scale * x, time, **cond).to(x.dtype)
-        return self.a * x + self.b * f
+        return f
+
+    def land(self, x: Tensor, f: Tensor, past: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
+        """Return the row's mean from x and f (N, ...), before x is enlarged.
+
+        `past` holds x and f of the rows before, the nearest first.
+        """
+        mean = self.a * x + self.b * f
+        for (k, m), (earlier_x, earlier_f) in zip(self.past, past, strict=False):
+            mean = mean + k * earlier_x + m * earlier_f
+        return mean
+
+    def mean(self, net: nn.Module, x: Tensor, cond: Condition) -> Tensor:
+        """Return the mean of a row that uses no earlier one, from x (N, ...)."""
+        return self.land(x, self.output(net, x, cond))
 
 
 @dataclass(frozen=True)
@@ -64,13 +91,23 @@ class TorchStepTable:
     """Sampling table of a few-step student: x = init_scale noise, then the rows.
 
     Raises:
-        ValueError: If sizes are invalid, or a row enlarges x without adding noise.
+        ValueError: If sizes are invalid, a row enlarges x without adding noise, or uses a row that
+            is not there or has another size.
     """
 
     rows: tuple[Step, ...]
     init_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        for index, row in enumerate(self.rows):
+            earlier = self.rows[max(0, index - len(row.past)) : index]
+            if len(earlier) < len(row.past) or len(row.past) > MAX_PAST:
+                raise ValueError(
+                    f"row {index} uses {len(row.past)} earlier rows; at most {MAX_PAST}, and only "
+                    "those there are"
+                )
+            if any(each.size != row.size for each in earlier):
+                raise ValueError(f"row {index} uses an earlier row of another size")
         if not self.grows:
             return
         check_sizes([row.size for row in self.rows])
@@ -84,6 +121,11 @@ class TorchStepTable:
     def grows(self) -> bool:
         """Whether some rows have less than the full height and width."""
         return any(row.size != 1 for row in self.rows)
+
+    @property
+    def reach(self) -> int:
+        """Number of earlier rows whose x and f must be kept; 0 for single-step tables."""
+        return max((len(row.past) for row in self.rows), default=0)
 
     @property
     def landings(self) -> list[tuple[Step, float]]:
@@ -124,8 +166,11 @@ class TorchStepTable:
             raise ValueError(f"this table takes {self.draws} noise tensors, got {len(noise)}")
         fresh = iter(noise)
         x = self.init_scale * next(fresh)
+        past: list[tuple[Tensor, Tensor]] = []
         for row, size in self.landings:
-            x = row.mean(net, x, cond)
+            f = row.output(net, x, cond)
+            start, x = x, row.land(x, f, past)
+            past = [(start, f), *past][: self.reach]
             if size != row.size:
                 x = resized(x, *(round(side * size / row.size) for side in x.shape[-2:]))
             if row.c:
@@ -143,31 +188,43 @@ class TorchStepTable:
         return replace(self, rows=tuple(replace(row, size=1.0) for row in self.rows))
 
     def to_json(self) -> dict[str, Any]:
-        """Return {"init_scale", "rows": [{"t", "scale", "a", "b", "c"}, ...]}; also sizes < 1."""
-        rows = [asdict(row) for row in self.rows]
+        """Return {"init_scale", "rows": [{"t", "scale", "a", "b", "c"}, ...]}.
+
+        Rows also have a size below 1, and a `past` that is not empty.
+        """
+        rows = [asdict(row) | {"past": [list(pair) for pair in row.past]} for row in self.rows]
         for row in rows:
             if row["size"] == 1:
                 del row["size"]
+            if not row["past"]:
+                del row["past"]
         return {"init_scale": self.init_scale, "rows": rows}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TorchStepTable:
         """Read `to_json`'s output; ValueError names an entry that is missing or not finite."""
-        names = ("t", "scale", "a", "b", "c")
         try:
-            rows = [
-                [*(float(row[name]) for name in names), float(row.get("size", 1))]
-                for row in data["rows"]
-            ]
+            rows = [_read(row) for row in data["rows"]]
             first = float(data["init_scale"])
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise ValueError(f"step_table: missing or not a number: {error}") from None
-        if not rows or not all(abs(number) <= LARGEST for number in chain([first], *rows)):
+        numbers = chain([first], *(_numbers(row) for row in rows))
+        if not rows or not all(abs(number) <= LARGEST for number in numbers):
             raise ValueError("step_table: needs at least one row, and finite float32 numbers only")
         try:
-            return cls(tuple(Step(*row) for row in rows), first)
+            return cls(tuple(rows), first)
         except ValueError as error:
             raise ValueError(f"step_table: {error}") from None
+
+
+def _read(row: Mapping[str, Any]) -> Step:
+    t, scale, a, b, c = (float(row[name]) for name in ("t", "scale", "a", "b", "c"))
+    past = tuple((float(k), float(m)) for k, m in row.get("past", ()))
+    return Step(t, scale, a, b, c, float(row.get("size", 1)), past=past)
+
+
+def _numbers(row: Step) -> list[float]:
+    return [row.t, row.scale, row.a, row.b, row.c, row.size, *chain(*row.past)]
 
 
 class Landing(NamedTuple):
@@ -290,32 +347,3 @@ def _rows(
         numbers = [schedule.net_time(t), schedule.input_scale(t), a, b, landing.noise]
         rows.append(Step(*(float(number) for number in numbers)))
     return rows
-
-
-def solver_table(
-    schedule: Schedule,
-    prediction: Prediction,
-    times: Tensor,
-    moves: Tensor,
-    told: Tensor | None = None,
-) -> TorchStepTable:
-    """Make the table of a single-step solver with its own coefficients, x_s = p x_t + q x0.
-
-    With (p, q) = (sigma_s / sigma_t, alpha_s - p alpha_t) this is DDIM's table.
-
-    Args:
-        schedule: Schedule of the network.
-        prediction: Prediction of the network.
-        times: Times (steps + 1,), decreasing to 0.
-        moves: Coefficients (p, q) of each step, (steps, 2).
-        told: Times that the network reads instead, (steps,).
-    """
-    times, moves = times.double().cpu(), moves.double().cpu()
-    told = times[:-1] if told is None else told.double().cpu()
-    rows = []
-    for t, (p, q), time in zip(times[:-1], moves, told, strict=True):
-        x0 = to_x0(prediction, schedule.alpha(t), schedule.sigma(t))
-        scale = schedule.input_scale(time)
-        numbers = [schedule.net_time(time), scale, p + q * x0.x, q * x0.y, 0.0]
-        rows.append(Step(*(float(number) for number in numbers)))
-    return TorchStepTable(tuple(rows), init_scale(schedule, times[0]))

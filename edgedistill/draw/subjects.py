@@ -162,6 +162,8 @@ def helped_subject(
     info, table = student.info, student.table
     if table.grows:
         raise ValueError(f"{student.path}: the student's steps grow, and its teacher's do not")
+    if table.reach:
+        raise ValueError(f"{student.path}: the student's steps use earlier ones, its own")
     denoiser = Denoiser(student.net, schedule_from_json(info.schedule), info.prediction)
     scale = float(info.teacher.get("guidance", 1.0))
     guided = teacher.guided(scale)

@@ -199,6 +199,10 @@ def table_of_init(name: str, setup: Setup) -> TorchStepTable:
         raise ValueError(f"method {name!r} starts from a student: set student.init=FOLDER")
     if setup.init.grows:
         raise ValueError(f"student.init: method {name!r} trains no student whose steps grow")
+    if setup.init.reach:
+        raise ValueError(
+            f"student.init: method {name!r} trains no student whose steps use earlier ones"
+        )
     return setup.init
 
 

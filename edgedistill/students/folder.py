@@ -29,7 +29,9 @@ from edgedistill.teachers import ENTRY_POINTS, TEACHERS, Teacher, load_teacher
 
 __all__ = ["GuidanceInfo", "Student", "StudentInfo", "load_student", "save_student"]
 
-SCHEMA = 2
+SCHEMA, WITH_PAST = 2, 3
+"""Schemas of students, and of those whose step tables use earlier rows."""
+READABLE = (1, SCHEMA, WITH_PAST)
 
 INFO, CARD = "student.json", "README.md"
 
@@ -49,7 +51,7 @@ class StudentInfo(BaseModel):
     """Contents of student.json: everything needed to run the student correctly.
 
     Attributes:
-        schema_version: 2; 1 had no hashes.
+        schema_version: 2, or 3 where rows of the step table use earlier ones; 1 had no hashes.
         method: Distillation method.
         family: Family that reads the folder; a key of `teachers.TEACHERS`.
         step_table: `TorchStepTable.to_json`.
@@ -69,7 +71,7 @@ class StudentInfo(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid")
-    schema_version: Literal[1, 2] = 2
+    schema_version: Literal[1, 2, 3] = 2
     method: str
     family: str
     step_table: dict[str, Any]
@@ -178,9 +180,9 @@ def _read_info(folder: Path) -> tuple[StudentInfo, TorchStepTable]:
     """Read the contents of student.json, and check the hashes of the folder's files."""
     file = folder / INFO
     data = read_json(file)
-    if data.get("schema_version") not in (1, SCHEMA):
-        version = data.get("schema_version")
-        raise ValueError(f"{file}: schema_version {version!r}, {SCHEMA} expected")
+    if data.get("schema_version") not in READABLE:
+        version, known = data.get("schema_version"), " or ".join(map(str, READABLE))
+        raise ValueError(f"{file}: schema_version {version!r}, {known} expected")
     try:
         info = StudentInfo.model_validate(data)
         table = TorchStepTable.from_json(info.step_table)
@@ -241,6 +243,7 @@ def save_student(folder: Path, info: StudentInfo, teacher: Teacher, net: nn.Modu
         net: The student's network, or its role.
     """
     table = TorchStepTable.from_json(info.step_table)
+    info = info.model_copy(update={"schema_version": WITH_PAST if table.reach else SCHEMA})
     with atomic_folder(folder) as work:
         teacher.save(work, net.fused() if isinstance(net, Role) else net, table)
         usage = _GROWING_USAGE if table.grows else teacher.usage_with(table)

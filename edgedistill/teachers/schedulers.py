@@ -39,6 +39,7 @@ __all__ = [
     "discrete_border",
     "grid_of",
     "is_flow",
+    "level_grid",
     "setting",
     "sibling",
 ]
@@ -252,7 +253,8 @@ def _euler_grid(scheduler: Any, schedule: Schedule) -> TimeGrid:
     return TimeGrid(starts, ends, scale, scheduler.timesteps.double())
 
 
-def _dpm_grid(scheduler: Any, schedule: Schedule) -> TimeGrid:
+def level_grid(scheduler: Any, schedule: Schedule) -> TimeGrid:
+    """Return the grid of a multistep scheduler, whose sigmas are ratios or a flow's levels."""
     sigmas = scheduler.sigmas.double()
     flow = getattr(scheduler.config, "use_flow_sigmas", False)
     log_snr = 2 * ((1 - sigmas).log() - sigmas.log()) if flow else -2 * sigmas.log()
@@ -287,7 +289,7 @@ def _split(scheduler: Any, times: Tensor) -> tuple[Tensor, Tensor]:
 _GRIDS: dict[str, Callable[[Any, Schedule], TimeGrid]] = {
     _DDIM.kind: _ddim_grid,
     _EULER.kind: _euler_grid,
-    _DPM.kind: _dpm_grid,
+    _DPM.kind: level_grid,
     _EDM.kind: _edm_grid,
     FLOW.kind: _flow_grid,
 }

@@ -111,10 +111,12 @@ def walk(
     generator = torch.Generator().manual_seed(0)
     # Flow schedulers have neither an initial scale nor one for each step.
     x = torch.randn(*shape, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        choices = {"generator": generator, **choices}
     for t in scheduler.timesteps:
         seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         f = net(seen, t.expand(len(x)))
-        x = scheduler.step(f, t, x, generator=generator, **choices).prev_sample
+        x = scheduler.step(f, t, x, **choices).prev_sample
     return x
 
 

@@ -174,9 +174,10 @@ def adopt(
 
     Args:
         checkpoint: A pipeline folder, a U-Net's or transformer's .safetensors, or a LoRA.
-        kind: Kind of the student: lcm, turbo, lightning, dmd2, ...; a wrong one lists all.
+        kind: Kind of the student: lcm, turbo, lightning, dmd2, ...; or dpm++2m, unipc, deis or
+            ddim for a teacher as it is, with that solver's steps. A wrong one lists all.
         base: Pipeline folder or Hub id that weights or a LoRA are for.
-        steps: Network calls; as published if None.
+        steps: Network calls; as published if None, 8 for a teacher.
         guidance: Guidance scale that an LCM is fixed at.
         out: The student dir; runs/CHECKPOINT/student if None.
 

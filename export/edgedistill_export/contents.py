@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.students.folder import Student
 from edgedistill_export.targets import Target
 from edgedistill_runtime import manifest as schema
@@ -46,15 +47,13 @@ def new_manifest(
     if pictures:
         height, width = pictures[0].shape[2:]
         image = schema.Image(height=int(height), width=int(width))
+    steps = _steps(student.table)
     return schema.Manifest(
-        schema_version=schema.SCHEMA_VERSION,
+        schema_version=schema.schema_for(steps),
         target=target.name,
         backend=target.backend,
         precision=precision,
-        steps=StepTable(
-            init_scale=student.table.init_scale,
-            rows=tuple(Row(**row) for row in student.table.to_json()["rows"]),
-        ),
+        steps=steps,
         latent=schema.Latent(**_latent(info.latent)),
         image=image,
         tokenizer=tokenizers[0] if tokenizers else None,
@@ -70,6 +69,12 @@ def new_manifest(
         ),
         versions=_versions(("torch", "numpy", *target.requires)),
         made_from="",
+    )
+
+
+def _steps(table: TorchStepTable) -> StepTable:
+    return StepTable(
+        init_scale=table.init_scale, rows=tuple(Row(**vars(row)) for row in table.rows)
     )
 
 

@@ -46,6 +46,7 @@ __all__ = [
     "Port",
     "Source",
     "TokenizerFile",
+    "schema_for",
     "sha256",
 ]
 
@@ -53,10 +54,12 @@ FILE_NAME = "manifest.json"
 HASH_NAME = "manifest.sha256"
 """Name of the hash file of manifest.json, in the format of the program sha256sum."""
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 HASHED_SINCE = 3
 """Version of the schema since which there is a `HASH_NAME`."""
-READABLE = (2, 3)
+PAST_SINCE = 4
+"""Version of the schema since which rows of the step table use earlier ones."""
+READABLE = (2, 3, 4)
 
 _log = logging.getLogger(__name__)
 
@@ -236,6 +239,8 @@ class Manifest:
         for row in data["steps"]["rows"]:
             if row["size"] == 1:
                 del row["size"]
+            if not row["past"]:
+                del row["past"]
         text = json.dumps(data, indent=2, allow_nan=False) + "\n"
         beside.write_text(text, "utf-8", newline="\n")
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -274,6 +279,11 @@ def _verify(directory: Path, name: str, expected: str, key: str) -> None:
         raise BundleError(f"{file}: does not match {key}.sha256")
 
 
+def schema_for(steps: StepTable) -> int:
+    """Return the oldest schema that holds these steps, so that older runtimes read it too."""
+    return PAST_SINCE if steps.reach else HASHED_SINCE
+
+
 def sha256(path: Path) -> str:
     """Return the hex digest of a file."""
     digest = hashlib.sha256()
@@ -309,7 +319,7 @@ def _check_hash(path: Path, text: bytes) -> None:
 def _check(data: Any) -> Manifest:
     version = data.get("schema_version") if isinstance(data, dict) else None
     if type(version) is not int or version not in READABLE:
-        known = " and ".join(map(str, READABLE))
+        known = ", ".join(map(str, READABLE))
         raise Problem(f"schema_version: {short(version)} is unknown; this runtime reads {known}")
     manifest: Manifest = _read(Manifest, data, "")
     sense.check(manifest)

@@ -94,7 +94,10 @@ def _check_steps(manifest: Manifest) -> None:
     _need(len(steps.rows) <= MAX_ROWS, f"steps.rows: more than {MAX_ROWS} rows")
     numbers = {"steps.init_scale": steps.init_scale}
     for i, row in enumerate(steps.rows):
-        numbers |= {f"steps.rows[{i}].{key}": value for key, value in vars(row).items()}
+        plain = {key: value for key, value in vars(row).items() if key != "past"}
+        numbers |= {f"steps.rows[{i}].{key}": value for key, value in plain.items()}
+        pairs = enumerate(n for pair in row.past for n in pair)
+        numbers |= {f"steps.rows[{i}].past (number {j})": value for j, value in pairs}
     for key, number in numbers.items():
         _need(abs(number) <= LARGEST, f"{key}: {number} is no finite float32 number")
     _need(steps.init_scale > 0, f"steps.init_scale: {steps.init_scale} is not above 0")

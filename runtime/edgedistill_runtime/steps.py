@@ -15,10 +15,16 @@ __all__ = ["Row", "StepTable", "resized", "sample"]
 
 Array: TypeAlias = NDArray[np.float32]
 
+MAX_PAST = 8
+"""Largest number of earlier rows that a row uses."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One step: f = net(scale * x, t); x <- a x + b f + c noise.
+    """One step: f = net(scale * x, t); x <- a x + b f + past + c noise.
+
+    `past` is the sum of k_j x_j + m_j f_j over the rows before this one, where x_j is the x that
+    row j before it began with and f_j its output; the pairs (k_j, m_j), the nearest row's first.
 
     `size` is the fraction of the full height and width that x has there. Before the noise is
     added, x is enlarged to the next row's size.
@@ -30,6 +36,7 @@ class Row:
     b: float
     c: float
     size: float = 1.0
+    past: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +45,11 @@ class StepTable:
 
     init_scale: float
     rows: tuple[Row, ...]
+
+    @property
+    def reach(self) -> int:
+        """Number of earlier rows whose x and f are kept."""
+        return max((len(row.past) for row in self.rows), default=0)
 
     @property
     def landings(self) -> list[tuple[Row, float]]:
@@ -55,10 +67,10 @@ class StepTable:
         return [_at(shape, size) for size in sizes]
 
     def problem(self, shape: tuple[int, ...]) -> str | None:
-        """Describe the fault of the rows' sizes for samples of `shape`; None if there is none."""
+        """Describe what does not fit between rows for samples of `shape`; None if all does."""
         sizes = [row.size for row in self.rows]
         if all(size == 1 for size in sizes):
-            return None
+            return self._past_problem()
         if not all(size > 0 for size in sizes) or sizes != sorted(sizes) or sizes[-1] != 1:
             return "sizes must be above 0, not decrease, and end at 1"
         sides = [side * size for size in sizes for side in shape[-2:]]
@@ -66,6 +78,14 @@ class StepTable:
             return f"sizes do not divide latent.shape {list(shape)} into whole numbers"
         if any(row.c == 0 for row, size in self.landings if size != row.size):
             return "a row that grows must draw noise"
+        return self._past_problem()
+
+    def _past_problem(self) -> str | None:
+        for i, row in enumerate(self.rows):
+            if len(row.past) > min(i, MAX_PAST) or any(len(pair) != 2 for pair in row.past):
+                return f"past of row {i}: pairs of at most {MAX_PAST} rows before it expected"
+            if any(each.size != row.size for each in self.rows[i - len(row.past) : i]):
+                return f"past of row {i}: a row before it has another size"
         return None
 
 
@@ -92,11 +112,17 @@ def sample(
     # Python floats keep float32 arrays float32 and round once, as torch does.
     x = next(draws) * table.init_scale
     t = np.empty(len(x), np.float32)
+    past: list[tuple[Array, Array]] = []
     for row, size in table.landings:
         t.fill(row.t)
         f = net(x if row.scale == 1 else x * row.scale, t)
+        start = x.copy() if table.reach else x
         x *= row.a
         x += f * row.b
+        for (k, m), (earlier_x, earlier_f) in zip(row.past, past, strict=False):
+            x += earlier_x * k
+            x += earlier_f * m
+        past = [(start, f), *past][: table.reach]
         if size != row.size:
             x = resized(x, *_at(x.shape, size / row.size)[-2:])
         if row.c != 0:

@@ -3,7 +3,7 @@
 import { findProblem, short, tokenizers } from "./sense.mjs";
 import * as strictJson from "./strict_json.mjs";
 
-const READABLE = [2, 3];
+const READABLE = [2, 3, 4];
 /** Version from which on manifest.sha256 lies beside manifest.json. */
 const HASHED_SINCE = 3;
 const BACKEND = "ort";
@@ -99,7 +99,7 @@ function parse(bytes, path) {
 function findVersionProblem(manifest) {
   const version = manifest?.schema_version;
   if (!READABLE.includes(version)) {
-    const known = READABLE.join(" and ");
+    const known = READABLE.join(", ");
     return `schema_version: ${short(version)} is unknown; this runtime reads ${known}`;
   }
   if (manifest.backend !== BACKEND) {

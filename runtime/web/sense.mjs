@@ -1,6 +1,6 @@
 // What a manifest may say: the bounds and agreements of edgedistill_runtime/sense.py.
 
-import { draws, findSizeProblem } from "./steps.mjs";
+import { draws, findRowsProblem } from "./steps.mjs";
 
 const GRAPHS = ["text_encoder", "denoiser", "decoder"];
 const FUSED = "pipeline";
@@ -81,9 +81,10 @@ function checkNumbers({ steps, latent, image }) {
   rows.forEach((row, i) => {
     for (const key of ["t", "scale", "a", "b", "c"]) finite(row[key], `steps.rows[${i}].${key}`);
     finite(row.size ?? 1, `steps.rows[${i}].size`);
+    for (const number of (row.past === undefined ? [] : row.past).flat()) finite(number, `steps.rows[${i}].past`);
   });
-  const sizes = findSizeProblem(steps, latent.shape);
-  need(!sizes, `steps.rows: ${sizes}`);
+  const problem = findRowsProblem(steps, latent.shape);
+  need(!problem, `steps.rows: ${problem}`);
 }
 
 /** The networks that a picture needs are there, or the one that is all of them. */

@@ -2,6 +2,9 @@
 
 const { fround } = Math;
 
+/** Largest number of earlier rows that a row uses. */
+const MAX_PAST = 8;
+
 /** Noise tensors one sample consumes: x_T, then one for each row with c != 0. */
 export function draws(steps) {
   return 1 + steps.rows.filter((row) => row.c !== 0).length;
@@ -14,9 +17,21 @@ export function shapes(steps, shape) {
   return [first, ...landings].map((size) => shapeAt(shape, size));
 }
 
-/** What is wrong with the rows' sizes for samples of `shape`, in words; undefined if nothing. */
-export function findSizeProblem(steps, shape) {
+/** Number of earlier rows whose x and f are kept. */
+const reach = (steps) => Math.max(...steps.rows.map((row) => pastOf(row).length));
+
+/** What does not fit between the rows for samples of `shape`, in words; undefined if all does. */
+export function findRowsProblem(steps, shape) {
   const sizes = steps.rows.map(sizeOf);
+  for (const [i, row] of steps.rows.entries()) {
+    const past = pastOf(row);
+    if (past.length > Math.min(i, MAX_PAST) || past.some((pair) => pair.length !== 2)) {
+      return `past of row ${i}: pairs of at most ${MAX_PAST} rows before it expected`;
+    }
+    if (sizes.slice(i - past.length, i).some((size) => size !== sizes[i])) {
+      return `past of row ${i}: a row before it has another size`;
+    }
+  }
   if (sizes.every((size) => size === 1)) return undefined;
   if (sizes.some((size, i) => !(size > 0) || size > (sizes[i + 1] ?? 1)) || sizes.at(-1) !== 1) {
     return "sizes must be above 0, not decrease, and end at 1";
@@ -31,7 +46,8 @@ export function findSizeProblem(steps, shape) {
 }
 
 /**
- * Run f = net(scale * x, t); x <- a x + b f, grown to the next row's size, + c noise for each row.
+ * Run f = net(scale * x, t); x <- a x + b f + past, grown to the next row's size, + c noise for
+ * each row. Past is the sum of k x + m f of rows before it, the nearest first.
  *
  * @param {(x: Float32Array, t: number, shape: number[]) => Promise<Float32Array>} net
  * @param {{init_scale: number, rows: object[]}} steps the manifest's
@@ -44,16 +60,21 @@ export async function sample(net, steps, noise, shape) {
   const next = (size) => noise.subarray(at, (at += size));
   let here = shapeAt(shape, sizeOf(steps.rows[0]));
   let x = scaled(next(count(here)), steps.init_scale);
+  let past = [];
   for (const [i, row] of steps.rows.entries()) {
     const f = await net(row.scale === 1 ? x : scaled(x, row.scale), row.t, here);
-    const [a, b, c] = [row.a, row.b, row.c].map(fround);
+    const [a, b] = [row.a, row.b].map(fround);
+    const start = reach(steps) ? x.slice() : x;
     for (let k = 0; k < x.length; k++) x[k] = fround(x[k] * a) + fround(f[k] * b);
+    for (const [j, pair] of pastOf(row).entries()) {
+      for (const [side, earlier] of past[j].entries()) add(x, earlier, pair[side]);
+    }
+    past = [[start, f], ...past].slice(0, reach(steps));
     const there = i + 1 < steps.rows.length ? shapeAt(shape, sizeOf(steps.rows[i + 1])) : shape;
     if (count(there) !== count(here)) x = resized(x, here, there);
     here = there;
     if (row.c === 0) continue;
-    const fresh = next(x.length);
-    for (let k = 0; k < x.length; k++) x[k] += fround(fresh[k] * c);
+    add(x, next(x.length), row.c);
   }
   return x;
 }
@@ -95,12 +116,19 @@ function cubic(size, larger) {
   });
 }
 
+/** Add a multiple of y to x, each product and sum rounded. */
+function add(x, y, factor) {
+  const c = fround(factor);
+  for (let k = 0; k < x.length; k++) x[k] += fround(y[k] * c);
+}
+
 function scaled(x, factor) {
   const k = fround(factor);
   return x.map((value) => value * k);
 }
 
 const sizeOf = (row) => row.size ?? 1;
+const pastOf = ({ past = [] }) => past;
 const count = (shape) => shape.reduce((a, b) => a * b, 1);
 
 /** `shape` with height and width at the fraction `size`. */

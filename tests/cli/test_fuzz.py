@@ -78,10 +78,12 @@ def drawn(folder):
 
 
 @pytest.mark.parametrize("name", ["planar", "picture"])
-@pytest.mark.parametrize("schema", [2, 3])
+@pytest.mark.parametrize("schema", [2, 3, 4])
 def test_manifests(name, schema, tmp_path):
     folder = Path(shutil.copytree(GOLDEN / name, tmp_path / "bundle"))
     document = json.loads((folder / "manifest.json").read_text()) | {"schema_version": schema}
+    if schema == 4:
+        document["steps"]["rows"][-1]["past"] = [[0.5, -0.25]]
 
     @fuzz
     @given(text=damaged_json(document))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import typer.main
 
-from edgedistill.adoption import KINDS
+from edgedistill.adoption import KINDS, SOLVERS
 from edgedistill.cli import app
 from edgedistill.commands import complete
 from edgedistill.commands.general import with_value
@@ -78,6 +78,8 @@ def test_help_shows_the_values():
     kinds = words_of(help_of("adopt", "kind"))
     assert [word for word in kinds if word in KINDS] == list(KINDS)
     assert tuple(KINDS) == complete.KINDS
+    assert [word for word in kinds if word in SOLVERS] == list(SOLVERS)
+    assert tuple(SOLVERS) == complete.SOLVERS
 
 
 def words_of(text):

@@ -1,5 +1,8 @@
+from dataclasses import asdict
+
 import numpy as np
 import pytest
+from javascript import needs_node, node
 
 from edgedistill_runtime.steps import Row, StepTable, resized, sample
 
@@ -39,6 +42,49 @@ def test_noise_of_the_caller_is_left_alone():
     noise = [np.ones((2, 3), np.float32), np.ones((2, 3), np.float32)]
     sample(lambda x, t: x, TABLE, noise)
     assert all((tensor == 1).all() for tensor in noise)
+
+
+PAST = StepTable(
+    init_scale=1.0,
+    rows=(
+        Row(t=3.0, scale=1.0, a=2.0, b=1.0, c=0.0),
+        Row(t=2.0, scale=0.5, a=1.0, b=0.0, c=0.5, past=((10.0, 100.0),)),
+        Row(t=1.0, scale=1.0, a=0.0, b=1.0, c=0.0, past=((0.0, 1.0), (1.0, -1.0))),
+    ),
+)
+
+
+def test_a_row_adds_what_earlier_rows_started_from_and_gave():
+    noise = [np.ones((1, 1), np.float32), np.full((1, 1), 4.0, np.float32)]
+    found = sample(lambda x, t: np.zeros_like(x) + t[:, None], PAST, noise)
+    # x = 1, f = 3 -> 2 + 3 = 5; f = 2 -> 5 + 10 * 1 + 100 * 3 + 0.5 * 4 = 317;
+    # f = 1 -> 1 + 2 + (1 - 3) = 1
+    assert found.tolist() == [[1.0]]
+    assert noise[0].tolist() == [[1.0]]
+
+
+@needs_node
+def test_javascript_takes_the_same_steps_bit_for_bit():
+    code = """
+    import { sample } from "./steps.mjs";
+    const [steps, noise, shape] = input;
+    const net = async (x, t) => x.map((value) => Math.fround(value * value) - Math.fround(t));
+    const x = await sample(net, steps, Float32Array.from(noise), shape);
+    give(Array.from(x));
+    """
+    noise = np.random.default_rng(0).normal(size=(2, 1, 7)).astype(np.float32)
+    numbers = [0.3, -0.7, 1 / 3, 0.1]
+    a, b, k, m = numbers
+    rows = (
+        Row(t=0.7, scale=0.5, a=a, b=b, c=0.2),
+        Row(t=0.4, scale=1.0, a=b, b=m, c=0.0, past=((k, m),)),
+        Row(t=0.1, scale=1.0, a=m, b=k, c=0.0, past=((a, b), (m, k))),
+    )
+    table = StepTable(init_scale=1.1, rows=rows)
+    ours = sample(lambda x, t: x * x - t[:, None], table, list(noise))
+    plain = asdict(table)
+    (theirs,) = [node(code, plain, noise.ravel().tolist(), [7])]
+    assert theirs == ours[0].tolist()
 
 
 GROWING = StepTable(

@@ -10,8 +10,8 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 from tiny import make_pipeline, save
 
+from edgedistill.diffusion.multistep import solver_table
 from edgedistill.diffusion.solvers import solve, time_grid
-from edgedistill.diffusion.step_table import solver_table
 from edgedistill.objectives.solvers.d_ode import stretched
 from edgedistill.students.folder import load_student
 from edgedistill.teachers import load_teacher

@@ -20,9 +20,10 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Condition, Denoiser
+from edgedistill.diffusion.multistep import solver_table
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.solvers import ddim_step
-from edgedistill.diffusion.step_table import TorchStepTable, solver_table
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.diffusion.times import refine
 from edgedistill.objectives.base import Batch, Settings, Setup
 from edgedistill.objectives.solvers.oss import Search

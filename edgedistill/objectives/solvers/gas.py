@@ -24,7 +24,8 @@ from edgedistill.common.settings import renamed
 from edgedistill.diffusion.denoiser import Condition, Denoiser
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.losses import gan_relative
-from edgedistill.diffusion.step_table import TorchStepTable, solver_table
+from edgedistill.diffusion.multistep import solver_table
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.diffusion.times import stratified
 from edgedistill.networks.heads import Tap, head_for
 from edgedistill.objectives.base import (
@@ -74,7 +75,7 @@ class Solver(nn.Module):
         return (self.times()[:-1] + self.shifts).clamp(1e-6, 1)
 
     def moves(self, denoiser: Denoiser) -> Tensor:
-        """Return the moves for `step_table.solver_table`, (steps, 2)."""
+        """Return the moves for `multistep.solver_table`, (steps, 2)."""
         schedule, times = denoiser.schedule, self.times()
         t, s = times[:-1], times[1:]
         ratio = schedule.sigma(s) * (s > 0) / schedule.sigma(t)
