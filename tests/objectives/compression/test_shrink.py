@@ -185,14 +185,14 @@ class Counting(Objective):
 
 def test_size_comes_first_and_the_method_counts_from_there(teacher):
     method, shrink = Counting("steps"), Counting("size")
-    both = SizeFirst(method, shrink, 4, beside=None)
+    both = SizeFirst(method, shrink, 4, auxiliary=None)
     turns = {p.name: [s for s in range(12) if p.plays(s)] for p in both.players()}
     assert turns == {"fake_score": list(range(6, 12)), "student": [0, 1, 2, 3, 5, 8, 11]}
     for step in (3, 4):
         both.loss("student", Batch(torch.zeros(1), {}, None, None, step))
     assert shrink.seen == [("student", 3)]
     assert method.seen == [("student", 0)]
-    joint = SizeFirst(method, shrink, 0, beside=Counting("beside"))
+    joint = SizeFirst(method, shrink, 0, auxiliary=Counting("beside"))
     losses = joint.loss("student", Batch(torch.zeros(1), {}, None, None, 0))
     assert losses.total == 2.0
     assert set(losses.logs) == {"steps", "beside"}
