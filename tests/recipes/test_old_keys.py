@@ -28,6 +28,7 @@ NEW_NAMES = {
     "instant": "instant_share",
     "joint": "joint_weight",
     "l1": "l1_weight",
+    "level": "times.high",
     "lr_warmup": "lr_warmup_steps",
     "matching": "matching_weight",
     "max_time": "times.high",

@@ -26,7 +26,7 @@ from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.losses import gan_relative
 from edgedistill.diffusion.multistep import solver_table
 from edgedistill.diffusion.step_table import TorchStepTable
-from edgedistill.diffusion.times import stratified
+from edgedistill.diffusion.times import TimeSampling, sample_times
 from edgedistill.networks.heads import Tap, head_for
 from edgedistill.objectives.base import (
     Batch,
@@ -101,15 +101,16 @@ class GAS(Objective):
     class Config(Settings):
         """Hyperparameters of the solver."""
 
-        old_keys = renamed(adversarial="adversarial_weight")
+        old_keys = renamed(adversarial="adversarial_weight", level="times.high")
 
         distance: Distance = Distance()
         """Distance of the two ends (the paper's LPIPS for pictures, l1 or l2 for latents)."""
         adversarial_weight: float = Field(0.0, ge=0)
         """Weight of the adversarial term; 0 is the paper's GS."""
         discriminator: Optim = Optim(lr=1e-3, betas=(0.0, 0.99))
-        level: float = Field(0.1, gt=0, le=1)
-        """Largest time to which ends are noised for the discriminator."""
+        times: TimeSampling = TimeSampling(high=0.1)
+        """Distribution of the times to which ends are noised for the discriminator. Keys of it
+        that are not given are those of the default."""
 
     name = "gas"
     needs_paths = True
@@ -124,7 +125,7 @@ class GAS(Objective):
             self.feature_net = setup.spawn().requires_grad_(False)
             self.tap = Tap(self.feature_net.net, setup.tap)
             x0, cond = setup.example
-            self.feature_net.output(x0, torch.tensor(config.level), cond)
+            self.feature_net.output(x0, torch.tensor(config.times.high), cond)
             self.head = head_for(self.tap.take()).to(x0.device)
 
     def players(self) -> list[Player]:
@@ -148,10 +149,9 @@ class GAS(Objective):
         return {"student": self._student, "discriminator": self._discriminator}[player](batch)
 
     def _logits(self, x0: Tensor, batch: Batch) -> Tensor:
-        t = self.feature_net.schedule.snap(
-            stratified(len(x0), batch.generator, 0, self.config.level)
-        )
-        t = t.to(x0.device)
+        schedule = self.feature_net.schedule
+        t = sample_times(self.config.times, schedule, len(x0), batch.generator)
+        t = schedule.snap(t).to(x0.device)
         self.feature_net.output(self.feature_net.noised(x0, t, batch.noise()), t, batch.cond)
         logits: Tensor = self.head(self.tap.take())
         return logits
