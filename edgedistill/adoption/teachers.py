@@ -120,7 +120,7 @@ def _info(
             "path": teacher.path,
             "family": teacher.family,
             "guidance": 1.0,
-            **teacher.told(),
+            **teacher.terms(),
         },
         recipe={
             "name": solver,

@@ -56,7 +56,7 @@ class PathSpec:
         teacher: Name of the teacher.
         weights: sha256 of the teacher's parameters and buffers.
         guidance: Guidance scale.
-        solver: A key of `sampling.SOLVERS`.
+        solver: A key of `solvers.SOLVERS`.
         steps: Least number of solver steps; each interval of `times` is cut into equally many.
         times: Grid at which x is kept, decreasing to 0.
         seed: Seed of the noise.

@@ -94,7 +94,7 @@ class Memory:
 
 
 def holdings(planned: PlannedNetworks, launch: Launch) -> Memory:
-    """Count what the roles of `cast` hold permanently on each device; no activations yet."""
+    """Count what the roles of `planned` hold permanently on each device; no activations yet."""
     seen: set[int] = set()
     offload = planned.recipe.train.offload
     # Offloaded networks wait in main memory.
@@ -128,7 +128,7 @@ def holdings(planned: PlannedNetworks, launch: Launch) -> Memory:
 
 
 def memory(planned: PlannedNetworks, launch: Launch) -> Memory:
-    """Count what the roles of `cast` hold, and what the worst turn of the recipe adds."""
+    """Count what the roles of `planned` hold, and what the worst turn of the recipe adds."""
     held, train = holdings(planned, launch), planned.recipe.train
     # A turn of one batch begins without its player's gradients; a turn of several batches, or of
     # shards, is counted with all gradients in place.

@@ -41,7 +41,7 @@ class Needs:
         kept: Bytes left for the backward pass.
         saved: Indices of the inputs that the backward pass reads.
         backward: Bytes at the backward pass's worst moment, beyond those alive when it begins.
-        casts: Bytes of weights in low precision, which stay until the turn's end.
+        casts: Bytes of weights in low precision, which stay until the update's end.
     """
 
     forward: int
