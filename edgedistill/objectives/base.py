@@ -104,7 +104,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Batch:
-    """Data and randomness of one turn.
+    """Data and randomness of one update.
 
     Attributes:
         x0: Clean data (N, ...).

@@ -79,7 +79,7 @@ class Memory:
     Attributes:
         roles: Bytes that each role holds permanently.
         buckets: DDP's copies of the gradients.
-        activations: Additional bytes of the worst turn.
+        activations: Additional bytes of the worst update.
     """
 
     roles: dict[str, Holding]
@@ -128,9 +128,9 @@ def holdings(planned: PlannedNetworks, launch: Launch) -> Memory:
 
 
 def memory(planned: PlannedNetworks, launch: Launch) -> Memory:
-    """Count what the roles of `planned` hold, and what the worst turn of the recipe adds."""
+    """Count what the roles of `planned` hold, and what the worst update of the recipe adds."""
     held, train = holdings(planned, launch), planned.recipe.train
-    # A turn of one batch begins without its player's gradients; a turn of several batches, or of
+    # An update of one batch begins without its player's gradients; one of several batches, or of
     # shards, is counted with all gradients in place.
     fresh = train.accumulate == 1 and not launch.shard
     away = planned.reward is not None and train.offload
@@ -157,13 +157,13 @@ def _trained(player: Player) -> list[nn.Parameter]:
 
 
 def peak(planned: PlannedNetworks, player: Player, known: Known, *, fresh: bool) -> int:
-    """Return the bytes that `player`'s turn allocates at its worst moment.
+    """Return the bytes that an update of `player` allocates at its worst moment.
 
     Args:
         planned: The networks.
-        player: Player whose turn it is.
+        player: Player that trains.
         known: Needs of calls measured before; new ones are added.
-        fresh: Whether the turn allocates the gradients, or they exist before.
+        fresh: Whether the update allocates the gradients, or they exist before.
     """
     players = planned.objective.players()
     params = {p.name: _trained(p) for p in players}

@@ -73,7 +73,7 @@ class PlannedNetworks:
         return replace(self, recipe=recipe)
 
     def batch(self, step: int) -> Batch:
-        """Make a batch of the recipe's size for the turn at `step`."""
+        """Make a batch of the recipe's size for the update at `step`."""
         count, generator = self.recipe.train.batch_size, torch.Generator().manual_seed(step)
         x0 = torch.empty(count, *self.inputs.sample, device="meta")
         path = None

@@ -162,7 +162,7 @@ def step_flops(recipe: Recipe) -> float:
 
 
 def _turn(made: PlannedNetworks, player: Player) -> int:
-    """Count the operations of a player's turn on one batch."""
+    """Count the operations of a player's update on one batch."""
     own = {id(p) for p in _trainable(player.net)}
     everything = [p for each in made.objective.players() for p in _trainable(each.net)]
     for parameter in everything:

@@ -286,7 +286,7 @@ class Trainer:
     def _batch(self, step: int, player: int, micro: int) -> Batch:
         """Make data and randomness, decided by (seed, step, player, micro, rank) alone.
 
-        Nothing random outlives a turn, so a resumed run repeats an uninterrupted one bit by bit.
+        Nothing random outlives an update, so a resumed run repeats an unbroken one bit by bit.
         """
         key = [self.config.seed, step, player, micro]
         shared = _generator(key)

@@ -2,7 +2,7 @@
 
 Ying et al. 2026, "Efficient Diffusion Distillation via Embedding Loss" (arXiv 2604.22379): the
 maximum mean discrepancy between the student's samples and data in the features of networks with
-random weights, new ones in each turn. No discriminator trains, and no pairs are needed. The kernel
+random weights, new ones at each update. No discriminator trains, no pairs are needed. The kernel
 is linear in the features, and the estimate is unbiased, so that it vanishes on average where the
 two distributions are equal.
 """
@@ -29,7 +29,7 @@ class Embedding(Settings):
     weight: float = Field(1.0, gt=0)
     """Weight of this loss, added to the method's own."""
     networks: int = Field(4, ge=1, le=64)
-    """Number of random networks drawn in each turn."""
+    """Number of random networks drawn at each update."""
     width: int = Field(128, ge=1, le=8_192)
     """Number of features of a layer."""
 

@@ -22,7 +22,7 @@ __all__ = ["Elastic"]
 
 
 class Elastic(Wrapper):
-    """A method whose student has another depth in each turn, the same on all ranks.
+    """A method whose student has another depth at each update, the same on all ranks.
 
     Args:
         method: The method, on the whole student.

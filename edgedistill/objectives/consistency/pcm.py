@@ -100,7 +100,7 @@ class PCM(Objective):
         """Numbers of equal segments of time; empty is one for each of the student's steps."""
         choice: Literal["stages", "random"] = "stages"
         """Order of the numbers: one after the other, in equal parts of the run, or one at random
-        each turn."""
+        each update."""
         solver_steps: int = Field(50, ge=2, le=10_000)
         """Number of teacher steps that the time axis is divided into, besides the edges."""
         ema: float = Field(0.95, ge=0, lt=1)

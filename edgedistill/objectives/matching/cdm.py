@@ -25,7 +25,7 @@ __all__ = ["CDM", "Dynamic"]
 
 
 class Dynamic(Rollout):
-    """A rollout over other times in each turn, the same on all ranks.
+    """A rollout over other times at each update, the same on all ranks.
 
     Args:
         rollout: The whole student's; the noisiest time is its first.

@@ -1,7 +1,7 @@
 """Variational score distillation, and two methods that are it with other settings.
 
 `vsd`: Wang et al. 2023, "ProlificDreamer" (arXiv 2305.16213), Eq. 9: a sample descends
-w(t) (eps_teacher - eps_fake), with w = sigma^2 and one turn of the fake score to one of the
+w(t) (eps_teacher - eps_fake), with w = sigma^2 and one update of the fake score to one of the
 student.
 
 `diff-instruct`: Luo et al. 2023, "Diff-Instruct" (arXiv 2305.18455): the same gradient, derived

@@ -2,7 +2,7 @@
 
 Zhou et al. 2024, "Simple and Fast Distillation of Diffusion Models" (arXiv 2409.19681): only the
 times that sampling visits are trained, each against the teacher's trajectory from the same noise,
-along a whole trajectory in every turn. Here the teacher's points are stored paths, a step starts
+along a whole trajectory at every update. Here the teacher's points are stored paths, a step starts
 where the student's last step landed, and only the student's number of steps is trained.
 """
 

@@ -39,8 +39,8 @@ class Accelerator(TorchFunctionMode):
         dtype: Low precision of autocast; None disables it.
 
     Attributes:
-        casts: Cast weights. As in autocast, a weight is cast once a turn, and the copy lives until
-            the turn's end.
+        casts: Cast weights. As in autocast, a weight is cast once an update, and the copy lives
+            until the update's end.
     """
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
@@ -63,7 +63,7 @@ class Accelerator(TorchFunctionMode):
         return STAND_INS.get(func, func)(*args, **kwargs)
 
     def forget(self) -> None:
-        """Drop the cast weights, as autocast does when a turn ends."""
+        """Drop the cast weights, as autocast does when an update ends."""
         self.casts.clear()
 
     def _cast(self, value: Any, dtype: torch.dtype) -> Any:
