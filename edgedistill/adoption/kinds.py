@@ -274,7 +274,7 @@ class TeacherSolver:
     """A solver that samples a teacher as it is.
 
     Attributes:
-        source: Its paper.
+        source: Paper of the solver.
         table: A key of `multistep.MULTISTEP`.
         scheduler: diffusers' class of it.
         settings: Settings of that class.
