@@ -17,6 +17,7 @@ __all__ = [
     "student_kinds",
     "target_names",
     "target_precisions",
+    "teacher_families",
 ]
 
 ALL = "all"
@@ -51,6 +52,14 @@ def recipe_families(incomplete: str) -> list[str]:
     table = summaries()
     words = {name.partition("-")[0] for name in table} | {each.family for each in table.values()}
     return _beginning(incomplete, sorted(words))
+
+
+def teacher_families(incomplete: str) -> list[str]:
+    """Return the families of teachers with a shipped recipe that begin with a text."""
+    from edgedistill.recipes.listing import summaries
+
+    families = {summary.family for summary in summaries().values()} - {"mixture"}
+    return _beginning(incomplete, sorted(families))
 
 
 def recipe_words(context: typer.Context, incomplete: str) -> list[str]:

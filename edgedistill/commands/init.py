@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgedistill.commands.complete import teacher_families
 from edgedistill.common.progress import answer, console
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def init(
         str | None,
         typer.Option(
             metavar="FAMILY",
+            autocompletion=teacher_families,
             help="The teacher's family where its folder does not say it: stable_diffusion, sdxl, "
             "sd3, flux, pixart, sana, dit, unet2d or wan.",
         ),

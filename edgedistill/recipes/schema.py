@@ -66,6 +66,7 @@ class TeacherSection(Settings):
     steps: int = Field(25, gt=0, le=10_000)
     """Solver steps of the teacher as the reference in evaluation and report."""
     solver: str = "ddim"
+    """Solver of the teacher's ODE: ddim, euler, heun or dpm++2m."""
     verify: bool = True
     """Compare the teacher with its own diffusers pipeline before anything is trained, and refuse
     it if the samples differ; a teacher is compared once."""
@@ -91,9 +92,11 @@ class StudentSection(Settings):
     """The student's sampling, initial weights and prediction."""
 
     steps: int = Field(4, gt=0, le=1000)
+    """Number of the student's network calls for a sample."""
     sampler: str = "renoise"
     """The rule by which a step lands on the next time: renoise (LCM, DMD2) or ddim."""
     spacing: str = "trailing"
+    """Spacing of the student's timesteps, as diffusers names it: trailing, leading or linspace."""
     init: str | None = None
     """A student folder to start from, instead of the teacher's weights."""
     prediction: Literal["eps", "v", "x0"] | None = None
@@ -162,12 +165,15 @@ class EvaluateSection(Settings):
     """Defaults of `edgedistill evaluate`."""
 
     samples: int = Field(512, gt=0, le=10**6)
+    """Number of pictures that teacher, student and bundles draw each."""
     seed: int = Field(1234, ge=0, lt=2**63)
+    """Seed of the noise, which is the same for all."""
     features: str | None = None
     """Feature network of the figures: a folder or Hub id of a vision model, `pixels` or `teacher`;
     by default the CLIP model that the teacher ships, else a pixel teacher's own U-Net, else
     pixels."""
     batch_size: int = Field(64, gt=0, le=2**16)
+    """Number of pictures that are drawn at once."""
 
 
 class EvaluationRecipe(BaseModel):
@@ -186,7 +192,9 @@ class Recipe(Settings):
     """All settings of a run."""
 
     name: str
+    """Name of the run dir, by default that of the recipe's file."""
     description: str = ""
+    """Words for lists of recipes and for the report."""
     teacher: TeacherSection
     student: StudentSection = StudentSection()
     objective: dict[str, Any]

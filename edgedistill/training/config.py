@@ -30,17 +30,23 @@ class Train(Settings):
     old_keys = renamed(lr_warmup="lr_warmup_steps")
 
     steps: int = Field(gt=0)
+    """Number of training steps."""
     batch_size: int = Field(gt=0, le=2**16)
+    """Number of samples of a batch, in each process."""
     optim: Optim = Optim()
     """The student's optimizer; other players bring theirs in the objective's section."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of every learning rate: constant, or falling to 0 linearly or as a cosine."""
     lr_warmup_steps: int = Field(0, ge=0)
+    """Number of first steps in which every learning rate rises linearly to its value."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the computation, by autocast; trained weights stay float32."""
     accumulate: int = Field(1, gt=0, le=2**16)
     """Number of batches whose gradients are summed for one update."""
     clip: float = Field(1.0, gt=0)
     """Gradient norm above which gradients are scaled down."""
     ema: float = Field(0.999, ge=0, lt=1)
+    """Decay of the average of the student's weights, which is what is saved."""
     moments: Literal["fp32", "8bit"] = "fp32"
     """Format of the two moments of every player's AdamW. 8bit: in blocks of 256 values with a
     scale each (Dettmers et al. 2021, arXiv 2110.02861), by torchao."""
@@ -55,6 +61,7 @@ class Train(Settings):
     offload: bool = False
     """Whether components other than the network wait in main memory between uses."""
     seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of data, noise and new weights."""
     log_every: int = Field(50, gt=0)
     """Steps between lines of metrics.jsonl."""
     trackers: tuple[str, ...] = ()
@@ -63,6 +70,7 @@ class Train(Settings):
     sample_every: int = Field(0, ge=0)
     """Steps between sample grids; 0 draws one at the end only."""
     checkpoint_every: int = Field(1000, gt=0)
+    """Steps between checkpoints; one is written at the end too."""
 
     @field_validator("trackers", mode="before")
     @classmethod

@@ -14,6 +14,7 @@ from edgedistill.cli import app
 from edgedistill.commands import complete
 from edgedistill.commands.general import with_value
 from edgedistill.recipes.files import shipped
+from edgedistill.verbs.init import FAMILIES_HERE
 from edgedistill_export.targets import TARGETS
 
 ROOT = typer.main.get_command(app)
@@ -103,6 +104,10 @@ def test_values_are_completed():
     assert complete.target_precisions(given(target=["no-such"]), "fp8") == ["fp8"]
     assert complete.student_kinds("dmd2") == ["dmd2", "dmd2-lora"]
     assert complete.recipe_names("sd3") == ["sd3-4step"]
+    assert complete.recipe_families("sd") == ["sd15", "sd3", "sdxl"]
+    assert complete.gpu_names("H1") == ["H100", "H100-PCIe"]
+    assert complete.teacher_families("") == list(FAMILIES_HERE)
+    assert set(FAMILIES_HERE) <= set(words_of(help_of("init", "family")))
 
 
 @pytest.mark.parametrize(

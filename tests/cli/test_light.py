@@ -12,6 +12,7 @@ from edgedistill.objectives import OBJECTIVES
 from edgedistill.recipes.explain import explained, meanings
 from edgedistill.recipes.files import layered
 from edgedistill.recipes.listing import chosen, shipped, summaries
+from edgedistill.recipes.old_keys import section
 from edgedistill.recipes.schema import Recipe
 from edgedistill_export.backends import web_home
 from edgedistill_export.targets import TARGETS, Target
@@ -91,6 +92,21 @@ def test_an_explained_recipe_loads_to_the_same_and_says_what_keys_mean(name, tmp
         if key in recipe.model_dump() or key in recipe.objective:
             assert " ".join(words.split()) in flat, key
     assert "# Gradient norm above which gradients are scaled down." in text
+
+
+def untold(kind, place=""):
+    """Keys of a recipe that say nothing, those of methods aside."""
+    told = meanings(kind)
+    for key in kind.model_fields:
+        part = section(kind, key)
+        if part is None and key not in told:
+            yield place + key
+        elif part is not None and "objectives" not in part.__module__:
+            yield from untold(part, f"{place}{key}.")
+
+
+def test_every_key_of_a_recipe_says_what_it_means():
+    assert list(untold(Recipe)) == []
 
 
 def test_an_older_name_is_explained_with_the_newer_one():
