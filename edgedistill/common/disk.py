@@ -14,7 +14,7 @@ from pathlib import Path
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["WriteError", "lock", "naming", "put", "sync", "sync_all", "unlock"]
+__all__ = ["WriteError", "linked", "lock", "naming", "put", "sync", "sync_all", "unlock"]
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """Constants of Linux's renameat2(2)."""
@@ -65,7 +65,25 @@ def unlock(handle: int | None) -> None:
         os.close(handle)
 
 
-# --- Renames that last --------------------------------------------------------------------------
+# --- Links and renames that last ----------------------------------------------------------------
+
+
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP)
+"""Error codes of systems and file systems that have no symbolic links."""
+
+NOT_ALLOWED = 1314
+"""Windows' error code for a user who may make none."""
+
+
+def linked(path: Path, to: str) -> bool:
+    """Make the symbolic link `path`, which says `to`; return False if the system makes none."""
+    try:
+        path.symlink_to(to)
+    except OSError as error:
+        if error.errno in NO_LINKS or getattr(error, "winerror", None) == NOT_ALLOWED:
+            return False
+        raise
+    return True
 
 
 def sync(path: Path) -> None:
@@ -99,20 +117,22 @@ def put(new: Path, target: Path, aside: Path) -> None:
     system cannot swap, it is at `aside`, and for a moment nothing is at `target`.
     """
     try:
-        new.rename(target)
+        new.replace(target)
         return
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+        # Windows refuses any folder that is there, with EACCES.
+        there = (errno.EACCES,) if sys.platform == "win32" and os.path.lexists(target) else ()
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, *there):
             raise
     if not os.path.lexists(target):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
     if _swapped(new, target):
         return
-    target.rename(aside)
+    target.replace(aside)
     try:
-        new.rename(target)
+        new.replace(target)
     except BaseException:
-        aside.rename(target)
+        aside.replace(target)
         raise
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from edgedistill.common.disk import WriteError, lock, naming, put, sync, sync_all, unlock
+from edgedistill.common.disk import WriteError, linked, lock, naming, put, sync, sync_all, unlock
 from edgedistill.common.reading import parse_json, read_bytes
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "check_writable",
     "from_here",
     "read_json",
+    "read_link",
     "recover",
     "write_json",
     "write_text",
@@ -87,15 +88,30 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 def atomic_link(target: Path, to: str) -> None:
-    """Make or replace the symbolic link `target`, which says `to`.
+    """Make or replace the link `target`, which says `to`; `read_link` reads it.
+
+    It is a symbolic link, or a text file with the same words where the system has none or, as
+    Windows by default, allows none.
 
     Raises:
         WriteError: If it cannot be made; says why.
     """
     with _beside(target) as work:
         made = work / target.name
-        made.symlink_to(to)
+        if not linked(made, to):
+            made.write_text(f"{to}\n", encoding="utf-8", newline="\n")
         made.replace(target)
+
+
+def read_link(path: Path) -> str | None:
+    """Return what a link of `atomic_link` says; None if there is none at `path`."""
+    if path.is_symlink():
+        return os.fspath(path.readlink())
+    try:
+        lines = read_bytes(path, 2**16).decode().splitlines() if path.is_file() else []
+    except (OSError, ValueError):
+        return None
+    return lines[0] if len(lines) == 1 else None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -165,7 +181,7 @@ def recover(target: Path) -> None:
                     _collect(target.parent / name, target if ours else None)
             # The first versions left old folders under this name.
             elif re.fullmatch(prefix + r"[a-z0-9_]{8}-old", name) and not os.path.lexists(target):
-                (target.parent / name).rename(target)
+                (target.parent / name).replace(target)
 
 
 # --- The hidden folder --------------------------------------------------------------------------
@@ -227,7 +243,7 @@ def _clear(work: Path, target: Path | None) -> None:
     """Remove a hidden folder, after moving the old `target` back if nothing stands there."""
     aside = work / ASIDE
     if target is not None and os.path.lexists(aside) and not os.path.lexists(target):
-        aside.rename(target)
+        aside.replace(target)
     shutil.rmtree(work, ignore_errors=True)
 
 

@@ -1,5 +1,6 @@
 """Files and folders appear whole or not at all, whatever happens to who writes them."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from edgedistill.common.files import (
     atomic_link,
     check_writable,
     read_json,
+    read_link,
     recover,
     write_json,
     write_text,
@@ -160,7 +162,7 @@ def dies(before):
         return before(*arguments, **options)
     return call
 
-home = {"rename": Path, "replace": Path, "_swapped": disk, "put": files, "sync": files}
+home = {"replace": Path, "_swapped": disk, "put": files, "sync": files}
 home["rmtree"] = files.shutil
 if call in home:
     setattr(home[call], call, dies(getattr(home[call], call)))
@@ -185,8 +187,8 @@ def replace(target: Path, *words: str) -> int:
         ("_swapped", 0, "yes", "old"),
         ("sync", 0, "yes", "new"),
         ("rmtree", 0, "yes", "new"),
-        ("rename", 1, "no", "old"),  # the new one's own try, then the old one is to go
-        ("rename", 2, "no", "old"),  # between the two renames
+        ("replace", 1, "no", "old"),  # the new one's own try, then the old one is to go
+        ("replace", 2, "no", "old"),  # between the two renames
         ("sync", 0, "no", "new"),
         ("rmtree", 0, "no", "new"),
     ],
@@ -222,7 +224,7 @@ def test_a_rename_that_fails_keeps_the_old_folder(tmp_path, monkeypatch):
     target.mkdir()
     (target / "old").write_text("old")
     monkeypatch.setattr(disk, "_swapped", lambda one, other: False)
-    rename, done = Path.rename, []
+    rename, done = Path.replace, []
 
     def fails(self, to):
         done.append(self)
@@ -230,7 +232,7 @@ def test_a_rename_that_fails_keeps_the_old_folder(tmp_path, monkeypatch):
             raise OSError(5, "Input/output error", str(self))
         return rename(self, to)
 
-    monkeypatch.setattr(Path, "rename", fails)
+    monkeypatch.setattr(Path, "replace", fails)
     with (
         pytest.raises(WriteError, match="student: cannot write there: Input/output error"),
         atomic_folder(target) as work,
@@ -367,6 +369,51 @@ def test_errors_about_other_files_are_their_own(tmp_path):
         (tmp_path / "nowhere").read_text()
     with pytest.raises(ConnectionError), atomic_folder(tmp_path / "a"):
         raise ConnectionError(111, "Connection refused")
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        {"errno": errno.EPERM},  # FAT
+        {"errno": errno.ENOSYS},
+        {"errno": errno.EINVAL, "winerror": 1314},  # Windows, without the privilege
+    ],
+)
+def test_where_links_are_refused_a_text_file_stands_for_one(tmp_path, monkeypatch, refusal):
+    def refuse(path, to):
+        error = OSError()
+        for name, number in refusal.items():
+            setattr(error, name, number)
+        raise error
+
+    atomic_link(tmp_path / "latest", "old")
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    for to in ("mine", "deep/mine-2"):
+        atomic_link(tmp_path / "latest", to)
+        assert not (tmp_path / "latest").is_symlink()
+        assert (tmp_path / "latest").read_text() == f"{to}\n"
+        assert read_link(tmp_path / "latest") == to
+    monkeypatch.undo()
+    atomic_link(tmp_path / "latest", "new")
+    assert read_link(tmp_path / "latest") == os.readlink(tmp_path / "latest")  # noqa: PTH115
+    assert [p.name for p in tmp_path.iterdir()] == ["latest"]
+
+
+@pytest.mark.parametrize("content", [b"", b"two\nlines\n", b"\xff\n", b"x" * 2**17])
+def test_a_file_that_is_no_link_says_nothing(tmp_path, content):
+    (tmp_path / "latest").write_bytes(content)
+    assert read_link(tmp_path / "latest") is None
+    assert read_link(tmp_path) is None
+    assert read_link(tmp_path / "nowhere") is None
+
+
+def test_a_full_disk_is_no_refusal_of_links(tmp_path, monkeypatch):
+    def full(path, to):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "symlink_to", full)
+    with pytest.raises(WriteError, match="latest: cannot write there: No space left"):
+        atomic_link(tmp_path / "latest", "mine")
 
 
 def test_a_link_replaces_a_link_but_no_folder(tmp_path):
