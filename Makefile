@@ -5,16 +5,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # A range would pull gigabytes of CUDA on a machine without a GPU.
 TORCH ?= torch==2.13.0
+# LOCK=requirements.lock installs the versions that the tests last passed with.
+LOCK ?=
 STUDENT ?= runs/emoji-4step/student
 
-.PHONY: setup demo targets matrix methods tutorials docs reference faults test test-core test-export lint fix bench clean
+.PHONY: setup demo targets matrix methods tutorials docs reference faults test test-core test-export test-fast slow wheels lock lint fix bench clean
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml runtime/pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -e runtime -e ".[dev,all]"
+	$(BIN)/python -m pip install --quiet $(if $(LOCK),-c $(LOCK)) -e runtime -e ".[dev,all]"
 	! command -v npm >/dev/null || npm install --prefix runtime/web --omit=optional --ignore-scripts --no-audit --no-fund --silent
 	touch $@
 
@@ -58,10 +60,29 @@ test: setup
 	$(MAKE) --no-print-directory -j2 -Otarget test-core test-export
 
 test-core: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/export
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(ONLY),--measure build/core.json) --ignore tests/export
 
 test-export: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/export
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(ONLY),--measure build/export.json) tests/export
+
+# The cheapest tests, in under three minutes on two quiet cores.
+test-fast: setup
+	$(MAKE) --no-print-directory -j2 -Otarget test-core test-export ONLY='-m "not slow"'
+
+# tests/slow.txt anew, from what the last `make test` measured.
+slow: setup
+	$(BIN)/python tests/measuring.py build/core.json build/export.json > build/slow.txt
+	sort -u build/slow.txt > tests/slow.txt
+
+# Both packages built into dist/, and their wheels tried in an empty environment.
+wheels: setup
+	$(BIN)/python benchmarks/wheels.py --torch "$(TORCH)"
+
+# The versions of this environment, for LOCK.
+lock: setup
+	grep '^#' requirements.lock > requirements.lock.new
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' >> requirements.lock.new
+	mv requirements.lock.new requirements.lock
 
 lint: setup
 	$(BIN)/ruff check .

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from heard import hearing
 
+pytest_plugins = ["measuring"]
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="edgedistill-tests-")
