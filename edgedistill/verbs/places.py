@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from edgedistill.common.files import recover
+from edgedistill.common.files import read_link, recover
 
 __all__ = ["LATEST", "collect", "newest", "newest_run", "settled"]
 
@@ -29,9 +29,10 @@ def settled(path: str | os.PathLike[str]) -> Path:
     """Replace a link `latest` in a path by the run that it points at now; other links stay."""
     found = Path(path)
     for link in (found, *found.parents):
-        if link.name == LATEST.name and link.is_symlink():
+        to = read_link(link) if link.name == LATEST.name else None
+        if to is not None:
             # A run dir lies beside the link, so that the path stays as relative as it was.
-            return link.parent / link.readlink() / found.relative_to(link)
+            return link.parent / to / found.relative_to(link)
     return found
 
 

@@ -18,6 +18,7 @@ from edgedistill.draw.generate import draw_samples
 from edgedistill.students.folder import StudentInfo, load_student_info
 from edgedistill.students.group import group_of
 from edgedistill.verbs.html import figures_html
+from edgedistill.verbs.places import settled
 from edgedistill_export.many import ExportRow, export_group, export_many, pairs
 from edgedistill_export.settings import ExportSettings
 from edgedistill_runtime.manifest import Manifest
@@ -142,7 +143,7 @@ def load_student(path: str | Path) -> StudentDir:
     Raises:
         ValueError: If there is no student; names the file and the key.
     """
-    folder = Path(path)
+    folder = settled(path)
     group = group_of(folder)
     inner = folder / "student"
     student = StudentDir(group or (inner if (inner / "student.json").is_file() else folder))
@@ -156,7 +157,7 @@ def load_bundle(path: str | Path) -> Bundle:
     Raises:
         BundleError: If there is no bundle, or its manifest is wrong; names the file and the key.
     """
-    bundle = Bundle(path)
+    bundle = Bundle(settled(path))
     _ = bundle.manifest  # for what it refuses
     return bundle
 

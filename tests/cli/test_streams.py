@@ -193,12 +193,16 @@ def test_a_run_that_starts_during_an_export_gets_nothing(made, monkeypatch):
     assert list(other.iterdir()) == []
 
 
-def test_only_the_link_to_the_newest_run_is_followed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("linked", [True, False])
+def test_only_the_link_to_the_newest_run_is_followed(tmp_path, monkeypatch, linked):
     from edgedistill.verbs.places import settled
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "a" / "student").mkdir(parents=True)
-    (tmp_path / "runs" / "latest").symlink_to("a")
+    if linked:
+        (tmp_path / "runs" / "latest").symlink_to("a")
+    else:  # as it is where links are refused
+        (tmp_path / "runs" / "latest").write_text("a\n")
     (tmp_path / "mine").symlink_to("runs/a")
     assert settled("runs/latest/student") == Path("runs/a/student")
     assert settled(tmp_path / "runs" / "latest") == tmp_path / "runs" / "a"
