@@ -3,8 +3,9 @@
 `python benchmarks/matrix.py [--rows A,B] [--columns X,Y] [--again] [--out runs/matrix]` distils a
 tiny student of each row and exports it to each column, each cell in a process of its own. It goes
 on after a failure, and a cell whose JSON is in `--out` is not done again, so that a stopped run
-goes on where it stood. It ends with a Markdown table: `ok` is a bundle that was built and proven
-equal to its student; a number is a reason below the table.
+goes on where it stood. It ends with a Markdown table: a figure is a bundle that was built and
+proven equal to its student, the PSNR of its worst picture in dB; a number in brackets is a reason
+below.
 
 A bundle for TensorRT is built for its GPUs and proven by its graph on this CPU, one for Core ML by
 interpreting its saved program.
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgedistill.common.decibels import decibels
 from edgedistill.common.files import read_json, write_json, write_text
 from edgedistill.common.logs import PACKAGE
 from edgedistill.common.progress import Handler
@@ -196,7 +198,7 @@ def _told(file: Path) -> str:
 
 
 def table(rows: Sequence[str], columns: Sequence[str], out: Path) -> str:
-    """The cells as Markdown: `ok`, or the number of a reason below."""
+    """The cells as Markdown: the worst picture in dB, or the number of a reason below."""
     reasons: dict[str, int] = {}
     counts = dict.fromkeys((OK, REFUSED, FAILED), 0)
     lines = [["student", *columns], ["---"] * (1 + len(columns))]
@@ -206,10 +208,10 @@ def table(rows: Sequence[str], columns: Sequence[str], out: Path) -> str:
             result = read_json(out / name / f"{column.replace(' ', '-')}.json")
             counts[result["status"]] += 1
             if result["status"] == OK:
-                cells.append(OK)
+                cells.append(decibels(result["final_db"]))
                 continue
             reason = f"{result['status']}: {result['reason']}"
-            cells.append(str(reasons.setdefault(reason, 1 + len(reasons))))
+            cells.append(f"({reasons.setdefault(reason, 1 + len(reasons))})")
         lines.append(cells)
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n\n"
     text += "".join(f"{number}. {reason}\n" for reason, number in reasons.items())

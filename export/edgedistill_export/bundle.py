@@ -91,6 +91,7 @@ def export_student(
         The bundle dir.
 
     Raises:
+        UnsupportedError: If the target's SDK does not support the student; before any work.
         ValueError: If the target, precision or option is unknown, an SDK is missing, the folder is
             no student, or `out` holds something else.
         ParityError: If the bundle differs from its student; nothing is left behind.

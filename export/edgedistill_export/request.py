@@ -8,7 +8,7 @@ from pathlib import Path
 from edgedistill.common.files import check_writable, recover
 from edgedistill.students.folder import Student, load_student
 from edgedistill_export.settings import ExportSettings
-from edgedistill_export.targets import TARGETS, Options, Target, find_target
+from edgedistill_export.targets import TARGETS, Options, Target, UnsupportedError, find_target
 from edgedistill_runtime import manifest as schema
 from edgedistill_runtime.routes import ROUTES
 
@@ -99,12 +99,12 @@ def prepare(
 
 
 def _check_sizes(student: Student, target: Target, settings: ExportSettings) -> None:
-    """Raise a ValueError for a multi-resolution student whose target supports one size only."""
+    """Raise an UnsupportedError for steps that grow, and a target that supports one size only."""
     if not student.table.grows:
         return
     if not target.grows:
         able = ", ".join(name for name, each in TARGETS.items() if each.grows)
-        raise ValueError(
+        raise UnsupportedError(
             f"target {target.name!r}: its graphs take x of one height and width, and the steps of "
             f"{student.path} grow; choose from {able}"
         )

@@ -17,7 +17,7 @@ from edgedistill.teachers.base import ExportGraph
 from edgedistill.teachers.families.stable_diffusion import StableDiffusion
 from edgedistill_export import export_student
 from edgedistill_export.bundle import ExportSettings
-from edgedistill_export.targets import TARGETS
+from edgedistill_export.targets import TARGETS, UnsupportedError
 from edgedistill_export.trace import trace
 from edgedistill_export.walk import networks
 from edgedistill_runtime import BundleError, Manifest, Pipeline
@@ -135,7 +135,7 @@ def test_targets_of_one_size_refuse_before_any_work(growing_dir, tmp_path, targe
     monkeypatch.setattr(type(TARGETS[target]), "problem", lambda self: None)
     monkeypatch.setattr(type(TARGETS[target]), "options", lambda self, given: None)
     line = rf"target '{target}': .* grow; choose from ort, openvino, web"
-    with pytest.raises(ValueError, match=line):
+    with pytest.raises(UnsupportedError, match=line):
         export_student(growing_dir, target, out=tmp_path / "b")
     assert not (tmp_path / "b").exists()
 

@@ -17,7 +17,9 @@ from edgedistill_export.quiet import quiet
 from edgedistill_export.targets import Built, Job
 
 with quiet():  # torchao reports each of its libraries that does not load on this machine
+    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.backends.xnnpack.utils.xnnpack_constants import XNN_MAX_TENSOR_DIMS
     from executorch.exir import EdgeProgramManager, to_edge_transform_and_lower
     from executorch.exir.delegate import executorch_call_delegate
     from executorch.exir.lowered_backend_module import get_lowered_submodules
@@ -60,7 +62,7 @@ def build(job: Job) -> Built:
         program = _export(job)
         if job.precision == "int8":
             program = quantize(program, _quantized(job), job.calls())
-        manager = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        manager = to_edge_transform_and_lower(program, partitioner=[_partitioner()])
         share = _share(job.name, manager)
         with path.open("wb") as file:
             manager.to_executorch().write_to_file(file)
@@ -73,6 +75,23 @@ def _export(job: Job) -> ExportedProgram:
     # Only constants can be weights, and some result from arithmetic on constants.
     folded: ExportedProgram = constant_prop_pass(for_xnnpack(program))
     return folded
+
+
+def _partitioner() -> XnnpackPartitioner:
+    """Return XNNPACK's partitioner, which would take tensors of more axes than XNNPACK has."""
+    return XnnpackPartitioner(
+        [type(each.__name__, (_FewAxes, each), {}) for each in ALL_PARTITIONER_CONFIGS]
+    )
+
+
+class _FewAxes:
+    """Leaves operators on tensors of too many axes to ExecuTorch's portable kernels."""
+
+    def check_constraints(self, node: fx.Node, program: ExportedProgram) -> bool:
+        ranks = [len(_shape(each)) for each in (node, *node.all_input_nodes)]
+        if max(ranks) > XNN_MAX_TENSOR_DIMS:
+            return False
+        return bool(super().check_constraints(node, program))  # type: ignore[misc]
 
 
 def _quantized(job: Job) -> set[str]:

@@ -24,6 +24,7 @@ from edgedistill_runtime.backends.openvino import load_openvino, without_telemet
 with without_telemetry():
     import nncf
     from nncf.common.logging.track_progress import track
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
 ov = load_openvino()
 
@@ -185,7 +186,8 @@ def _quantize(model: Model, job: Job, options: Options, ignored: Iterable[str]) 
 
     NNCF's preset for transformers keeps additions and norms in float: in a U-Net, int8 in the sums
     of its residual branches costs 13 dB. Its bias correction takes half the time of the whole and
-    moves the pictures by less than 0.2 dB.
+    moves the pictures by less than 0.2 dB. By default it would clip activations to the mean of the
+    calls' extremes, which gives 27 dB for a small DiT where the extremes themselves give 43 dB.
     """
     calls = job.calls()
     if not calls:
@@ -201,6 +203,7 @@ def _quantize(model: Model, job: Job, options: Options, ignored: Iterable[str]) 
             ignored_scope=_scope(model, job, ignored),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
                 disable_bias_correction=True,
+                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
                 smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=alpha),
             ),
         )

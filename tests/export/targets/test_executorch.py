@@ -359,7 +359,14 @@ class Frames(nn.Module):
         return self.one(self.gaps(self.padded(F.pad(x, (0, 0, 0, 0, 2, 0))))[:, :, :1])
 
 
+def patches(x):
+    """Patches of frames as tokens, by a transposition of eight axes."""
+    tokens = x.reshape(1, 4, 2, 1, 2, 2, 3, 2).permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(1, 3)
+    return tokens.flatten(2)
+
+
 SPELT = {
+    "eight axes": (patches, normal(2, 4, 2, 4, 6)),
     "frames": (Frames(), normal(2, 4, 3, 5, 6)),
     "masks": (masked, normal(2, 8, 6)),
     "unit vectors": (lambda x: F.normalize(x, dim=1), normal(2, 4, 2, 3, 6)),
@@ -382,7 +389,7 @@ class Looked(nn.Module):
     [
         (Scratch(), torch.randn(2, 4)),
         (Looked(), torch.tensor([[3, 1]] * 2)),
-        *((Net(function, x.shape[-1]), x) for function, x in SPELT.values()),
+        *((Net(function, function(x[:1]).shape[-1]), x) for function, x in SPELT.values()),
     ],
     ids=["scratch", "looked", *SPELT],
 )

@@ -7,6 +7,7 @@ import pytest
 import torch
 from saturation import exact_int8
 
+from edgedistill.teachers.base import ExportGraph
 from edgedistill_export import export_student
 from edgedistill_export.bundle import ExportSettings
 from edgedistill_export.parity import psnr
@@ -143,6 +144,30 @@ def test_int8_quantizes_layers_and_their_inputs(student, make, tmp_path, capfd, 
     assert set(stored_types(model).values()) == {"i8"}
     assert stored_types(model).keys() <= fake_quantized(model)
     assert worst(student, tmp_path, graph, name) > 20
+
+
+@exact_int8
+def test_int8_holds_the_largest_numbers_of_the_calls(tmp_path):
+    """A range from the mean of the calls' extremes would clip the loudest one."""
+    torch.manual_seed(0)
+    graph = ExportGraph(torch.nn.Linear(16, 8).eval(), {"x": torch.zeros(2, 16)}, ("y",))
+    quiet, loud = torch.randn(2, 1, 16), 5 * torch.randn(1, 16)
+    calls = [{"x": x.numpy()} for x in (*quiet, loud)]
+    options = TARGET.options({})
+    built = TARGET.builder().build(
+        Job(
+            name="net",
+            graph=graph,
+            precision="int8",
+            folder=tmp_path,
+            options=options,
+            calls=lambda: calls,
+        )
+    )
+    compiled = ov.Core().compile_model(str(built.files[0]), "CPU")
+    with torch.no_grad():
+        wanted = graph.module(loud).numpy()
+    assert psnr(wanted, compiled(calls[-1])["y"])[0] > 35
 
 
 def test_kept_layers_stay_in_floating_point_and_layers_that_are_gone_are_no_matter(make, tmp_path):
