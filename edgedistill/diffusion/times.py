@@ -40,9 +40,13 @@ class TimeSampling(Settings):
 
     kind: Literal["uniform", "logit-normal", "log-normal"] = "uniform"
     low: float = Field(0.0, ge=0, le=1)
+    """Least time."""
     high: float = Field(1.0, ge=0, le=1)
+    """Largest time."""
     mean: float = 0.0
+    """Mean of the normal number behind a time; unused if uniform."""
     std: float = Field(1.0, gt=0)
+    """Standard deviation of that number; unused if uniform."""
 
     @model_validator(mode="after")
     def _ordered(self) -> TimeSampling:
