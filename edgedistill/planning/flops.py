@@ -17,7 +17,7 @@ from edgedistill.diffusion.solvers import solve, time_grid
 from edgedistill.planning.inputs import Net
 from edgedistill.planning.networks import SCHEDULE, PlannedNetworks
 from edgedistill.planning.tracker.accelerator import LOW_PRECISION, Accelerator
-from edgedistill.planning.tracker.live import called
+from edgedistill.planning.tracker.live import aliases, called
 
 __all__ = ["calls", "counted", "decoder_flops", "denoiser_flops", "flops"]
 
@@ -30,6 +30,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     total = 0
+    kernels = 0
 
     def __torch_dispatch__(
         self,
@@ -40,6 +41,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         result = called(func, args, kwargs)
+        self.kernels += not aliases(func)
         if formula := flop_registry.get(func._overloadpacket):
             self.total += int(formula(*args, **kwargs, out_val=result))
         return result
@@ -47,12 +49,14 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @torch.no_grad()
 def flops(run: Callable[[], Any], dtype: torch.dtype | None = None) -> int:
-    """Do as `counted`, without gradients."""
-    return counted(run, dtype)
+    """Count as `counted` does, without gradients, and return the operations alone."""
+    return counted(run, dtype)[0]
 
 
-def counted(run: Callable[[], Any], dtype: torch.dtype | None = None) -> int:
-    """Count operations of `run` in matrix products and convolutions; multiply and add are two.
+def counted(run: Callable[[], Any], dtype: torch.dtype | None = None) -> tuple[int, int]:
+    """Count the operations of `run`, and its operators that compute something.
+
+    Operations are those in matrix products and convolutions; multiply and add are two.
 
     Args:
         run: Function whose operations are counted.
@@ -60,8 +64,7 @@ def counted(run: Callable[[], Any], dtype: torch.dtype | None = None) -> int:
     """
     with Accelerator(dtype), _Operations() as counter:  # type: ignore[no-untyped-call]
         run()
-    total: int = counter.total
-    return total
+    return counter.total, counter.kernels
 
 
 def denoiser_flops(planned: PlannedNetworks, core: nn.Module, size: float = 1.0) -> int:

@@ -17,11 +17,24 @@ from edgedistill.planning.networks import PlannedNetworks, planned_networks
 from edgedistill.planning.tracker.accelerator import LOW_PRECISION
 from edgedistill.recipes.schema import Recipe
 
-__all__ = ["GPUS", "UTILISATION", "Duration", "Gpu", "duration", "find_gpu", "step_flops"]
+__all__ = [
+    "GPUS",
+    "LAUNCH",
+    "UTILISATION",
+    "Duration",
+    "Gpu",
+    "StepCost",
+    "duration",
+    "find_gpu",
+    "step_cost",
+]
 
 UTILISATION = 0.3
 """Share of a GPU's peak that training reaches where nothing is known; large networks reach more,
-small ones much less."""
+small ones are bound by `LAUNCH`."""
+
+LAUNCH = 10e-6
+"""Seconds that PyTorch takes to start an operator; a step takes at least so long for each."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +144,16 @@ def duration(
     key, gpu = find_gpu(name)
     half = recipe.train.precision != "fp32"
     peak = (gpu.half if half else gpu.single) * 1e12
-    per_second = utilisation * peak / step_flops(recipe)
+    step = step_cost(recipe)
+    computing, starting = step.flops / (utilisation * peak), step.operators * LAUNCH
+    per_second = 1 / max(computing, starting)
     numbers = recipe.train.precision if half else "fp32"
+    source = f"{utilisation:.0%} of {peak / 1e12:g} TFLOP/s ({numbers})"
+    if starting > computing:
+        source = f"{step.operators:,.0f} operators, {LAUNCH * 1e6:.0f} us each to start"
     return Duration(
         device=f"{processes} x {key}" if processes > 1 else key,
-        source=f"{utilisation:.0%} of {peak / 1e12:g} TFLOP/s ({numbers}), an estimate",
+        source=f"{source}, an estimate",
         steps_per_second=per_second,
         training_hours=recipe.train.steps * found.students / per_second / 3600,
         samples_hours=found.flops["teacher_samples"] / (utilisation * peak) / 3600,
@@ -143,8 +161,21 @@ def duration(
     )
 
 
-def step_flops(recipe: Recipe) -> float:
-    """Count the operations of a training step on one device, the mean over the players' turns.
+@dataclass(frozen=True)
+class StepCost:
+    """Work of a training step on one device, the mean over the players' turns.
+
+    Attributes:
+        flops: Floating-point operations of its passes.
+        operators: Number of operators that are started.
+    """
+
+    flops: float
+    operators: float
+
+
+def step_cost(recipe: Recipe) -> StepCost:
+    """Count the work of a training step on one device, the mean over the players' turns.
 
     A step is the forward and backward passes of every player that plays in it, on all its
     batches. Recomputed activations are a further forward pass.
@@ -153,16 +184,19 @@ def step_flops(recipe: Recipe) -> float:
         ValueError: If the recipe cannot be planned.
     """
     made, train = planned_networks(recipe), recipe.train
-    total = 0.0
+    flops = operators = 0.0
     for player in made.objective.players():
         turns = sum(player.plays(step) for step in range(train.steps))
         if turns:
-            total += turns / train.steps * _turn(made, player)
-    return total * train.accumulate * (4 / 3 if train.checkpointing else 1)
+            found = _turn(made, player)
+            flops += turns / train.steps * found[0]
+            operators += turns / train.steps * found[1]
+    again = train.accumulate * (4 / 3 if train.checkpointing else 1)
+    return StepCost(flops * again, operators * again)
 
 
-def _turn(made: PlannedNetworks, player: Player) -> int:
-    """Count the operations of a player's update on one batch."""
+def _turn(made: PlannedNetworks, player: Player) -> tuple[int, int]:
+    """Count operations and operators of a player's update on one batch."""
     own = {id(p) for p in _trainable(player.net)}
     everything = [p for each in made.objective.players() for p in _trainable(each.net)]
     for parameter in everything:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Live", "called", "modules"]
+__all__ = ["Live", "aliases", "called", "modules"]
 
 
 class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -47,7 +47,7 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = called(func, args, kwargs or {})
-        if not _aliases(func):
+        if not aliases(func):
             for value in (result,) if isinstance(result, Tensor) else tree_leaves(result):
                 if isinstance(value, Tensor) and value.device.type == self.device.type:
                     self._made(value.untyped_storage())
@@ -87,7 +87,7 @@ def called(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     Many operators compute the shape of their result in Python, in hundreds of calls, and a network
     repeats the same few calls.
     """
-    sketch = None if _aliases(func) else _sketch((*args, *kwargs.items()))
+    sketch = None if aliases(func) else _sketch((*args, *kwargs.items()))
     key = (func, sketch)
     if sketch is not None and key in _results:
         several, likes = _results[key]
@@ -128,7 +128,7 @@ def _sketch(value: Any) -> Any:
 
 
 @functools.cache
-def _aliases(func: Any) -> bool:
+def aliases(func: Any) -> bool:
     """Whether an operator's result shares its inputs' storage: a view or an in-place change."""
     if func is torch.ops.aten._unsafe_view.default:
         return True  # its schema does not declare the alias
