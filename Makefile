@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 LOCK ?=
 STUDENT ?= runs/emoji-4step/student
 
-.PHONY: setup demo targets matrix methods tutorials docs reference faults test test-core test-export test-fast slow wheels lock lint fix bench clean
+.PHONY: setup demo targets matrix methods tutorials interop docs reference faults test test-core test-export test-fast slow wheels lock lint fix bench clean
 
 setup: $(VENV)/.ready
 
@@ -44,6 +44,10 @@ methods: setup
 # Every page of docs/tutorials as a reader runs it; PAGES=FILES for some. Prints the seconds of each.
 tutorials: setup
 	$(BIN)/python benchmarks/tutorials.py $(PAGES)
+
+# A student and a bundle opened in optimum, in an environment of its own; pictures compared.
+interop: setup
+	$(BIN)/python benchmarks/interop.py
 
 # The site of docs/, in build/site; fails on a broken link.
 docs: setup

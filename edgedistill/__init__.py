@@ -16,29 +16,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgedistill.students.converting import Converted, convert
     from edgedistill.verbs.measuring import Results, bench, evaluate, report
+    from edgedistill.verbs.publishing import push
     from edgedistill.verbs.students import Bundle, StudentDir, adopt, load_bundle, load_student
     from edgedistill.verbs.training import CostReport, TrainedRun, distill, load_recipe, plan
 
 __all__ = [
     "Bundle",
+    "Converted",
     "CostReport",
     "Results",
     "StudentDir",
     "TrainedRun",
     "adopt",
     "bench",
+    "convert",
     "distill",
     "evaluate",
     "load_bundle",
     "load_recipe",
     "load_student",
     "plan",
+    "push",
     "report",
 ]
 
 _PLACES = {
+    "edgedistill.students.converting": ("Converted", "convert"),
     "edgedistill.verbs.measuring": ("Results", "bench", "evaluate", "report"),
+    "edgedistill.verbs.publishing": ("push",),
     "edgedistill.verbs.students": (
         "Bundle",
         "StudentDir",

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import edgedistill
-from edgedistill.commands import init, measure, recipes, ship, train
+from edgedistill.commands import convert, init, measure, publish, recipes, ship, train
 from edgedistill.commands.general import Commands, Json, Verb, tell, write_figures
 from edgedistill.common.complaints import INTERRUPTED, complain, misused, settle
 from edgedistill.common.progress import answer, put, say
@@ -74,6 +74,8 @@ for verb in (
     train.plan,
     ship.export,
     ship.adopt,
+    publish.push,
+    convert.convert,
     measure.bench,
     ship.generate,
     measure.evaluate,

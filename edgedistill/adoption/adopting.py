@@ -22,8 +22,10 @@ from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.students.folder import StudentInfo, save_student
 from edgedistill.teachers import ENTRY_POINTS, TEACHERS
 from edgedistill.teachers.adapter_weights import fuse_lora, plain_unet, put_weights
+from edgedistill.teachers.hub import configs_at, pipeline_at
 from edgedistill.teachers.loading import BROKEN, reason
 from edgedistill.teachers.pipeline import PipelineTeacher
+from edgedistill_runtime.hub import HubError, hub_name
 
 __all__ = ["adopt"]
 
@@ -182,7 +184,7 @@ def _family(name: str, kind: Kind, info: CheckpointInfo, base: str | None) -> tu
     if info.form == FOLDER:
         if base is not None:
             raise ValueError(f"--base {base}: {info.path} is a whole pipeline and needs none")
-        family, where = info.family, str(info.path)
+        family, where = info.family, info.place
     elif base is None:
         raise ValueError(f"{info.path} is {info.form}: name its teacher with --base")
     else:
@@ -203,10 +205,12 @@ def _family_at(base: str) -> tuple[str, str]:
     shipped = assets.ROOT / base
     where = str(shipped) if "/" not in base and shipped.is_dir() else base
     wrong = f"--base {base}: no pipeline folder, asset or Hub id there"
-    if not Path(where).is_dir() and (base.count("/") != 1 or base.startswith((".", "/"))):
+    if not Path(where).is_dir() and hub_name(base) is None:
         raise ValueError(wrong)
     try:
-        index = DiffusionPipeline.load_config(where)
+        index = DiffusionPipeline.load_config(configs_at(where))
+    except HubError as error:
+        raise ValueError(f"--base {base}: {error}") from None
     except (OSError, ValueError):
         raise ValueError(wrong) from None
     return family_of(index, where), where
@@ -240,10 +244,11 @@ def _open(opener: type[PipelineTeacher], where: str) -> Any:
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     # Load with the family's first pipeline class, whatever the folder names: LCMs have their own.
+    folder = pipeline_at(where, opener.unused)
     try:
-        index = DiffusionPipeline.load_config(where)
+        index = DiffusionPipeline.load_config(folder)
         with named_errors():
-            return opener.open(opener.pipelines[0], index, where)
+            return opener.open(opener.pipelines[0], index, folder)
     except BROKEN as error:
         raise ValueError(f"cannot load {where!r}: {reason(error)}") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -13,7 +13,9 @@ from edgedistill.adoption.kinds import FOLDER, KINDS, LORA, WEIGHTS, Kind
 from edgedistill.common.files import read_json
 from edgedistill.common.pickles import PICKLES
 from edgedistill.teachers.adapter_files import check_keys
+from edgedistill.teachers.hub import checkpoint_at
 from edgedistill.teachers.loading import FAMILIES
+from edgedistill_runtime.hub import hub_name
 
 __all__ = ["CheckpointInfo", "check_fits", "family_of", "look", "named_steps"]
 
@@ -62,6 +64,7 @@ class CheckpointInfo:
         rank: Largest rank of a LoRA, 0 otherwise.
         scheduler: Class of a folder's scheduler, "" otherwise.
         settings: That scheduler's config.
+        source: Name on the Hub, "" for a local checkpoint.
     """
 
     path: Path
@@ -72,6 +75,12 @@ class CheckpointInfo:
     rank: int = 0
     scheduler: str = ""
     settings: Mapping[str, object] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def place(self) -> str:
+        """Place of a folder, as the user named it."""
+        return self.source or str(self.path)
 
     def __str__(self) -> str:
         words = [self.form]
@@ -88,7 +97,14 @@ def look(path: str) -> CheckpointInfo:
     Raises:
         ValueError: If it cannot be adopted; says what it is.
     """
-    place = Path(path)
+    name = hub_name(path)
+    if name is not None:
+        found = _look(Path(checkpoint_at(path)), path)
+        return replace(found, path=Path(name.name), source=path)
+    return _look(Path(path), path)
+
+
+def _look(place: Path, path: str) -> CheckpointInfo:
     if (place / "model_index.json").is_file():
         return _look_folder(place)
     if place.is_dir():

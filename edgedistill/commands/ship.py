@@ -96,6 +96,13 @@ def export(
         Path | None,
         typer.Option(metavar="DIR", help="The folder of a decoder that replaces the VAE's."),
     ] = None,
+    layout: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Also write each bundle as another program opens it: optimum, for target ort.",
+        ),
+    ] = "",
     strict: Annotated[bool, typer.Option(help="Refuse a bundle below the parity floor.")] = True,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Build again even what is up to date.")
@@ -114,13 +121,14 @@ def export(
     Example: edgedistill export --target ort --target openvino --precision int8 --min-psnr 35
     """
     from edgedistill.data import read_prompts
-    from edgedistill.verbs.places import newest, settled
+    from edgedistill.verbs.places import newest, student_at
     from edgedistill.verbs.students import export_all
     from edgedistill_export.many import as_json, memory_lines, pairs, table
+    from edgedistill_export.optimum import check_layouts, write_layouts
     from edgedistill_export.settings import ExportSettings
     from edgedistill_export.terms import notes_of
 
-    folder = settled(student) if student else newest()
+    folder = student_at(student) if student else newest()
     settings = ExportSettings(
         options=dict(_pair(word) for word in option or ()),
         prompts=read_prompts(prompts) if prompts else None,
@@ -133,6 +141,7 @@ def export(
         strict=strict,
     )
     wanted = pairs(target or ["ort"], precision or [])
+    check_layouts(folder, wanted, layout)
     if out and len(wanted) > 1:
         raise ValueError(f"--out names one bundle, but {len(wanted)} were asked for")
     if dry_run:
@@ -150,6 +159,8 @@ def export(
             say(f"failed {row.name}: {row.error}")
         elif not shown:
             answer(f"bundle {row.place}")
+    for place in write_layouts(folder, rows, layout):
+        (log.info if shown else answer)(f"{layout} {place}")
     if any(row.error for row in rows):
         raise typer.Exit(1)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from edgedistill.common.files import read_json
 from edgedistill.diffusion.step_table import TorchStepTable
+from edgedistill.teachers.hub import pipeline_at
 from edgedistill.teachers.loading import BROKEN, reason
 from edgedistill_runtime.bench import PROMPTS, command, peak_rss_mb, summary
 
@@ -187,7 +188,7 @@ def measure(folder: str, steps: int | None, guidance: float, runs: int) -> dict[
     Raises:
         ValueError: If the folder cannot be loaded.
     """
-    stages = _Stages()
+    stages, folder = _Stages(), pipeline_at(folder)
     steps = steps or _own_steps(folder) or 25
     try:
         load = _load_pipeline if _index(folder).keys() >= PARTS else _load_own

@@ -24,6 +24,7 @@ from edgedistill.students.folder import Student
 from edgedistill.students.group import Students, open_student
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill_runtime import Pipeline, Router
+from edgedistill_runtime.hub import local_folder
 from edgedistill_runtime.noise import noise
 
 __all__ = ["Negative", "draw_samples", "generate", "open_subject"]
@@ -50,7 +51,7 @@ def open_subject(
     Raises:
         ValueError: If the folder is neither a student nor a bundle, or is broken; names the file.
     """
-    folder, helped = Path(path), given != ALONE
+    folder, helped = local_folder(path), given != ALONE
     recover(folder)
     bundles = (folder / "0" / "manifest.json").is_file()
     if bundles or (folder / "manifest.json").is_file():

@@ -59,7 +59,8 @@ def find(path: str) -> Path:
     if Path(path).is_dir():
         raise ValueError(f"{path}: no model_index.json; not a diffusers pipeline folder")
     table = shipped()
-    name = ALIASES.get(path, path)
+    bare = path.partition("@")[0]  # without a revision of the Hub
+    name = ALIASES.get(bare, bare)
     if name not in table:
         raise unknown("architecture", path, [*table, *ALIASES])
     return table[name]

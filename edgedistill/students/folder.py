@@ -25,7 +25,9 @@ from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import schedule_from_json
 from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.adapters import Role
+from edgedistill.students.older import open_to_transformers_4
 from edgedistill.teachers import ENTRY_POINTS, TEACHERS, Teacher, load_teacher
+from edgedistill_runtime.hub import local_folder
 
 __all__ = ["GuidanceInfo", "Student", "StudentInfo", "load_student", "save_student"]
 
@@ -143,7 +145,7 @@ class Student:
 
 
 def load_student(path: str | Path) -> Student:
-    """Open a student folder, or the one in a run dir.
+    """Open a student folder, or the one in a run dir, here or on the Hub (OWNER/NAME).
 
     Raises:
         ValueError: If there is no student.json, or a file is wrong; names the file and the key.
@@ -164,6 +166,7 @@ def load_student_info(path: str | Path) -> StudentInfo:
 
 def _student_folder(folder: Path) -> Path:
     """Return the folder of a student: `folder`, or the one in the run dir at `folder`."""
+    folder = local_folder(folder)
     recover(folder)
     file = folder / INFO
     if not folder.is_dir():
@@ -246,6 +249,7 @@ def save_student(folder: Path, info: StudentInfo, teacher: Teacher, net: nn.Modu
     info = info.model_copy(update={"schema_version": WITH_PAST if table.reach else SCHEMA})
     with atomic_folder(folder) as work:
         teacher.save(work, net.fused() if isinstance(net, Role) else net, table)
+        open_to_transformers_4(work)
         usage = _GROWING_USAGE if table.grows else teacher.usage_with(table)
         index = work / "model_index.json"
         if isinstance(net, Role) and teacher.loads_lora:

@@ -11,6 +11,7 @@ from torch import Tensor
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.students.folder import Student, load_student
 from edgedistill.students.routing import first
+from edgedistill_runtime.hub import local_folder
 from edgedistill_runtime.routes import ROUTES, Routes
 
 __all__ = ["Students", "complete", "group_of", "open_student"]
@@ -18,7 +19,8 @@ __all__ = ["Students", "complete", "group_of", "open_student"]
 
 def group_of(path: str | Path) -> Path | None:
     """Return the folder of a group of students: `path`, or the group in the run dir `path`."""
-    for folder in (Path(path), Path(path) / "students"):
+    whole = local_folder(path)
+    for folder in (whole, whole / "students"):
         if (folder / ROUTES).is_file() and not (folder / "0" / "manifest.json").is_file():
             return folder
     return None

@@ -22,6 +22,7 @@ from edgedistill.common.plugins import unknown
 from edgedistill.networks.diffusion_decoder import DiffusionDecoder
 from edgedistill.networks.patch_decoder import PatchDecoder
 from edgedistill.networks.scaling import Scaling
+from edgedistill.teachers.hub import network_at
 from edgedistill.teachers.loading import BROKEN, reason, whole_weights
 
 __all__ = ["DECODERS", "Decoder", "channels_of", "decoder_class", "open_decoder", "shifted"]
@@ -103,9 +104,8 @@ def open_decoder(folder: str, channels: int, name: str) -> Any:
     """
     if (Path(folder) / "decoder").is_dir():  # the run that made one
         folder = str(Path(folder) / "decoder")
-    # A Hub id has one slash, and its first part is not an existing folder.
-    hub = folder.count("/") == 1 and folder[0] not in "./" and not Path(folder).parent.is_dir()
-    if not (Path(folder).is_dir() or hub):
+    folder = network_at(folder)
+    if not Path(folder).is_dir():
         raise ValueError(f"no decoder folder at {folder!r}")
     diffusers_logging.set_verbosity_error()
     check_pickles(Path(folder))

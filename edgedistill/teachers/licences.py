@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import try_to_load_from_cache
+
+from edgedistill.teachers.hub import kept_at
 
 __all__ = ["Rights", "copy_texts", "lacks_of", "merged", "rights_of"]
 
@@ -56,13 +57,9 @@ def rights_of(path: str, in_header: str = "") -> Rights:
         path: Path of the weights. For a file, its folder is searched.
         in_header: Licence in the header of a file; "" if it names none.
     """
-    place = Path(path)
+    place = kept_at(path)
     folder = place.parent if place.is_file() else place
-    card = folder / "README.md"
-    if not folder.is_dir() and path.count("/") == 1:
-        found = try_to_load_from_cache(path, "README.md")
-        card = Path(found) if isinstance(found, str) else card
-    stated = _front_matter(card)
+    stated = _front_matter(folder / "README.md")
     named = stated.get("license") or in_header
     licences = [named] if isinstance(named, str) and named else named or []
     licences = [str(each) for each in licences] if isinstance(licences, list) else []
@@ -93,7 +90,7 @@ def texts_in(folder: Path) -> list[Path]:
 
 def copy_texts(source: str, folder: Path) -> None:
     """Copy the files with terms from a teacher's folder, or the folder of its file."""
-    place = Path(source)
+    place = kept_at(source)
     for file in texts_in(place.parent if place.is_file() else place):
         shutil.copyfile(file, folder / file.name)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from edgedistill_runtime.hub import hub_name
+
 __all__ = [
     "BROKEN",
     "FAMILIES",
@@ -136,5 +138,5 @@ def check_place(folder: Path, path: str) -> None:
         return
     if folder.is_dir():
         raise ValueError(f"{folder}: no model_index.json; not a diffusers pipeline folder")
-    if path.count("/") != 1 or path.startswith((".", "/")):
+    if hub_name(path) is None:
         raise ValueError(f"no teacher at {path!r}: no such folder, asset or Hub id")

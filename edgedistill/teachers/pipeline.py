@@ -31,19 +31,14 @@ from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.base import DataSource, ExportGraph, PromptCache, Teacher
 from edgedistill.teachers.decoders import Decoder, channels_of, open_decoder
 from edgedistill.teachers.flow import shift_asked
+from edgedistill.teachers.hub import kept_at
 from edgedistill.teachers.latents import Latents
 from edgedistill.teachers.licences import copy_texts, merged, rights_of
 from edgedistill.teachers.loading import whole_weights
 from edgedistill.teachers.loras import fuse, place_of, rights_of_lora
 from edgedistill.teachers.network_inputs import check_network
 from edgedistill.teachers.pipeline_files import read_pipeline
-from edgedistill.teachers.schedulers import (
-    bound_of,
-    check_grid,
-    check_start,
-    grid_of,
-    sibling,
-)
+from edgedistill.teachers.schedulers import bound_of, check_grid, check_start, grid_of, sibling
 from edgedistill.teachers.student_schedulers import find_scheduler, takes_timesteps
 from edgedistill.teachers.tokenizers import UNBOUNDED, complete
 
@@ -165,7 +160,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
     @property
     def is_student(self) -> bool:
         """Whether the folder is a student's, whose scheduler is made for its steps alone."""
-        return (Path(self.path) / "student.json").is_file()
+        return (kept_at(self.path) / "student.json").is_file()
 
     def set_own_steps(self, scheduler: Any, steps: int) -> None:
         """Set the steps of a teacher's scheduler, or of its sibling, as the pipeline does."""

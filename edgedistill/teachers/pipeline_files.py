@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from edgedistill import assets
 from edgedistill.common.pickles import check_pickles
 from edgedistill.common.tokenizer_errors import named_errors
+from edgedistill.teachers.hub import configs_at, pipeline_at
 from edgedistill.teachers.licences import Rights, lacks_of, rights_of
 from edgedistill.teachers.loading import (
     BROKEN,
@@ -26,6 +27,7 @@ from edgedistill.teachers.loading import (
 from edgedistill.teachers.markers import marks_of, read_header
 from edgedistill.teachers.single_file import check_file, open_file, read_index
 from edgedistill.teachers.tokenizers import nulls
+from edgedistill_runtime.hub import HubError
 
 if TYPE_CHECKING:
     from edgedistill.teachers.pipeline import PipelineTeacher
@@ -86,9 +88,16 @@ def read_pipeline(kind: type[PipelineTeacher], path: str, config: str | None) ->
     shipped = assets.ROOT / path
     folder = shipped if "/" not in path and shipped.is_dir() else Path(path)
     check_place(folder, path)
+    named = str(folder) if folder.is_dir() else path
+    try:
+        folder = Path(pipeline_at(named, kind.unused))
+    except HubError as error:
+        raise ValueError(
+            f"{error}; a gated one needs `hf auth login`, or teacher.path=FOLDER of a copy"
+        ) from error
     check_pickles(folder)
     check_configs(folder)
-    where = str(folder) if folder.is_dir() else path
+    where = str(folder)
     try:
         index = DiffusionPipeline.load_config(where)
         # A folder that names no class is read as the plainest one.
@@ -97,21 +106,20 @@ def read_pipeline(kind: type[PipelineTeacher], path: str, config: str | None) ->
         with named_errors():
             pipeline = kind.open(name, index, where)
     except BROKEN as error:
-        if not folder.is_dir():
-            raise ValueError(
-                f"no folder at {path!r}, and no such model could be had from the Hub; "
-                "a gated one needs `hf auth login`, or teacher.path=FOLDER of a copy"
-            ) from error
         first = nulls(folder) or reason(error)
         if "ip_image_proj" in first:
             first += "; it was saved with an IP-Adapter, save it after unload_ip_adapter()"
         raise ValueError(f"cannot load {path!r}: {first}") from error
-    return PipelineFiles(Path(path).name, where, pipeline, index, rights_of(where), ())
+    return PipelineFiles(Path(path).name, named, pipeline, index, rights_of(where), ())
 
 
 def _read_file(kind: type[PipelineTeacher], path: str, config: str | None) -> PipelineFiles:
     """Read the pipeline around a single file."""
-    where, index = read_index(kind.family, path, config)
+    try:
+        place = config and configs_at(config)
+    except HubError as error:
+        raise ValueError(f"teacher.config={config}: {error}") from error
+    where, index = read_index(kind.family, path, place)
     _check_class(kind, str(index.get("_class_name")), where)
     try:
         with named_errors(), whole_weights(path):

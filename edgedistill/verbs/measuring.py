@@ -16,8 +16,9 @@ from edgedistill.evaluation import tables as evaluation_tables
 from edgedistill.evaluation.run import evaluate_subjects
 from edgedistill.reporting.page import write_report
 from edgedistill.verbs.html import table_html
-from edgedistill.verbs.places import collect, newest, newest_run, settled
+from edgedistill.verbs.places import collect, newest, newest_run, student_at
 from edgedistill_export import bench as benching
+from edgedistill_runtime.hub import hub_name
 
 __all__ = ["Results", "bench", "evaluate", "report"]
 
@@ -113,13 +114,15 @@ def report(run: Place | None = None, out: Path | None = None) -> Path:
     """Write one self-contained HTML page: pictures side by side, losses, latencies, figures.
 
     Args:
-        run: A run dir, or a student; the newest run if None.
+        run: A run dir, or a student, here or on the Hub; the newest run if None.
         out: The page; report.html in the run dir if None.
 
     Raises:
         ValueError: If the run has no student; names the file.
     """
-    folder = newest_run() if run is None else settled(run)
+    folder = newest_run() if run is None else student_at(run)
+    if run is not None and hub_name(run):
+        folder = folder.parent  # its copy lies in a run dir
     place = out or folder / "report.html"
     check_writable(place, f"--out {place}")
     return write_report(folder, place)
@@ -129,4 +132,4 @@ def _listed(subjects: Place | Sequence[Place] | None) -> list[str]:
     if subjects is None:
         return []
     several = [subjects] if isinstance(subjects, (str, os.PathLike)) else subjects
-    return [str(settled(each)) for each in several]
+    return [str(student_at(each)) for each in several]

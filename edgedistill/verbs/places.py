@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from edgedistill.common.files import read_link, recover
+from edgedistill.students.hub import working_copy
 
-__all__ = ["LATEST", "collect", "newest", "newest_run", "settled"]
+__all__ = ["LATEST", "collect", "newest", "newest_run", "settled", "student_at"]
 
 LATEST = Path("runs/latest")
 """Link to the newest run."""
@@ -34,6 +35,15 @@ def settled(path: str | os.PathLike[str]) -> Path:
             # A run dir lies beside the link, so that the path stays as relative as it was.
             return link.parent / to / found.relative_to(link)
     return found
+
+
+def student_at(path: str | os.PathLike[str]) -> Path:
+    """Return `settled(path)`; of a student on the Hub, a copy that can be written beside.
+
+    Raises:
+        ValueError: If the Hub has no such student.
+    """
+    return working_copy(settled(path))
 
 
 def collect(run: Path) -> None:

@@ -17,10 +17,12 @@ from edgedistill.common.progress import Progress
 from edgedistill.draw.generate import draw_samples
 from edgedistill.students.folder import StudentInfo, load_student_info
 from edgedistill.students.group import group_of
+from edgedistill.students.hub import working_copy
 from edgedistill.verbs.html import figures_html
-from edgedistill.verbs.places import settled
+from edgedistill.verbs.places import settled, student_at
 from edgedistill_export.many import ExportRow, export_group, export_many, pairs
 from edgedistill_export.settings import ExportSettings
+from edgedistill_runtime.hub import local_folder
 from edgedistill_runtime.manifest import Manifest
 
 __all__ = ["Bundle", "StudentDir", "adopt", "export_all", "load_bundle", "load_student"]
@@ -140,10 +142,14 @@ class Bundle(Drawing):
 def load_student(path: str | Path) -> StudentDir:
     """Open a student folder, the student of a run dir, or a folder of several students.
 
+    Args:
+        path: The folder, or OWNER/NAME[@REVISION] on the Hugging Face Hub, which is copied to
+            runs/NAME.
+
     Raises:
         ValueError: If there is no student; names the file and the key.
     """
-    folder = settled(path)
+    folder = student_at(path)
     group = group_of(folder)
     inner = folder / "student"
     student = StudentDir(group or (inner if (inner / "student.json").is_file() else folder))
@@ -154,10 +160,14 @@ def load_student(path: str | Path) -> StudentDir:
 def load_bundle(path: str | Path) -> Bundle:
     """Open a bundle.
 
+    Args:
+        path: The folder, or OWNER/NAME[@REVISION] on the Hugging Face Hub.
+
     Raises:
         BundleError: If there is no bundle, or its manifest is wrong; names the file and the key.
+        HubError: If the Hub has no such bundle.
     """
-    bundle = Bundle(settled(path))
+    bundle = Bundle(local_folder(settled(path)))
     _ = bundle.manifest  # for what it refuses
     return bundle
 
@@ -174,7 +184,8 @@ def adopt(
     """Make a student dir of a few-step student that was made elsewhere.
 
     Args:
-        checkpoint: A pipeline folder, a U-Net's or transformer's .safetensors, or a LoRA.
+        checkpoint: A pipeline folder, a U-Net's or transformer's .safetensors, or a LoRA; or the
+            Hub id of one.
         kind: Kind of the student: lcm, turbo, lightning, dmd2, ...; or dpm++2m, unipc, deis or
             ddim for a teacher as it is, with that solver's steps. A wrong one lists all.
         base: Pipeline folder or Hub id that weights or a LoRA are for.
@@ -205,6 +216,7 @@ def export_all(
     Raises:
         ValueError: If the request is wrong for every target.
     """
+    student = working_copy(student)
     group = group_of(student)
     build = export_group if group else export_many
     return build(group or student, wanted, out, settings, rebuild=rebuild, progress=progress)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedistill_runtime.backends import Session, open_graph
+from edgedistill_runtime.hub import local_folder
 from edgedistill_runtime.manifest import FUSED, BundleError, Manifest
 from edgedistill_runtime.noise import noise as draw_noise
 from edgedistill_runtime.steps import sample
@@ -96,15 +97,16 @@ class Pipeline:
         """Load a bundle directory after checking its manifest and the hash of every file.
 
         Args:
-            directory: Directory of manifest.json.
+            directory: Directory of manifest.json, or OWNER/NAME[@REVISION] on the Hugging Face
+                Hub, which needs huggingface_hub.
             threads: Threads inside an operator; by default all cores this process may use.
             providers: Execution providers of the backend, by preference.
 
         Raises:
             BundleError: If the bundle does not match its manifest; names file and key.
-            ValueError: If a provider is unknown.
+            ValueError: If a provider is unknown, or the Hub has no such bundle.
         """
-        directory = Path(directory)
+        directory = local_folder(directory)
         manifest = Manifest.read(directory)
         manifest.verify(directory)
         graphs = {

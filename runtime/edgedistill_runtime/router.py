@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edgedistill_runtime.backends import open_graph
+from edgedistill_runtime.hub import local_folder
 from edgedistill_runtime.manifest import BundleError, Manifest
 from edgedistill_runtime.noise import noise as draw_noise
 from edgedistill_runtime.pipeline import Array, Pipeline, Result
@@ -27,7 +28,7 @@ class Router:
     """A folder of bundles 0, 1, ... with students.json, which routes prompts to bundles.
 
     Args:
-        directory: The folder.
+        directory: The folder, or OWNER/NAME[@REVISION] on the Hugging Face Hub.
         keep_all: Whether opened bundles stay open; otherwise only the last one used does.
         threads: As in `Pipeline.load`.
         providers: As in `Pipeline.load`.
@@ -44,8 +45,8 @@ class Router:
         threads: int | None = None,
         providers: Sequence[str] | None = None,
     ) -> None:
-        self.directory, self.keep_all = Path(directory), keep_all
-        self.routes = Routes.read(directory)
+        self.directory, self.keep_all = local_folder(directory), keep_all
+        self.routes = Routes.read(self.directory)
         self._threads, self._providers = threads, providers
         self._open: dict[int, Pipeline] = {}
         self._opening = threading.Lock()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import make_pipeline, save
+from transformers import CLIPTokenizer
 
 from edgedistill.common.hashes import files_in, sha256
 from edgedistill.diffusion.prediction import Prediction
@@ -279,3 +280,20 @@ def test_the_same_student_has_the_same_hash_in_both_schemas(tmp_path, monkeypatc
     data["sha256"][INFO] = _own_hash(data)
     (new / "student.json").write_text(json.dumps(data))
     assert load_student(new).sha256 == load_student(OLD / "student").sha256
+
+
+def test_clip_is_saved_as_transformers_4_reads_it(tmp_path):
+    """The two files alone give the tokens of tokenizer.json; weights keep their older names."""
+    torch.manual_seed(0)
+    make_pipeline().save_pretrained(tmp_path / "teacher")
+    teacher = StableDiffusion.load(str(tmp_path / "teacher"))
+    made = save(tmp_path / "student", teacher, teacher.net, Prediction.V, steps=2)
+    assert {"tokenizer/vocab.json", "tokenizer/merges.txt"} <= set(load_student(made).info.sha256)
+    vocab = json.loads((made / "tokenizer/vocab.json").read_text("utf-8"))
+    merges = (made / "tokenizer/merges.txt").read_text("utf-8").splitlines()
+    assert merges == ["#version: 0.2", "r e", "re d</w>"]
+    older = CLIPTokenizer(vocab=vocab, merges=[tuple(m.split()) for m in merges[1:]])
+    text = "A red, redder r\u00e9d."
+    assert (
+        older(text).input_ids == CLIPTokenizer.from_pretrained(made / "tokenizer")(text).input_ids
+    )

@@ -141,7 +141,7 @@ def test_what_is_missing_or_wrong_is_one_line(sd1, tmp_path, tiny_sd):
     where = str(config)
     for path, folder, message in (
         (file, None, r"could not be had from the Hub; name a local folder .* in teacher.config"),
-        (file, "nobody/nothing", r"teacher.config=nobody/nothing could not be had from the Hub"),
+        (file, "nobody/nothing", r"teacher.config=nobody/nothing: .* the Hub is switched off"),
         (file, str(tmp_path), r"no model_index.json; not a diffusers pipeline folder"),
         (torn, where, r"torn.safetensors: no safetensors file"),
         (lacking, where, r"lacks weights that the configurations of .*config ask for"),
