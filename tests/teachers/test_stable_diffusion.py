@@ -12,7 +12,7 @@ from tiny import make_pipeline, save
 
 from edgedistill.diffusion.multistep import solver_table
 from edgedistill.diffusion.solvers import solve, time_grid
-from edgedistill.objectives.solvers.d_ode import stretched
+from edgedistill.objectives.solvers.d_ode import corrected
 from edgedistill.students.folder import load_student
 from edgedistill.teachers import load_teacher
 from edgedistill.teachers.families.stable_diffusion import StableDiffusion
@@ -171,8 +171,8 @@ def test_a_student_diffusers_cannot_walk_is_refused(teacher, tmp_path, spacing):
 def test_coefficients_diffusers_does_not_know_are_refused(teacher):
     schedule, prediction = teacher.denoiser.schedule, teacher.denoiser.prediction
     times = time_grid(schedule, 4)
-    further = torch.full((4,), 1.1, dtype=torch.float64)
-    table = solver_table(schedule, prediction, times, stretched(schedule, times, further))
+    moves = corrected(schedule, prediction, times, torch.tensor([0, 0.1, 0.1, 0.1]))
+    table = solver_table(schedule, prediction, times, moves, keeps=prediction)
     with pytest.raises(ValueError, match="no diffusers scheduler"):
         teacher.check(table)
 

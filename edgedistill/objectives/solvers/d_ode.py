@@ -1,14 +1,14 @@
 """A solver with a fitted coefficient for each step; no network is trained.
 
 Kim et al. 2023, "Distilling ODE Solvers of Diffusion Models into Smaller Steps" (arXiv
-2309.16421): a coefficient is added to each step of a solver, and found by least squares on one
-batch so that the solver's next point is nearest to the teacher's after many steps. The paper's
-coefficient multiplies the change of the network's output since the last step, which a row of the
-step table does not keep. Here it multiplies the move of the DDIM step itself:
+2309.16421): to each step of a solver, here DDIM's, the change of the network's output d since the
+step before is added,
 
-    y_s = y_t - stretch (tau_t - tau_s) v,  y = x / (alpha + sigma), v = eps - x0.
+    x_{i+1} = ddim(x_i, d_i) + lambda_i (d_i - d_{i-1}),
 
-There is one stretch for each step; 1 is DDIM. No diffusers scheduler has such coefficients.
+as every step keeps the output of the one before. lambda_i is found by least squares on one batch
+so that x_{i+1} is nearest to the teacher's point there after many steps. The first step has no
+output before it, and is DDIM's. No diffusers scheduler has such coefficients.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Condition, Denoiser
-from edgedistill.diffusion.multistep import solver_table
+from edgedistill.diffusion.multistep import solver_table, step_of
+from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.solvers import ddim_step
 from edgedistill.diffusion.step_table import TorchStepTable
@@ -28,26 +29,23 @@ from edgedistill.diffusion.times import refine
 from edgedistill.objectives.base import Batch, Settings, Setup
 from edgedistill.objectives.solvers.oss import Search
 
-__all__ = ["DODE", "best_stretches", "stretched"]
+__all__ = ["DODE", "best_lambdas", "corrected"]
 
 
-def resting(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
-    """Return x_s / x_t for constant y: (alpha_s + sigma_s) / (alpha_t + sigma_t), float64."""
-    now, then = (schedule.alpha(time) + schedule.sigma(time) for time in (t.double(), s.double()))
-    return then / now
-
-
-def stretched(schedule: Schedule, times: Tensor, stretches: Tensor) -> Tensor:
-    """Return `solver_table`'s moves of steps that go `stretches` (steps,) times as far."""
-    t, s = times[:-1].double(), times[1:].double()
-    rest, ratio = resting(schedule, t, s), schedule.sigma(s) * (s > 0) / schedule.sigma(t)
-    keep = schedule.alpha(s) - ratio * schedule.alpha(t)
-    return torch.stack([rest + stretches * (ratio - rest), stretches * keep], dim=1)
+def corrected(
+    schedule: Schedule, prediction: Prediction, times: Tensor, lambdas: Tensor
+) -> Tensor:
+    """Return the pairs of DDIM's steps with `lambdas` (steps,), as `solver_table` takes them."""
+    moves = torch.zeros(len(lambdas), 2, 2, dtype=torch.float64)
+    for move, factor, (t, s) in zip(moves, lambdas, pairwise(times.double()), strict=True):
+        p, q = step_of(schedule, prediction, t, s)
+        move[0, 0], move[0, 1], move[1, 1] = p, q + factor, -factor
+    return moves
 
 
 @torch.no_grad()
-def best_stretches(student: Denoiser, path: Tensor, times: Tensor, cond: Condition) -> Tensor:
-    """Return the stretch of each step that is nearest to the path, (steps,), float64.
+def best_lambdas(student: Denoiser, path: Tensor, times: Tensor, cond: Condition) -> Tensor:
+    """Return lambda of each step, (steps,), float64; the first is 0.
 
     Each is fitted at the point that the steps before it reach.
 
@@ -57,18 +55,21 @@ def best_stretches(student: Denoiser, path: Tensor, times: Tensor, cond: Conditi
         times: Times that decrease to 0.
         cond: Condition of N rows.
     """
-    schedule, x_t, found = student.schedule, path[:, 0], []
+    x_t, before, found = path[:, 0], None, []
     for (t, s), wanted in zip(pairwise(times.to(path.device)), path[:, 1:].unbind(1), strict=True):
-        rest = resting(schedule, t, s).to(x_t) * x_t
-        move = ddim_step(schedule, x_t, student(x_t, t, cond), t, s) - rest
-        stretch = (move * (wanted - rest)).double().sum() / move.double().square().sum()
-        x_t = rest + stretch.to(move) * move
-        found.append(stretch.cpu())
+        output = student.output(x_t, t, cond).to(x_t)
+        x_t = ddim_step(student.schedule, x_t, student.x0_of(output, x_t, t), t, s)
+        change = output - (output if before is None else before)
+        size = change.double().square().sum()
+        factor = (change * (wanted - x_t)).double().sum() / size if size else size
+        x_t = x_t + factor.to(x_t) * change
+        before = output
+        found.append(factor.cpu())
     return torch.stack(found)
 
 
 class DODE(Search):
-    """Fits stretches of DDIM's steps to the teacher's path."""
+    """Fits the coefficients of DDIM's steps to the teacher's path."""
 
     class Config(Settings):
         """Hyperparameters of the fit."""
@@ -82,14 +83,15 @@ class DODE(Search):
     def __init__(self, config: DODE.Config, setup: Setup) -> None:
         super().__init__(setup)
         self.grid = refine(setup.student.schedule, setup.times, config.scale)
-        self.stretches = torch.ones(len(setup.times) - 1, dtype=torch.float64)
+        self.lambdas = torch.zeros(len(setup.times) - 1, dtype=torch.float64)
 
     def search(self, batch: Batch) -> None:
         places = [int((self.grid - t).abs().argmin()) for t in self.times]
         path = self.path(batch)[:, places]
-        self.stretches = best_stretches(self.student, path, self.times, batch.cond)
+        self.lambdas = best_lambdas(self.student, path, self.times, batch.cond)
 
     def table(self) -> TorchStepTable:
-        schedule = self.student.schedule
-        moves = stretched(schedule, self.times, self.stretches)
-        return solver_table(schedule, self.student.prediction, self.times, moves)
+        schedule, prediction = self.student.schedule, self.student.prediction
+        times = self.times.cpu()
+        moves = corrected(schedule, prediction, times, self.lambdas)
+        return solver_table(schedule, prediction, times, moves, keeps=prediction)

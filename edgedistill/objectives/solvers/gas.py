@@ -1,15 +1,16 @@
 """A solver whose times and coefficients are learned; no network is trained.
 
 Oganov et al. 2025, "GAS: Improving Discretization of Diffusion ODEs via Generalized Adversarial
-Solver" (arXiv 2510.17699), at order one, whose steps are rows of a step table:
+Solver" (arXiv 2510.17699). A step of order k is
 
-    x_s = (sigma_s / sigma_t + a) x_t + (alpha_s - sigma_s alpha_t / sigma_t + c) x0(x_t, t + xi)
+    x_{i+1} = sum_{j < k} (p_j + a_j) x_{i-j} + (q_j + c_j) x0_{i-j},  x0_i = x0(x_i, t_i + xi_i)
 
-with a, c and xi of each step added to a known solver's, here DDIM's, and times by a stick-breaking
-transform (its Eq. 14, from the other end). At first they are the student's own steps. The end of
-all steps is compared with the end of the teacher's path, and optionally adversarially, on features
-of the teacher's network. Higher orders need the outputs of earlier steps, which a step table does
-not keep. No diffusers scheduler has such coefficients.
+with a, c and xi of each step added to a known solver's p and q: DPM-Solver++(2M)'s, or DDIM's at
+order 1. The times come from a stick-breaking transform (its Eq. 14, from the other end), and at
+first are the student's own. The end of all steps is compared with the end of the teacher's path,
+and optionally adversarially, on features of the teacher's network. The steps are rows of a step
+table, which keep what earlier rows started from and gave. No diffusers scheduler has such
+coefficients.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from edgedistill.common.settings import renamed
 from edgedistill.diffusion.denoiser import Condition, Denoiser
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.losses import gan_relative
-from edgedistill.diffusion.multistep import solver_table
+from edgedistill.diffusion.multistep import MULTISTEP, solver_table
 from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.diffusion.times import TimeSampling, sample_times
 from edgedistill.networks.heads import Tap, head_for
@@ -48,11 +49,12 @@ class Solver(nn.Module):
     Args:
         net: Network of the teacher.
         times: Initial times (steps + 1,), decreasing to 0.
+        order: Number of steps, with the present one, that a step uses.
     """
 
     first: Tensor
 
-    def __init__(self, net: nn.Module, times: Tensor) -> None:
+    def __init__(self, net: nn.Module, times: Tensor, order: int = 2) -> None:
         super().__init__()
         self.net = net.requires_grad_(False)
         times, steps = times.double(), len(times) - 1
@@ -60,38 +62,48 @@ class Solver(nn.Module):
         self.logits = nn.Parameter((times[1:-1] / times[:-2]).logit())
         """Logits of each next time's share of the one before."""
         self.shifts = nn.Parameter(torch.zeros(steps, dtype=torch.float64))
-        self.added = nn.Parameter(torch.zeros(steps, 2, dtype=torch.float64))
+        self.added = nn.Parameter(torch.zeros(steps, order, 2, dtype=torch.float64))
+        self.base = MULTISTEP["ddim" if order == 1 else "dpm++2m"]
 
     def forward(self, x: Tensor, time: Tensor, **cond: Tensor) -> Any:
         return self.net(x, time, **cond)
 
     def times(self) -> Tensor:
         """Return the times (steps + 1,), decreasing to 0, float64."""
-        shares = torch.cat([self.first.reshape(1), self.logits.sigmoid()])
-        return torch.cat([shares.cumprod(0), torch.zeros_like(shares[:1])])
+        # The first time has no gradient, which would not be finite where there is no signal.
+        first, shares = self.first.reshape(1), self.logits.sigmoid().cumprod(0)
+        return torch.cat([first, first * shares, torch.zeros_like(first)])
 
     def net_times(self) -> Tensor:
         """Return the times that the network reads, (steps,)."""
         return (self.times()[:-1] + self.shifts).clamp(1e-6, 1)
 
     def moves(self, denoiser: Denoiser) -> Tensor:
-        """Return the moves for `multistep.solver_table`, (steps, 2)."""
-        schedule, times = denoiser.schedule, self.times()
-        t, s = times[:-1], times[1:]
-        ratio = schedule.sigma(s) * (s > 0) / schedule.sigma(t)
-        keep = schedule.alpha(s) - ratio * schedule.alpha(t)
-        return torch.stack([ratio, keep], dim=1) + self.added
+        """Return the pairs for `multistep.solver_table`, (steps, order, 2)."""
+        times, zero = self.times(), torch.zeros_like(self.first)
+        steps, order, _ = self.added.shape
+        moves = []
+        for index in range(steps):
+            p, weights = self.base.weights(denoiser.schedule, times, index)
+            numbers = [p, weights[0], *(n for q in weights[1:] for n in (zero, q))]
+            moves.append(torch.stack(numbers + [zero] * (2 * order - len(numbers))))
+        return torch.stack(moves).reshape(steps, order, 2) + self.added
 
 
 def walk(denoiser: Denoiser, x: Tensor, cond: Condition) -> Tensor:
     """Return the end of the steps of a denoiser's `Solver` from x, (N, ...), with gradient."""
     solver = denoiser.net
     assert isinstance(solver, Solver)
-    for t, net_time, (p, q) in zip(
+    kept: list[tuple[Tensor, Tensor]] = []
+    for t, net_time, pairs in zip(
         solver.times()[:-1], solver.net_times(), solver.moves(denoiser), strict=True
     ):
-        x0 = denoiser.x0_of(denoiser.output(x, net_time, cond), x, t)
-        x = p.to(x) * x + q.to(x) * x0
+        kept.insert(0, (x, denoiser.x0_of(denoiser.output(x, net_time, cond), x, t)))
+        terms = [
+            p * start + q * x0
+            for (p, q), (start, x0) in zip(pairs.to(x), kept[: len(pairs)], strict=False)
+        ]
+        x = torch.stack(terms).sum(0)
     return x
 
 
@@ -103,6 +115,8 @@ class GAS(Objective):
 
         old_keys = renamed(adversarial="adversarial_weight", level="times.high")
 
+        order: int = Field(2, ge=1, le=4)
+        """Number of steps, with the present one, whose x and x0 a step uses."""
         distance: Distance = Distance()
         """Distance of the two ends (the paper's LPIPS for pictures, l1 or l2 for latents)."""
         adversarial_weight: float = Field(0.0, ge=0)
@@ -119,7 +133,8 @@ class GAS(Objective):
     def __init__(self, config: GAS.Config, setup: Setup) -> None:
         check_deterministic(self.name, setup)
         self.config, self.optim, self.student = config, setup.optim, setup.student
-        self.student.net = Solver(self.student.net, setup.times).to(setup.example[0].device)
+        self.student.net = Solver(self.student.net, setup.times, config.order)
+        self.student.net.to(setup.example[0].device)
         self.kept = self.student.net
         if config.adversarial_weight:
             self.feature_net = setup.spawn().requires_grad_(False)

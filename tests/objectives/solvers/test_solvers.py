@@ -4,12 +4,12 @@ import pytest
 import torch
 from oracles import Gaussian
 
-from edgedistill.diffusion.multistep import solver_table
+from edgedistill.diffusion.multistep import multistep_table, solver_table
 from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import solve, time_grid
 from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.base import Batch, Optim, Setup
-from edgedistill.objectives.solvers.d_ode import DODE, best_stretches, stretched
+from edgedistill.objectives.solvers.d_ode import DODE, best_lambdas, corrected
 from edgedistill.objectives.solvers.gas import GAS, Solver, walk
 from edgedistill.recipes.loading import load
 from edgedistill.runs.run_dir import open_run
@@ -47,17 +47,20 @@ def exact_path(times: torch.Tensor) -> torch.Tensor:
 
 def test_ddims_moves_make_ddims_table():
     schedule, prediction = NETWORK.schedule, NETWORK.prediction
-    ours = solver_table(schedule, prediction, TIMES, stretched(schedule, TIMES, torch.ones(3)))
+    ours = solver_table(
+        schedule, prediction, TIMES, corrected(schedule, prediction, TIMES, torch.zeros(3))
+    )
     theirs = few_step_table(schedule, prediction, TIMES, "ddim")
     for row, other in zip(ours.rows, theirs.rows, strict=True):
         ours, theirs = ((x.t, x.scale, x.a, x.b, x.c) for x in (row, other))
         assert ours == pytest.approx(theirs, abs=1e-12)
 
 
-def test_fitted_lengths_follow_a_gaussian_exactly():
+def test_fitted_coefficients_reach_a_gaussian_exactly():
     path = exact_path(TIMES)
-    stretches = best_stretches(NETWORK, path, TIMES, {})
-    moves = stretched(Trig(), TIMES, stretches)
+    lambdas = best_lambdas(NETWORK, path, TIMES, {})
+    assert lambdas[0] == 0
+    moves = corrected(Trig(), NETWORK.prediction, TIMES, lambdas)
     table = solver_table(Trig(), NETWORK.prediction, TIMES, moves)
     torch.testing.assert_close(table.sample(NETWORK.net, [path[:, 0]], {}), path[:, -1])
     equal = few_step_table(Trig(), NETWORK.prediction, TIMES, "ddim")
@@ -72,14 +75,15 @@ def test_the_search_walks_the_many_steps():
     torch.testing.assert_close(ours, solve(NETWORK, noise, objective.grid, {}))
 
 
-def test_a_learned_solver_begins_as_ddim_and_its_table_is_its_walk():
-    objective = GAS(GAS.Config(), setup_of())
+@pytest.mark.parametrize(("order", "base"), [(1, "ddim"), (2, "dpm++2m"), (4, "dpm++2m")])
+def test_a_learned_solver_begins_as_a_known_one_and_its_table_is_its_walk(order, base):
+    objective = GAS(GAS.Config(order=order), setup_of(times=time_grid(Trig(), 5)))
     solver, noise = objective.kept, batch().noise()
-    torch.testing.assert_close(solver.times(), TIMES)
-    ddim = few_step_table(Trig(), NETWORK.prediction, TIMES, "ddim")
-    torch.testing.assert_close(
-        objective.table().sample(NETWORK.net, [noise], {}), ddim.sample(NETWORK.net, [noise], {})
-    )
+    torch.testing.assert_close(solver.times(), time_grid(Trig(), 5))
+    known = multistep_table(Trig(), NETWORK.prediction, time_grid(Trig(), 5), base)
+    known = known.sample(NETWORK.net, [noise], {})
+    torch.testing.assert_close(objective.table().sample(NETWORK.net, [noise], {}), known)
+    assert objective.table().reach == min(order, 2) - 1
     with torch.no_grad():
         solver.logits += 0.3
         solver.shifts -= 0.05
@@ -87,15 +91,16 @@ def test_a_learned_solver_begins_as_ddim_and_its_table_is_its_walk():
     walked = walk(objective.student, noise, {})
     table = objective.table()
     torch.testing.assert_close(table.sample(NETWORK.net, [noise], {}), walked)
-    assert not torch.allclose(walked, ddim.sample(NETWORK.net, [noise], {}), atol=0.05)
+    assert not torch.allclose(walked, known, atol=0.05)
+    assert table.reach == order - 1
 
 
 def test_no_gradient_where_the_solver_is_exact():
     objective = GAS(GAS.Config(), setup_of())
     solver, path = objective.kept, exact_path(TIMES)
-    ddim = stretched(Trig(), TIMES, torch.ones(3))
-    fitted = stretched(Trig(), TIMES, best_stretches(NETWORK, path, TIMES, {}))
-    for added, zero in ((torch.zeros_like(ddim), False), (fitted - ddim, True)):
+    own = solver.moves(objective.student).detach()
+    fitted = corrected(Trig(), NETWORK.prediction, TIMES, best_lambdas(NETWORK, path, TIMES, {}))
+    for added, zero in ((torch.zeros_like(own), False), (fitted - own, True)):
         solver.added.data = added
         loss = objective.loss("student", batch(path=path)).total
         gradients = torch.autograd.grad(loss, [solver.logits, solver.shifts, solver.added])
@@ -137,6 +142,8 @@ def test_a_run_keeps_the_network_and_saves_its_steps(name, words, two_modes, qui
     ddim = few_step_table(schedule, student.teacher.denoiser.prediction, run.times, "ddim")
     assert student.table != ddim
     assert len(student.table.rows) == 4
+    assert student.table.reach == 1
+    assert student.info.schema_version == 3
 
 
 @pytest.mark.parametrize("method", ["d-ode", "gas"])
