@@ -69,14 +69,14 @@ test-core: setup
 test-export: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(ONLY),--measure build/export.json) tests/export
 
-# The cheapest tests, in under three minutes on two quiet cores.
+# The tests that tests/slow.txt leaves: 110 seconds of a core in each half, once `make slow` has measured both.
 test-fast: setup
 	$(MAKE) --no-print-directory -j2 -Otarget test-core test-export ONLY='-m "not slow"'
 
 # tests/slow.txt anew, from what the last `make test` measured.
 slow: setup
 	$(BIN)/python tests/measuring.py build/core.json build/export.json > build/slow.txt
-	sort -u build/slow.txt > tests/slow.txt
+	LC_ALL=C sort -u build/slow.txt > tests/slow.txt
 
 # Both packages built into dist/, and their wheels tried in an empty environment.
 wheels: setup
