@@ -45,11 +45,12 @@ def measure(recipe: Recipe, seconds: float = SECONDS) -> Duration:
 
     def follow(step: int, figures: dict[str, float] | None) -> None:
         times.append(time.perf_counter())
-        meter.update(int(times[-1] - times[0]))
+        meter.update(step)
         if times[-1] - times[0] > seconds:
             raise _EnoughError
 
-    with TemporaryDirectory() as folder, bar("measure", int(seconds)) as meter, dropped():
+    steps = recipe.train.steps
+    with TemporaryDirectory() as folder, bar("measure", steps, brief=True) as meter, dropped():
         run = Run(_short(recipe), Path(folder))
         times.append(time.perf_counter())
         with suppress(_EnoughError):
