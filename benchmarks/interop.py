@@ -26,16 +26,21 @@ BUILD = ROOT / "build"
 
 OPTIMUM = ("torch==2.13.0", "optimum-onnx==0.1.*", "transformers<4.58", "onnxruntime", "diffusers")
 STEPS, SEED, LIMIT = 2, 3, 1
+LENGTH = 16
+"""Tokens of a prompt; optimum's exporter tries no fewer."""
 
 DRAW = """
 import sys
+from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from optimum.onnxruntime import ORTDiffusionPipeline
+from optimum.onnxruntime import ORTDiffusionPipeline, ORTStableDiffusionPipeline
 
 folder, out, steps, seed = sys.argv[1:]
-pipe = ORTDiffusionPipeline.from_pretrained(folder, use_io_binding=False)
+export = not (Path(folder) / "unet" / "model.onnx").is_file()
+kind = ORTStableDiffusionPipeline if export else ORTDiffusionPipeline  # it names no task itself
+pipe = kind.from_pretrained(folder, export=export, use_io_binding=False)
 generator = torch.Generator().manual_seed(int(seed))
 drawn = pipe("red", num_inference_steps=int(steps), guidance_scale=1.0, generator=generator)
 np.save(out, np.asarray(drawn.images[0]))
@@ -56,16 +61,22 @@ def environment(name: str, packages: tuple[str, ...]) -> Path:
 
 def students(root: Path) -> dict[str, Path]:
     """Save tiny students of two predictions."""
-    from tiny import make_pipeline, save
+    from tiny import make_pipeline, make_tokenizer, save
+    from transformers import CLIPTextModel
 
     from edgedistill.diffusion.prediction import Prediction
     from edgedistill.teachers.families.stable_diffusion import StableDiffusion
+    from edgedistill.tiny.stable_diffusion import text_config
 
     made = {}
     for prediction in (Prediction.EPS, Prediction.V):
         torch.manual_seed(0)
         teacher = root / f"teacher-{prediction.value}"
-        make_pipeline().save_pretrained(teacher)
+        pipeline, tokenizer = make_pipeline(), make_tokenizer()
+        tokenizer.model_max_length = LENGTH
+        encoder = CLIPTextModel(text_config(tokenizer))
+        pipeline.register_modules(tokenizer=tokenizer, text_encoder=encoder)
+        pipeline.save_pretrained(teacher)
         loaded = StableDiffusion.load(str(teacher))
         place = root / prediction.value / "student"
         made[prediction.value] = save(place, loaded, loaded.net, prediction, STEPS)
@@ -104,8 +115,8 @@ def main() -> None:
             bundle = export_student(student, "ort")
             expected = ours(student).astype(int)
             for what, folder in (
-                ("student, exported by optimum", student),
                 ("bundle in optimum's layout", write_optimum(bundle, student)),
+                ("student, exported by optimum", student),
             ):
                 drawn, told = theirs(python, folder, work)
                 far = int(abs(drawn.astype(int) - expected).max())
