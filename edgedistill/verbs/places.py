@@ -33,7 +33,10 @@ def settled(path: str | os.PathLike[str]) -> Path:
         to = read_link(link) if link.name == LATEST.name else None
         if to is not None:
             # A run dir lies beside the link, so that the path stays as relative as it was.
-            return link.parent / to / found.relative_to(link)
+            run = link.parent / to
+            # `runs/../mine` is `mine`, unless `runs` is itself a link.
+            run = run if link.parent.is_symlink() else Path(os.path.normpath(run))
+            return run / found.relative_to(link)
     return found
 
 

@@ -209,6 +209,10 @@ def test_only_the_link_to_the_newest_run_is_followed(tmp_path, monkeypatch, link
     assert settled("mine/student") == Path("mine/student")
     assert settled("runs/latest/../b") == Path("runs/a/../b")
     assert settled("nothing/latest") == Path("nothing/latest")
+    (tmp_path / "runs" / "latest").unlink()
+    (tmp_path / "out" / "b").mkdir(parents=True)
+    (tmp_path / "runs" / "latest").symlink_to("../out/b")
+    assert settled("runs/latest/student") == Path("out/b/student")
 
 
 def test_leftovers_of_killed_exports_are_collected(run, made):
