@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
 import torch
@@ -29,7 +30,8 @@ def quantize(
     Weights are int8, symmetric, with one scale for each channel; inputs and outputs of a layer are
     int8, with one scale and zero point for each tensor, from their range in `calls`. (Scales found
     at run time would be 5 dB closer and need no output scale, but lowered to XNNPACK their
-    convolutions mix up memory layouts and give other numbers.)
+    convolutions mix up memory layouts and give other numbers.) Layers that are called several
+    times stay in floating point.
 
     Args:
         program: The network, fixed to a batch of one.
@@ -41,14 +43,21 @@ def quantize(
     """
     if not calls:
         raise ValueError("calibration needs at least one call of the network")
-    quantizer = _OnlyLayers().set_filter_function(_among(layers))
+    exported = program.module()
+    quantizer = _OnlyLayers().set_filter_function(_among(_called_once(exported, layers)))
     for kind in OPERATORS:
         quantizer.set_operator_type(kind, get_symmetric_quantization_config(is_per_channel=True))
-    module = prepare_pt2e(program.module(), quantizer)
+    module = prepare_pt2e(exported, quantizer)
     for call in calls:
         module(*(torch.from_numpy(array) for array in call.values()))
     converted = _one_user_each(convert_pt2e(module))
     return torch.export.export(converted, program.example_inputs[0])
+
+
+def _called_once(module: fx.GraphModule, layers: Collection[str]) -> set[str]:
+    """Leave out layers with several calls: XNNPACK would give one call's bias, scaled, to all."""
+    calls = Counter(layer_of(node) for node in module.graph.nodes if node.target in OPERATORS)
+    return {layer for layer in layers if calls[layer] <= 1}
 
 
 class _OnlyLayers(XNNPACKQuantizer):  # type: ignore[misc]

@@ -236,6 +236,25 @@ def test_int8_around_a_residual(block, tmp_path):
     assert ratio_of_error(opened(made, graph), graph, CALLS[0]) < 0.03
 
 
+class Twice(nn.Module):
+    """A layer that is called on what it gave, as a video decoder's on frame after frame."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x, t):
+        return self.last(self.conv(F.silu(self.conv(x)))) * t[..., None, None]
+
+
+def test_int8_of_a_layer_that_is_called_twice(block, tmp_path):
+    torch.manual_seed(0)
+    graph = ExportGraph(Twice().eval(), block.inputs, ("y",))
+    made = compiled(graph, tmp_path, "int8")
+    assert ratio_of_error(opened(made, graph), graph, CALLS[0]) < 0.05
+
+
 def quantized_layers(program):
     """Paths of the layers whose weights come out of a dequantize operator."""
     layers = [node for node in program.graph.nodes if node.target in OPERATORS]
