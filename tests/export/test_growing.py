@@ -113,8 +113,8 @@ def test_resizing_in_javascript_is_numpys():
 @needs_node
 def test_wrong_sizes_are_named_in_javascript():
     code = """
-    import { findSizeProblem } from "./steps.mjs";
-    give(input[0].map(([rows, shape]) => findSizeProblem({ rows }, shape) ?? null));
+    import { findRowsProblem } from "./steps.mjs";
+    give(input[0].map(([rows, shape]) => findRowsProblem({ rows }, shape) ?? null));
     """
     good, still, bad = [{"c": 1, "size": 0.5}, {"c": 0}], [{"c": 0, "size": 0.5}, {"c": 0}], 0.3
     cases = [
