@@ -4,6 +4,10 @@ Dao et al. 2024, "Self-Corrected Flow Distillation for Consistent One-Step and F
 Text-to-Image Generation" (arXiv 2412.16906): the x0 of x_t is that of its neighbours on the
 teacher's path, to both sides, near the data the data itself; on the straight line from noise to
 the student's one-step sample it is that sample; and the sample is as likely as data.
+
+That x0 is the end of a path, so several steps take it with `student.sampler=renoise`; the paper's
+deterministic steps (`ddim`) move along straight lines towards it, whose samples do not have the
+data's distribution (`benchmarks/exact_limits.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from edgedistill.diffusion.tensors import expand_like
 from edgedistill.diffusion.times import stratified
 from edgedistill.networks.ema import follow
 from edgedistill.objectives.adversarial.parts import CLEAN, GAN, Round
-from edgedistill.objectives.base import Batch, Setup, check_deterministic
+from edgedistill.objectives.base import Batch, Setup
 
 __all__ = ["SelfCorrected"]
 
@@ -55,7 +59,6 @@ class SelfCorrected(GAN):
     frozen = False
 
     def __init__(self, config: SelfCorrected.Config, setup: Setup) -> None:
-        check_deterministic(self.name, setup)
         super().__init__(config, setup)
         self.target = copy.deepcopy(setup.student).requires_grad_(False)
 

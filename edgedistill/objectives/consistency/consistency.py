@@ -33,7 +33,7 @@ from edgedistill.diffusion.times import (
 from edgedistill.networks.ema import follow
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
 
-__all__ = ["CD", "CT", "SCott"]
+__all__ = ["CD", "CT", "SCott", "posterior_mean"]
 
 
 def _teacher_step(
@@ -63,9 +63,32 @@ def _random_step(
     return method.student.noised(x0, s, eps)
 
 
+def _batch_mean(
+    method: CD, batch: Batch, eps: Tensor, x_t: Tensor, t: Tensor, s: Tensor
+) -> Tensor:
+    x0 = posterior_mean(method.student.schedule, x_t, t, batch.x0)
+    return ddim_step(method.student.schedule, x_t, x0, t, s)
+
+
+def posterior_mean(schedule: Schedule, x_t: Tensor, t: Tensor, data: Tensor) -> Tensor:
+    """Return the mean of x0 given x_t (N, ...) at t (N,), were `data` (M, ...) all there is.
+
+    This is the stable target: its variance is far below that of the single x0 that x_t was made
+    of, at the price of a bias that falls with M (Xu et al. 2023, "Stable Target Field",
+    arXiv 2302.00670, Eq. 4; for consistency training, Wang et al. 2024, "Stable Consistency
+    Tuning", arXiv 2410.18958).
+    """
+    alpha, sigma = (f(t.double())[:, None] for f in (schedule.alpha, schedule.sigma))
+    points, x = data.double().flatten(1), x_t.double().flatten(1)
+    # log N(x; alpha x0, sigma^2), but for what is the same for all x0.
+    logits = (alpha * x @ points.T - alpha.square() * points.square().sum(1) / 2) / sigma.square()
+    return (logits.softmax(1) @ points).reshape(x_t.shape).to(x_t.dtype)
+
+
 PATHS: dict[str, Callable[[CD, Batch, Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "teacher": _teacher_step,
     "data": _same_noise,
+    "batch-mean": _batch_mean,
     "random": _random_step,
 }
 """Steps to the neighbour, (method, batch, eps of x_t, x_t, t, s) -> x_s; the student's answer is
@@ -95,9 +118,11 @@ class CD(Objective):
 
         old_keys = renamed(fresh="fresh_share")
 
-        path: Literal["teacher", "data", "random"] = "teacher"
+        path: Literal["teacher", "data", "batch-mean", "random"] = "teacher"
         """Path from x_t to x_s: a DDIM step of the teacher; the data with the same noise, which
-        needs no teacher; or a random step of the teacher."""
+        needs no teacher; a DDIM step with the mean of x0 given x_t over the batch's data, which
+        needs no teacher either and varies less (unconditional models only); or a random step of
+        the teacher."""
         fresh_share: float = Field(0.0, ge=0, le=1)
         """Share of the noise variance that a random step draws anew; 0 is the DDIM step."""
         solver_steps: int = Field(1, ge=1, le=10_000)
@@ -133,6 +158,11 @@ class CD(Objective):
     name = "cd"
 
     def __init__(self, config: CD.Config, setup: Setup) -> None:
+        if config.path == "batch-mean" and setup.example[1]:
+            raise ValueError(
+                "objective.path=batch-mean averages over data of all conditions; this teacher has "
+                "conditions, so choose path=data"
+            )
         self.config = config
         self.teacher, self.student = setup.teacher, setup.student
         self.target = setup.student
@@ -193,7 +223,7 @@ class CT(CD):
     class Config(CD.Config):
         """Hyperparameters (iCT, Table 1)."""
 
-        path: Literal["teacher", "data", "random"] = "data"
+        path: Literal["teacher", "data", "batch-mean", "random"] = "data"
         first_intervals: int = Field(10, ge=2, le=100_000)
         last_intervals: int = Field(1280, ge=2, le=100_000)
         ema: float = Field(0.0, ge=0, lt=1)
@@ -210,7 +240,7 @@ class SCott(CD):
     class Config(CD.Config):
         """Hyperparameters (the paper's, without its discriminator)."""
 
-        path: Literal["teacher", "data", "random"] = "random"
+        path: Literal["teacher", "data", "batch-mean", "random"] = "random"
         fresh_share: float = Field(0.1, ge=0, le=1)
 
     name = "scott"

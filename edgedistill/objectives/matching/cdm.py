@@ -17,7 +17,7 @@ from torch import Tensor
 
 from edgedistill.diffusion.losses import matching_gradient, surrogate_loss
 from edgedistill.diffusion.solvers import ddim_step
-from edgedistill.objectives.base import Batch, Losses, Setup, check_deterministic
+from edgedistill.objectives.base import Batch, Losses, Setup
 from edgedistill.objectives.matching.decoupled_dmd import DecoupledDMD
 from edgedistill.objectives.matching.rollout import Rollout, Sample, TeacherRegression
 
@@ -56,22 +56,25 @@ class Dynamic(Rollout):
 
 
 class AnyTimeRegression(TeacherRegression):
-    """Regression from any time of a random schedule to the end of the teacher's path."""
+    """Regression from a time of a random schedule to where its step is to land.
+
+    That is the next time of the schedule if steps are deterministic, else time 0.
+    """
 
     rollout: Dynamic
 
     def span(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        times = self.rollout.times
-        first = torch.rand((), generator=batch.shared) < 1 / len(times)
-        t = times[0] if first else self.rollout.time(1, batch)[0].to(times)
-        return t, torch.zeros_like(t)
+        times = self.rollout.drawn(batch)
+        index = int(torch.randint(len(times) - 1, (), generator=batch.shared))
+        t, s = times[index], times[index + 1]
+        return t, s if self.rollout.sampler == "ddim" else torch.zeros_like(t)
 
 
 class CDM(DecoupledDMD):
     """Decoupled matching on random schedules, and plain matching off them.
 
     Raises:
-        ValueError: Unless the student's steps are deterministic, and low below high.
+        ValueError: Unless low is below high.
     """
 
     class Config(DecoupledDMD.Config):
@@ -94,7 +97,6 @@ class CDM(DecoupledDMD):
     config: CDM.Config
 
     def __init__(self, config: CDM.Config, setup: Setup) -> None:
-        check_deterministic(self.name, setup)
         if config.low >= config.high:
             raise ValueError(f"low={config.low:g} must be below high={config.high:g}")
         super().__init__(config, setup)

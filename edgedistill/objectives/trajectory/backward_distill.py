@@ -3,6 +3,11 @@
 Kohler et al. 2024, "Imagine Flash: Accelerating Emu Diffusion Models with Backward Distillation"
 (arXiv 2405.05224): inputs from the student's own sampling, which contain no data; the shifted
 reconstruction loss; and noise correction of the first step.
+
+A student whose steps draw noise learns the end of the teacher's path. One whose steps are
+deterministic learns the x0 with which its step lands on the path at its next time. The path's end
+would be wrong there: between it and x_t the DDIM step follows a straight line, and the samples on
+that line do not have the teacher's distribution (`benchmarks/exact_limits.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +22,8 @@ from edgedistill.diffusion.boundary import flow_map
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.distances import Distance, distance
 from edgedistill.diffusion.prediction import to_eps
-from edgedistill.diffusion.solvers import SOLVERS
+from edgedistill.diffusion.schedule import Schedule
+from edgedistill.diffusion.solvers import SOLVERS, one_step_x0
 from edgedistill.diffusion.step_table import TorchStepTable, few_step_table
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
 
@@ -25,7 +31,7 @@ __all__ = ["BackwardDistill", "noise_corrected"]
 
 
 class BackwardDistill(Objective):
-    """Trains S(x_t) to be the end of the teacher's path from a time at or below t.
+    """Trains S(x_t) so that the student's step lands on the teacher's path from x_t.
 
     x_t is the student's own.
     """
@@ -34,11 +40,11 @@ class BackwardDistill(Objective):
         """Hyperparameters of backward distillation."""
 
         shift: float = Field(1.0, gt=0, le=1)
-        """Factor on t of the teacher's start time, to which the student's x0 is noised along x_t's
-        noise; at 1 the teacher starts from x_t itself. Below 1 the target keeps the student's
-        structure and adds the teacher's detail."""
+        """Factor on the path's length up to t. The teacher starts at this share of it, from the
+        student's x0 noised along x_t's noise; at 1 it starts from x_t itself. Below 1 the target
+        keeps the student's structure and adds the teacher's detail."""
         solver_steps: int = Field(8, ge=1, le=10_000)
-        """Number of the teacher's steps from there to time 0."""
+        """Number of the teacher's steps from there to the end of its path."""
         noise_correction: bool = True
         """Whether the first step uses its input as the noise, which it is."""
         distance: Distance = Distance()
@@ -62,12 +68,11 @@ class BackwardDistill(Objective):
 
     def loss(self, player: str, batch: Batch) -> Losses:
         index = int(torch.randint(len(self.times) - 1, (), generator=batch.shared))
-        t = self.times[index].to(batch.x0.device)
         with torch.no_grad():
             x_t = self.own(index, batch)
-        x0: Tensor = self.student(x_t, t, batch.cond)
+        x0: Tensor = self.student(x_t, self.times[index].to(x_t.device), batch.cond)
         with torch.no_grad():
-            target = self.target(x_t, x0, t, batch)
+            target = self.target(index, x_t, x0, batch)
         loss = distance(self.config.distance, x0, target).mean()
         return Losses(loss, {"apart": loss.detach()})
 
@@ -77,15 +82,31 @@ class BackwardDistill(Objective):
         noise = [batch.noise() for _ in range(steps.draws)]
         return steps.sample(self.student.net, noise, batch.cond)
 
-    def target(self, x_t: Tensor, x0: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        """Return the end of the teacher's path from the student's step from x_t to x0."""
-        config, schedule = self.config, self.student.schedule
+    def target(self, index: int, x_t: Tensor, x0: Tensor, batch: Batch) -> Tensor:
+        """Return the x0 that the student's step from x_t at times[index] is to predict, (N, ...).
+
+        The teacher's path begins where the student's step to x0 is at `shift` of the way, and ends
+        at time 0, or at the student's next time if its steps are deterministic.
+        """
+        config, schedule, device = self.config, self.student.schedule, x_t.device
+        t = self.times[index].cpu()
+        s = self.times[index + 1].cpu() if self.setup.sampler == "ddim" else torch.zeros_like(t)
         fractions = torch.linspace(config.shift, 0, config.solver_steps + 1, dtype=torch.float64)
-        path = torch.unique_consecutive(schedule.snap(t.cpu() * fractions[:-1]))
-        times = torch.cat([path, torch.zeros_like(path[:1])]).to(x_t.device)
-        begin = times[:1].expand(len(x_t))
-        x = flow_map(schedule, x_t, x0, t.expand(len(x_t)), begin)
-        return SOLVERS["dpm++2m"](self.teacher, x, times, batch.cond)
+        path = torch.unique_consecutive(schedule.snap(s + (t - s) * fractions[:-1]))
+        times = torch.cat([path[path > s], s[None]]).to(device)
+        x = flow_map(schedule, x_t, x0, t.to(device).expand(len(x_t)), times[0].expand(len(x_t)))
+        x_s = SOLVERS["dpm++2m"](self.teacher, x, times, batch.cond)
+        if s == 0:
+            return x_s
+        if index == 0 and config.noise_correction:
+            return corrected_x0(schedule, x_t, x_s, t, s)
+        return one_step_x0(schedule, x_t, x_s, t, s)
+
+
+def corrected_x0(schedule: Schedule, x_T: Tensor, x_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """Return the x0 with which the noise-corrected first step from x_T lands on x_s, (N, ...)."""
+    eps = x_T / schedule.sigma(t).to(x_T)
+    return (x_s - schedule.sigma(s).to(x_T) * eps) / schedule.alpha(s).to(x_T)
 
 
 def noise_corrected(table: TorchStepTable, student: Denoiser, times: Tensor) -> TorchStepTable:

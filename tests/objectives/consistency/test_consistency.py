@@ -18,7 +18,14 @@ from edgedistill.diffusion.times import (
     with_edges,
 )
 from edgedistill.objectives.base import Batch, Optim, Setup
-from edgedistill.objectives.consistency.consistency import CD, CT, PATHS, WEIGHTS, SCott
+from edgedistill.objectives.consistency.consistency import (
+    CD,
+    CT,
+    PATHS,
+    WEIGHTS,
+    SCott,
+    posterior_mean,
+)
 
 DATA = Gaussian([0.7, -0.4], 0.5, Trig())
 BOUNDARY = noise_boundary(Trig(), 0.5)
@@ -80,6 +87,43 @@ def test_without_a_teacher_the_mean_gradient_vanishes_at_the_exact_function():
         for student in (exact(), exact(0.7, 0.1))
     ]
     assert slopes[0] < 0.2 * slopes[1]
+
+
+def test_the_mean_over_a_batch_is_that_of_each_datum_by_its_likelihood():
+    data = torch.tensor([[0.0, 1.0], [2.0, -1.0], [0.5, 0.5]], dtype=torch.float64)
+    x_t, t = torch.tensor([[0.3, 0.2], [1.0, -0.4]]).double(), torch.tensor([0.4, 0.8]).double()
+    found = posterior_mean(Trig(), x_t, t, data)
+    for row in range(2):
+        law = torch.distributions.Normal(Trig().alpha(t[row]) * data, Trig().sigma(t[row]))
+        weights = law.log_prob(x_t[row]).sum(1).exp()
+        torch.testing.assert_close(found[row], weights @ data / weights.sum())
+
+
+def test_over_many_data_the_mean_is_the_teachers_x0():
+    drawn = batch(20_000)
+    x_t, t = (
+        torch.randn(50, 2, generator=drawn.generator).double(),
+        torch.full((50,), 0.7).double(),
+    )
+    found = posterior_mean(Trig(), x_t, t, drawn.x0)
+    torch.testing.assert_close(found, DATA.posterior(x_t, t), atol=0.06, rtol=0)
+    shaped = posterior_mean(Trig(), x_t.reshape(50, 1, 2), t, drawn.x0.reshape(-1, 1, 2))
+    torch.testing.assert_close(shaped[:, 0], found)
+
+
+def test_the_mean_of_a_batch_is_of_no_condition():
+    given = Setup(
+        teacher=DATA.denoiser(),
+        student=exact(),
+        spawn=exact,
+        times=time_grid(Trig(), 4),
+        sampler="renoise",
+        optim=Optim(),
+        tap="",
+        example=(torch.zeros(2, 2), {"label": torch.zeros(2)}),
+    )
+    with pytest.raises(ValueError, match=r"objective\.path=batch-mean averages over data of all"):
+        CT(CT.Config(path="batch-mean"), given)
 
 
 @pytest.mark.parametrize("kind", [CD, CT])

@@ -12,9 +12,9 @@ from edgedistill.objectives.matching.cdm import CDM
 from edgedistill.objectives.matching.decoupled_dmd import DecoupledDMD
 
 
-def cdm(student=None, **config):
+def cdm(student=None, sampler="ddim", **config):
     student = student or located(FAR, 0.5)
-    return method(CDM, student, steps=2, sampler="ddim", **{"max_steps": 5, **config})
+    return method(CDM, student, steps=2, sampler=sampler, **{"max_steps": 5, **config})
 
 
 def test_schedules_are_of_every_length_between_the_bounds():
@@ -65,19 +65,25 @@ def test_on_and_off_the_schedule_the_same_law_is_matched():
 
 
 @pytest.mark.parametrize("gain", [1.0, 1.2])
-def test_the_regression_goes_to_the_end_from_any_time(gain):
+def test_of_steps_that_draw_noise_the_regression_goes_to_the_end_from_any_time(gain):
     student = Denoiser(Affine(DATA.consistency, gain), Trig(), Prediction.X0)
-    objective = cdm(student, regression=5, regression_steps=60)
+    objective = cdm(student, "renoise", regression=5, regression_steps=60)
     for shared in range(6):
         loss = objective.loss("student", batch(256, shared=shared)).total.item()
         assert loss < 1e-4 if gain == 1 else loss > 1e-3
-    starts = {round(objective.regression.span(batch(2, shared=s))[0].item(), 6) for s in range(30)}
+
+
+def test_deterministic_steps_are_regressed_to_the_next_time_of_their_schedule():
+    spans = [cdm().regression.span(batch(2, shared=s)) for s in range(40)]
+    starts = {round(t.item(), 6) for t, _ in spans}
     assert 1.0 in starts
     assert len(starts) > 10
+    assert all(s < t for t, s in spans)
+    assert any(s > 0 for _, s in spans)
+    drawn = [cdm().rollout.drawn(batch(2, shared=s)) for s in range(40)]
+    assert all(float(s) in times.tolist() for (_, s), times in zip(spans, drawn, strict=True))
 
 
-def test_cdm_wants_deterministic_steps_and_a_range():
-    with pytest.raises(ValueError, match=r"student\.sampler=renoise: the steps of cdm"):
-        method(CDM, located(FAR, 0.5), steps=2)
+def test_cdm_wants_a_range():
     with pytest.raises(ValueError, match=r"low=0\.9 must be below high=0\.5"):
         cdm(low=0.9, high=0.5)

@@ -1,5 +1,6 @@
 """Backward distillation on a Gaussian, whose flow between any two times is known."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Linear, Trig
-from edgedistill.diffusion.solvers import ddim_step, time_grid
+from edgedistill.diffusion.solvers import ddim_step, one_step_x0, time_grid
 from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.trajectory.backward_distill import BackwardDistill, noise_corrected
@@ -20,7 +21,21 @@ TIMES = time_grid(Trig(), 4)
 
 
 def exact(gain=1.0, shift=0.0):
+    """The path's end."""
     return Denoiser(Affine(DATA.consistency, gain, shift), Trig(), Prediction.X0)
+
+
+def onward(x_t, t):
+    """The x0 with which the DDIM step from x_t lands on the path at the next of TIMES."""
+    s = TIMES[1 + int((TIMES - t[0]).abs().argmin())]
+    if s == 0:
+        return DATA.consistency(x_t, t)
+    return one_step_x0(Trig(), x_t, DATA.flow(x_t, t, s.expand_as(t)), t[0], s)
+
+
+def stepping(gain=1.0, shift=0.0):
+    """What deterministic steps are to learn."""
+    return Denoiser(Affine(onward, gain, shift), Trig(), Prediction.X0)
 
 
 def method(student, sampler="ddim", **config):
@@ -43,18 +58,18 @@ def batch(count=256, seed=0):
     return Batch(x0, {}, generator, torch.Generator().manual_seed(seed))
 
 
-def gradient(student, seed, **config):
+def gradient(student, seed, sampler="ddim", **config):
     """(loss, norm of its gradient)."""
-    losses = method(student, **config).loss("student", batch(seed=seed))
+    losses = method(student, sampler, **config).loss("student", batch(seed=seed))
     found = torch.autograd.grad(losses.total, list(student.parameters()))
     return losses.total.item(), torch.stack(found).norm().item()
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "renoise"])
-def test_the_teachers_map_has_no_loss_and_no_gradient_at_any_step(sampler):
+@pytest.mark.parametrize(("sampler", "made"), [("ddim", stepping), ("renoise", exact)])
+def test_the_teachers_map_has_no_loss_and_no_gradient_at_any_step(sampler, made):
     for seed in range(6):
-        loss, slope = gradient(exact(), seed, solver_steps=64, sampler=sampler)
-        off_loss, off_slope = gradient(exact(0.7, 0.1), seed, solver_steps=64, sampler=sampler)
+        loss, slope = gradient(made(), seed, solver_steps=64, sampler=sampler)
+        off_loss, off_slope = gradient(made(0.7, 0.1), seed, solver_steps=64, sampler=sampler)
         assert loss < 1e-5
         assert slope < 5e-3
         assert off_loss > 1e3 * loss
@@ -73,13 +88,30 @@ def test_inputs_are_the_students_own_samples():
 
 
 def test_shifted_the_teacher_sets_out_further_on():
-    objective = method(exact(), shift=0.5, solver_steps=64)
+    objective = method(exact(), "renoise", shift=0.5, solver_steps=64)
     x_t, t = torch.randn(100, 2, generator=torch.Generator().manual_seed(0)).double(), TIMES[1]
     x0 = torch.ones_like(x_t)
-    found = objective.target(x_t, x0, t, batch(100))
+    found = objective.target(1, x_t, x0, batch(100))
     x_u = ddim_step(Trig(), x_t, x0, t, t / 2)
     want = DATA.consistency(x_u, (t / 2).expand(100))
     torch.testing.assert_close(found, want, atol=3e-3, rtol=0)
+
+
+@pytest.mark.parametrize("schedule", [Trig(), Linear()])
+def test_the_students_own_row_lands_where_the_target_says(schedule):
+    """Of the first step, whose noise is corrected, and of a later one."""
+    data = Gaussian([0.7, -0.4], 0.5, schedule)
+    student = Denoiser(Affine(data.consistency), schedule, Prediction.X0).requires_grad_(False)
+    setup = replace(method(exact()).setup, teacher=data.denoiser(), student=student)
+    objective = BackwardDistill(BackwardDistill.Config(solver_steps=64), setup)
+    x_t = torch.randn(100, 2, generator=torch.Generator().manual_seed(0)).double()
+    for index in (0, 1):
+        row, (t, s) = objective.steps.rows[index], TIMES[index : index + 2]
+        x0 = objective.target(index, x_t, x_t, batch(100))  # of a network that predicts it
+        landed = row.a * x_t + row.b * x0
+        torch.testing.assert_close(
+            landed, data.flow(x_t, t.expand(100), s.expand(100)), atol=3e-3, rtol=0
+        )
 
 
 @pytest.mark.parametrize("kind", list(Prediction))

@@ -143,6 +143,19 @@ def test_no_loss_where_the_teachers_path_is_straight(kind):
 
 
 @pytest.mark.parametrize("kind", [PiFlow, ArcFlow])
+def test_errors_compared_as_x0_weigh_the_same_at_all_times(kind):
+    """Off by d in x0 everywhere, the velocity is off by d / tau, which tau takes back."""
+    teacher = Denoiser(Still(0.7), Trig(), Prediction.X0)
+    student = Denoiser(Still(0.6), Trig(), Prediction.X0)
+    for states in (1, 3):
+        config = kind.Config(compare="x0", states=states)
+        loss = kind(config, setup_of(student, teacher)).loss("student", batch())
+        assert loss.total.item() == pytest.approx(0.1**2, rel=1e-4)
+        plain = kind(kind.Config(states=states), setup_of(student, teacher))
+        assert plain.loss("student", batch()).total > 1.2 * loss.total
+
+
+@pytest.mark.parametrize("kind", [PiFlow, ArcFlow])
 def test_the_student_that_is_done_is_the_network_without_its_heads(kind):
     torch.manual_seed(0)
     student = Denoiser(Still(0.5), Trig(), Prediction.X0)
