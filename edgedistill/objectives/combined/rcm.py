@@ -1,0 +1,107 @@
+"""Score-regularised continuous-time consistency: sCM and distribution matching, jointly.
+
+Zheng et al. 2025, "Large Scale Diffusion Distillation via Score-Regularized Continuous-Time
+Consistency" (rCM, arXiv 2510.08431). The consistency loss on the teacher's paths is a forward
+divergence: it covers every mode and blurs. Distribution matching on the student's own samples is
+a reverse one: it sharpens and may drop modes. Their sum needs no pairs of the teacher, no GAN, and
+no regression.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from edgedistill.diffusion.boundary import consistency_function
+from edgedistill.diffusion.denoiser import Condition, Denoiser
+from edgedistill.diffusion.losses import matching_gradient, surrogate_loss
+from edgedistill.diffusion.step_table import Boundary
+from edgedistill.diffusion.times import stratified
+from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Setup
+from edgedistill.objectives.consistency.scm import SCM
+from edgedistill.objectives.matching.parts import FakeScore, View, health
+from edgedistill.objectives.matching.rollout import Levels, Rollout, renoised
+
+__all__ = ["RCM", "Consistent"]
+
+
+class Consistent(Denoiser):
+    """A denoiser's network under its consistency function: x0 at t = 0 is x_t itself.
+
+    Args:
+        denoiser: The denoiser; its network is shared.
+        boundary: The boundary that makes its x0 a consistency function.
+    """
+
+    def __init__(self, denoiser: Denoiser, boundary: Boundary) -> None:
+        super().__init__(denoiser.net, denoiser.schedule, denoiser.prediction)
+        self.boundary = boundary
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
+    ) -> Tensor:
+        x0 = super().forward(x_t, t, cond, net_time)
+        return consistency_function(self.boundary, x_t, x0, t.expand(len(x_t)))
+
+
+class RCM(Objective):
+    """Trains the sCM loss plus `matching_weight` times DMD's, each on inputs of its own."""
+
+    class Config(SCM.Config):
+        """Hyperparameters (the authors' for Wan 2.1)."""
+
+        matching_weight: float = Field(0.01, ge=0)
+        """Weight of distribution matching; 0 is `scm`."""
+        turns: int = Field(5, ge=1, le=1_000)
+        """Updates of fake_score to one of the student."""
+        fake_score: Optim = Optim()
+
+    name = "rcm"
+
+    def __init__(self, config: RCM.Config, setup: Setup) -> None:
+        self.config, self.setup = config, setup
+        self.scm = SCM(config, setup)
+        self.teacher, self.student = setup.teacher, setup.student
+        generator = Consistent(setup.student, self.scm.boundary())
+        self.rollout = Rollout(generator, setup.times, setup.sampler)
+        self.levels = Levels(0.02, 0.98)
+        self.fake_score = FakeScore(setup, head=False)
+
+    def players(self) -> list[Player]:
+        fake = Player("fake_score", self.fake_score.net, self.config.fake_score)
+        return [fake, Player("student", self.student, self.setup.optim, every=self.config.turns)]
+
+    def followers(self) -> dict[str, nn.Module]:
+        return self.scm.followers()
+
+    def boundary(self) -> Boundary:
+        return self.scm.boundary()
+
+    def loss(self, player: str, batch: Batch) -> Losses:
+        if player == "fake_score":
+            return self.denoising(batch)
+        losses = self.scm.loss("student", batch)
+        if self.config.matching_weight == 0:
+            return losses
+        sample = self.rollout(batch)
+        with torch.no_grad():
+            noised = renoised(self.student, sample.x0, self.levels(batch), batch)
+            real = self.teacher(noised.x_t, noised.t, batch.cond)
+            fake = self.fake_score.x0(noised.x_t, noised.t, batch.cond)
+            gradient = torch.nan_to_num(matching_gradient(sample.x0, real, fake))
+        view = View(sample.x0.detach(), noised.x_t, noised.t, real, fake)
+        matching = surrogate_loss(sample.x0, gradient)
+        logs = {
+            f"scores/{name}": value for name, value in health(view, gradient, batch.x0).items()
+        }
+        return losses.plus("dmd", self.config.matching_weight, matching, **logs)
+
+    def denoising(self, batch: Batch) -> Losses:
+        """Return the fake score's loss on the student's samples, at all levels of noise."""
+        with torch.no_grad():
+            sample = self.rollout(batch)
+            t = stratified(len(sample.x0), batch.generator)
+            noised = renoised(self.student, sample.x0, t, batch)
+        loss = self.fake_score.denoising(noised, batch.cond)
+        return Losses(loss, {"denoising": loss.detach()})
