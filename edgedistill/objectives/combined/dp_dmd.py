@@ -12,8 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from edgedistill.diffusion.losses import matching_gradient
 from edgedistill.objectives.base import Batch, Losses, Setup
-from edgedistill.objectives.matching.dmd2 import DMD2
+from edgedistill.objectives.matching.parts import Matching
 from edgedistill.objectives.matching.rollout import TeacherRegression
 
 __all__ = ["DPDMD"]
@@ -28,18 +29,18 @@ class FirstStep(TeacherRegression):
         return times[0], times[1] if deterministic else torch.zeros_like(times[0])
 
 
-class DPDMD(DMD2):
-    """Trains the first step by regression, and the later ones by DMD2 without a GAN.
+class DPDMD(Matching):
+    """Trains the first step by regression, and the later ones by DMD.
 
     Raises:
         ValueError: For a student of one step, which would match nothing.
     """
 
-    class Config(DMD2.Config):
+    class Config(Matching.Config):
         """Hyperparameters."""
 
-        gan_weight: float = Field(0.0, ge=0)
-        """Weight of a GAN term on the later steps."""
+        turns: int = Field(5, ge=1, le=1_000)
+        """Updates of fake_score to one of the student."""
 
     name = "dp-dmd"
 
@@ -57,7 +58,10 @@ class DPDMD(DMD2):
         shared = batch.shared.get_state()
         index = self.rollout.index(batch)
         batch.shared.set_state(shared)
-        if index > 0:
-            return super().student_loss(batch)
-        regression = self.first(batch)
-        return Losses(regression, {"first": regression.detach()})
+        if index == 0:
+            regression = self.first(batch)
+            return Losses(regression, {"first": regression.detach()})
+        sample = self.rollout(batch)
+        view = self.view(sample, batch)
+        gradient = matching_gradient(view.x0, view.real, view.fake)
+        return self.descent(sample, view, gradient, batch)

@@ -43,21 +43,23 @@ def test_the_student_descends_the_sum_of_both():
     assert one[1] < 0
 
 
-def test_the_fake_score_learns_samples_that_obey_the_boundary():
-    student = located([0.3, -0.2], 0.8)
-    boundary = noise_boundary(Trig(), 0.5)
+def test_samples_obey_the_boundary():
+    student, boundary = located([0.3, -0.2], 0.8), noise_boundary(Trig(), 0.5)
     x_t, t = torch.randn(50, 2), torch.rand(50)
     found = Consistent(student, boundary)(x_t, t, {})
     want = consistency_function(boundary, x_t, student(x_t, t, {}), t)
     torch.testing.assert_close(found, want)
-    zero = torch.zeros(50)
-    torch.testing.assert_close(Consistent(student, boundary)(x_t, zero, {}), x_t)
-    objective = method(RCM, student, steps=2)
-    assert objective.fake_score.net is not None
+    torch.testing.assert_close(Consistent(student, boundary)(x_t, torch.zeros(50), {}), x_t)
+
+
+def test_the_fake_score_learns_the_students_samples_and_does_not_move_it():
+    student, fake = located([0.3, -0.2], 0.8), located([0.0, 0.0], 0.5)
+    objective = method(RCM, student, fake=fake, steps=2)
     assert [player.name for player in objective.players()] == ["fake_score", "student"]
-    loss = objective.loss("fake_score", batch(64)).total
-    loss.backward()
+    objective.loss("fake_score", batch(4096)).total.backward()
     assert student.net.mean.grad is None
+    assert fake.net.mean.grad[0] < 0  # towards 0.3
+    assert fake.net.mean.grad[1] > 0
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "renoise"])
