@@ -17,7 +17,7 @@ from edgedistill.diffusion.boundary import consistency_function
 from edgedistill.diffusion.denoiser import Condition, Denoiser
 from edgedistill.diffusion.losses import matching_gradient, surrogate_loss
 from edgedistill.diffusion.step_table import Boundary
-from edgedistill.diffusion.times import stratified
+from edgedistill.diffusion.times import TimeSampling, stratified
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Setup
 from edgedistill.objectives.consistency.scm import SCM
 from edgedistill.objectives.matching.parts import FakeScore, View, health
@@ -53,6 +53,8 @@ class RCM(Objective):
 
         matching_weight: float = Field(0.01, ge=0)
         """Weight of distribution matching; 0 is `scm`."""
+        matching_times: TimeSampling = TimeSampling(low=0.02, high=0.98)
+        """Distribution of the noise at which the two scores are compared."""
         turns: int = Field(5, ge=1, le=1_000)
         """Updates of fake_score to one of the student."""
         fake_score: Optim = Optim()
@@ -65,7 +67,7 @@ class RCM(Objective):
         self.teacher, self.student = setup.teacher, setup.student
         generator = Consistent(setup.student, self.scm.boundary())
         self.rollout = Rollout(generator, setup.times, setup.sampler)
-        self.levels = Levels(0.02, 0.98)
+        self.levels = Levels(config.matching_times, setup.student.schedule)
         self.fake_score = FakeScore(setup, head=False)
 
     def players(self) -> list[Player]:
