@@ -118,6 +118,7 @@ WORDS: dict[str, tuple[str, ...]] = {
         "train.steps=6000",
     ),
     "meanflow": ("train.steps=6000",),
+    "pi-flow": ("train.steps=6000",),
     "tract": ("objective.segments=[32,1]",),
     "ufogen": STEEP,
 }
