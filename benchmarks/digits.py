@@ -2,7 +2,7 @@
 
 `python benchmarks/digits.py [--out runs/digits] [--teachers NAME,...]` trains what `--out` lacks
 and prints two tables. The first compares our 25 steps with diffusers' own for every combination
-of schedule, clipping, prediction, size and classes. The second distils six class-conditional
+of schedule, clipping, prediction, size and classes. The second distils seven class-conditional
 teachers to 4 steps and 1 step, and says what share of 1,000 samples a support vector machine gives
 the class that was asked for, with the ort bundles in fp32 and int8. A killed run goes on where it
 stood.
@@ -61,6 +61,7 @@ TEACHERS = {
     "cosine eps unclipped": Kind("squaredcos_cap_v2", "epsilon", False),
     "cosine v clipped": Kind("squaredcos_cap_v2", "v_prediction", True),
     "linear eps clipped": Kind("linear", "epsilon", True),
+    "linear v clipped": Kind("linear", "v_prediction", True),
     "linear sample unclipped": Kind("linear", "sample", False),
     "cosine eps clipped 28x28": Kind("squaredcos_cap_v2", "epsilon", True, 28, 4000),
 }
