@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
-from edgedistill.common.files import atomic_folder, read_json, write_json
+from edgedistill.common.files import atomic_folder, read_json, recover, write_json
 from edgedistill.common.finite import all_finite, bad_weight
 from edgedistill.common.hashes import check_files, files_in, sha256_of, sha256_of_all
 from edgedistill.common.progress import remark
@@ -94,10 +94,13 @@ def load(
 ) -> dict[str, Any]:
     """Read a checkpoint into networks and optimizers and return its state.
 
+    What a killed process left beside it is removed.
+
     Raises:
         ValueError: If the checkpoint has another schema, is damaged or does not fit; names the
             file. Networks and optimizers are then undefined.
     """
+    recover(checkpoint)
     state = _read_state(checkpoint)
     for name, net in nets.items():
         with _naming(checkpoint / f"{name}.safetensors") as file:

@@ -467,6 +467,16 @@ def test_damage_to_the_newest_checkpoint_is_named_and_the_older_one_is_taken(tmp
     assert torch.equal(ends.weight, again.ema.net.weight)
 
 
+def test_a_run_that_is_taken_up_removes_what_a_killed_one_left_beside_its_checkpoints(tmp_path):
+    """The newest checkpoint may be whole, so that no later one is written beside the remains."""
+    left = two_checkpoints(tmp_path).with_name(".step-00000006-abcdefgh.part")
+    left.mkdir()
+    (left / "new").mkdir()
+    trainer = trainer_of(tmp_path, Double(student()), checkpoint_every=3)
+    assert trainer.resume() == 6
+    assert not left.exists()
+
+
 def test_two_files_of_a_checkpoint_that_were_swapped_are_seen(tmp_path):
     newest = two_checkpoints(tmp_path)
     shutil.copy(newest / "student.safetensors", newest / "ema.safetensors")
