@@ -126,6 +126,8 @@ def init(teacher: str, out: Path, wishes: Wishes) -> Recipe:
     if out.exists():
         raise ValueError(f"--out {out}: exists; choose another name")
     check_writable(out, f"--out {out}")
+    if teacher.startswith((".", "/", "~")) and not Path(teacher).expanduser().exists():
+        raise ValueError(f"no teacher at {teacher!r}: no such file or folder")
     family = wishes.family or detect_family(teacher)
     if family is None:
         raise ValueError(f"{teacher}: name its --family, one of {', '.join(FAMILIES_HERE)}")

@@ -62,6 +62,14 @@ def test_a_folder_of_one_s_own_is_planned(run, here, tiny_sd):
     assert planned_networks(recipe).core == "unet"
 
 
+@pytest.mark.parametrize("words", [[], ["--family", "sdxl"]])
+def test_a_teacher_that_is_not_there_is_named(run, here, words):
+    code, out, err = run("./mine", *words, "--prompts", "prompts.txt", "--out", "own.yaml")
+    assert (code, out) == (2, "")
+    assert err.strip().endswith("no teacher at './mine': no such file or folder")
+    assert not (here / "own.yaml").exists()
+
+
 @pytest.mark.parametrize("method", ["dmd2", "tdm", "ladd"])
 def test_another_method_takes_the_settings_of_its_family(here, method):
     wishes = Wishes(prompts="prompts.txt", method=method)
