@@ -98,7 +98,7 @@ def _allows(kind: Any, settings: dict[str, Any]) -> bool:
     """Whether diffusers makes a scheduler with these settings."""
     try:
         kind(**settings)
-    except (ValueError, NotImplementedError, ImportError):
+    except (ValueError, NotImplementedError, ImportError):  # how diffusers refuses settings
         return False
     return True
 

@@ -32,7 +32,7 @@ import torch
 
 from edgedistill import recipes
 from edgedistill.runs.run import Run
-from edgedistill.teachers.families import stable_diffusion  # noqa: F401
+from edgedistill.teachers.families import stable_diffusion  # noqa: F401  imported as peft is
 
 MODES = ("copies", "adapters")
 MIB = 2**20

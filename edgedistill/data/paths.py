@@ -235,7 +235,8 @@ def _fault(shard: Path, spec: PathSpec, shape: tuple[int, ...], *, hashed: bool)
     with safe_open(shard, "pt") as file:
         metadata = file.metadata() or {}
         found = tuple(file.get_slice("path").get_shape())
-        captions = file.get_tensor("caption") if "caption" in file.keys() else None  # noqa: SIM118
+        names = file.keys()  # a safetensors file is no mapping: `in file` fails
+        captions = file.get_tensor("caption") if "caption" in names else None
     if metadata.get("spec") != spec.digest:
         return "of other paths"
     if hashed and metadata.get("file") != shard.name:
