@@ -106,6 +106,14 @@ def doctor(
 _UsageError: Any = typer.BadParameter.__base__
 
 
+class _Stopped(SystemExit):
+    """Exit by a signal, with the shell's code for it."""
+
+
+def _stop(number: int, frame: object) -> None:
+    raise _Stopped(128 + number)
+
+
 def main() -> None:
     """Run the command line; exit 0 done, 1 failed, 2 asked wrongly, 130 interrupted."""
     settle()
@@ -113,13 +121,16 @@ def main() -> None:
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+            signal.signal(number, _stop)
     debug = "--debug" in sys.argv
     try:
         code = app(standalone_mode=False) or 0
         put("")  # a pipe without a reader shows itself here, not at exit
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except _Stopped as stop:
+        say(f"stopped by {signal.Signals(int(str(stop.code)) - 128).name}")
+        raise
     except _UsageError as error:
         sys.exit(misused(error))
     except Exception as error:

@@ -89,7 +89,12 @@ def init(
     place = out or Path(f"{Path(teacher).name.removesuffix('.safetensors')}.yaml")
     recipe = write(teacher, place, _completed(teacher, wishes) if asks else wishes)
     answer(str(place))
-    log.info(f"{recipe.description}, by {recipe.objective['name']}. What to do next:")
+    log.info(f"{recipe.description}, by {recipe.objective['name']}.")
+    if recipe.data.pictures is None and "samples" in recipe.data.model_fields_set:
+        log.info(
+            f"It trains on {recipe.data.samples} samples that the teacher makes (data.samples)."
+        )
+    log.info("What to do next:")
     log.info(f"  edgedistill plan recipe={place} --memory 24GB")
     log.info(f"  edgedistill distill recipe={place}")
 

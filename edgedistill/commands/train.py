@@ -59,6 +59,10 @@ def distill(
         say(f"{stop}; a checkpoint is in {place[0]}/checkpoints. To go on:")
         say(f"  {again}")
         sys.exit(INTERRUPTED)
+    except (KeyboardInterrupt, SystemExit):
+        if not place:
+            say("stopped before training began; run the same command again")
+        raise
     answer(f"{made.product.name} {made.product}")
 
 

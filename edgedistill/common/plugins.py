@@ -13,12 +13,24 @@ from edgedistill.common.reading import short
 __all__ = ["names", "resolve", "unknown"]
 
 
-def unknown(what: str, name: str, choices: Iterable[str]) -> ValueError:
-    """Make a one-line ValueError that names the value, the nearest choice and all of them."""
+def unknown(
+    what: str, name: str, choices: Iterable[str], listed_by: str | None = None
+) -> ValueError:
+    """Make a one-line ValueError that names the value, the nearest choice and all of them.
+
+    Args:
+        what: Kind of the name.
+        name: The name.
+        choices: The names that exist.
+        listed_by: Command that lists them, where they are too many for a line; the error names
+            it and up to three near names instead.
+    """
     ordered = sorted(choices)
-    near = difflib.get_close_matches(name[:100], ordered, 1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return ValueError(f"unknown {what} {short(name)}{hint}; choose from {', '.join(ordered)}")
+    near = difflib.get_close_matches(name[:100], ordered, 3 if listed_by else 1)
+    *first, last = [repr(word) for word in near] or [""]
+    hint = f" (did you mean {', '.join(first)}{' or ' if first else ''}{last}?)" if near else ""
+    rest = f"`{listed_by}` lists all" if listed_by else f"choose from {', '.join(ordered)}"
+    return ValueError(f"unknown {what} {short(name)}{hint}; {rest}")
 
 
 def names(table: Mapping[str, str], group: str) -> list[str]:

@@ -69,8 +69,9 @@ def tell_weights(prompts: Sequence[str], what: str = "") -> None:
     """Report in one line that prompts have weights, as in other programs; here they are text."""
     found = [match[0] for match in map(_WEIGHT.search, prompts) if match]
     if found:
+        have = "prompt has" if len(found) == 1 else "prompts have"
         remark(
-            f"{what}{len(found)} of {len(prompts)} prompts have weights such as "
+            f"{what}{len(found)} {have} weights such as "
             f"{short(found[0])}: they are read as plain text"
         )
 

@@ -34,7 +34,7 @@ def find(name: str) -> Path:
         return Path(name)
     table = shipped()
     if name not in table:
-        raise unknown("recipe", name, table)
+        raise unknown("recipe", name, table, "edgedistill recipes")
     return table[name]
 
 

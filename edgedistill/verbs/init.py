@@ -16,7 +16,7 @@ from edgedistill.common.files import check_writable, read_json, write_text
 from edgedistill.common.plugins import unknown
 from edgedistill.planning.architectures import find
 from edgedistill.recipes.files import layered
-from edgedistill.recipes.schema import Recipe
+from edgedistill.recipes.schema import DataSection, Recipe
 from edgedistill.teachers.loading import FAMILIES
 
 __all__ = ["FAMILIES_HERE", "Wishes", "defaults", "detect_family", "init", "needs_data"]
@@ -48,6 +48,9 @@ BASES = {
     "wan": "wan-4step",
 }
 """Shipped recipe by family whose settings the new one takes."""
+
+SAMPLES: int = DataSection.model_fields["samples"].default
+"""Samples that a teacher makes by default."""
 
 FAMILIES_HERE = tuple(sorted([*BASES, "unet2d"]))
 """Families that a recipe can be written for."""
@@ -110,6 +113,12 @@ def needs_data(teacher: str, family: str) -> bool:
     return not (folder / "data.safetensors").is_file()
 
 
+def makes_samples(teacher: str, family: str, wishes: Wishes) -> bool:
+    """Whether the teacher will make the samples that its student is trained on."""
+    own = family not in WITHOUT_TEXT and not needs_data(teacher, family) and not wishes.prompts
+    return wishes.pictures is None and not own
+
+
 def init(teacher: str, out: Path, wishes: Wishes) -> Recipe:
     """Write a recipe file for a teacher, and return the recipe as it loads.
 
@@ -164,6 +173,8 @@ def _sections(teacher: str, family: str, wishes: Wishes) -> dict[str, Any]:
     given = {key: value for key, value in named.items() if value}
     if given:
         found["data"] = found.get("data", {}) | given
+    if makes_samples(teacher, family, wishes):
+        found["data"] = {"samples": SAMPLES} | found.get("data", {})
     steps = found["student"]["steps"]
     description = f"{Path(teacher).name}, {steps} step{'s' if steps > 1 else ''}"
     ordered = ("teacher", "student", "objective", "data")

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +68,7 @@ def places(tmp_path_factory, two_modes, tiny_sd) -> dict[str, str]:
 
 LCM = "recipe=mixture-lcm"
 WRONG = [
-    ("distill recipe=mixture-lmc", "'mixture-lmc' (did you mean 'mixture-lcm'?)"),
+    ("distill recipe=mixture-lmc", "'mixture-lmc' (did you mean 'mixture-lcm', "),
     ("distill recipe=no/such.yaml", "'no/such.yaml'"),
     ("distill train.steps=3", "name a recipe"),
     (f"distill {LCM} train.step=3", "train.step (did you mean train.steps?)"),
@@ -311,3 +313,29 @@ def test_ctrl_c_is_answered(run, monkeypatch):
 
     monkeypatch.setattr(doctor, "examine", interrupt)
     assert run("doctor")[::2] == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [("SIGTERM", 143, "stopped by SIGTERM"), ("SIGINT", 130, "interrupted")],
+)
+def test_a_signal_before_training_ends_in_two_lines(run, monkeypatch, name, code, said):
+    number = getattr(signal, name)
+
+    def stopped(*arguments, **keywords):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr("edgedistill.verbs.training.open_run", stopped)
+    kept = {
+        each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    }
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        ended = run("distill", "recipe=mixture-lcm")
+    finally:
+        for each, handler in kept.items():
+            signal.signal(each, handler)
+    before = "stopped before training began; run the same command again"
+    assert ended == (code, "", f"{before}\n{said}\n")

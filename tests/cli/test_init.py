@@ -62,6 +62,26 @@ def test_a_folder_of_one_s_own_is_planned(run, here, tiny_sd):
     assert planned_networks(recipe).core == "unet"
 
 
+@pytest.mark.parametrize(
+    ("teacher", "words", "made"),
+    [
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", ["--prompts", "prompts.txt"], 256),
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", ["--pictures", "pictures"], None),
+        ("google/ddpm-cifar10-32", [], 256),
+        ("google/ddpm-cifar10-32", ["--pictures", "pictures"], None),
+        ("emoji", [], None),
+        ("emoji", ["--prompts", "prompts.txt"], 256),
+    ],
+)
+def test_samples_that_the_teacher_makes_are_told_and_in_the_recipe(run, teacher, words, made):
+    code, _, err = run(teacher, *words, "--out", "own.yaml")
+    assert code == 0, err
+    data = recipes.load("own.yaml").data
+    said = f"It trains on {made} samples that the teacher makes (data.samples)."
+    assert ("samples" in data.model_fields_set) == (made is not None)
+    assert (said in " ".join(err.split())) == (made is not None)
+
+
 @pytest.mark.parametrize("words", [[], ["--family", "sdxl"]])
 def test_a_teacher_that_is_not_there_is_named(run, here, words):
     code, out, err = run("./mine", *words, "--prompts", "prompts.txt", "--out", "own.yaml")

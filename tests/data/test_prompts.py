@@ -27,8 +27,14 @@ def test_weights_in_prompts_are_text_and_said_to_be(tmp_path, capsys, prompt, we
     (tmp_path / "p.txt").write_text(f"plain\n{prompt}\n{prompt}, again\n")
     assert read_prompts(tmp_path / "p.txt")[1] == prompt
     said = " ".join(capsys.readouterr().err.split())
-    line = f"2 of 3 prompts have weights such as '{weight}': they are read as plain text"
+    line = f"2 prompts have weights such as '{weight}': they are read as plain text"
     assert said == (f"{tmp_path / 'p.txt'}: {line}" if weight else "")
+
+
+def test_one_prompt_with_weights_is_one(tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("a (red:1.2) apple\n")
+    read_prompts(tmp_path / "p.txt")
+    assert "1 prompt has weights" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.fixture

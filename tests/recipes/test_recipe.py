@@ -38,6 +38,15 @@ def test_unknown_key_names_the_nearest(override, message):
         recipes.load("mixture-lcm", [override])
 
 
+def test_an_unknown_recipe_names_near_ones_and_not_all_hundred():
+    with pytest.raises(ValueError, match="unknown recipe 'emoji-4stp'") as raised:
+        recipes.load("emoji-4stp")
+    line = str(raised.value)
+    assert "(did you mean 'emoji-4step', " in line
+    assert line.endswith("; `edgedistill recipes` lists all")
+    assert len(line) < 160
+
+
 def test_unknown_key_of_a_method_names_the_nearest():
     with pytest.raises(ValueError, match=r"objective\.turn \(did you mean objective\.turns\?\)"):
         recipes.load("mixture-dmd2", ["objective.turn=4"])
