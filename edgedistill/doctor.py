@@ -5,13 +5,14 @@ Nothing heavy is imported: versions come from the packages' metadata, GPUs from 
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from edgedistill_runtime.machine import cores
 
 __all__ = ["examine", "report_lines"]
 
@@ -51,7 +52,7 @@ def examine(everything: bool = False) -> dict[str, Any]:
     return {
         "system": platform.platform(),
         "python": platform.python_version(),
-        "cores": _cores(),
+        "cores": cores(),
         "gpus": gpu_names(),
         "targets": _targets(),
         "packages": packages,
@@ -75,12 +76,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def gpu_names(drivers: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:

@@ -11,6 +11,7 @@ __all__ = [
     "KINDS",
     "SOLVERS",
     "gpu_names",
+    "purposes",
     "recipe_families",
     "recipe_names",
     "recipe_words",
@@ -98,6 +99,13 @@ def target_precisions(context: typer.Context, incomplete: str) -> list[str]:
 def gpu_names(incomplete: str) -> list[str]:
     """Return the GPUs whose figures are known that begin with a text."""
     return _beginning(incomplete, GPUS)
+
+
+def purposes(incomplete: str) -> list[str]:
+    """Return the purposes of `export --for` that begin with a text."""
+    from edgedistill_export.kept_choice import PURPOSES
+
+    return _beginning(incomplete, PURPOSES)
 
 
 def student_kinds(incomplete: str) -> list[str]:

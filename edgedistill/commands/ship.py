@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgedistill.commands.complete import (
     KINDS,
     SOLVERS,
+    purposes,
     student_kinds,
     target_names,
     target_precisions,
@@ -18,6 +20,7 @@ from edgedistill.commands.complete import (
 from edgedistill.commands.general import Json, write_figures
 from edgedistill.common.progress import answer, bar, say
 from edgedistill.common.tables import paragraph, show
+from edgedistill_runtime.manifest import Manifest
 
 if TYPE_CHECKING:
     from edgedistill_export.settings import ExportSettings
@@ -40,9 +43,19 @@ def export(
             metavar="TARGET",
             autocompletion=target_names,
             help="Where the bundle will run: ort, openvino, trt, coreml, executorch, web, or all "
-            "that build here. Can be given several times.",
+            "that build here. Can be given several times. With auto, the bundles that run on this "
+            "device are built and measured, and the best is named.",
         ),
     ] = None,
+    purpose: Annotated[
+        str,
+        typer.Option(
+            "--for",
+            metavar="PURPOSE",
+            autocompletion=purposes,
+            help="What target auto chooses for: latency, throughput, memory, size or start.",
+        ),
+    ] = "latency",
     precision: Annotated[
         list[str] | None,
         typer.Option(
@@ -120,49 +133,112 @@ def export(
 
     Example: edgedistill export --target ort --target openvino --precision int8 --min-psnr 35
     """
-    from edgedistill.data import read_prompts
     from edgedistill.verbs.places import newest, student_at
-    from edgedistill.verbs.students import export_all
-    from edgedistill_export.many import as_json, memory_lines, pairs, table
-    from edgedistill_export.optimum import check_layouts, write_layouts
-    from edgedistill_export.settings import ExportSettings
-    from edgedistill_export.terms import notes_of
+    from edgedistill_export.kept_choice import AUTO, check_alone
 
     folder = student_at(student) if student else newest()
-    settings = ExportSettings(
-        options=dict(_pair(word) for word in option or ()),
-        prompts=read_prompts(prompts) if prompts else None,
-        calibration=read_prompts(calibration) if calibration else None,
-        min_psnr=min_psnr,
-        max_size=max_size,
-        fused=fused,
-        depth=depth,
-        decoder=decoder,
-        strict=strict,
-    )
+    given: dict[str, Any] = {
+        "options": dict(_pair(word) for word in option or ()),
+        "prompts": prompts,
+        "calibration": calibration,
+        "min_psnr": min_psnr,
+        "max_size": max_size,
+        "fused": fused,
+        "depth": depth,
+        "decoder": decoder,
+        "strict": strict,
+    }
+    if target and AUTO in target:
+        check_alone(target, precision or [], out)
+        _choose(folder, purpose, given, rebuild, json)
+        return
+
+    from edgedistill_export.many import pairs
+    from edgedistill_export.optimum import check_layouts
+
+    settings = _settings(given)
     wanted = pairs(target or ["ort"], precision or [])
     check_layouts(folder, wanted, layout)
     if out and len(wanted) > 1:
         raise ValueError(f"--out names one bundle, but {len(wanted)} were asked for")
     if dry_run:
         _plan(folder, wanted, out, settings, json)
-        return
+    else:
+        _build(folder, wanted, out, settings, layout, rebuild, json)
+
+
+def _settings(given: dict[str, Any]) -> ExportSettings:
+    """Make settings, with the contents of the files that were named."""
+    from edgedistill.data import read_prompts
+    from edgedistill_export.settings import ExportSettings
+
+    files = {name: given[name] for name in ("prompts", "calibration") if given[name]}
+    return ExportSettings(**{**given, **{name: read_prompts(f) for name, f in files.items()}})
+
+
+def _build(
+    student: Path,
+    wanted: list[tuple[str, str]],
+    out: Path | None,
+    settings: ExportSettings,
+    layout: str,
+    rebuild: bool,
+    json: str | None,
+) -> None:
+    """Build bundles and tell how near each is to the student."""
+    from edgedistill.verbs.students import export_all
+    from edgedistill_export.many import as_json, memory_lines, table
+    from edgedistill_export.optimum import write_layouts
+    from edgedistill_export.terms import notes_of
+
     with bar("export", 1) as meter:
-        rows = export_all(folder, wanted, out, settings, rebuild=rebuild, progress=meter.step)
+        rows = export_all(student, wanted, out, settings, rebuild=rebuild, progress=meter.step)
     shown = write_figures([as_json(row) for row in rows], json)
     if not shown:
         show(table(rows))
-    for line in [*notes_of(folder), *(line for row in rows for line in memory_lines(row))]:
+    for line in [*notes_of(student), *(line for row in rows for line in memory_lines(row))]:
         log.info(line)
     for row in rows:
         if row.error:
             say(f"failed {row.name}: {row.error}")
         elif not shown:
             answer(f"bundle {row.place}")
-    for place in write_layouts(folder, rows, layout):
+    for place in write_layouts(student, rows, layout):
         (log.info if shown else answer)(f"{layout} {place}")
     if any(row.error for row in rows):
         raise typer.Exit(1)
+
+
+def _choose(
+    student: Path, purpose: str, given: dict[str, Any], rebuild: bool, json: str | None
+) -> None:
+    """Name the best bundle for this device, and all that were measured."""
+    from edgedistill_export.kept_choice import find_choice, key_of, table
+
+    place = None if rebuild else find_choice(student, purpose, key_of(given, _PLAIN))
+    if place is None:
+        from edgedistill.verbs.students import export_best
+
+        settings = _settings(given)
+        with bar("export", 1) as meter:
+            place = export_best(
+                student, purpose, settings=settings, rebuild=rebuild, progress=meter.step
+            )
+    choices = Manifest.read(place).choices
+    choice = next(each for each in choices if each.purpose == purpose)
+    if not write_figures({"bundle": str(place), **asdict(choice)}, json):
+        show(table(choice, place.name))
+        answer(f"bundle {place}")
+
+
+_PLAIN: dict[str, Any] = {
+    **dict.fromkeys(("prompts", "calibration", "min_psnr", "max_size", "decoder")),
+    "options": {},
+    "fused": False,
+    "depth": "",
+    "strict": True,
+}
+"""Settings of an export without options."""
 
 
 def _plan(

@@ -47,12 +47,14 @@ class ExportGraph:
         outputs: Names of its outputs.
         step: Heights and widths of the input x and of all outputs are free, as multiples of these
             numbers (height, width); None where they are fixed.
+        times: All values that the input t will have; empty if they are not known.
     """
 
     module: nn.Module
     inputs: dict[str, Tensor]
     outputs: tuple[str, ...]
     step: tuple[int, int] | None = None
+    times: tuple[float, ...] = ()
 
 
 class Teacher(ABC):

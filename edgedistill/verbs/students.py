@@ -20,12 +20,22 @@ from edgedistill.students.group import group_of
 from edgedistill.students.hub import working_copy
 from edgedistill.verbs.html import figures_html
 from edgedistill.verbs.places import settled, student_at
+from edgedistill_export.auto import choose
+from edgedistill_export.kept_choice import AUTO, check_alone, find_choice, key_of
 from edgedistill_export.many import ExportRow, export_group, export_many, pairs
 from edgedistill_export.settings import ExportSettings
 from edgedistill_runtime.hub import local_folder
 from edgedistill_runtime.manifest import Manifest
 
-__all__ = ["Bundle", "StudentDir", "adopt", "export_all", "load_bundle", "load_student"]
+__all__ = [
+    "Bundle",
+    "StudentDir",
+    "adopt",
+    "export_all",
+    "export_best",
+    "load_bundle",
+    "load_student",
+]
 
 
 class Drawing:
@@ -88,7 +98,8 @@ class StudentDir(Drawing):
         """Compile the student for a device and prove that the bundle is still the student.
 
         Args:
-            target: ort, openvino, trt, coreml, executorch, web or one that a plug-in brings.
+            target: ort, openvino, trt, coreml, executorch, web or one that a plug-in brings; or
+                auto for the bundle that is the fastest here (see `export_best`).
             precision: One of the target's precisions; its first if None.
             out: The bundle's folder; by default beside the student.
             rebuild: Whether to build a bundle that is up to date again.
@@ -98,9 +109,14 @@ class StudentDir(Drawing):
         Raises:
             ValueError: If the request is wrong, or the bundle differs from its student.
         """
-        wanted = pairs([target], [precision] if precision else [])
         place = None if out is None else Path(out)
         chosen = ExportSettings(**settings)
+        if target == AUTO:
+            check_alone([target], [precision] if precision else [], place)
+            return Bundle(
+                export_best(self.path, settings=chosen, rebuild=rebuild, progress=progress)
+            )
+        wanted = pairs([target], [precision] if precision else [])
         (row,) = export_all(self.path, wanted, place, chosen, rebuild=rebuild, progress=progress)
         if row.place is None:
             raise ValueError(f"{row.name}: {row.error}")
@@ -220,3 +236,33 @@ def export_all(
     group = group_of(student)
     build = export_group if group else export_many
     return build(group or student, wanted, out, settings, rebuild=rebuild, progress=progress)
+
+
+def export_best(
+    student: Path,
+    purpose: str = "latency",
+    *,
+    settings: ExportSettings,
+    rebuild: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Build the bundles that run on this device, measure them and return the best.
+
+    Args:
+        student: The student dir.
+        purpose: latency, throughput, memory, size or start.
+        settings: Settings of all exports.
+        rebuild: Whether to build and measure again what is known.
+        progress: Called as each part begins.
+
+    Raises:
+        ValueError: If the purpose is unknown, or no bundle can be built and proven here.
+    """
+    folder = working_copy(student)
+    if group_of(folder):
+        raise ValueError(f"{student}: several students; name one, as {folder / '0'}")
+    key = key_of(vars(settings), vars(ExportSettings()))
+    known = None if rebuild else find_choice(folder, purpose, key)
+    if known:
+        return known
+    return choose(folder, purpose, settings, key, rebuild=rebuild, progress=progress).place

@@ -19,6 +19,7 @@ from edgedistill import assets
 from edgedistill.common.files import atomic_file, read_json
 from edgedistill.common.progress import Progress
 from edgedistill.students.group import group_of
+from edgedistill_runtime.machine import cores, processor
 from edgedistill_runtime.manifest import FILE_NAME, Manifest
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
     "chart",
     "find_subjects",
     "home_of",
+    "measure",
     "run_bench",
     "subjects_of",
     "tables",
@@ -71,15 +73,17 @@ class BenchSubject:
     steps: int | None = None
     guidance: float = 1.0
 
-    def command(self, runs: int, threads: int, file: Path) -> list[str]:
-        """Return the command line of the subject's process."""
+    def command(
+        self, runs: int, threads: int, file: Path, options: Sequence[str] = ()
+    ) -> list[str]:
+        """Return the command line of the subject's process; `options` are for a bundle only."""
         module = "edgedistill_runtime.bench" if self.bundle else "edgedistill.draw.bench"
         command = [sys.executable, "-m", module, self.path, "--runs", str(runs)]
         command += ["--threads", str(threads), "--json", str(file)]
         if not self.bundle:
             command += ["--guidance", str(self.guidance)]
             command += ["--steps", str(self.steps)] if self.steps else []
-        return command
+        return [*command, *options]
 
 
 def find_subjects(paths: Sequence[str | Path]) -> list[BenchSubject]:
@@ -176,13 +180,13 @@ def run_bench(
         ValueError: If a subject cannot be loaded; contains the message of its process.
         RuntimeError: If a process fails otherwise.
     """
-    threads = threads or _cores()
+    threads = threads or cores()
     machine = _machine(threads, runs)
     results: dict[str, Any] = {}
     for done, subject in enumerate(subjects):
         if progress:
             progress(done, len(subjects), subject.name)
-        results[subject.name] = _measure(subject, runs, threads)
+        results[subject.name] = measure(subject, runs, threads)
     if progress:
         progress(len(subjects), len(subjects), "done")
     return {
@@ -198,12 +202,27 @@ def subjects_of(results: Mapping[str, Any]) -> dict[str, Any]:
     return {name: r for name, r in results.items() if isinstance(r, dict) and "p50_s" in r}
 
 
-def _measure(subject: BenchSubject, runs: int, threads: int) -> dict[str, Any]:
+def measure(
+    subject: BenchSubject, runs: int, threads: int, options: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Measure one subject in a process of its own.
+
+    Args:
+        subject: The subject.
+        runs: Number of timed calls.
+        threads: Threads of torch or of the runtime.
+        options: Further options of the process, for a bundle.
+
+    Raises:
+        ValueError: If the subject cannot be loaded; contains the message of its process.
+        RuntimeError: If the process fails otherwise.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figures.json"
-        log.debug(f"{subject.name}: {shlex.join(subject.command(runs, threads, file))}")
+        command = subject.command(runs, threads, file, options)
+        log.debug(f"{subject.name}: {shlex.join(command)}")
         process = subprocess.run(  # noqa: S603  this Python and our modules, and no shell
-            subject.command(runs, threads, file),
+            command,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             capture_output=True,
             text=True,
@@ -223,21 +242,12 @@ def _speedups(results: Mapping[str, Any]) -> dict[str, float]:
     return {name: reference / r["p50_s"] for name, r in results.items() if name != TEACHER}
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _machine(threads: int, runs: int) -> dict[str, Any]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), None)
     engines = packages_distributions().get("onnxruntime", ())  # onnxruntime, onnxruntime-gpu, ...
     return {
         "system": platform.platform(),
-        "processor": model or platform.processor() or platform.machine(),
-        "cores": _cores(),
+        "processor": processor(),
+        "cores": cores(),
         "threads": threads,
         "runs": runs,
         # A value above about 0.5 before the first subject means that something else was running.

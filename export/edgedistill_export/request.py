@@ -53,7 +53,8 @@ class Request:
             manifest.verify(self.place)
         except schema.BundleError:
             return False
-        newest = manifest.schema_version == schema.schema_for(manifest.steps)
+        oldest = schema.schema_for(manifest.steps, manifest.choices)
+        newest = manifest.schema_version == oldest
         same = newest and manifest.made_from == self.made_from
         return same and (manifest.parity.passed or not strict)
 

@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_map_only
 
 from edgedistill.teachers.base import ExportGraph
 from edgedistill_export import onnx_files
+from edgedistill_export.attention import TRANSLATIONS
+from edgedistill_export.passes.times import fold_constant_times, tabulate_times
 from edgedistill_runtime.manifest import Port
 
 __all__ = ["BATCH", "OPSET", "layer_of", "ports", "trace"]
@@ -62,12 +64,17 @@ def trace(graph: ExportGraph, path: Path) -> None:
             dynamic_shapes=shapes,
             verbose=False,
             optimize=False,
+            custom_translation_table=dict(TRANSLATIONS),
         )
         assert program is not None
         _drop_idle_squeezes(program.model)
         with _kept_epsilons(program.model):
             program.optimize()
     model = program.model
+    if graph.times:
+        tabulate_times(model, graph.times)
+    else:
+        fold_constant_times(model)
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is None or isinstance(value.shape[0], int):
             raise ValueError(f"{path.stem}: {value.name} is fixed to the batch it was traced with")

@@ -50,8 +50,10 @@ class _Recorder(nn.Module):
 
 
 def networks(student: Student) -> dict[str, ExportGraph]:
-    """Return the networks to compile, the denoiser for every size of the student's steps."""
-    graphs, shape = student.teacher.graphs(), student.teacher.sample_shape
+    """Return the networks to compile, the denoiser for the student's times and sizes."""
+    graphs, shape = dict(student.teacher.graphs()), student.teacher.sample_shape
+    times = tuple(row.t for row in student.table.rows)
+    graphs["denoiser"] = replace(graphs["denoiser"], times=times)
     if not student.table.grows:
         return graphs
     shapes = [shape_at(shape, row.size) for row in student.table.rows]

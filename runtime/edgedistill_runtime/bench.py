@@ -17,15 +17,18 @@ from edgedistill_runtime.pipeline import Pipeline
 __all__ = ["PROMPTS", "command", "main", "measure", "peak_rss_mb", "summary"]
 
 PROMPTS = ("red apple", "a cat with heart eyes", "rocket", "birthday cake")
-_WARM_UP = 3
+_WARM_UP, _LEAST = 3, 3
 
 
-def summary(draw: Callable[[int], Mapping[str, float]], runs: int) -> dict[str, Any]:
+def summary(
+    draw: Callable[[int], Mapping[str, float]], runs: int, seconds: float | None = None
+) -> dict[str, Any]:
     """Measure latencies of drawing one picture a call.
 
     Args:
         draw: Function that draws picture i and returns its seconds by stage, including "total".
         runs: Number of timed calls, after the first and a few to warm up.
+        seconds: Time after which no further call begins, once there are three; None is no limit.
 
     Returns:
         `first_s`, `p50_s`, `p90_s`, `p99_s`, and `stages`: the same percentiles by stage.
@@ -33,7 +36,11 @@ def summary(draw: Callable[[int], Mapping[str, float]], runs: int) -> dict[str, 
     first = draw(0)["total"]
     for i in range(_WARM_UP):
         draw(i)
-    timings = [draw(i) for i in range(runs)]
+    start, timings = time.perf_counter(), []
+    for i in range(runs):
+        if seconds is not None and i >= _LEAST and time.perf_counter() - start > seconds:
+            break
+        timings.append(draw(i))
     stages = {stage: _percentiles([timing[stage] for timing in timings]) for stage in timings[0]}
     return {"first_s": first, **stages.pop("total"), "stages": stages}
 
@@ -65,8 +72,12 @@ def measure(
     threads: int | None = None,
     providers: Sequence[str] | None = None,
     prompts: Sequence[str] = PROMPTS,
+    batch: int = 1,
+    seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Load a bundle and time drawing one sample a call.
+    """Load a bundle and time drawing `batch` samples a call.
+
+    `seconds` is a limit as in `summary`.
 
     Returns:
         `load_s`, what `summary` returns, `peak_rss_mb`, `target` and `precision`.
@@ -82,12 +93,13 @@ def measure(
 
     def draw(index: int) -> dict[str, float]:
         if pipe.tokenizer is None:
-            return pipe.samples(1, seed=index).timings
-        return pipe(known[index % len(known)], seed=index).timings
+            return pipe.samples(batch, seed=index).timings
+        texts = [known[(index + i) % len(known)] for i in range(batch)]
+        return pipe(texts, seed=index).timings
 
     return {
         "load_s": load_s,
-        **summary(draw, runs),
+        **summary(draw, runs, seconds),
         "peak_rss_mb": peak_rss_mb(),
         "target": pipe.manifest.target,
         "precision": pipe.manifest.precision,
@@ -137,12 +149,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure a bundle from the command line; the exit code is 2 if the bundle is wrong."""
     parser = argparse.ArgumentParser(prog="edgedistill-bench", description=__doc__)
     parser.add_argument("bundle")
-    parser.add_argument("--runs", type=int, default=50, help="pictures drawn one a call")
+    parser.add_argument("--runs", type=int, default=50, help="number of timed calls")
+    parser.add_argument("--batch", type=int, default=1, help="pictures drawn by a call")
+    parser.add_argument("--seconds", type=float, help="time after which no further call begins")
     parser.add_argument("--threads", type=int, help="threads inside an operator")
     parser.add_argument("--provider", action="append", help="execution provider, by preference")
 
     def figures(args: argparse.Namespace) -> dict[str, Any]:
-        return measure(args.bundle, args.runs, threads=args.threads, providers=args.provider)
+        return measure(
+            args.bundle,
+            args.runs,
+            threads=args.threads,
+            providers=args.provider,
+            batch=args.batch,
+            seconds=args.seconds,
+        )
 
     return command(parser, argv, figures)
 

@@ -19,6 +19,7 @@ import functools
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -37,6 +38,7 @@ __all__ = [
     "READABLE",
     "SCHEMA_VERSION",
     "BundleError",
+    "Choice",
     "Figures",
     "Graph",
     "Image",
@@ -45,6 +47,7 @@ __all__ = [
     "Parity",
     "Port",
     "Source",
+    "Speed",
     "TokenizerFile",
     "schema_for",
     "sha256",
@@ -54,12 +57,14 @@ FILE_NAME = "manifest.json"
 HASH_NAME = "manifest.sha256"
 """Name of the hash file of manifest.json, in the format of the program sha256sum."""
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 HASHED_SINCE = 3
 """Version of the schema since which there is a `HASH_NAME`."""
 PAST_SINCE = 4
 """Version of the schema since which rows of the step table use earlier ones."""
-READABLE = (2, 3, 4)
+MEASURED_SINCE = 5
+"""Version of the schema since which a bundle says how fast it is."""
+READABLE = (2, 3, 4, 5)
 
 _log = logging.getLogger(__name__)
 
@@ -168,6 +173,37 @@ class Parity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Figures of one bundle of the student, measured in processes of its own.
+
+    `p50_s` is the median of one picture a call, `pictures_per_s` the rate with several a call,
+    `start_s` the time from loading to the first picture; `peak_rss_mb` and `size_mb` are in MiB.
+    """
+
+    bundle: str
+    threads: int
+    p50_s: float
+    pictures_per_s: float
+    start_s: float
+    peak_rss_mb: float | None
+    size_mb: float
+    worst_db: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The bundles among which this one was chosen, all measured in turns on one device.
+
+    `threads` is the number with which this one is the fastest there.
+    """
+
+    device: str
+    purpose: str
+    threads: int
+    speeds: tuple[Speed, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """The student a bundle was made from."""
 
@@ -196,6 +232,7 @@ class Manifest:
     versions: dict[str, str]
     made_from: str
     more_tokenizers: tuple[TokenizerFile, ...] = ()
+    choices: tuple[Choice, ...] = ()
 
     @property
     def tokenizers(self) -> tuple[TokenizerFile, ...]:
@@ -241,6 +278,8 @@ class Manifest:
                 del row["size"]
             if not row["past"]:
                 del row["past"]
+        if not data["choices"]:
+            del data["choices"]
         text = json.dumps(data, indent=2, allow_nan=False) + "\n"
         beside.write_text(text, "utf-8", newline="\n")
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -279,8 +318,10 @@ def _verify(directory: Path, name: str, expected: str, key: str) -> None:
         raise BundleError(f"{file}: does not match {key}.sha256")
 
 
-def schema_for(steps: StepTable) -> int:
-    """Return the oldest schema that holds these steps, so that older runtimes read it too."""
+def schema_for(steps: StepTable, choices: Sequence[Choice] = ()) -> int:
+    """Return the oldest schema that holds these parts, so that older runtimes read it too."""
+    if choices:
+        return MEASURED_SINCE
     return PAST_SINCE if steps.reach else HASHED_SINCE
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgedistill_runtime.backends import Session, open_graph
 from edgedistill_runtime.hub import local_folder
+from edgedistill_runtime.machine import device
 from edgedistill_runtime.manifest import FUSED, BundleError, Manifest
 from edgedistill_runtime.noise import noise as draw_noise
 from edgedistill_runtime.steps import sample
@@ -99,7 +102,8 @@ class Pipeline:
         Args:
             directory: Directory of manifest.json, or OWNER/NAME[@REVISION] on the Hugging Face
                 Hub, which needs huggingface_hub.
-            threads: Threads inside an operator; by default all cores this process may use.
+            threads: Threads inside an operator; by default as many as were fastest on this device
+                when the bundle was chosen for it, else all cores this process may use.
             providers: Execution providers of the backend, by preference.
 
         Raises:
@@ -109,12 +113,14 @@ class Pipeline:
         directory = local_folder(directory)
         manifest = Manifest.read(directory)
         manifest.verify(directory)
-        graphs = {
-            name: open_graph(
-                manifest.backend, directory, graph, threads=threads, providers=providers
-            )
-            for name, graph in manifest.graphs.items()
-        }
+        if threads is None:
+            threads = next((c.threads for c in manifest.choices if c.device == device()), None)
+        opened = partial(
+            open_graph, manifest.backend, directory, threads=threads, providers=providers
+        )
+        with ThreadPoolExecutor(len(manifest.graphs)) as pool:  # engines compile without the GIL
+            sessions = pool.map(opened, manifest.graphs.values())
+            graphs = dict(zip(manifest.graphs, sessions, strict=True))
         return cls(manifest, graphs, open_tokenizer(manifest, directory))
 
     def __call__(

@@ -35,6 +35,7 @@ MAX_BATCH = 4096
 MAX_ROWS = 1000
 MAX_TOKENS = 2**16
 MAX_ID = 2**31
+MAX_THREADS = 4096
 MAX_NAME = 255
 """Largest number of bytes of a file's name."""
 
@@ -57,6 +58,7 @@ def check(manifest: Manifest) -> None:
         _check_files(graph, f"graphs.{name}")
         _check_ports(graph, f"graphs.{name}")
     _check_tokenizers(manifest)
+    _check_choices(manifest)
     if FUSED in manifest.graphs:
         _check_fused(manifest)
     else:
@@ -103,6 +105,15 @@ def _check_steps(manifest: Manifest) -> None:
     _need(steps.init_scale > 0, f"steps.init_scale: {steps.init_scale} is not above 0")
     if problem := steps.problem(manifest.latent.shape):
         raise Problem(f"steps.rows: {problem}")
+
+
+def _check_choices(manifest: Manifest) -> None:
+    for i, choice in enumerate(manifest.choices):
+        key = f"choices[{i}]"
+        counts = {f"{key}.threads": choice.threads}
+        counts |= {f"{key}.speeds[{j}].threads": s.threads for j, s in enumerate(choice.speeds)}
+        for name, count in counts.items():
+            _need(0 < count <= MAX_THREADS, f"{name}: {count} is no number of threads")
 
 
 # --- Parts --------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import { findProblem, short, tokenizers } from "./sense.mjs";
 import * as strictJson from "./strict_json.mjs";
 
-const READABLE = [2, 3, 4];
+const READABLE = [2, 3, 4, 5];
 /** Version from which on manifest.sha256 lies beside manifest.json. */
 const HASHED_SINCE = 3;
 const BACKEND = "ort";

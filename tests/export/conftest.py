@@ -23,6 +23,7 @@ def _trace_once():
         key = (
             path.name,
             graph.step,
+            graph.times,
             *graph.inputs,
             *(p.sum().item() for p in graph.module.parameters()),
         )

@@ -16,7 +16,8 @@ def test_what_is_planned_is_what_is_built(planar_dir, tmp_path):
     assert made.parity.samples == row.samples
     assert (made.parity.floor_db, made.parity.final_floor_db) == (row.graph_db, row.final_db)
     weights = sum(file.stat().st_size for file in out.glob("*.onnx*")) / 2**20
-    assert row.size_mb == pytest.approx(weights, rel=0.2)
+    # The plan does not know how much the time path takes, which becomes tables.
+    assert 0.75 * row.size_mb < weights < 1.05 * row.size_mb
     (again,) = plan_exports(planar_dir, wanted, out, ExportSettings())
     assert again.state == "up to date"
     other = plan_exports(planar_dir, pairs(["ort"], ["int8"]), out, ExportSettings())

@@ -71,7 +71,7 @@ def test_static_reshapes_leave_no_shape_arithmetic_and_change_nothing(traced, ba
     after = [node.op_type for node in model.graph.node]
     assert before.count("Shape") > 10
     assert after.count("Shape") == 0
-    assert len(after) < 0.9 * len(before)
+    assert len(after) <= len(before) - before.count("Shape")
     inputs = draw(graph, batch)
     expected = run(path.read_bytes(), inputs)
     np.testing.assert_array_equal(run(model.SerializeToString(), inputs), expected)

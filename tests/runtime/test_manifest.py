@@ -38,7 +38,7 @@ def put(*keys, value):
         (remove("graphs", "denoiser"), r"graphs\.denoiser: missing"),
         (
             put("schema_version", value=99),
-            "schema_version: 99 is unknown; this runtime reads 2, 3, 4",
+            "schema_version: 99 is unknown; this runtime reads 2, 3, 4, 5",
         ),
         (put("graphs", "denoiser", "sha", value=1), r"graphs\.denoiser\.sha: unknown key; choose"),
         (

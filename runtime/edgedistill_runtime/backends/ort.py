@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedistill_runtime.backends.onnx_data import external_files
+from edgedistill_runtime.machine import cores
 from edgedistill_runtime.manifest import BundleError, Graph, Port
 
 __all__ = ["MIN_COVERAGE", "OrtSession", "check_coverage", "check_provider", "load_onnxruntime"]
@@ -50,12 +50,6 @@ def load_onnxruntime() -> Any:
     return module
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 class OrtSession:
     """A session of one ONNX graph.
 
@@ -84,7 +78,7 @@ class OrtSession:
             have = ", ".join(ort.get_available_providers())
             raise ValueError(f"unknown provider {missing[0]!r}; choose from {have}")
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or _cores()
+        options.intra_op_num_threads = threads or cores()
         # A spinning worker loses more to any other busy process (3x measured on two cores with one
         # busy) than it gains on an idle machine, and it drains a battery.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

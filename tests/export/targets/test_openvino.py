@@ -243,7 +243,8 @@ def test_a_fixed_batch_runs_calls_of_any_size(student, make, tmp_path):
     with torch.no_grad():
         expected = student.net(x, t, encoder_hidden_states=states).numpy()
     call = {"x": x.numpy(), "t": t.numpy(), "encoder_hidden_states": states.numpy()}
-    for options, batch in (({}, 1), ({"batch": 2}, 2), ({"static": False}, None)):
+    cases = [({"static": True}, 1), ({"static": True, "batch": 2}, 2), ({}, None)]
+    for options, batch in cases:
         graph = make("fp32", **options)
         assert graph.batch == batch
         shape = read(tmp_path, graph).input("x").partial_shape
@@ -274,7 +275,7 @@ def test_without_calls_there_is_no_calibration(student, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"static": "false", "batch": "2"}, "batch='2': only where static=true"),
+        ({"batch": "2"}, "batch='2': only where static=true"),
         ({"batch": "0"}, "batch='0'"),
         ({"group_size": "24"}, "group_size='24': not a power of two"),
         ({"ratio": "2"}, "ratio='2'"),
@@ -294,9 +295,9 @@ def test_a_device_that_is_not_there_is_named(make, tmp_path):
 
 @pytest.mark.parametrize("providers", [["CPU"], ["AUTO"], ["AUTO", "CPU"]])
 def test_devices_get_threads_and_precision(make, tmp_path, providers):
-    graph = make("fp32", static=False)
+    graph = make("fp32")
     session = open_graph("openvino", tmp_path, graph, threads=1, providers=providers)
-    compiled = session._session._request.get_compiled_model()
+    compiled = session._session._request(1).get_compiled_model()
     assert compiled.get_property("EXECUTION_DEVICES") == ["CPU"]
     if providers == ["CPU"]:
         assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
@@ -315,6 +316,45 @@ def test_a_session_leaves_inputs_alone_and_serves_threads_in_turn(make, calls, t
     for call, copy in zip(given, before, strict=True):
         for key, value in call.items():
             np.testing.assert_array_equal(value, copy[key])
+
+
+def test_one_row_and_several_are_compiled_apart_and_agree(make, calls, tmp_path):
+    session = open_graph("openvino", tmp_path, make("fp32"), threads=1)
+    inner = session._session
+    given = [{key: value[:1] for key, value in call.items()} for call in calls["denoiser"][:3]]
+    alone = np.concatenate([session(**call)["f"] for call in given])
+    assert list(inner._requests) == [1]
+    together = session(**{key: np.concatenate([c[key] for c in given]) for key in given[0]})["f"]
+    assert list(inner._requests) == [1, None]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_a_bundle_is_compiled_once_and_again_when_what_was_kept_is_damaged(
+    student_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("EDGEDISTILL_CACHE", str(tmp_path / "kept"))
+    out = export_student(student_dir, "openvino", "fp32", tmp_path / "b")
+    assert not (tmp_path / "kept").exists()  # what is not yet proven is not kept
+    kind, counts = ov.Core, []
+
+    class Counted(kind):
+        def compile_model(self, *arguments):
+            counts.append("compile")
+            return super().compile_model(*arguments)
+
+    monkeypatch.setattr(ov, "Core", Counted)
+    first = Pipeline.load(out, threads=1)(["red apple"], seed=3)
+    assert (
+        len(counts) == len(Manifest.read(out).graphs) == len(list((tmp_path / "kept").iterdir()))
+    )
+    second = Pipeline.load(out, threads=1)(["red apple"], seed=3)
+    assert len(counts) == 3
+    np.testing.assert_array_equal(first.images, second.images)
+    for file in (tmp_path / "kept").iterdir():
+        file.write_bytes(file.read_bytes()[:-9])
+    third = Pipeline.load(out, threads=1)(["red apple"], seed=3)
+    assert len(counts) == 6
+    np.testing.assert_array_equal(first.images, third.images)
 
 
 def test_without_openvino_the_package_is_named(make, tmp_path, monkeypatch):

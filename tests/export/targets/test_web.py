@@ -332,7 +332,7 @@ def test_a_changed_or_missing_file_is_refused(copied):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 1}, "schema_version: 1 is unknown; this runtime reads 2, 3, 4"),
+        ({"schema_version": 1}, "schema_version: 1 is unknown; this runtime reads 2, 3, 4, 5"),
         ({"backend": "openvino"}, 'backend: unknown "openvino"; this runtime runs ort'),
         ({"graphs": 3}, "graphs: missing"),
         ({"tokenizer": None}, "tokenizer: must be there exactly when graphs.text_encoder is"),

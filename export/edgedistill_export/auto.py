@@ -1,0 +1,152 @@
+"""Choose the bundle that suits this device best: build candidates, prove them, measure them."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from edgedistill.common.files import atomic_folder
+from edgedistill.common.plugins import unknown
+from edgedistill.common.progress import Progress
+from edgedistill_export.bench import BenchSubject, measure
+from edgedistill_export.kept_choice import BATCH, BEST, PURPOSES, keep_choice
+from edgedistill_export.many import ExportRow, export_many
+from edgedistill_export.settings import ExportSettings
+from edgedistill_export.targets import find_target
+from edgedistill_runtime.machine import cores, device
+from edgedistill_runtime.manifest import Choice, Manifest, Speed, schema_for
+
+__all__ = ["CANDIDATES", "Chosen", "choose"]
+
+log = logging.getLogger(__name__)
+
+CANDIDATES = (
+    ("openvino", "bf16"),
+    ("openvino", "int8"),
+    ("openvino", "fp32"),
+    ("ort", "fp32"),
+    ("ort", "int8"),
+)
+"""Targets and precisions whose bundles run where they are built."""
+
+MORE = {"size": (("openvino", "int8-weights"), ("openvino", "int4-weights"))}
+"""Further candidates, by purpose."""
+
+ROUNDS, RUNS, SECONDS = 3, 20, 10.0
+"""Every candidate is measured in so many processes, in turns, each with so many calls at most."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A choice among bundles.
+
+    Attributes:
+        place: The bundle that was chosen.
+        choice: All that were measured.
+        rows: All exports, with the reasons of those that failed.
+    """
+
+    place: Path
+    choice: Choice
+    rows: tuple[ExportRow, ...]
+
+
+def choose(
+    student: Path,
+    purpose: str,
+    settings: ExportSettings,
+    key: str,
+    *,
+    rebuild: bool = False,
+    progress: Progress | None = None,
+) -> Chosen:
+    """Build every candidate that can be built here, and choose the best that passes its proof.
+
+    The bundles are ordinary ones and stay beside the student. The chosen one's manifest gets the
+    table of all.
+
+    Args:
+        student: The student dir.
+        purpose: One of `PURPOSES`.
+        settings: Settings of all exports.
+        key: Text of the settings, by which the choice is found again.
+        rebuild: Whether to build bundles that are up to date again.
+        progress: Called as each part begins.
+
+    Raises:
+        ValueError: If the purpose is unknown, or no candidate can be built and proven here.
+    """
+    if purpose not in PURPOSES:
+        raise unknown("purpose", purpose, PURPOSES)
+    pairs = (*CANDIDATES, *MORE.get(purpose, ()))
+    wanted = [pair for pair in pairs if find_target(pair[0]).problem() is None]
+    if not wanted:
+        raise ValueError("--target auto: no target that runs here is installed; see doctor")
+    rows = export_many(
+        student, wanted, None, settings, rebuild=rebuild, keep_going=True, progress=progress
+    )
+    made = [row for row in rows if row.place]
+    if not made:
+        raise ValueError(f"--target auto: no bundle passes; {rows[0].name}: {rows[0].error}")
+    speeds = _measured(made, progress)
+    best = min(speeds, key=BEST[purpose])
+    place = next(row.place for row in made if row.place and row.place.name == best.bundle)
+    choice = Choice(device=device(), purpose=purpose, threads=best.threads, speeds=tuple(speeds))
+    _record(place, choice)
+    keep_choice(student, purpose, key, place)
+    return Chosen(place, choice, tuple(rows))
+
+
+def _measured(rows: Sequence[ExportRow], progress: Progress | None) -> list[Speed]:
+    """Measure all bundles in turns, with one thread and with all cores; the faster one counts."""
+    counts = sorted({1, cores()})
+    plan = [(row, threads) for _ in range(ROUNDS) for row in rows for threads in counts]
+    found: dict[tuple[str, int], list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    for done, (row, threads) in enumerate(plan):
+        if progress:
+            progress(done, len(plan), f"{row.name} with {threads} threads")
+        subject = BenchSubject(name=row.name, path=str(row.place), bundle=True)
+        limit = ("--seconds", str(SECONDS))
+        one = measure(subject, RUNS, threads, limit)
+        many = measure(subject, RUNS // 2, threads, (*limit, "--batch", str(BATCH)))
+        found.setdefault((row.name, threads), []).append((one, many))
+    speeds = []
+    for row in rows:
+        each = [_speed(row, threads, found[row.name, threads]) for threads in counts]
+        speeds.append(min(each, key=BEST["latency"]))
+    return speeds
+
+
+def _speed(
+    row: ExportRow, threads: int, rounds: Sequence[tuple[dict[str, Any], dict[str, Any]]]
+) -> Speed:
+    assert row.place is not None
+    assert row.parity is not None
+    one, many = [first for first, _ in rounds], [second for _, second in rounds]
+    peaks = [figures["peak_rss_mb"] for figures in one]
+    return Speed(
+        bundle=row.place.name,
+        threads=threads,
+        p50_s=median(figures["p50_s"] for figures in one),
+        pictures_per_s=BATCH / median(figures["p50_s"] for figures in many),
+        start_s=median(figures["load_s"] + figures["first_s"] for figures in one),
+        peak_rss_mb=None if None in peaks else median(peaks),
+        size_mb=row.size_mb,
+        worst_db=row.parity.final.worst,
+    )
+
+
+def _record(place: Path, choice: Choice) -> None:
+    """Write the table into a bundle's manifest; a kill leaves the old bundle or the new one."""
+    manifest = Manifest.read(place)
+    others = [each for each in manifest.choices if each.purpose != choice.purpose]
+    choices = (*others, choice)
+    version = schema_for(manifest.steps, choices)
+    with atomic_folder(place) as work:
+        shutil.copytree(place, work, dirs_exist_ok=True)
+        replace(manifest, choices=choices, schema_version=version).write(work)
