@@ -103,38 +103,60 @@ def choose(
 
 
 def _measured(rows: Sequence[ExportRow], progress: Progress | None) -> list[Speed]:
-    """Measure all bundles in turns, with one thread and with all cores; the faster one counts."""
+    """Measure all bundles in turns: first with one thread and with all cores, then the faster way.
+
+    The rate of several pictures a call is measured once.
+    """
+    trial = _Trial(rows, progress)
     counts = sorted({1, cores()})
-    plan = [(row, threads) for _ in range(ROUNDS) for row in rows for threads in counts]
-    found: dict[tuple[str, int], list[tuple[dict[str, Any], dict[str, Any]]]] = {}
-    for done, (row, threads) in enumerate(plan):
-        if progress:
-            progress(done, len(plan), f"{row.name} with {threads} threads")
-        subject = BenchSubject(name=row.name, path=str(row.place), bundle=True)
-        limit = ("--seconds", str(SECONDS))
-        one = measure(subject, RUNS, threads, limit)
-        many = measure(subject, RUNS // 2, threads, (*limit, "--batch", str(BATCH)))
-        found.setdefault((row.name, threads), []).append((one, many))
-    speeds = []
+    threads = {}
     for row in rows:
-        each = [_speed(row, threads, found[row.name, threads]) for threads in counts]
-        speeds.append(min(each, key=BEST["latency"]))
-    return speeds
+        by_count = {count: trial.run(row, count)["p50_s"] for count in counts}
+        threads[row.name] = min(by_count, key=lambda count: by_count[count])
+    rates = {row.name: trial.run(row, threads[row.name], BATCH)["p50_s"] for row in rows}
+    for _ in range(ROUNDS - 1):
+        for row in rows:
+            trial.run(row, threads[row.name])
+    return [
+        _speed(row, threads[row.name], trial.found[row.name, threads[row.name]], rates[row.name])
+        for row in rows
+    ]
+
+
+class _Trial:
+    """Processes that measure bundles, one after the other."""
+
+    def __init__(self, rows: Sequence[ExportRow], progress: Progress | None) -> None:
+        self._progress, self._done = progress, 0
+        self._total = len(rows) * (len({1, cores()}) + ROUNDS)
+        self.found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        """Figures of one picture a call, by name and threads."""
+
+    def run(self, row: ExportRow, threads: int, batch: int = 1) -> dict[str, Any]:
+        """Measure one bundle in a process of its own."""
+        if self._progress:
+            self._progress(self._done, self._total, f"{row.name} is measured")
+        self._done += 1
+        subject = BenchSubject(name=row.name, path=str(row.place), bundle=True)
+        options = ("--seconds", str(SECONDS), "--batch", str(batch))
+        figures = measure(subject, RUNS, threads, options)
+        if batch == 1:
+            self.found.setdefault((row.name, threads), []).append(figures)
+        return figures
 
 
 def _speed(
-    row: ExportRow, threads: int, rounds: Sequence[tuple[dict[str, Any], dict[str, Any]]]
+    row: ExportRow, threads: int, rounds: Sequence[dict[str, Any]], batch_s: float
 ) -> Speed:
     assert row.place is not None
     assert row.parity is not None
-    one, many = [first for first, _ in rounds], [second for _, second in rounds]
-    peaks = [figures["peak_rss_mb"] for figures in one]
+    peaks = [figures["peak_rss_mb"] for figures in rounds]
     return Speed(
         bundle=row.place.name,
         threads=threads,
-        p50_s=median(figures["p50_s"] for figures in one),
-        pictures_per_s=BATCH / median(figures["p50_s"] for figures in many),
-        start_s=median(figures["load_s"] + figures["first_s"] for figures in one),
+        p50_s=median(figures["p50_s"] for figures in rounds),
+        pictures_per_s=BATCH / batch_s,
+        start_s=median(figures["load_s"] + figures["first_s"] for figures in rounds),
         peak_rss_mb=None if None in peaks else median(peaks),
         size_mb=row.size_mb,
         worst_db=row.parity.final.worst,

@@ -107,12 +107,18 @@ def keep_choice(student: Path, purpose: str, settings: str, bundle: Path) -> Non
     write_json(file, {**entries, purpose: entry})
 
 
+def _home(student: Path) -> Path:
+    """Return the student dir of a run dir, or of itself."""
+    inner = student / "student"
+    return inner if (inner / "student.json").is_file() else student
+
+
 def _file(student: Path) -> Path:
-    return student.parent / "bundles" / FILE
+    return _home(student).parent / "bundles" / FILE
 
 
 def _key(student: Path, settings: str) -> dict[str, Any]:
-    made = (student / "student.json").read_bytes()
+    made = (_home(student) / "student.json").read_bytes()
     return {
         "student": hashlib.sha256(made).hexdigest(),
         "device": device(),
