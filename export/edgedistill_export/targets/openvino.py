@@ -245,9 +245,10 @@ class OpenVINOPrecision:
     read: Callable[[Path], Model] = _mapped
     change: Callable[[Model, Job, Options], Model] = _unchanged
     half: bool = False
-    # By default, a CPU with bfloat16 uses it: 48 dB where float32 is at 70. Float16 is no faster
-    # there than float32, and with int8 around it some graphs do not compile. GPUs and NPUs compute
-    # in float16 by default.
+    # By default, a CPU with bfloat16 uses it: 48 dB where float32 is at 70, which is far above what
+    # int8 leaves, and a CPU without it computes in float32. Float16 is no faster there than
+    # float32, and with int8 around it some graphs do not compile. GPUs and NPUs compute in float16
+    # by default.
     notes: Mapping[str, str] = field(default_factory=lambda: _compute(CPU="f32"))
 
 
@@ -255,8 +256,14 @@ PRECISIONS = {
     "fp32": OpenVINOPrecision(notes=_compute(CPU="f32", GPU="f32")),
     "fp16": OpenVINOPrecision(half=True),
     "bf16": OpenVINOPrecision(half=True, notes=_compute(CPU="bf16")),
-    "int8": OpenVINOPrecision(change=_int8),
-    "int8-hybrid": OpenVINOPrecision(read=_transposed, change=_int8_hybrid),
-    "int8-weights": OpenVINOPrecision(read=_transposed, change=_int8_weights),
-    "int4-weights": OpenVINOPrecision(read=_transposed, change=_int4_weights),
+    "int8": OpenVINOPrecision(change=_int8, notes=_compute(CPU="bf16")),
+    "int8-hybrid": OpenVINOPrecision(
+        read=_transposed, change=_int8_hybrid, notes=_compute(CPU="bf16")
+    ),
+    "int8-weights": OpenVINOPrecision(
+        read=_transposed, change=_int8_weights, notes=_compute(CPU="bf16")
+    ),
+    "int4-weights": OpenVINOPrecision(
+        read=_transposed, change=_int4_weights, notes=_compute(CPU="bf16")
+    ),
 }
