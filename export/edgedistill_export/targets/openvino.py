@@ -245,10 +245,10 @@ class OpenVINOPrecision:
     read: Callable[[Path], Model] = _mapped
     change: Callable[[Model, Job, Options], Model] = _unchanged
     half: bool = False
-    # By default, a CPU with bfloat16 uses it: 48 dB where float32 is at 70, which is far above what
-    # int8 leaves, and a CPU without it computes in float32. Float16 is no faster there than
-    # float32, and with int8 around it some graphs do not compile. GPUs and NPUs compute in float16
-    # by default.
+    # By default, a CPU with bfloat16 uses it: 48 dB where float32 is at 70. That is far above what
+    # int8 leaves, so that bundles of int8 and less do so too; a CPU without it takes float32.
+    # Float16 is no faster than float32, and with int8 around it some graphs do not compile. GPUs
+    # and NPUs compute in float16 by default.
     notes: Mapping[str, str] = field(default_factory=lambda: _compute(CPU="f32"))
 
 
