@@ -37,6 +37,9 @@ CANDIDATES = (
 MORE = {"size": (("openvino", "int8-weights"), ("openvino", "int4-weights"))}
 """Further candidates, by purpose."""
 
+FUSED_FOR = ("latency",)
+"""Purposes for which the best bundle is built as one graph too, which takes minutes to compile."""
+
 ROUNDS, RUNS, SECONDS = 3, 20, 10.0
 """Every candidate is measured in so many processes, in turns, each with so many calls at most."""
 
@@ -87,19 +90,30 @@ def choose(
     wanted = [pair for pair in pairs if find_target(pair[0]).problem() is None]
     if not wanted:
         raise ValueError("--target auto: no target that runs here is installed; see doctor")
-    rows = export_many(
-        student, wanted, None, settings, rebuild=rebuild, keep_going=True, progress=progress
-    )
-    made = [row for row in rows if row.place]
+
+    def build(pairs: Sequence[tuple[str, str]], settings: ExportSettings) -> list[ExportRow]:
+        return export_many(
+            student, pairs, None, settings, rebuild=rebuild, keep_going=True, progress=progress
+        )
+
+    rows = build(wanted, settings)
+    made = {row.name: (pair, row) for pair, row in zip(wanted, rows, strict=True) if row.place}
     if not made:
         raise ValueError(f"--target auto: no bundle passes; {rows[0].name}: {rows[0].error}")
-    speeds = _measured(made, progress)
+    speeds = _measured([row for _, row in made.values()], progress)
     best = min(speeds, key=BEST[purpose])
-    place = next(row.place for row in made if row.place and row.place.name == best.bundle)
+    if purpose in FUSED_FOR and not settings.fused:
+        pair, row = made[best.bundle]
+        fused = build([pair], replace(settings, fused=True))
+        rows += fused
+        again = _measured([row, *(each for each in fused if each.place)], progress)
+        speeds = [*(speed for speed in speeds if speed.bundle != best.bundle), *again]
+        best = min(again, key=BEST[purpose])
+    home = next(row.place.parent for row in rows if row.place)
     choice = Choice(device=device(), purpose=purpose, threads=best.threads, speeds=tuple(speeds))
-    _record(place, choice)
-    keep_choice(student, purpose, key, place)
-    return Chosen(place, choice, tuple(rows))
+    _record(home / best.bundle, choice)
+    keep_choice(student, purpose, key, home / best.bundle)
+    return Chosen(home / best.bundle, choice, tuple(rows))
 
 
 def _measured(rows: Sequence[ExportRow], progress: Progress | None) -> list[Speed]:
