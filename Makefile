@@ -22,7 +22,7 @@ $(VENV)/.ready: pyproject.toml runtime/pyproject.toml Makefile
 
 demo: setup
 	$(BIN)/edgedistill distill recipe=emoji-4step
-	$(BIN)/edgedistill export --target ort --precision fp32
+	$(BIN)/edgedistill export --target auto
 	$(BIN)/edgedistill bench
 	$(BIN)/edgedistill evaluate
 	$(BIN)/edgedistill report
