@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from edgedistill.commands.general import Json, write_figures
 from edgedistill.common.progress import answer, say
 
 __all__ = ["convert"]
@@ -30,6 +31,7 @@ def convert(
     keys: Annotated[
         str, typer.Option(metavar="NAMING", help="Names of a LoRA's weights: kohya or diffusers.")
     ] = "kohya",
+    json: Json = None,
 ) -> None:
     """Convert a student to a file that other programs open, and read it back.
 
@@ -41,4 +43,5 @@ def convert(
     made = write(settled(student), to, out, precision=precision, keys=keys)
     for line in made.notes:
         say(line)
-    answer(str(made.file))
+    if not write_figures({"file": str(made.file), "notes": list(made.notes)}, json):
+        answer(str(made.file))

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from edgedistill.commands.general import Json, write_figures
 from edgedistill.common.progress import answer
 
 __all__ = ["push"]
@@ -32,6 +33,7 @@ def push(
         bool, typer.Option("--replace", help="Replace a repository that holds something else.")
     ] = False,
     message: Annotated[str, typer.Option(metavar="TEXT", help="Message of the commit.")] = "",
+    json: Json = None,
 ) -> None:
     """Push a student or a bundle to the Hugging Face Hub, with a model card and a picture.
 
@@ -40,4 +42,5 @@ def push(
     from edgedistill.verbs.publishing import push as send
 
     url = send(source, repo, private=private, prompts=prompt, replace=replace, message=message)
-    answer(url)
+    if not write_figures({"url": url}, json):
+        answer(url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -20,6 +21,7 @@ from hub_server import serving
 from tiny import make_pipeline, save
 
 import edgedistill as ed
+from edgedistill import cli
 from edgedistill.common.hashes import files_in
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.networks.planar import PlanarNet
@@ -120,6 +122,16 @@ def test_a_pushed_bundle_runs_by_its_name(hub, bundle):
 def test_a_planar_student_is_pushed_and_drawn(hub, planar):
     ed.push(planar, "me/planar")
     assert ed.load_student("me/planar").samples(count=3).shape == (3, 2)
+
+
+def test_the_command_tells_where_it_went_as_json(hub, planar, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["edgedistill", "push", str(planar), "me/told", "--json", "-"]
+    )
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert not stopped.value.code
+    assert json.loads(capsys.readouterr().out)["url"].endswith("/me/told")
 
 
 def test_a_second_push_replaces_the_first_and_keeps_its_commit(hub, planar, student):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +19,7 @@ from tiny import make_pipeline, save
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 import edgedistill as ed
+from edgedistill import cli
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.networks.adapters import Adapter, adapt
 from edgedistill.networks.planar import PlanarNet
@@ -91,6 +95,19 @@ def test_a_single_file_draws_the_students_picture(student, tmp_path):
     expected = drawn(kind.from_pretrained(folder))
     assert expected.std() > 1
     assert abs(drawn(read) - expected).max() <= 1
+
+
+def test_the_command_tells_file_and_notes_as_json(student, tmp_path, monkeypatch, capsys):
+    place = tmp_path / "one.safetensors"
+    words = ["convert", str(student[2]), str(place), "--json", "-"]
+    monkeypatch.setattr(sys, "argv", ["edgedistill", *words])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert not stopped.value.code
+    told = json.loads(capsys.readouterr().out)
+    assert told["file"] == str(place)
+    assert place.is_file()
+    assert told["notes"]
 
 
 def test_a_half_file_has_half_weights(student, tmp_path):
