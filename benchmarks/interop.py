@@ -48,9 +48,8 @@ print(type(pipe).__name__, "transformers", transformers.__version__)
 """
 
 
-def environment(name: str, packages: tuple[str, ...]) -> Path:
+def environment(folder: Path, packages: tuple[str, ...]) -> Path:
     """Make an environment with packages, unless it is there; return its Python."""
-    folder = BUILD / name
     python = folder / "bin" / "python"
     if not (folder / ".ready").is_file():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
@@ -107,7 +106,7 @@ def main() -> None:
     from edgedistill_export.bundle import export_student
     from edgedistill_export.optimum import write_optimum
 
-    python = environment("venv-optimum", OPTIMUM)
+    python = environment(BUILD / "venv-optimum", OPTIMUM)
     failed = False
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)

@@ -17,12 +17,15 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from edgedistill.teachers.base import ExportGraph
 from edgedistill.teachers.families.stable_diffusion import SDNet
@@ -35,7 +38,11 @@ from edgedistill_runtime.backends import Session, open_graph
 
 EXPORTS = (("ort", "fp32"), ("openvino", "fp16"), ("openvino", "int8"))
 CALLS = 4
+ROWS, LAYER, LAYERS = 4096, 2048, 8
+"""Sizes of the chain of matrix products."""
 MIB = 2**20
+FIGURES = "figures.json"
+"""File of an export's figures, beside the graph."""
 
 
 def network(width: int) -> ExportGraph:
@@ -67,11 +74,45 @@ def random_calls(count: int) -> list[Call]:
     ]
 
 
-def export(target: str, precision: str, folder: Path, width: int) -> dict[str, object]:
+def products(_: int) -> ExportGraph:
+    """A chain of matrix products as a graph: what the engine reaches at most."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(LAYER, LAYER, bias=False) for _ in range(LAYERS)]
+    chain = nn.Sequential(*layers).eval().requires_grad_(False)
+    return ExportGraph(chain, {"x": torch.randn(2, ROWS, LAYER)}, ("f",))
+
+
+def random_rows(count: int) -> list[Call]:
+    """Inputs of the chain, a batch of one."""
+    rng = np.random.default_rng(0)
+    return [{"x": rng.standard_normal((1, ROWS, LAYER), np.float32)} for _ in range(count)]
+
+
+GRAPHS: dict[str, tuple[Callable[[int], ExportGraph], Callable[[int], list[Call]]]] = {
+    "unet": (network, random_calls),
+    "products": (products, random_rows),
+}
+"""Function from a width to a graph, and from a count to its calls."""
+
+
+def gflop(name: str, width: int) -> float:
+    """Count the floating-point operations of a call of a graph, in 1e9; two for a product."""
+    with torch.device("meta"):
+        graph = GRAPHS[name][0](width)
+    inputs = list(graph.inputs.values())
+    with FlopCounterMode(display=False) as counter:
+        graph.module(*inputs)
+    return float(counter.get_total_flops()) / len(inputs[0]) / 1e9
+
+
+def export(
+    target: str, precision: str, folder: Path, width: int, name: str = "unet"
+) -> dict[str, object]:
     """Export in this process; figures, and the manifest's entry for what became of it."""
     goal = find_target(target)
     builder, options = goal.builder(), goal.options({})
-    graph = network(width)
+    make, calls = GRAPHS[name]
+    graph = make(width)
     stored = WeightsOnDisk(graph.module, folder / "weights")
     job = Job(
         name="denoiser",
@@ -79,7 +120,7 @@ def export(target: str, precision: str, folder: Path, width: int) -> dict[str, o
         precision=precision,
         folder=folder,
         options=options,
-        calls=lambda: random_calls(CALLS),
+        calls=lambda: calls(CALLS),
         traced=stored.forget,
     )
     gc.collect()
@@ -91,6 +132,7 @@ def export(target: str, precision: str, folder: Path, width: int) -> dict[str, o
     seconds = time.perf_counter() - start
     inputs, outputs = ports(graph, built.batch)
     return {
+        "graph": name,
         "seconds": seconds,
         "before_mb": empty.mb,
         "peak_mb": peak.mb,
@@ -155,11 +197,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--width", type=int, default=320, help="channels; 320 are SD 1.5's")
     parser.add_argument("--export", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--graph", choices=GRAPHS, default="unet", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.export:
         target, precision, folder = args.export
         with quiet():
-            figures = export(target, precision, Path(folder), args.width)
+            figures = export(target, precision, Path(folder), args.width, args.graph)
+        (Path(folder) / FIGURES).write_text(json.dumps(figures))
         print(json.dumps(figures))
         return
     with TemporaryDirectory() as scratch:
