@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 LOCK ?=
 STUDENT ?= runs/emoji-4step/student
 
-.PHONY: setup demo targets matrix methods tutorials interop docs reference faults test test-core test-export test-fast slow wheels lock lint fix bench clean
+.PHONY: setup demo targets matrix methods tutorials interop peers docs reference faults test test-core test-export test-fast slow wheels lock lint fix bench clean
 
 setup: $(VENV)/.ready
 
@@ -48,6 +48,10 @@ tutorials: setup
 # A student and a bundle opened in optimum, in an environment of its own; pictures compared.
 interop: setup
 	$(BIN)/python benchmarks/interop.py
+
+# The student and its bundles against diffusers, optimum and OpenVINO GenAI, each in environments of their own: hours.
+peers: setup
+	$(BIN)/python benchmarks/peers.py $(STUDENT)
 
 # The site of docs/, in build/site; fails on a broken link.
 docs: setup
