@@ -196,21 +196,25 @@ class Bar:
         *,
         silent: bool = False,
         brief: bool = False,
+        parts: bool = False,
     ) -> None:
         self.title, self.total, self.start, self.live = title, total, start, live
-        self.silent, self.brief = silent, brief
+        self.silent, self.brief, self.parts = silent, brief, parts
         self._task = None if live is None else live.add_task(title, total=total, completed=start)
         self._begin = self._printed = time.perf_counter()
-        self._note = ""
+        self._note = self._part = ""
 
-    def update(self, done: int, note: str = "") -> None:
-        """Set how much of the work is done, and a note of a few figures."""
+    def update(self, done: int, note: str = "", *, begins: bool = False) -> None:
+        """Set how much of the work is done, and a note of a few figures.
+
+        Where there is no terminal, work that `begins` has a line at once.
+        """
         if self.live is not None and self._task is not None:
             title = f"{self.title} {note}" if note else None
             self.live.update(self._task, completed=done, description=title)
             return
         now = time.perf_counter()
-        early = now - self._printed < PLAIN_SECONDS
+        early = now - self._printed < PLAIN_SECONDS and not begins
         if self.silent or (early and (self.brief or done < self.total)):
             return
         self._printed = now
@@ -226,9 +230,11 @@ class Bar:
             self.live.update(self._task, total=total)
 
     def step(self, done: int, total: int, what: str) -> None:
-        """Do as `update`, for work that gives its total amount each time."""
+        """Do as `update`, for work that gives its total amount and its part each time."""
         self.retotal(total)
-        self.update(done, what)
+        begins = self.parts and what != self._part
+        self._part = what
+        self.update(done, what, begins=begins)
 
     def follow(self, step: int, figures: dict[str, float] | None) -> None:
         """Do as `update`, with the losses among training figures as the note."""
@@ -242,7 +248,9 @@ _live: list[Live] = []
 
 
 @contextmanager
-def bar(title: str, total: int, start: int = 0, *, brief: bool = False) -> Iterator[Bar]:
+def bar(
+    title: str, total: int, start: int = 0, *, brief: bool = False, parts: bool = False
+) -> Iterator[Bar]:
     """Show a progress bar during the block; of several processes only the first one does.
 
     Args:
@@ -250,11 +258,13 @@ def bar(title: str, total: int, start: int = 0, *, brief: bool = False) -> Itera
         total: Amount of work.
         start: Amount that was done before.
         brief: Whether, where there is no terminal, short work has no line at its end.
+        parts: Whether, where there is no terminal, each part of `Bar.step` has a line when it
+            begins, since it may take minutes.
     """
     # rich shows one bar at a time, and an outer one already tells of this work.
     silent = _hushed[0] or bool(_live) or os.environ.get("RANK", "0") != "0"
     if silent or not console.is_terminal:
-        yield Bar(title, total, start, None, silent=silent, brief=brief)
+        yield Bar(title, total, start, None, silent=silent, brief=brief, parts=parts)
         return
     columns = (
         _Title(),

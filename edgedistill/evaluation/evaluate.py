@@ -95,6 +95,7 @@ def evaluate_planar(
     result: dict[str, Any] = {"schema_version": SCHEMA}
     first = None
     for subject in subjects:
+        progress(subject.name, 0, samples)
         drawn = subject.draw(samples, seed, partial(_tell, progress, subject.name, 0, samples))
         generator = torch.Generator().manual_seed(seed)
         figures = planar_figures(torch.from_numpy(drawn), mixture, generator)
@@ -175,6 +176,7 @@ class _Evaluation:
         tell = partial(_tell, self.progress, "reference", 0, self.total)
 
         def draw() -> Pictures:
+            tell(0)
             return self.teacher.draw(self.asked["seen"], self.seed + 1, tell)
 
         self.against = Against(
@@ -186,6 +188,7 @@ class _Evaluation:
     def measure(self, subject: Subject) -> None:
         """Compute all figures of one subject."""
         done, figures, beside = 0, dict[str, dict[str, Any]](), dict[str, Any]()
+        self.progress(subject.name, 0, self.total)
         for kind, asked in self.asked.items():
             tell = partial(_tell, self.progress, subject.name, done, self.total)
             drawn = subject.draw(asked, self.seed, tell)

@@ -74,7 +74,7 @@ def evaluate(
         FloatingPointError: If a picture or a figure is not finite.
     """
     given = _listed(subjects) or [str(newest())]
-    with bar("evaluate", 1) as meter:
+    with bar("evaluate", 1, parts=True) as meter:
         results, file = evaluate_subjects(given, samples, prompts, json, meter, features)
     return Results(
         results, file, evaluation_tables.tables(results), evaluation_tables.notes(results)
@@ -103,7 +103,7 @@ def bench(
     home = (benching.home_of(given) or Path()) if given else run
     file = json or Path(os.path.relpath(home)) / "bench.json"
     check_writable(file, f"--json {file}")
-    with bar("bench", len(planned)) as meter:
+    with bar("bench", len(planned), parts=True) as meter:
         results = benching.run_bench(planned, runs, progress=meter.step)
     write_json(file, results)
     benching.chart(results, file.with_suffix(".png"))

@@ -101,6 +101,23 @@ def test_long_work_before_training_has_a_bar(run, two_modes, monkeypatch, tmp_pa
     assert "planar fit 20/20" in err
 
 
+MEASURED = {
+    "bench runs/one --runs 1": ["bench 0/2  student", f"bundle:{Path(BUNDLE).name}"],
+    f"evaluate {BUNDLE} --samples 50": ["evaluate 0/200  teacher", "student", "bundle:ort-fp32"],
+    "report": ["report: teacher draws", "student draws", "ort-fp32 draws"],
+}
+
+
+@pytest.mark.parametrize("words", MEASURED)
+def test_every_subject_is_told_when_its_measurement_begins(run, words):
+    """Where there is no terminal, and however long it takes."""
+    code, _, err = run(*words.split())
+    assert code == 0, err
+    places = [err.find(word) for word in MEASURED[words]]
+    assert -1 not in places, err
+    assert places == sorted(places)
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_quiet_and_verbose_stand_before_the_verb_or_after_it(run, two_modes, before, tmp_path):
     words = ["recipe=mixture-lcm", *SMALL, f"teacher.path={two_modes}"]

@@ -119,6 +119,16 @@ def test_only_the_first_process_shows_bars_and_none_when_hushed(printed, monkeyp
     assert shown().startswith("work 1/2")
 
 
+@pytest.mark.parametrize("parts", [True, False])
+def test_a_long_part_is_told_when_it_begins(printed, parts):
+    with bar("work", 3, parts=parts) as meter:
+        for done, part in enumerate(("first", "second", "second")):
+            meter.step(done, 3, part)
+    lines = printed.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == (["0/3", "1/3"] if parts else [])
+    assert all(part in line for line, part in zip(lines, ("first", "second"), strict=False))
+
+
 def test_a_bar_inside_another_one_stays_silent(printed, monkeypatch):
     monkeypatch.setattr(console, "_force_terminal", True)
     with bar("outer", 2) as outer:
