@@ -97,6 +97,8 @@ def planned_networks(recipe: Recipe) -> PlannedNetworks:
             f"teacher.path={recipe.teacher.path}: a mixture is a closed form and its student a "
             "few MB; nothing to plan"
         )
+    guidance, kind = recipe.teacher.guidance, find_family(recipe.teacher.family)
+    kind.check_guidance(guidance, Path(recipe.teacher.path).name)
     networks = architecture(place(recipe.teacher))
     if recipe.student.decoder:
         networks["vae"] = decoder(Path(recipe.student.decoder))
@@ -110,8 +112,6 @@ def planned_networks(recipe: Recipe) -> PlannedNetworks:
     pruned = _pruned(recipe, student, core)
     small = student.net.get_submodule(core)  # before a method wraps the network
     row = inputs.cond
-    guidance = recipe.teacher.guidance
-    kind = find_family(recipe.teacher.family)
     setup = build_setup(
         recipe,
         kind,

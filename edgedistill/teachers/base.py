@@ -88,6 +88,8 @@ class Teacher(ABC):
     core: ClassVar[str] = ""
     x0_limit: ClassVar[float] = 5.0
     """The largest absolute value of clean data; latents are scaled to about unit variance."""
+    has_null: ClassVar[bool] = True
+    """Whether the family has networks with a null condition, from which guidance leads away."""
     any_table: ClassVar[bool] = True
     """Whether a student of the family may have any step table."""
     usage: str = "Sample it with `edgedistill generate FOLDER`."
@@ -243,6 +245,15 @@ class Teacher(ABC):
     def null(self) -> dict[str, Tensor]:
         """Return the null condition of guidance, one row."""
         return self.encode([""])
+
+    @classmethod
+    def check_guidance(cls, scale: float, name: str) -> None:
+        """Raise a ValueError if no teacher of the family can be guided; `name` is a teacher's."""
+        if scale != 1 and not cls.has_null:
+            raise ValueError(
+                f"teacher.guidance={scale:g}: {name!r} has no null condition to guide away "
+                "from; choose teacher.guidance=1"
+            )
 
     def guided(self, scale: float) -> Denoiser | Guided:
         """Return the denoiser with guidance; a scale of 1 is none.

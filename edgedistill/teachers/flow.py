@@ -14,16 +14,13 @@ from typing import Any
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from edgedistill.common.files import read_json
-from edgedistill.common.plugins import unknown
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.schedules import Rectified, schedule_from_json
 from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.teachers.schedulers import (
-    FLOW,
-    SIBLINGS,
+    FLOWS,
     check_flow_prediction,
-    check_known,
-    is_flow,
+    check_kind,
     setting,
 )
 
@@ -48,16 +45,10 @@ def flow_schedule(scheduler: Any, tokens: int, path: str) -> Schedule:
     student = Path(path) / "student.json"
     if student.is_file():
         return schedule_from_json(read_json(student)["schedule"])
-    check_known(scheduler, path)
+    check_kind(scheduler, path, (FLOWS,))
     config, solves = scheduler.config, bool(setting(scheduler, "use_flow_sigmas"))
     if solves:
         check_flow_prediction(scheduler, path)
-    elif not is_flow(scheduler):
-        name = type(scheduler).__name__
-        choices = [kind for kind, found in SIBLINGS.items() if found is FLOW]
-        raise ValueError(
-            f"{path}: {unknown('flow scheduler', name, choices)}, or a solver with use_flow_sigmas"
-        )
     if not setting(scheduler, "use_dynamic_shifting"):
         return Rectified(config.num_train_timesteps, config.flow_shift if solves else config.shift)
     (low, least), (high, most) = (

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
+from edgedistill.common.files import read_json
 from edgedistill.common.plugins import unknown
 from edgedistill.diffusion.denoiser import Bound, Denoiser
 from edgedistill.diffusion.prediction import Prediction
@@ -26,20 +29,24 @@ from edgedistill.diffusion.solvers import TimeGrid, solve
 from edgedistill.diffusion.tensors import expand_like
 
 __all__ = [
+    "EDM",
     "FLOW",
+    "FLOWS",
     "PREDICTIONS",
     "SIBLINGS",
+    "TRAINED",
     "Probe",
     "bound_of",
     "check_flow_prediction",
     "check_grid",
-    "check_known",
+    "check_kind",
     "check_start",
     "check_unscaled",
     "discrete_border",
     "grid_of",
-    "is_flow",
+    "kind_of",
     "level_grid",
+    "scheduler_at",
     "setting",
     "sibling",
 ]
@@ -113,6 +120,13 @@ SIBLINGS = {
 }
 """Supported diffusers schedulers of a teacher, and their siblings, by name."""
 
+TRAINED, EDM, FLOWS = "over trained timesteps", "over EDM's noise levels", "of flow matching"
+"""Kinds of schedulers, as messages name them."""
+
+_KINDS = {_DDIM: TRAINED, _EULER: TRAINED, _DPM: TRAINED, _EDM: EDM, FLOW: FLOWS}
+
+_UNKNOWN = "of a kind that no family reads"
+
 _ABSENT = {
     "clip_sample": False,
     "thresholding": False,
@@ -138,19 +152,48 @@ def setting(scheduler: Any, key: str, default: Any = None) -> Any:
     return scheduler.config.get(key, default) if takes(scheduler, key) else default
 
 
-def check_known(scheduler: Any, path: str) -> None:
-    """Raise a ValueError for a scheduler that a teacher may not have; `path` is for messages."""
-    name = type(scheduler).__name__
-    if name not in SIBLINGS:
-        raise ValueError(f"{path}: {unknown('scheduler', name, SIBLINGS)}")
+def scheduler_at(folder: Path) -> Any:
+    """Read the scheduler of a pipeline folder; None where it has none, or diffusers no such class.
+
+    Raises:
+        ValueError: If its settings are wrong; names the file.
+    """
+    listed = read_json(folder / "model_index.json").get("scheduler")
+    kind = getattr(diffusers, str(listed[1]), None) if isinstance(listed, list) else None
+    file = folder / "scheduler" / "scheduler_config.json"
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin) and file.is_file()):
+        return None
+    try:
+        return kind.from_config(read_json(file))  # type: ignore[attr-defined]
+    except (TypeError, ValueError, LookupError, NotImplementedError) as error:
+        raise ValueError(f"{file}: no {kind.__name__} can be made of it: {error}") from error
+
+
+def kind_of(scheduler: Any) -> str:
+    """Return the kind of a scheduler, as messages name it: TRAINED, EDM, FLOWS or another."""
+    if setting(scheduler, "use_flow_sigmas"):
+        return FLOWS
+    found = SIBLINGS.get(type(scheduler).__name__)
+    return _KINDS[found] if found else _UNKNOWN
+
+
+def check_kind(scheduler: Any, path: str, kinds: Sequence[str]) -> None:
+    """Raise a ValueError for a scheduler that a teacher may not have.
+
+    Args:
+        scheduler: The teacher's scheduler.
+        path: The teacher's path, for the message.
+        kinds: Kinds of schedulers that its family reads.
+    """
+    name, kind = type(scheduler).__name__, kind_of(scheduler)
+    if kind not in kinds:
+        raise ValueError(
+            f"{path}: {name} is a scheduler {kind}; teachers of this family are read with one "
+            f"{' or '.join(kinds)} only"
+        )
     for key, (value, meaning) in _REFUSED.items():
         if setting(scheduler, key) == value:
             raise ValueError(f"{path}: {name} has {key}={value}, with which {meaning}; no teacher")
-
-
-def is_flow(scheduler: Any) -> bool:
-    """Whether a known scheduler is one of diffusers' flow schedulers."""
-    return SIBLINGS[type(scheduler).__name__] is FLOW
 
 
 def check_unscaled(scheduler: Any, path: str) -> None:
@@ -172,21 +215,21 @@ def check_flow_prediction(scheduler: Any, path: str) -> None:
         )
 
 
-def discrete_border(scheduler: Any, path: str) -> tuple[Schedule, Prediction]:
+def discrete_border(
+    scheduler: Any, path: str, kinds: Sequence[str] = (TRAINED,)
+) -> tuple[Schedule, Prediction]:
     """Return schedule and prediction of a scheduler over trained timesteps.
+
+    Args:
+        scheduler: The teacher's scheduler.
+        path: The teacher's path, for messages.
+        kinds: All kinds of schedulers that its family reads, for messages.
 
     Raises:
         ValueError: If the scheduler is of another kind, or its prediction is unknown; names
             `path`.
     """
-    check_known(scheduler, path)
-    name = type(scheduler).__name__
-    if SIBLINGS[name] in (_EDM, FLOW):
-        allowed = [kind for kind, found in SIBLINGS.items() if found not in (_EDM, FLOW)]
-        raise ValueError(
-            f"{path}: {unknown('scheduler over trained timesteps', name, allowed)}; a network "
-            "with EDM's preconditioning or a flow is no teacher of this family"
-        )
+    check_kind(scheduler, path, kinds)
     prediction = scheduler.config.prediction_type
     known = {key: kind for key, kind in PREDICTIONS.items() if kind is not Prediction.FLOW}
     if prediction not in known:

@@ -16,8 +16,11 @@ from edgedistill.common.files import check_writable, read_json, write_text
 from edgedistill.common.plugins import unknown
 from edgedistill.planning.architectures import find
 from edgedistill.recipes.files import layered
-from edgedistill.recipes.schema import DataSection, Recipe
+from edgedistill.recipes.schema import DataSection, Recipe, TeacherSection
+from edgedistill.teachers import find_family
 from edgedistill.teachers.loading import FAMILIES
+from edgedistill.teachers.pipeline import PipelineTeacher
+from edgedistill.teachers.schedulers import scheduler_at
 
 __all__ = ["FAMILIES_HERE", "Wishes", "defaults", "detect_family", "init", "needs_data"]
 
@@ -145,8 +148,24 @@ def init(teacher: str, out: Path, wishes: Wishes) -> Recipe:
     _check_data(teacher, family, wishes)
     data = _sections(teacher, family, wishes)
     recipe = recipes.resolve({"name": out.stem, **copy.deepcopy(data)})
+    _check_teacher(recipe.teacher)
     write_text(out, _header(family, teacher) + yaml.safe_dump(data, sort_keys=False, width=88))
     return recipe
+
+
+def _check_teacher(section: TeacherSection) -> None:
+    """Raise the ValueError of `distill` if the configs alone show that a teacher is not read."""
+    kind = find_family(section.family)
+    kind.check_guidance(section.guidance, Path(section.path).name)
+    if not issubclass(kind, PipelineTeacher):
+        return
+    try:
+        folder = find(section.path)
+    except ValueError:  # a single file, or on the Hub
+        return
+    scheduler = scheduler_at(folder)
+    if scheduler is not None:
+        kind.check_scheduler(scheduler, str(folder))
 
 
 def _check_data(teacher: str, family: str, wishes: Wishes) -> None:

@@ -3,11 +3,15 @@
 import os
 import sys
 
+import diffusers
 import pytest
+from tiny import make_pipeline
 
 from edgedistill import cli, recipes
 from edgedistill.planning.architectures import shipped
 from edgedistill.planning.networks import planned_networks
+from edgedistill.teachers import load_teacher
+from edgedistill.tiny.unet2d import pipeline as make_pixels
 from edgedistill.verbs.init import BASES, FAMILIES_HERE, Wishes, detect_family, init
 
 
@@ -128,6 +132,50 @@ def test_a_wrong_request_is_one_line_and_writes_nothing(run, here, tiny_sd, word
     assert named in err
     assert sorted(here.iterdir()) == before
     assert (here / "there.yaml").read_text() == "mine"
+
+
+UNREAD = [
+    ("sd", "EDMEulerScheduler", "EDMEulerScheduler is a scheduler over EDM's noise levels"),
+    ("sd", "FlowMatchEulerDiscreteScheduler", "is a scheduler of flow matching"),
+    ("sd", "IPNDMScheduler", "is a scheduler of a kind that no family reads"),
+    ("pixels", "FlowMatchEulerDiscreteScheduler", "is a scheduler of flow matching"),
+]
+
+
+@pytest.mark.parametrize(("folder", "scheduler", "said"), UNREAD)
+def test_a_teacher_that_distill_would_refuse_has_no_recipe(
+    run, here, capsys, folder, scheduler, said
+):
+    """The line is that of the loader, which reads the same configs."""
+    made = {"sd": make_pipeline, "pixels": make_pixels}[folder]()
+    made.scheduler = getattr(diffusers, scheduler)()
+    made.register_modules(scheduler=made.scheduler)
+    made.save_pretrained(here / "mine")
+    capsys.readouterr()
+    given = [] if folder == "pixels" else ["--prompts", "prompts.txt"]
+    code, _, err = run("./mine", *given, "--out", "own.yaml")
+    assert (code, len(err.splitlines())) == (2, 1), err
+    assert said in err
+    assert not (here / "own.yaml").exists()
+    family = {"sd": "stable_diffusion", "pixels": "unet2d"}[folder]
+    with pytest.raises(ValueError, match=scheduler) as refused:
+        load_teacher(family, "./mine")
+    assert err == f"edgedistill: {refused.value}\n"
+
+
+def test_guidance_of_a_teacher_without_a_null_condition_is_refused_by_all(run, here, capsys):
+    make_pixels().save_pretrained(here / "mine")
+    capsys.readouterr()
+    code, _, err = run("./mine", "--guidance", 7.5, "--out", "own.yaml")
+    assert (code, len(err.splitlines())) == (2, 1), err
+    assert not (here / "own.yaml").exists()
+    with pytest.raises(ValueError, match=r"teacher.guidance=7.5: 'mine' has no null") as refused:
+        load_teacher("unet2d", "./mine").guided(7.5)
+    assert err == f"edgedistill: {refused.value}\n"
+    assert run("./mine", "--out", "own.yaml")[0] == 0
+    with pytest.raises(ValueError, match="no null condition") as planned:
+        planned_networks(recipes.load("own.yaml", ["teacher.guidance=7.5"]))
+    assert str(planned.value) == str(refused.value)
 
 
 ANSWERS = {"prompts.txt\n\n\n": (4, "lcm"), "prompts.txt\n2\nscm\n": (2, "scm")}

@@ -10,15 +10,18 @@ from edgedistill.diffusion.schedules import Rectified
 from edgedistill.teachers import schedulers
 from edgedistill.teachers.flow import flow_schedule, shift_asked
 from edgedistill.teachers.schedulers import (
+    EDM,
     FLOW,
+    FLOWS,
     SIBLINGS,
+    TRAINED,
     Probe,
     bound_of,
     check_grid,
     check_start,
     discrete_border,
     grid_of,
-    is_flow,
+    kind_of,
     sibling,
 )
 
@@ -133,7 +136,7 @@ def test_x0_is_the_schedulers_own(name, settings):
     torch.testing.assert_close(ours, theirs.to(ours), atol=1e-3, rtol=1e-3)
 
 
-FLOWS = [
+WALKED = [
     *((kind, {}) for kind, found in SIBLINGS.items() if found is FLOW),
     *((kind, {"shift": 3.0}) for kind, found in SIBLINGS.items() if found is FLOW),
     ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}),
@@ -149,7 +152,7 @@ FLOWS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "settings"), FLOWS)
+@pytest.mark.parametrize(("name", "settings"), WALKED)
 def test_flows_are_drawn_as_diffusers_draws_them(name, settings):
     scheduler = getattr(diffusers, name)(**settings)
     schedule = flow_schedule(scheduler, 1024, "here")
@@ -167,21 +170,32 @@ def test_flow_levels_under_another_prediction_are_refused():
         flow_schedule(scheduler, 4, "here")
 
 
-@pytest.mark.parametrize(
-    "scheduler",
-    [
-        diffusers.EDMEulerScheduler(),
-        diffusers.EDMDPMSolverMultistepScheduler(),
-        diffusers.FlowMatchEulerDiscreteScheduler(),
-        diffusers.ScoreSdeVeScheduler() if hasattr(diffusers, "ScoreSdeVeScheduler") else None,
-        diffusers.CMStochasticIterativeScheduler(),
-        diffusers.EulerDiscreteScheduler(timestep_type="continuous", **V),
-    ],
-)
-def test_what_a_discrete_teacher_may_not_have_is_refused_by_name(scheduler):
-    if scheduler is None:
-        return
-    with pytest.raises(ValueError, match=type(scheduler).__name__):
+OTHERS = [
+    (diffusers.EDMEulerScheduler(), EDM),
+    (diffusers.EDMDPMSolverMultistepScheduler(), EDM),
+    (diffusers.FlowMatchEulerDiscreteScheduler(), FLOWS),
+    (diffusers.UniPCMultistepScheduler(use_flow_sigmas=True), FLOWS),
+    (diffusers.CMStochasticIterativeScheduler(), "of a kind that no family reads"),
+    (diffusers.IPNDMScheduler(), "of a kind that no family reads"),
+]
+
+
+@pytest.mark.parametrize(("scheduler", "kind"), OTHERS)
+def test_a_scheduler_of_another_kind_is_refused_in_a_sentence(scheduler, kind):
+    """It names no other class: to exchange the scheduler of a network makes it no teacher."""
+    assert kind_of(scheduler) == kind
+    name = type(scheduler).__name__
+    with pytest.raises(ValueError, match=f"here: {name} is a scheduler {kind}; ") as refused:
+        discrete_border(scheduler, "here")
+    said = str(refused.value).partition(name)[2]
+    assert said.endswith(f"with one {TRAINED} only")
+    assert "Scheduler" not in said
+    assert len(said) < 150
+
+
+def test_a_setting_that_no_teacher_may_have_is_refused_by_name():
+    scheduler = diffusers.EulerDiscreteScheduler(timestep_type="continuous", **V)
+    with pytest.raises(ValueError, match="EulerDiscreteScheduler has timestep_type=continuous"):
         discrete_border(scheduler, "here")
 
 
@@ -219,8 +233,3 @@ def test_thresholding_is_diffusers():
     x0 = 2 * torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     bound = bound_of(scheduler)
     torch.testing.assert_close(bound(x0), scheduler._threshold_sample(x0))
-
-
-def test_is_flow():
-    assert is_flow(diffusers.FlowMatchHeunDiscreteScheduler())
-    assert not is_flow(diffusers.DDIMScheduler())

@@ -58,6 +58,11 @@ class DiT(ClassTeacher):
         super().__init__(name, path, pipeline)
         self.prompts = tuple(list(self.classes)[:4])
 
+    @classmethod
+    def check_scheduler(cls, scheduler: Any, path: str) -> None:
+        check_unscaled(scheduler, path)
+        super().check_scheduler(scheduler, path)
+
     def parametrization(self) -> tuple[Schedule, Prediction]:
         check_unscaled(self.pipeline.scheduler, self.path)
         return discrete_border(self.pipeline.scheduler, self.path)

@@ -24,7 +24,7 @@ from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.decoders import shifted
 from edgedistill.teachers.flow import euler, flow_schedule, shift_asked
 from edgedistill.teachers.pipeline import PipelineTeacher
-from edgedistill.teachers.schedulers import setting
+from edgedistill.teachers.schedulers import FLOWS, setting
 
 __all__ = ["Flux", "pack", "unpack"]
 
@@ -113,6 +113,7 @@ class Flux(PipelineTeacher):
 
     family = "flux"
     pipelines = ("FluxPipeline",)
+    kinds = (FLOWS,)
     core = "transformer"
     tap = "transformer.norm_out"
     time_layer = "transformer.time_text_embed.timestep_embedder.linear_2"

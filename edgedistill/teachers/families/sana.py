@@ -21,6 +21,7 @@ from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.teachers.families.pixart import MaskedEncoder, bias, lowercase
 from edgedistill.teachers.flow import flow_schedule, flow_schedulers
 from edgedistill.teachers.pipeline import PipelineTeacher
+from edgedistill.teachers.schedulers import FLOWS
 
 __all__ = ["Sana"]
 
@@ -59,6 +60,7 @@ class Sana(PipelineTeacher):
 
     family = "sana"
     pipelines = ("SanaPipeline",)
+    kinds = (FLOWS,)
     core = "transformer"
     tap = "transformer.norm_out"
     time_layer = "transformer.time_embed.emb.timestep_embedder.linear_2"

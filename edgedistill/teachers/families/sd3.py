@@ -21,6 +21,7 @@ from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.decoders import shifted
 from edgedistill.teachers.flow import flow_schedule, flow_schedulers
 from edgedistill.teachers.pipeline import PipelineTeacher
+from edgedistill.teachers.schedulers import FLOWS
 
 __all__ = ["StableDiffusion3"]
 
@@ -84,6 +85,7 @@ class StableDiffusion3(PipelineTeacher):
 
     family = "sd3"
     pipelines = ("StableDiffusion3Pipeline",)
+    kinds = (FLOWS,)
     core = "transformer"
     tap = "transformer.norm_out"
     time_layer = "transformer.time_text_embed.timestep_embedder.linear_2"

@@ -25,12 +25,12 @@ from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.classes import ClassTeacher, read_classes
-from edgedistill.teachers.schedulers import discrete_border
+from edgedistill.teachers.schedulers import EDM, TRAINED, discrete_border
 from edgedistill.teachers.student_schedulers import discrete_schedulers
 
 __all__ = ["UNet2D"]
 
-EDM = (EDMEulerScheduler, EDMDPMSolverMultistepScheduler)
+PRECONDITIONED = (EDMEulerScheduler, EDMDPMSolverMultistepScheduler)
 """Scheduler classes of networks with EDM's preconditioning."""
 
 SIGNS = {"epsilon": -1.0, "v_prediction": 1.0}
@@ -79,6 +79,8 @@ class UNet2D(ClassTeacher):
 
     family = "unet2d"
     pipelines = ("DDPMPipeline", "DDIMPipeline")
+    kinds = (TRAINED, EDM)
+    has_null = False
     tap = "unet.mid_block"
     x0_limit = 1.0
     time_layer = "unet.time_embedding.linear_2"
@@ -98,7 +100,7 @@ image = pipe(num_inference_steps={steps}).images[0]
         if config.in_channels not in (1, 3):
             raise ValueError(f"{path}: pictures of {config.in_channels} channels; 1 or 3 expected")
         self.classes = read_classes(Path(path), config.num_class_embeds or 0)
-        self.edm = isinstance(pipeline.scheduler, EDM)
+        self.edm = isinstance(pipeline.scheduler, PRECONDITIONED)
         super().__init__(name, path, pipeline)
         self.prompts = tuple(self.each[:16])
         if not self.classes:
@@ -113,7 +115,7 @@ image = pipe(num_inference_steps={steps}).images[0]
 
     def parametrization(self) -> tuple[Schedule, Prediction]:
         if not self.edm:
-            return discrete_border(self.pipeline.scheduler, self.path)
+            return discrete_border(self.pipeline.scheduler, self.path, self.kinds)
         config = self.pipeline.scheduler.config
         if config.sigma_schedule != "karras":
             raise ValueError(
@@ -143,11 +145,7 @@ image = pipe(num_inference_steps={steps}).images[0]
         return super().encoder() if self.classes else None
 
     def guided(self, scale: float) -> Denoiser | Guided:
-        if scale != 1:
-            raise ValueError(
-                f"teacher.guidance={scale:g}: {self.name!r} has no null condition to guide away "
-                "from; choose teacher.guidance=1"
-            )
+        self.check_guidance(scale, self.name)
         return self.denoiser
 
     def asks(self, x0: Tensor, prompt: str) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.decoders import Decoder
 from edgedistill.teachers.flow import flow_schedule, flow_schedulers
 from edgedistill.teachers.pipeline import PipelineTeacher
+from edgedistill.teachers.schedulers import FLOWS
 
 __all__ = ["Wan", "sheet"]
 
@@ -89,6 +90,7 @@ class Wan(PipelineTeacher):
 
     family = "wan"
     pipelines = ("WanPipeline",)
+    kinds = (FLOWS,)
     core = "transformer"
     tap = "transformer.norm_out"
     time_layer = "transformer.condition_embedder.time_embedder.linear_2"
