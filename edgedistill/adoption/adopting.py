@@ -250,7 +250,7 @@ def _open(opener: type[PipelineTeacher], where: str) -> Any:
         with named_errors():
             return opener.open(opener.pipelines[0], index, folder)
     except BROKEN as error:
-        raise ValueError(f"cannot load {where!r}: {reason(error)}") from error
+        raise ValueError(f"cannot load {where!r}: {reason(error, folder)}") from error
 
 
 def _check_prediction(kind: Kind, scheduler: Any, where: str) -> None:

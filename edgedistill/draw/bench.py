@@ -194,7 +194,7 @@ def measure(folder: str, steps: int | None, guidance: float, runs: int) -> dict[
         load = _load_pipeline if _index(folder).keys() >= PARTS else _load_own
         draw, load_s = load(folder, steps, guidance, stages)
     except BROKEN as error:
-        raise ValueError(f"cannot load {folder!r}: {reason(error)}") from error
+        raise ValueError(f"cannot load {folder!r}: {reason(error, folder)}") from error
 
     def timings(index: int) -> dict[str, float]:
         return stages.time(lambda: draw(PROMPTS[index % len(PROMPTS)], index))

@@ -114,7 +114,7 @@ def open_decoder(folder: str, channels: int, name: str) -> Any:
             vae = decoder_class(folder).from_pretrained(folder, use_safetensors=True)
         check_finite(folder, vae.state_dict())
     except BROKEN as error:
-        raise ValueError(f"cannot load decoder {folder!r}: {reason(error)}") from error
+        raise ValueError(f"cannot load decoder {folder!r}: {reason(error, folder)}") from error
     found = vae.config.latent_channels
     if found != channels:
         raise ValueError(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
+from edgedistill.common.files import read_json
 from edgedistill_runtime.hub import hub_name
 
 __all__ = [
     "BROKEN",
     "FAMILIES",
     "check_configs",
+    "check_parts",
     "check_place",
     "reason",
     "whole_weights",
@@ -56,11 +58,46 @@ _UNUSED = re.compile(
 """Pattern of diffusers' warning only: a text encoder's file may hold further weights by design."""
 
 
-def reason(error: Exception) -> str:
-    """Return in one line a library's message on a folder that it cannot load."""
+def reason(error: Exception, place: str | Path | None = None) -> str:
+    """Return in one line what is wrong with weights that a library cannot load.
+
+    Args:
+        error: The library's error.
+        place: The file or folder, in which a file that is no whole safetensors is looked for.
+    """
+    damage = damaged(Path(place)) if place is not None else ""
+    if damage:
+        return damage
     name = type(error).__name__
     first = (str(error).strip().splitlines() or [name])[0]
     return first if isinstance(error, _WORDED) else f"its configs do not fit ({name}: {first})"
+
+
+def damaged(place: Path) -> str:
+    """Say which .safetensors file at a place is cut or damaged; "" if none is."""
+    for file in sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError:
+            size = file.stat().st_size
+            return f"{file} is cut or damaged ({size:,} bytes); copy or download it again"
+        except OSError:
+            continue  # which the library's own message names
+    return ""
+
+
+def check_parts(folder: Path, unused: Collection[str]) -> None:
+    """Raise a ValueError if a component that model_index.json lists has no folder.
+
+    diffusers would look for its files beside model_index.json, and name those.
+    """
+    for part, listed in read_json(folder / "model_index.json").items():
+        used = isinstance(listed, list) and all(listed) and part not in unused
+        if used and not part.startswith("_") and not (folder / part).is_dir():
+            raise ValueError(
+                f"{folder} has no {part}/, which its model_index.json lists; copy the folder whole"
+            )
 
 
 def check_configs(folder: Path) -> None:

@@ -20,6 +20,7 @@ from edgedistill.teachers.loading import (
     BROKEN,
     FAMILIES,
     check_configs,
+    check_parts,
     check_place,
     reason,
     whole_weights,
@@ -96,6 +97,7 @@ def read_pipeline(kind: type[PipelineTeacher], path: str, config: str | None) ->
             f"{error}; a gated one needs `hf auth login`, or teacher.path=FOLDER of a copy"
         ) from error
     check_pickles(folder)
+    check_parts(folder, kind.unused)
     check_configs(folder)
     where = str(folder)
     try:
@@ -106,7 +108,7 @@ def read_pipeline(kind: type[PipelineTeacher], path: str, config: str | None) ->
         with named_errors():
             pipeline = kind.open(name, index, where)
     except BROKEN as error:
-        first = nulls(folder) or reason(error)
+        first = nulls(folder) or reason(error, folder)
         if "ip_image_proj" in first:
             first += "; it was saved with an IP-Adapter, save it after unload_ip_adapter()"
         raise ValueError(f"cannot load {path!r}: {first}") from error
@@ -125,7 +127,7 @@ def _read_file(kind: type[PipelineTeacher], path: str, config: str | None) -> Pi
         with named_errors(), whole_weights(path):
             pipeline = open_file(kind.family, path, where, index, **kind.options)
     except BROKEN as error:
-        raise ValueError(f"cannot load {path!r}: {reason(error)}") from error
+        raise ValueError(f"cannot load {path!r}: {reason(error, path)}") from error
     marks = marks_of(read_header(path), path)
     rights = rights_of(path, marks.licence)
     return PipelineFiles(Path(path).stem, path, pipeline, index, rights, marks.notes)

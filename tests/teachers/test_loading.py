@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 
 import pytest
@@ -244,6 +245,28 @@ def test_every_file_of_a_teacher_is_missed_by_name(folder):
         refused(folder, name.split("/")[0])
         (folder / name).write_bytes(kept)
     load_teacher("stable_diffusion", str(folder))
+
+
+PIECES = [*PARTS, "tokenizer", "scheduler"]
+
+
+@pytest.mark.parametrize("part", PIECES)
+def test_a_part_that_is_missing_is_named(folder, part):
+    shutil.rmtree(folder / part)
+    refused(folder, f"has no {part}/, which its model_index.json lists")
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, 5000, None])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_file_of_weights_that_is_cut_or_damaged_is_named_once(folder, part, size):
+    file = next((folder / part).glob("*.safetensors"))
+    if size is None:
+        file.write_bytes(b"<html>not found</html>" * 100)
+    else:
+        os.truncate(file, size)
+    line = refusal(folder)
+    assert f"{file} is cut or damaged ({file.stat().st_size:,} bytes)" in line
+    assert line.count(file.name) == 1
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder):

@@ -203,7 +203,7 @@ def _read_net(folder: Path) -> PlanarNet:
                 folder, local_files_only=True, use_safetensors=True
             )
     except BROKEN as error:
-        raise ValueError(f"{folder}: {reason(error)}") from error
+        raise ValueError(f"{folder}: {reason(error, folder)}") from error
     check_finite(str(folder), net.state_dict())
     net.eval().requires_grad_(False)
     return net
