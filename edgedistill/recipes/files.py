@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,7 +98,12 @@ def _overridden(overrides: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"override {short(override)} is not key=value")
         try:
             check_yaml(value)
-        except (ValueError, yaml.YAMLError) as error:
+        except yaml.YAMLError:
+            raise ValueError(
+                f"override {short(override)} is not YAML; quote a value that is text: "
+                f"{quoted(key, value if len(value) <= 200 else 'TEXT')}"
+            ) from None
+        except ValueError as error:
             raise ValueError(f"override {short(override)}: {_line(error)}") from None
         if not KEY.fullmatch(key):
             raise ValueError(f"override {short(override)}: a key such as train.steps expected")
@@ -106,6 +113,11 @@ def _overridden(overrides: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"cannot read overrides: {_line(error)}") from None
     assert isinstance(found, dict)
     return _named(found)
+
+
+def quoted(key: str, value: str) -> str:
+    """Write an override whose value YAML reads as this text, as one types it in a shell."""
+    return shlex.quote(f"{key}={json.dumps(value, ensure_ascii=False)}")
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ __all__ = [
     "check_configs",
     "check_parts",
     "check_place",
+    "damaged",
     "reason",
     "whole_weights",
 ]

@@ -10,8 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+
+from edgedistill.teachers.loading import damaged
 
 __all__ = ["Header", "Marks", "marks_of", "read_header"]
 
@@ -88,7 +91,7 @@ def read_header(path: str) -> Header:
                 dict(file.metadata() or {}),
             )
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: no safetensors file: {error}") from None
+        raise ValueError(damaged(Path(path)) or f"{path}: no safetensors file: {error}") from None
 
 
 def marks_of(header: Header, path: str) -> Marks:

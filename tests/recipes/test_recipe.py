@@ -1,5 +1,6 @@
 """Recipes: what is written is what runs, and a mistake is one line that names the way out."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,17 @@ def test_unknown_key_of_a_method_names_the_nearest():
         ValueError, match=r"objective\.fake_score\.lrr \(did you mean objective\.f"
     ):
         recipes.load("mixture-dmd2", ["objective.fake_score.lrr=4"])
+
+
+TEXTS = ["[red]x[/red].txt", "a: b: c", "{x", "'a", "it's: [", '"', "@x", "`x`", "%y", "[a]$b\\"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_that_yaml_cannot_read_is_told_with_its_quotes(text):
+    with pytest.raises(ValueError, match="is not YAML; quote a value that is text: ") as refused:
+        recipes.load("mixture-lcm", [f"data.prompts={text}"])
+    (typed,) = shlex.split(str(refused.value).partition("is text: ")[2])
+    assert recipes.load("mixture-lcm", [typed]).data.prompts == text
 
 
 @pytest.mark.parametrize(

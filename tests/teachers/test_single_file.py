@@ -143,7 +143,7 @@ def test_what_is_missing_or_wrong_is_one_line(sd1, tmp_path, tiny_sd):
         (file, None, r"could not be had from the Hub; name a local folder .* in teacher.config"),
         (file, "nobody/nothing", r"teacher.config=nobody/nothing: .* the Hub is switched off"),
         (file, str(tmp_path), r"no model_index.json; not a diffusers pipeline folder"),
-        (torn, where, r"torn.safetensors: no safetensors file"),
+        (torn, where, r"torn.safetensors is cut or damaged"),
         (lacking, where, r"lacks weights that the configurations of .*config ask for"),
         (pickled, where, r"model.ckpt: a pickle runs code when it is opened and is refused"),
         (tmp_path / "none.safetensors", where, r"no such file"),
