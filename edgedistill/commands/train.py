@@ -147,7 +147,9 @@ def plan(
         from edgedistill.planning.memory import Launch
         from edgedistill.planning.report import as_json, tables, time_table
         from edgedistill.planning.report import plan as plan_
+        from edgedistill.planning.time import check_utilisation
 
+        check_utilisation(utilisation)
         found, verdict = plan_(words, memory, Launch(processes, shard))
         time = _time(found, gpu, utilisation, processes, measure)
     if write_figures(as_json(found, verdict, time), json):

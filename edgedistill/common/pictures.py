@@ -27,8 +27,10 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
 
 
 def grid(images: NDArray[np.uint8], columns: int = 8) -> Image.Image:
-    """Arrange pictures (N, H, W, 3) in a grid."""
+    """Arrange pictures (N, H, W, 3) in a grid with frames; a single one is left as it is."""
     n, height, width, _ = images.shape
+    if n == 1:
+        return Image.fromarray(images[0])
     columns = min(columns, n)
     rows = -(-n // columns)
     shape = (rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3)

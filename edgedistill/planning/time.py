@@ -24,6 +24,7 @@ __all__ = [
     "Duration",
     "Gpu",
     "StepCost",
+    "check_utilisation",
     "duration",
     "find_gpu",
     "step_cost",
@@ -124,6 +125,12 @@ class Duration:
         return {**vars(self), "hours": self.hours, "kwh": self.kwh}
 
 
+def check_utilisation(share: float) -> None:
+    """Raise a ValueError if a share of a GPU's peak is not in (0, 1]."""
+    if not 0 < share <= 1:
+        raise ValueError(f"--utilisation {share:g}: a share above 0, at most 1, expected")
+
+
 def duration(
     found: Costs, recipe: Recipe, name: str, utilisation: float = UTILISATION, processes: int = 1
 ) -> Duration:
@@ -139,8 +146,7 @@ def duration(
     Raises:
         ValueError: If the GPU is not in the table or the share is out of range.
     """
-    if not 0 < utilisation <= 1:
-        raise ValueError(f"--utilisation {utilisation:g}: a share above 0, at most 1, expected")
+    check_utilisation(utilisation)
     key, gpu = find_gpu(name)
     half = recipe.train.precision != "fp32"
     peak = (gpu.half if half else gpu.single) * 1e12

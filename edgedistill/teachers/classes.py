@@ -115,10 +115,15 @@ class ClassTeacher(PipelineTeacher):
     def tokenize(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         for prompt in prompts:
             if (prompt or NULL) not in self.classes:
-                near = difflib.get_close_matches(prompt, self.classes, 3)
-                hint = f"; near it: {', '.join(near)}" if near else ""
-                raise ValueError(
-                    f"unknown class {prompt!r}{hint}; a name of {NAMES} in the teacher's folder "
-                    "or a number expected"
-                )
+                raise ValueError(f"unknown class {prompt!r}{self._near(prompt)} expected")
         return super().tokenize(prompts)
+
+    def _near(self, prompt: str) -> str:
+        """Say which classes there are instead of an unknown one."""
+        each = self.each
+        numbers = f"a number from 0 to {len(each) - 1}"
+        if all(name.isdecimal() for name in each):
+            return f"; {numbers}"
+        near = [] if prompt.isdecimal() else difflib.get_close_matches(prompt, self.classes, 3)
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        return f"{hint}; {numbers} or a name of {NAMES} in the teacher's folder"

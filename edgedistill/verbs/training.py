@@ -17,7 +17,7 @@ from edgedistill.planning.costs import Costs
 from edgedistill.planning.fit import Verdict
 from edgedistill.planning.memory import Launch
 from edgedistill.planning.report import as_json, cost_recipe, tables, time_table
-from edgedistill.planning.time import UTILISATION, Duration, duration
+from edgedistill.planning.time import UTILISATION, Duration, check_utilisation, duration
 from edgedistill.recipes.schema import Recipe
 from edgedistill.runs.run import Run
 from edgedistill.runs.run_dir import open_run
@@ -198,6 +198,7 @@ def plan(
     Raises:
         ValueError: If the request is wrong or cannot be planned; one line.
     """
+    check_utilisation(utilisation)
     launch = Launch(processes, shard)
     found, verdict = cost_recipe(recipe, list(overrides), memory, launch)
     made = found.planned.recipe

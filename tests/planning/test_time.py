@@ -22,6 +22,7 @@ from edgedistill.planning.time import (
     step_cost,
 )
 from edgedistill.verbs import speed
+from edgedistill.verbs.training import plan
 
 WORDS = ["train.batch_size=2", "train.steps=100"]
 
@@ -96,6 +97,15 @@ def test_what_is_no_gpu_or_no_share_is_refused():
         find_gpu("H10")
     with pytest.raises(ValueError, match="--utilisation 2"):
         duration(costs(recipe(), Launch()), recipe(), "H100", 2.0)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.01, float("nan")])
+@pytest.mark.parametrize("gpu", [None, "H100"])
+def test_a_share_out_of_range_is_refused_whether_it_is_used_or_not(share, gpu):
+    with pytest.raises(ValueError, match=r"--utilisation .*a share above 0"):
+        train.plan(["recipe=emoji-4step"], gpu=gpu, utilisation=share)
+    with pytest.raises(ValueError, match=r"--utilisation .*a share above 0"):
+        plan("emoji-4step", gpu=gpu, utilisation=share)
 
 
 def test_the_names_in_help_are_those_of_the_table():

@@ -143,7 +143,7 @@ def test_a_class_is_a_number(classes):
 
 @pytest.mark.parametrize("name", ["", "10", "cat"])
 def test_an_unknown_class_is_refused(classes, name):
-    with pytest.raises(ValueError, match=f"unknown class '{name}'"):
+    with pytest.raises(ValueError, match=f"unknown class '{name}'; a number from 0 to 9 expected"):
         load_teacher("unet2d", classes).encode([name])
 
 
