@@ -310,7 +310,7 @@ def method_page() -> str:
         config = method.Config
         bases = [each for each in config.__mro__[1:] if own_fields_of(each)]
         own = own_fields(config) if config.__qualname__.split(".")[0] == method.__name__ else {}
-        if not own and config.model_fields:
+        if own_fields(config) and not own:
             bases.insert(0, config)
         for each in (*bases, *(part for base in (config, *bases) for part in nested(base))):
             shared[title(each)] = each
