@@ -153,8 +153,19 @@ def _percent(share: float) -> str:
 
 
 def _size(facts: Facts) -> list[str]:
-    parts = [f"{name} {size / 1e6:.3g} MB" for name, size in facts.sizes.items()]
-    return [f"On disk: {', '.join(parts)}."] if parts else []
+    bundles = {name: size for name, size in facts.sizes.items() if name in facts.parity}
+    if len(bundles) < 2:
+        parts = [f"{name} {_megabytes(size)}" for name, size in facts.sizes.items()]
+        return [f"On disk: {', '.join(parts)}."] if parts else []
+    others = {name: size for name, size in facts.sizes.items() if name not in bundles}
+    own = [f"{name} {_megabytes(size)}, " for name, size in others.items()]
+    least, most = (end(bundles, key=lambda name: bundles[name]) for end in (min, max))
+    ends = [f"{_megabytes(bundles[name])} ({name})" for name in (least, most)]
+    return [f"On disk: {''.join(own)}the bundles {' to '.join(ends)}."]
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.3g} MB"
 
 
 def _proof(facts: Facts) -> str:
@@ -163,9 +174,12 @@ def _proof(facts: Facts) -> str:
     failed = [name for name, parity in facts.parity.items() if not parity["passed"]]
     if failed:
         return f"Not proven equal to the student: {', '.join(failed)}."
-    parts = [f"{name} {_worst(parity)}" for name, parity in facts.parity.items()]
-    what = "The bundle is" if len(parts) == 1 else f"All {len(parts)} bundles are"
-    return f"{what} proven equal to the student; worst sample: {', '.join(parts)}."
+    count = len(facts.parity)
+    name = min(facts.parity, key=lambda name: facts.parity[name]["final"]["worst"])
+    what = "The bundle is" if count == 1 else f"All {count} bundles are"
+    return (
+        f"{what} proven equal to the student; worst sample: {name} {_worst(facts.parity[name])}."
+    )
 
 
 def _worst(parity: Figures) -> str:

@@ -61,6 +61,20 @@ def test_proof_and_speed():
     assert "Not proven equal to the student: a." in failed
 
 
+def test_of_many_bundles_the_worst_and_their_number_are_told():
+    """The others stand in the tiles below."""
+    worst = {f"bundle-{i}": 200.0 - 11 * i for i in range(12)}
+    parity = {name: {"passed": True, "final": {"worst": db}} for name, db in worst.items()}
+    sizes = {"student": 9_000_000} | {name: 10**6 * (20 + i) for i, name in enumerate(worst)}
+    text = said(parity=parity, sizes=sizes)
+    assert (
+        "All 12 bundles are proven equal to the student; worst sample: bundle-11 79.0 dB." in text
+    )
+    assert "On disk: student 9 MB, the bundles 20 MB (bundle-0) to 31 MB (bundle-11)." in text
+    assert not any(f"bundle-{i} " in text for i in range(1, 11))
+    assert text.count(" dB") == 1
+
+
 @pytest.mark.parametrize("family", ["unet2d", "dit", "wan"])
 def test_every_family_has_a_report(family, tmp_path):
     teacher = make_tiny(family, tmp_path / "teacher")
