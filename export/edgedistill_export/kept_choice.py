@@ -41,7 +41,7 @@ PURPOSES: Mapping[str, str] = {
     "size": "smallest files",
     "start": "least time from loading to the first picture",
 }
-"""What a bundle can be chosen for."""
+"""Purposes that a bundle can be chosen for, each with its meaning."""
 
 BATCH = 8
 """Pictures of a call where the rate counts."""
@@ -53,7 +53,7 @@ BEST: Mapping[str, Callable[[Speed], float]] = {
     "size": lambda speed: speed.size_mb,
     "start": lambda speed: speed.start_s,
 }
-"""What is least for the best bundle, by purpose."""
+"""Figure that is least for the best bundle, by purpose."""
 
 
 ENGINES = ("onnxruntime", "openvino", "edgedistill", "edgedistill-runtime")

@@ -21,7 +21,7 @@ __all__ = ["fold_constant_times", "tabulate_times"]
 
 Array = NDArray[np.generic]
 Rows = dict[ir.Value, Array]
-"""What is known of values (N, ...): a row for each time."""
+"""Known rows of values (N, ...), one for each time."""
 
 BROADCASTING = frozenset(("Add", "Sub", "Mul", "Div", "Where"))
 """Operators that take one row in the place of equal ones."""
