@@ -103,7 +103,7 @@ def gpu_names(incomplete: str) -> list[str]:
 
 def purposes(incomplete: str) -> list[str]:
     """Return the purposes of `export --for` that begin with a text."""
-    from edgedistill_export.kept_choice import PURPOSES
+    from edgedistill_export.auto.kept import PURPOSES
 
     return _beginning(incomplete, PURPOSES)
 

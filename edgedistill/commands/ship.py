@@ -134,7 +134,7 @@ def export(
     Example: edgedistill export --target ort --target openvino --precision int8 --min-psnr 35
     """
     from edgedistill.verbs.places import newest, student_at
-    from edgedistill_export.kept_choice import AUTO, check_alone
+    from edgedistill_export.auto.kept import AUTO, check_alone
 
     folder = student_at(student) if student else newest()
     given: dict[str, Any] = {
@@ -213,7 +213,7 @@ def _choose(
     student: Path, purpose: str, given: dict[str, Any], rebuild: bool, json: str | None
 ) -> None:
     """Name the best bundle for this device, and all that were measured."""
-    from edgedistill_export.kept_choice import find_choice, key_of, table
+    from edgedistill_export.auto.kept import find_choice, key_of, table
 
     place = None if rebuild else find_choice(student, purpose, key_of(given, _PLAIN))
     if place is None:

@@ -17,6 +17,7 @@ from edgedistill.diffusion.solvers import TimeGrid, time_grid
 from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.licences import Rights
+from edgedistill.teachers.schedulers import TRAINED, check_kind
 
 __all__ = ["DataSource", "ExportGraph", "PromptCache", "Teacher"]
 
@@ -90,6 +91,8 @@ class Teacher(ABC):
     """The largest absolute value of clean data; latents are scaled to about unit variance."""
     has_null: ClassVar[bool] = True
     """Whether the family has networks with a null condition, from which guidance leads away."""
+    kinds: ClassVar[tuple[str, ...]] = (TRAINED,)
+    """Kinds of diffusers schedulers that the family's pipelines may have."""
     any_table: ClassVar[bool] = True
     """Whether a student of the family may have any step table."""
     usage: str = "Sample it with `edgedistill generate FOLDER`."
@@ -254,6 +257,16 @@ class Teacher(ABC):
                 f"teacher.guidance={scale:g}: {name!r} has no null condition to guide away "
                 "from; choose teacher.guidance=1"
             )
+
+    @classmethod
+    def check_scheduler(cls, scheduler: Any, path: str) -> None:
+        """Raise a ValueError for a scheduler that no teacher of the family may have.
+
+        Args:
+            scheduler: The scheduler.
+            path: The teacher's path, for the message.
+        """
+        check_kind(scheduler, path, cls.kinds)
 
     def guided(self, scale: float) -> Denoiser | Guided:
         """Return the denoiser with guidance; a scale of 1 is none.

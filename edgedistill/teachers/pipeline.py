@@ -38,15 +38,7 @@ from edgedistill.teachers.loading import whole_weights
 from edgedistill.teachers.loras import fuse, place_of, rights_of_lora
 from edgedistill.teachers.network_inputs import check_network
 from edgedistill.teachers.pipeline_files import read_pipeline
-from edgedistill.teachers.schedulers import (
-    TRAINED,
-    bound_of,
-    check_grid,
-    check_kind,
-    check_start,
-    grid_of,
-    sibling,
-)
+from edgedistill.teachers.schedulers import bound_of, check_grid, check_start, grid_of, sibling
 from edgedistill.teachers.student_schedulers import find_scheduler, takes_timesteps
 from edgedistill.teachers.tokenizers import UNBOUNDED, complete
 
@@ -62,7 +54,6 @@ class PipelineTeacher(Teacher):
     Attributes:
         pipelines: Names of the diffusers classes it reads, the plainest first.
         conditions: Names of the text encoder's outputs, as the network takes them.
-        kinds: Kinds of schedulers that its teachers may have.
         unused: Components that are not loaded.
         options: Arguments of the pipeline's class besides its components.
         fused: Files and factors of LoRAs that are fused into its weights.
@@ -73,7 +64,6 @@ class PipelineTeacher(Teacher):
     core = "unet"
     tokenizers: dict[str, str] = {"tokenizer": "input_ids"}  # noqa: RUF012
     conditions: ClassVar[tuple[str, ...]] = ("encoder_hidden_states",)
-    kinds: ClassVar[tuple[str, ...]] = (TRAINED,)
     unused: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[dict[str, Any]] = {}
     any_table = False
@@ -115,16 +105,6 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         vae, core = getattr(self.pipeline, "vae", None), getattr(self.pipeline, self.core)
         own = None if vae is None else channels_of(vae, self.path)
         check_network(self.family, core, self.shape()[0], own, self.path)
-
-    @classmethod
-    def check_scheduler(cls, scheduler: Any, path: str) -> None:
-        """Raise a ValueError for a scheduler that no teacher of the family may have.
-
-        Args:
-            scheduler: The scheduler.
-            path: The teacher's path, for the message.
-        """
-        check_kind(scheduler, path, cls.kinds)
 
     @abstractmethod
     def parametrization(self) -> tuple[Schedule, Prediction]:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusers import DiffusionPipeline
+import diffusers
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from edgedistill import assets
+from edgedistill.common.files import read_json
 from edgedistill.common.pickles import check_pickles
 from edgedistill.common.tokenizer_errors import named_errors
 from edgedistill.teachers.hub import configs_at, pipeline_at
@@ -33,7 +35,7 @@ from edgedistill_runtime.hub import HubError
 if TYPE_CHECKING:
     from edgedistill.teachers.pipeline import PipelineTeacher
 
-__all__ = ["PipelineFiles", "read_pipeline"]
+__all__ = ["PipelineFiles", "read_pipeline", "scheduler_at"]
 
 
 @dataclass(frozen=True)
@@ -142,3 +144,20 @@ def _check_class(kind: type[PipelineTeacher], name: str, where: str) -> None:
     raise ValueError(
         f"{where} holds a {name}, {kind.family} reads {', '.join(kind.pipelines)}; {hint}"
     )
+
+
+def scheduler_at(folder: Path) -> Any:
+    """Read the scheduler of a pipeline folder; None where it has none, or diffusers no such class.
+
+    Raises:
+        ValueError: If its settings are wrong; names the file.
+    """
+    listed = read_json(folder / "model_index.json").get("scheduler")
+    kind = getattr(diffusers, str(listed[1]), None) if isinstance(listed, list) else None
+    file = folder / "scheduler" / "scheduler_config.json"
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin) and file.is_file()):
+        return None
+    try:
+        return kind.from_config(read_json(file))  # type: ignore[attr-defined]
+    except (TypeError, ValueError, LookupError, NotImplementedError) as error:
+        raise ValueError(f"{file}: no {kind.__name__} can be made of it: {error}") from error

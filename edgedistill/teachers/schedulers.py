@@ -11,15 +11,12 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
-from edgedistill.common.files import read_json
 from edgedistill.common.plugins import unknown
 from edgedistill.diffusion.denoiser import Bound, Denoiser
 from edgedistill.diffusion.prediction import Prediction
@@ -46,7 +43,6 @@ __all__ = [
     "grid_of",
     "kind_of",
     "level_grid",
-    "scheduler_at",
     "setting",
     "sibling",
 ]
@@ -150,23 +146,6 @@ def takes(scheduler: Any, key: str) -> bool:
 def setting(scheduler: Any, key: str, default: Any = None) -> Any:
     """Return a setting that the scheduler's class has, else the default."""
     return scheduler.config.get(key, default) if takes(scheduler, key) else default
-
-
-def scheduler_at(folder: Path) -> Any:
-    """Read the scheduler of a pipeline folder; None where it has none, or diffusers no such class.
-
-    Raises:
-        ValueError: If its settings are wrong; names the file.
-    """
-    listed = read_json(folder / "model_index.json").get("scheduler")
-    kind = getattr(diffusers, str(listed[1]), None) if isinstance(listed, list) else None
-    file = folder / "scheduler" / "scheduler_config.json"
-    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin) and file.is_file()):
-        return None
-    try:
-        return kind.from_config(read_json(file))  # type: ignore[attr-defined]
-    except (TypeError, ValueError, LookupError, NotImplementedError) as error:
-        raise ValueError(f"{file}: no {kind.__name__} can be made of it: {error}") from error
 
 
 def kind_of(scheduler: Any) -> str:

@@ -20,7 +20,7 @@ from edgedistill.recipes.schema import DataSection, Recipe, TeacherSection
 from edgedistill.teachers import find_family
 from edgedistill.teachers.loading import FAMILIES
 from edgedistill.teachers.pipeline import PipelineTeacher
-from edgedistill.teachers.schedulers import scheduler_at
+from edgedistill.teachers.pipeline_files import scheduler_at
 
 __all__ = ["FAMILIES_HERE", "Wishes", "defaults", "detect_family", "init", "needs_data"]
 

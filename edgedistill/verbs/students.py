@@ -20,8 +20,8 @@ from edgedistill.students.group import group_of
 from edgedistill.students.hub import working_copy
 from edgedistill.verbs.html import figures_html
 from edgedistill.verbs.places import settled, student_at
-from edgedistill_export.auto import choose
-from edgedistill_export.kept_choice import AUTO, check_alone, find_choice, key_of
+from edgedistill_export.auto.choosing import choose
+from edgedistill_export.auto.kept import AUTO, check_alone, find_choice, key_of
 from edgedistill_export.many import ExportRow, export_group, export_many, pairs
 from edgedistill_export.settings import ExportSettings
 from edgedistill_runtime.hub import local_folder

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from edgedistill.teachers.base import ExportGraph
 from edgedistill_export import onnx_files
-from edgedistill_export.attention import TRANSLATIONS
+from edgedistill_export.passes.attention import TRANSLATIONS
 from edgedistill_export.passes.times import fold_constant_times, tabulate_times
 from edgedistill_runtime.manifest import Port
 

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from edgedistill_export import auto, kept_choice
-from edgedistill_export.auto import choose
+from edgedistill_export.auto import choosing, kept
+from edgedistill_export.auto.choosing import choose
+from edgedistill_export.auto.kept import find_choice
 from edgedistill_export.bundle import ExportSettings
-from edgedistill_export.kept_choice import find_choice
 from edgedistill_runtime import Manifest, Pipeline
 
 SETTINGS = ExportSettings()
@@ -40,9 +40,9 @@ def measured(monkeypatch):
             "peak_rss_mb": 100.0,
         }
 
-    monkeypatch.setattr(auto, "measure", measure)
-    monkeypatch.setattr(auto, "cores", lambda: 2)
-    monkeypatch.setattr(auto, "CANDIDATES", (("openvino", "fp32"), ("ort", "fp32")))
+    monkeypatch.setattr(choosing, "measure", measure)
+    monkeypatch.setattr(choosing, "cores", lambda: 2)
+    monkeypatch.setattr(choosing, "CANDIDATES", (("openvino", "fp32"), ("ort", "fp32")))
     return asked
 
 
@@ -69,13 +69,13 @@ def test_the_best_for_its_purpose_is_chosen_and_has_the_table(folder, measured, 
 
 
 def test_one_graph_is_chosen_where_it_is_faster(folder, measured, monkeypatch):
-    plain = auto.measure
+    plain = choosing.measure
 
     def measure(subject, *arguments):
         figures = plain(subject, *arguments)
         return {**figures, "p50_s": figures["p50_s"] * (0.5 if "fused" in subject.name else 1)}
 
-    monkeypatch.setattr(auto, "measure", measure)
+    monkeypatch.setattr(choosing, "measure", measure)
     chosen = choose(folder, "latency", SETTINGS, "{}")
     assert chosen.place.name == "ort-fp32-fused"
     assert [row.name for row in chosen.rows] == ["openvino-fp32", "ort-fp32", "ort-fp32-fused"]
@@ -95,14 +95,14 @@ def test_a_choice_is_forgotten_when_what_it_depends_on_changes(
     folder, measured, monkeypatch, change
 ):
     place = choose(folder, "latency", SETTINGS, "{}").place
-    file = place.parent / kept_choice.FILE
+    file = place.parent / kept.FILE
     assert find_choice(folder, "latency", "{}") == place
     if change == "student":
         (folder / "student.json").write_text((folder / "student.json").read_text() + "\n")
     if change == "bundle":
         (place / "manifest.json").unlink()
     if change == "version":
-        monkeypatch.setattr(kept_choice, "version", lambda name: "99")
+        monkeypatch.setattr(kept, "version", lambda name: "99")
     if change == "file":
         file.write_text(file.read_text()[:-20])
     asked = json.dumps({"strict": "False"}) if change == "settings" else "{}"
@@ -169,9 +169,9 @@ def test_what_it_chooses_itself_cannot_be_asked_for(folder, monkeypatch, capsys,
 
 
 def test_one_that_was_really_measured(folder, monkeypatch):
-    monkeypatch.setattr(auto, "CANDIDATES", (("ort", "fp32"),))
-    monkeypatch.setattr(auto, "ROUNDS", 1)
-    monkeypatch.setattr(auto, "cores", lambda: 1)
+    monkeypatch.setattr(choosing, "CANDIDATES", (("ort", "fp32"),))
+    monkeypatch.setattr(choosing, "ROUNDS", 1)
+    monkeypatch.setattr(choosing, "cores", lambda: 1)
     chosen = choose(folder, "latency", SETTINGS, "{}")
     speed = next(each for each in chosen.choice.speeds if each.bundle == "ort-fp32")
     assert 0 < speed.p50_s < speed.start_s

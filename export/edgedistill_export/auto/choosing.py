@@ -13,8 +13,8 @@ from typing import Any
 from edgedistill.common.files import atomic_folder
 from edgedistill.common.plugins import unknown
 from edgedistill.common.progress import Progress
+from edgedistill_export.auto.kept import BATCH, BEST, PURPOSES, keep_choice
 from edgedistill_export.bench import BenchSubject, measure
-from edgedistill_export.kept_choice import BATCH, BEST, PURPOSES, keep_choice
 from edgedistill_export.many import ExportRow, export_many
 from edgedistill_export.settings import ExportSettings
 from edgedistill_export.targets import find_target

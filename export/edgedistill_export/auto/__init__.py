@@ -1,0 +1,1 @@
+"""Choose the bundle that suits a device best, and remember the choice."""
