@@ -24,6 +24,7 @@ def _trace_once():
             path.name,
             graph.step,
             graph.times,
+            repr(getattr(graph.module, "table", None)),
             *graph.inputs,
             *(p.sum().item() for p in graph.module.parameters()),
         )

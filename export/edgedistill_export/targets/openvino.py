@@ -246,7 +246,7 @@ class OpenVINOPrecision:
     change: Callable[[Model, Job, Options], Model] = _unchanged
     half: bool = False
     # By default, a CPU with bfloat16 uses it: 48 dB where float32 is at 70. That is far above what
-    # int8 leaves, so that bundles of int8 and less do so too; a CPU without it takes float32.
+    # activations in int8 leave, so that those bundles do so too; a CPU without it takes float32.
     # Float16 is no faster than float32, and with int8 around it some graphs do not compile. GPUs
     # and NPUs compute in float16 by default.
     notes: Mapping[str, str] = field(default_factory=lambda: _compute(CPU="f32"))
@@ -260,10 +260,6 @@ PRECISIONS = {
     "int8-hybrid": OpenVINOPrecision(
         read=_transposed, change=_int8_hybrid, notes=_compute(CPU="bf16")
     ),
-    "int8-weights": OpenVINOPrecision(
-        read=_transposed, change=_int8_weights, notes=_compute(CPU="bf16")
-    ),
-    "int4-weights": OpenVINOPrecision(
-        read=_transposed, change=_int4_weights, notes=_compute(CPU="bf16")
-    ),
+    "int8-weights": OpenVINOPrecision(read=_transposed, change=_int8_weights),
+    "int4-weights": OpenVINOPrecision(read=_transposed, change=_int4_weights),
 }
