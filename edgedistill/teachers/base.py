@@ -17,9 +17,11 @@ from edgedistill.diffusion.solvers import TimeGrid, time_grid
 from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.licences import Rights
-from edgedistill.teachers.schedulers import TRAINED, check_kind
 
 __all__ = ["DataSource", "ExportGraph", "PromptCache", "Teacher"]
+
+TRAINED, EDM, FLOWS = "over trained timesteps", "over EDM's noise levels", "of flow matching"
+"""Kinds of schedulers, as messages name them."""
 
 
 class DataSource(Protocol):
@@ -266,6 +268,8 @@ class Teacher(ABC):
             scheduler: The scheduler.
             path: The teacher's path, for the message.
         """
+        from edgedistill.teachers.schedulers import check_kind  # which imports diffusers
+
         check_kind(scheduler, path, cls.kinds)
 
     def guided(self, scale: float) -> Denoiser | Guided:

@@ -24,6 +24,7 @@ from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.schedules import Discrete, Karras
 from edgedistill.diffusion.solvers import TimeGrid, solve
 from edgedistill.diffusion.tensors import expand_like
+from edgedistill.teachers.base import EDM, FLOWS, TRAINED
 
 __all__ = [
     "EDM",
@@ -115,9 +116,6 @@ SIBLINGS = {
     ),
 }
 """Supported diffusers schedulers of a teacher, and their siblings, by name."""
-
-TRAINED, EDM, FLOWS = "over trained timesteps", "over EDM's noise levels", "of flow matching"
-"""Kinds of schedulers, as messages name them."""
 
 _KINDS = {_DDIM: TRAINED, _EULER: TRAINED, _DPM: TRAINED, _EDM: EDM, FLOW: FLOWS}
 
