@@ -141,7 +141,7 @@ def _look_folder(folder: Path) -> CheckpointInfo:
         family=family_of(index, str(folder)),
         embedded=core.get("time_cond_proj_dim") is not None,
         scheduler=str(scheduler[-1]) if isinstance(scheduler, list) else "",
-        settings=read_json(settings) if settings.is_file() else {},
+        settings=read_json(settings, infinite=True) if settings.is_file() else {},
     )
 
 

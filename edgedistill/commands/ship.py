@@ -113,7 +113,8 @@ def export(
         str,
         typer.Option(
             metavar="NAME",
-            help="Also write each bundle as another program opens it: optimum, for target ort.",
+            help="Also write each bundle as another program opens it: optimum (target ort) or "
+            "genai (target openvino).",
         ),
     ] = "",
     strict: Annotated[bool, typer.Option(help="Refuse a bundle below the parity floor.")] = True,
@@ -153,8 +154,8 @@ def export(
         _choose(folder, purpose, given, rebuild, json)
         return
 
+    from edgedistill_export.layouts import check_layouts
     from edgedistill_export.many import pairs
-    from edgedistill_export.optimum import check_layouts
 
     settings = _settings(given)
     wanted = pairs(target or ["ort"], precision or [])
@@ -187,8 +188,8 @@ def _build(
 ) -> None:
     """Build bundles and tell how near each is to the student."""
     from edgedistill.verbs.students import export_all
+    from edgedistill_export.layouts import write_layouts
     from edgedistill_export.many import as_json, memory_lines, table
-    from edgedistill_export.optimum import write_layouts
     from edgedistill_export.terms import notes_of
 
     with bar("export", 1) as meter:

@@ -128,8 +128,12 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, limit: int | None = None) -> dict[str, Any]:
-    """Read a JSON object of at most `limit` bytes, by default 16 MiB; errors name the file."""
+def read_json(path: Path, limit: int | None = None, *, infinite: bool = False) -> dict[str, Any]:
+    """Read a JSON object of at most `limit` bytes, by default 16 MiB; errors name the file.
+
+    Numbers that are not finite are refused unless `infinite`: diffusers writes `-Infinity` into
+    the settings of DPM-Solver's schedulers.
+    """
     try:
         data = parse_json(read_bytes(path, limit))
     except FileNotFoundError:
@@ -138,7 +142,7 @@ def read_json(path: Path, limit: int | None = None) -> dict[str, Any]:
         raise ValueError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path}: a JSON object expected")
-    where = _not_finite(data, "")
+    where = "" if infinite else _not_finite(data, "")
     if where:
         raise ValueError(f"{path}: {where}; JSON holds finite numbers")
     return data

@@ -1,6 +1,8 @@
 """`edgedistill init`: the file that it writes loads, is planned, and is what was asked for."""
 
+import json
 import os
+import shutil
 import sys
 
 import diffusers
@@ -8,9 +10,11 @@ import pytest
 from tiny import make_pipeline
 
 from edgedistill import cli, recipes
+from edgedistill.adoption.detect import look
 from edgedistill.planning.architectures import shipped
 from edgedistill.planning.networks import planned_networks
 from edgedistill.teachers import load_teacher
+from edgedistill.teachers.schedulers import SIBLINGS
 from edgedistill.tiny.unet2d import pipeline as make_pixels
 from edgedistill.verbs.init import BASES, FAMILIES_HERE, Wishes, detect_family, init
 
@@ -134,6 +138,11 @@ def test_a_wrong_request_is_one_line_and_writes_nothing(run, here, tiny_sd, word
     assert (here / "there.yaml").read_text() == "mine"
 
 
+TRAINED = [
+    SIBLINGS[name]
+    for name in ("DDIMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler")
+]
+
 UNREAD = [
     ("sd", "EDMEulerScheduler", "EDMEulerScheduler is a scheduler over EDM's noise levels"),
     ("sd", "FlowMatchEulerDiscreteScheduler", "is a scheduler of flow matching"),
@@ -212,3 +221,25 @@ def test_a_wrong_answer_or_none_writes_nothing(run, here, monkeypatch, tiny_sd, 
     assert found[:2] == (code, "")
     assert said in found[2]
     assert not (here / "tiny.yaml").exists()
+
+
+def test_a_folder_with_any_scheduler_that_is_read_gets_a_recipe_and_is_told(run, here, tiny_sd):
+    """diffusers writes -Infinity into the settings of DPM-Solver's schedulers."""
+    shutil.copytree(tiny_sd, here / "mine")
+    index = json.loads((here / "mine/model_index.json").read_text())
+    for name, sibling in SIBLINGS.items():
+        kind = getattr(diffusers, name)
+        if sibling not in (
+            SIBLINGS["DDIMScheduler"],
+            SIBLINGS["EulerDiscreteScheduler"],
+            SIBLINGS["UniPCMultistepScheduler"],
+        ):
+            continue
+        if not issubclass(kind, diffusers.SchedulerMixin):  # a package of its own is missing
+            continue
+        kind().save_pretrained(here / "mine/scheduler")
+        index["scheduler"] = ["diffusers", name]
+        (here / "mine/model_index.json").write_text(json.dumps(index))
+        words = ("--prompts", "prompts.txt", "--out", f"{name}.yaml")
+        assert run("./mine", *words)[0] == 0, name
+        assert look(here / "mine").scheduler == name
