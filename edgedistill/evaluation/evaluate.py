@@ -20,6 +20,9 @@
       unseen, open, pairs   the same of other captions
       to_teacher      {"rmse", "psnr", "perceptual", "samples"}: from the teacher's pictures at
                       equal noise and captions, numbers of a picture from 0 to 1; 200 dB is equal
+      spread          {"fd_interval", "kid_interval", "precision", "recall", "density", "coverage",
+                      "samples"}: half the 95 % intervals, from the samples (`half_interval`), and
+                      quality and variety apart (`manifold`)
       classes         {"accuracy", "agreement", "samples"}: share of samples that the classifier
                       puts in the class asked for, and in the class of the teacher's sample
       memory          {"memorization", "memorization_pixels", "nearest_rmse", "samples"}: share of
@@ -59,6 +62,7 @@ from edgedistill.evaluation.figures import (
     check_finite,
     fidelity_figures,
     ratios,
+    spread_figures,
     text_figures,
     to_teacher_figures,
 )
@@ -215,6 +219,9 @@ class _Evaluation:
     def _beside(self, subject: Subject, drawn: Pictures, images: Tensor) -> dict[str, Any]:
         """Compute figures against the teacher's pictures, classes and training pictures."""
         found: dict[str, Any] = {}
+        spread = spread_figures(images, self.against.statistics, self.against.features)
+        if spread:
+            found["spread"] = {**spread, "samples": len(images)}
         if self._theirs is None:
             self._theirs = drawn[: max(2, PAIRS // drawn[0].nbytes)]
         elif drawn.shape[1:] == self._theirs.shape[1:]:

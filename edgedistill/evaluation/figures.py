@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -14,7 +15,13 @@ from torch import Tensor
 
 from edgedistill.common.decibels import psnr
 from edgedistill.evaluation.features import Eye
-from edgedistill.evaluation.fidelity import Reference, frechet_distance, kernel_distance
+from edgedistill.evaluation.fidelity import (
+    Reference,
+    frechet_distance,
+    half_interval,
+    kernel_distance,
+)
+from edgedistill.evaluation.manifold import manifold_figures
 from edgedistill.networks.clip import Features
 
 __all__ = [
@@ -23,6 +30,7 @@ __all__ = [
     "errors",
     "fidelity_figures",
     "ratios",
+    "spread_figures",
     "text_figures",
     "to_teacher_figures",
 ]
@@ -34,10 +42,29 @@ def fidelity_figures(
     images: Tensor, reference: Reference, features: Tensor | None
 ) -> dict[str, float]:
     """Return FD, and KID where the reference's features are known besides its statistics."""
-    found = {"fd": frechet_distance(Reference.of(images), reference)}
+    found = {"fd": _fd(images, reference)}
     if features is not None:
         found["kid"] = kernel_distance(images, features)
     return found
+
+
+def _fd(images: Tensor, reference: Reference) -> float:
+    return frechet_distance(Reference.of(images), reference)
+
+
+def spread_figures(
+    images: Tensor, reference: Reference, features: Tensor | None
+) -> dict[str, float]:
+    """Return half the 95 % intervals of FD and KID, and precision, recall, density and coverage.
+
+    Those of `fidelity_figures` are left out, as are figures that need more samples, or the
+    reference's features where they are not known.
+    """
+    widths = {"fd_interval": half_interval(images, partial(_fd, reference=reference))}
+    if features is not None:
+        widths["kid_interval"] = half_interval(images, partial(kernel_distance, b=features))
+    found = {name: width for name, width in widths.items() if width is not None}
+    return found | ({} if features is None else manifold_figures(images, features))
 
 
 def text_figures(images: Tensor, eye: Features, lines: Sequence[str]) -> dict[str, float]:

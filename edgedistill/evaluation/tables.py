@@ -18,6 +18,7 @@ TITLES = {
     "open": "captions that many pictures answer",
     "pairs": "two concepts in one caption",
     "to_teacher": "distance to the teacher's picture, at equal noise and caption",
+    "spread": "intervals of 95 %, and quality and variety apart",
     "classes": "classes",
     "memory": "is it a memory?",
 }
@@ -25,6 +26,8 @@ HEADS = {
     "fd": "FD",
     "kid": "KID",
     "fd_ratio": "FD ratio",
+    "fd_interval": "FD, +-",
+    "kid_interval": "KID, +-",
     "text_image_score": "text-image",
     "text_image_ratio": "text-image ratio",
     "retrieval_top1": "top 1",

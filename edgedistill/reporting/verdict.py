@@ -23,6 +23,9 @@ EXPLANATIONS = {
     "kid": "KID: another distance between the same features, without that fault. Near 0 is as "
     "near as the reference is to itself; by chance it falls below.",
     "fd_ratio": "FD ratio: the row's FD over the teacher's; 1 is as good as the teacher.",
+    "fd_interval": "FD and KID, +-: half the 95 % interval over draws of as many samples.",
+    "precision": "Precision and density: whether samples look like the reference. Recall and "
+    "coverage: whether they show all that is in it.",
     "text_image_score": "Text-image: 100 times the cosine of picture and caption in the CLIP "
     "model. Higher fits the caption better.",
     "retrieval_top1": "Top 1: share of pictures whose own caption fits them best of all captions.",
@@ -109,10 +112,10 @@ def _distance(
     name: str, steps: int, student: Figures, teacher: Figures, cut: Figures | None, key: str
 ) -> str:
     mine, theirs = student[key], teacher[key]
-    numbers = f"{mine:.3g}, the teacher's {theirs:.3g}"
+    numbers = f"{_with_interval(student, key)}, the teacher's {_with_interval(teacher, key)}"
     if cut is not None:
         numbers += f", the teacher's at the same {steps} {'call' if steps == 1 else 'calls'} "
-        numbers += f"{cut[key]:.3g}"
+        numbers += _with_interval(cut, key)
     if mine <= KEPT * theirs:
         judged = "it keeps its teacher's quality by this figure"
         if cut is not None and cut[key] <= KEPT * theirs:
@@ -125,6 +128,12 @@ def _distance(
     else:
         judged = "it is no better than the teacher cut short, so distillation has gained nothing"
     return f"Its {name} is {numbers} (lower is better, {student['samples']} samples): {judged}."
+
+
+def _with_interval(row: Figures, key: str) -> str:
+    """Write a figure, with half its 95 % interval where it is known."""
+    half = (row.get("spread") or {}).get(f"{key}_interval")
+    return f"{row[key]:.3g}" if half is None else f"{row[key]:.3g} \u00b1 {half:.2g}"
 
 
 def _classes(student: Figures, teacher: Figures) -> list[str]:

@@ -8,7 +8,13 @@ import torch
 
 from edgedistill.common.decibels import EQUAL_DB, decibels
 from edgedistill.evaluation import fidelity
-from edgedistill.evaluation.fidelity import Reference, floor_of, frechet_distance, kernel_distance
+from edgedistill.evaluation.fidelity import (
+    Reference,
+    floor_of,
+    frechet_distance,
+    half_interval,
+    kernel_distance,
+)
 from edgedistill.evaluation.figures import check_finite, ratios, to_teacher_figures
 from edgedistill.evaluation.tables import cell
 
@@ -74,6 +80,46 @@ def test_fd_of_one_number_is_that_of_two_normals():
     expected = (a.mean() - b.mean()) ** 2 + (a.std() - b.std()) ** 2
     found = frechet_distance(Reference.of(a), Reference.of(b))
     assert found == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_fd_and_kid_are_those_of_torchmetrics():
+    """torchmetrics counts in float32 here; its KID in one subset of all samples is ours."""
+    fid = pytest.importorskip("torchmetrics.image.fid")
+    kid = pytest.importorskip("torchmetrics.image.kid")
+    a, b = draws(200, 0, 8), 1.3 * draws(200, 1, 8) + 0.2
+
+    class Eye(torch.nn.Module):
+        num_features = 8
+
+        def forward(self, features):
+            return features.float()
+
+    frechet = fid.FrechetInceptionDistance(feature=Eye(), input_img_size=(8,))
+    kernel = kid.KernelInceptionDistance(feature=Eye(), subsets=1, subset_size=200)
+    for metric in (frechet, kernel):
+        metric.update(a, real=True)
+        metric.update(b, real=False)
+    fd = frechet_distance(Reference.of(b), Reference.of(a))
+    assert fd == pytest.approx(float(frechet.compute()), rel=1e-3)
+    assert kernel_distance(b, a) == pytest.approx(float(kernel.compute()[0]), rel=1e-3)
+
+
+@pytest.mark.parametrize("figure", ["fd", "kid"])
+def test_an_interval_holds_the_spread_of_other_draws(figure):
+    reference, known = Reference(torch.zeros(5), torch.eye(5)), draws(400, 9)
+
+    def of(rows):
+        if figure == "kid":
+            return kernel_distance(rows, known)
+        return frechet_distance(Reference.of(rows), reference)
+
+    laws = [1.2 * draws(200, seed) + 0.3 for seed in range(100)]
+    found = [of(rows) for rows in laws]
+    half = np.array([half_interval(rows, of) for rows in laws])
+    assert np.median(half) == pytest.approx(1.96 * np.std(found), rel=0.3)
+    within = np.abs(np.array(found) - np.mean(found)) <= half
+    assert within.mean() > 0.85
+    assert half_interval(laws[0][:19], of) is None
 
 
 def test_the_floor_is_of_disjoint_halves():
