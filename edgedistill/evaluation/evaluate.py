@@ -13,7 +13,8 @@
                       pictures looked through, and the distances below which a sample is a copy
       seed            of the noise
       notes           lines on what a figure is worth, or why it is missing
-    SUBJECT           teacher, student, teacher@K (the teacher at K calls), bundle:NAME
+    SUBJECT           teacher, student, bundle:NAME, teacher@K (the teacher at K calls),
+                      teacher@K SOLVER (by a better solver than its own)
       calls           of a network, one sample
       fd, kid, samples, fd_ratio (to the teacher's)
       text_image_score, retrieval_top1, diversity and their ratios: with a CLIP model and captions

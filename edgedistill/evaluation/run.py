@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from edgedistill.common.files import check_writable, from_here, read_json, write_json
 from edgedistill.common.progress import Bar
 from edgedistill.data import read_prompts
+from edgedistill.diffusion.solvers import FIRST_ORDER
 from edgedistill.draw.generate import open_subject
 from edgedistill.draw.kept import Kept, fingerprint
 from edgedistill.draw.subjects import Subject, student_subject, teacher_subject
@@ -95,6 +97,10 @@ EXAMPLES, KEPT = "evaluation/examples", "evaluation/kept"
 """Folders beside eval.json."""
 
 
+BEST = "dpm++2m"
+"""Solver of the teacher at few calls, besides its own."""
+
+
 def keeper(home: Path, teacher: Teacher) -> Callable[..., Kept] | None:
     """Return a maker of `Kept` for a teacher's settings; None where nothing can be written.
 
@@ -156,10 +162,15 @@ def _subjects(
 ) -> list[Subject]:
     section = recipe.teacher
     steps = len(student.table.rows)
-    wanted = [("teacher", section.guidance, section.steps)]
-    wanted.append((f"teacher@{steps}", 1.0, steps))
-    if section.guidance != 1:
-        wanted.append((f"teacher@{2 * steps}", section.guidance, steps))
+    wanted = [("teacher", section.guidance, section.steps, section.solver)]
+    guided = [] if section.guidance == 1 else [section.guidance]
+    # In one step a solver of second order is one of first order.
+    better = [BEST] if steps > 1 and section.solver in FIRST_ORDER else []
+    for guidance, solver in product([1.0, *guided], [section.solver, *better]):
+        name = f"teacher@{steps if guidance == 1 else 2 * steps}"
+        wanted.append(
+            (name if solver == section.solver else f"{name} {solver}", guidance, steps, solver)
+        )
     batch = recipe.evaluate.batch_size if not isinstance(teacher, Mixture) else 100_000
     made = [
         teacher_subject(
@@ -168,11 +179,11 @@ def _subjects(
             noise,
             guidance=guidance,
             steps=n,
-            solver=section.solver,
+            solver=solver,
             batch=batch,
             kept=kept,
         )
-        for name, guidance, n in wanted
+        for name, guidance, n, solver in wanted
     ]
     return [made[0], student_subject("student", student, noise, batch), *made[1:]]
 

@@ -47,6 +47,16 @@ def test_quality_is_judged_against_the_teacher_and_the_teacher_cut_short(student
     assert f"at the same 4 calls {cut:g}" in text.replace("calls 53.0", "calls 53")
 
 
+def test_figures_have_their_intervals_and_the_teacher_its_best_solver():
+    found = figures(30.0, 20.0, 53.0)
+    found["teacher@4 dpm++2m"] = {"calls": 4, "fd": 28.0, "samples": 512}
+    found["student"]["spread"] = {"fd_interval": 1.26, "samples": 512}
+    text = said(evaluation=found)
+    assert "Its FD is 30 \u00b1 1.3, the teacher's 20," in text
+    assert "at the same 4 calls 28" in text
+    assert "gained nothing" in text
+
+
 def test_proof_and_speed():
     parity = {"passed": True, "final": {"worst": 200.0}}
     bench = {
