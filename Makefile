@@ -39,7 +39,7 @@ matrix: setup
 
 # Every method on planar mixtures, where the truth is known; MIXTURE=FILE adds another. What is there already is not repeated.
 methods: setup
-	$(BIN)/python benchmarks/methods.py --one-step --mixtures ring,grid,clusters$(if $(MIXTURE),$(comma)$(MIXTURE))
+	$(BIN)/python benchmarks/methods.py --one-step --alone --mixtures ring,grid,clusters$(if $(MIXTURE),$(comma)$(MIXTURE))
 
 # Every page of docs/tutorials as a reader runs it; PAGES=FILES for some. Prints the seconds of each.
 tutorials: setup

@@ -7,7 +7,9 @@ for each: the student's steps, sliced W2 over the floor of two true draws, share
 3 sigma, the smallest mode's share over its weight, the root mean square distance to the end of the
 teacher's exact ODE path (where the student takes one noise), seconds of the processor, and lines
 of the method's file. `missed` names the goals that were: at 4 steps 2 floors, 85 %, 60 %; at one
-step 2 floors, 70 %, 40 %; 90 s. --one-step runs what `ONE_STEP` lists in one step too.
+step 2 floors, 70 %, 40 %; 90 s. --one-step runs what `ONE_STEP` lists in one step too, and --alone
+runs methods that have a regression on the teacher's paths without it too, in as many steps as
+their recipe: what is then left is the method's own.
 
 Each of the --jobs processes loads the library once and makes run after run, so seconds are those
 from the loaded library to the student; other work beside does not count. Fits of the closed-form
@@ -123,6 +125,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     "ufogen": STEEP,
 }
 """What a recipe needs in one step besides."""
+REGRESSIONS = ("pretraining_steps", "regression_weight")
+"""Settings of a method's regression on the teacher's paths, before and beside its own loss."""
 KEPT = "methods-row.json"
 """In a run dir: its row, and the key that it holds for."""
 
@@ -137,6 +141,8 @@ class Case:
     """Overrides of the recipe."""
     folder: Path
     again: bool
+    alone: bool = False
+    """Whether it has no regression that its recipe has."""
 
     def recipe(self) -> Recipe:
         """As it resolves."""
@@ -157,6 +163,7 @@ class Row:
     ode: float | None
     seconds: float
     lines: int
+    alone: bool = False
 
     def misses(self) -> dict[str, bool]:
         """Each goal, and whether this run misses it."""
@@ -175,8 +182,9 @@ class Row:
     def text(self) -> str:
         """As in the table."""
         ode = "-" if self.ode is None else f"{self.ode:.3f}"
+        name = f"{self.method}, alone" if self.alone else self.method
         return (
-            f"{self.method:20} {Path(self.mixture).stem:10} {self.steps:5} {self.w2:7.4f} "
+            f"{name:20} {Path(self.mixture).stem:10} {self.steps:5} {self.w2:7.4f} "
             f"{self.floors:6.2f} {self.within:6.3f} {self.smallest:8.3f} {ode:>8} "
             f"{self.seconds:4.0f} {self.lines:5}  {', '.join(self.missed())}"
         )
@@ -295,7 +303,14 @@ def figures(case: Case, seconds: float) -> Row:
         ode=ode,
         seconds=seconds,
         lines=lines(PREFIX + case.method),
+        alone=case.alone,
     )
+
+
+def without_regression(method: str) -> tuple[str, ...]:
+    """Overrides of a recipe that take its regression away; none if it has none."""
+    config = recipes.load(PREFIX + method).method_config()
+    return tuple(f"objective.{key}=0" for key in REGRESSIONS if getattr(config, key, 0))
 
 
 def lines(recipe: str) -> int:
@@ -382,6 +397,10 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
                 words = (*WORDS.get(method, ()), *args.words, "student.steps=1")
                 one = folder.with_name(f"{folder.name}-1")
                 cases.append(Case(method, mixture, words, one, args.again))
+            if args.alone and (gone := without_regression(method)):
+                place = folder.with_name(f"{folder.name}-alone")
+                words = (*args.words, *gone)
+                cases.append(Case(method, mixture, words, place, args.again, alone=True))
     return cases
 
 
@@ -403,6 +422,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--mixtures", default=MIXTURES, help=f"by default {MIXTURES}")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
     parser.add_argument("--one-step", action="store_true", help="also in one, where claimed")
+    parser.add_argument("--alone", action="store_true", help="also without regression")
     parser.add_argument("--again", action="store_true", help="also what is there already")
     parser.add_argument(
         "--set",
@@ -443,7 +463,7 @@ def summary(rows: Sequence[Row]) -> Iterator[str]:
     yield f"{sum(not row.missed() for row in rows)} of {len(rows)} runs reach every goal"
     for goal in ("floors", "within", "smallest", "seconds"):
         missing = [
-            f"{row.method} {Path(row.mixture).stem} {row.steps}"
+            f"{row.method}{' alone' * row.alone} {Path(row.mixture).stem} {row.steps}"
             for row in rows
             if row.misses()[goal]
         ]

@@ -244,6 +244,18 @@ def test_an_interrupted_benchmark_ends_in_a_line(two_modes, tmp_path):
     assert "Traceback" not in stderr
 
 
+def test_alone_a_method_has_no_regression_and_a_row_of_its_own(tmp_path):
+    words = ["dmd2", "lcm", "dp-dmd", "--mixtures", "ring", "--out", str(tmp_path), "--alone"]
+    cases = methods.cases_of(methods.arguments(words))
+    alone = [case for case in cases if case.alone]
+    assert [case.method for case in alone] == ["dmd2", "dp-dmd"]  # lcm has none
+    assert len({case.folder for case in cases}) == len(cases) == 5
+    for case in alone:
+        config = case.recipe().method_config()
+        assert config.pretraining_steps == config.regression_weight == 0
+        assert case.recipe().student.steps == 4
+
+
 def test_a_method_has_in_one_step_what_it_needs_there():
     words = methods.arguments(["gdd", "meanflow", "ufogen", "--mixtures", "ring", "--one-step"])
     recipe = {case.folder.name: case.recipe() for case in methods.cases_of(words)}
