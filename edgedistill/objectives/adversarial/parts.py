@@ -66,8 +66,11 @@ class GAN(Objective):
         """Weight of the adversarial loss in the student's."""
         r1_weight: float = Field(0.0, ge=0)
         """Weight (gamma) of the gradient penalty on real samples."""
+        r2_weight: float = Field(0.0, ge=0)
+        """Weight of the same penalty on the student's samples. The relativistic loss needs both to
+        converge (Huang et al. 2025, arXiv 2501.05441, Sec. 3.2)."""
         r1_step: float = Field(0.0, ge=0)
-        """Deviation of the noise over which the penalty takes a difference for the gradient; 0
+        """Deviation of the noise over which both penalties take a difference for the gradient; 0
         takes the gradient itself."""
         taps: tuple[str, ...] = ()
         """Module paths whose features have a head each; empty is the teacher's one."""
@@ -161,23 +164,39 @@ class GAN(Objective):
         config = self.config
         with torch.no_grad():
             made = self.round(batch)
-        (x, t), *before = made.real
-        exact = config.r1_weight > 0 and config.r1_step == 0
-        x = x.detach().requires_grad_(exact)
-        shown = [[(x, t), *before], made.fake]
-        if config.r1_weight and config.r1_step:
-            shown.append([(x + config.r1_step * batch.noise(), t), *before])
+        penalties = {"r1": (config.r1_weight, made.real), "r2": (config.r2_weight, made.fake)}
+        exact = config.r1_step == 0
+        real_shown, fake_shown = (
+            self._open(shown, exact and weight > 0) for weight, shown in penalties.values()
+        )
+        asked = [name for name, (weight, _) in penalties.items() if weight > 0]
+        moved = [] if exact else [self._moved(penalties[name][1], batch) for name in asked]
         # Fused attention kernels have no second derivative.
-        with sdpa_kernel(SDPBackend.MATH) if exact else nullcontext():
-            real, fake, *moved = self.logits(shown, batch.cond)
+        with sdpa_kernel(SDPBackend.MATH) if exact and asked else nullcontext():
+            real, fake, *beside = self.logits([real_shown, fake_shown, *moved], batch.cond)
         total = self.gan_loss.discriminator(real, fake)
         logs = {"gan": total.detach(), "accuracy": accuracy(real, fake)}
-        if config.r1_weight:
-            step = config.r1_step
-            penalty = r1(real, x) if exact else r1_by_difference(real, moved[0], step)
-            total = total + config.r1_weight * penalty
-            logs["r1"] = penalty.detach()
+        seen = {"r1": (real, real_shown), "r2": (fake, fake_shown)}
+        for index, name in enumerate(asked):
+            logits, ((x, _), *_) = seen[name]
+            if exact:
+                penalty = r1(logits, x)
+            else:
+                penalty = r1_by_difference(logits, beside[index], config.r1_step)
+            total = total + penalties[name][0] * penalty
+            logs[name] = penalty.detach()
         return Losses(total, logs)
+
+    @staticmethod
+    def _open(shown: Shown, exact: bool) -> Shown:
+        """Return inputs whose first sample has a gradient if a penalty takes it."""
+        (x, t), *before = shown
+        return [(x.detach().requires_grad_(exact), t), *before]
+
+    def _moved(self, shown: Shown, batch: Batch) -> Shown:
+        """Return inputs whose first sample has a little noise added."""
+        (x, t), *before = shown
+        return [(x + self.config.r1_step * batch.noise(), t), *before]
 
     def logits(self, shown: Sequence[Shown], cond: Condition) -> Sequence[Tensor]:
         """Return the logits of all inputs, from one call of the discriminator."""

@@ -407,15 +407,20 @@ def test_near_the_data_the_target_is_the_data():
 
 
 @pytest.mark.parametrize("r1_step", [0.0, 1e-3])
-def test_the_penalty_on_real_samples_is_added_at_its_weight(r1_step):
-    def losses(weight):
-        objective = method("ladd", student_of(OFF.consistency), r1=weight, r1_step=r1_step)
+@pytest.mark.parametrize("name", ["r1", "r2"])
+def test_a_penalty_is_added_at_its_weight(name, r1_step):
+    def losses(**weights):
+        objective = method("ladd", student_of(OFF.consistency), r1_step=r1_step, **weights)
         return objective.loss("discriminator", batch(64))
 
-    plain, held = losses(0.0), losses(0.5)
-    assert "r1" not in plain.logs
-    assert held.logs["r1"] > 1e-4
-    torch.testing.assert_close(held.total, plain.total + 0.5 * held.logs["r1"])
+    plain, held = losses(), losses(**{f"{name}_weight": 0.5})
+    assert not {"r1", "r2"} & plain.logs.keys()
+    assert held.logs.keys() - plain.logs.keys() == {name}
+    assert held.logs[name] > 1e-4
+    torch.testing.assert_close(held.total, plain.total + 0.5 * held.logs[name])
+    both = losses(r1_weight=0.5, r2_weight=0.25)
+    apart = 0.5 * both.logs["r1"] + 0.25 * both.logs["r2"]
+    torch.testing.assert_close(both.total, plain.total + apart)
 
 
 PICTURES = {"add": "renoise", "gdd": "renoise", "diffusion2gan": "ddim", "lightning": "ddim"}
