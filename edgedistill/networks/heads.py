@@ -94,6 +94,7 @@ class Discriminator(nn.Module):
         example: x0 (N, ...) and a condition, for shapes.
         frozen: Whether only the heads train; otherwise the network does too.
         places: Number of points in an input.
+        groups: Number of heads at each tap; every sample is judged by those of its own group.
     """
 
     denoiser: Denoiser
@@ -106,8 +107,10 @@ class Discriminator(nn.Module):
         *,
         frozen: bool,
         places: int = 1,
+        groups: int = 1,
     ) -> None:
         super().__init__()
+        self.groups = groups
         # Bypass nn.Module if frozen, so that its weights are in no checkpoint.
         self.__dict__["denoiser"] = denoiser
         self.body = nn.Identity() if frozen else denoiser.net
@@ -117,7 +120,9 @@ class Discriminator(nn.Module):
         half = torch.full((len(x0),), 0.5, device=x0.device, dtype=torch.float64)
         with torch.no_grad():
             found = self.features([(x0, half)] * places, cond)
-        self.heads = nn.ModuleList(head_for(features) for features in found).to(x0.device)
+        self.heads = nn.ModuleList(
+            head_for(features) for features in found for _ in range(groups)
+        ).to(x0.device)
 
     def features(self, shown: Shown, cond: Condition) -> list[Tensor]:
         """Return the features at each tap; those of several points are joined along channels."""
@@ -131,12 +136,19 @@ class Discriminator(nn.Module):
             for taps in zip(*found, strict=True)
         ]
 
-    def forward(self, shown: Shown, cond: Condition) -> Tensor:
+    def forward(self, shown: Shown, cond: Condition, group: Tensor | None = None) -> Tensor:
         """Return logits (N, taps).
 
         Args:
             shown: Points, each x_t (N, ...) and t (N,).
             cond: Condition of N rows.
+            group: Group of each sample (N,), if there are several.
         """
         found = self.features(shown, cond)
-        return torch.cat([head(f) for head, f in zip(self.heads, found, strict=True)], dim=1)
+        inputs = [features for features in found for _ in range(self.groups)]
+        logits = torch.cat([head(f) for head, f in zip(self.heads, inputs, strict=True)], dim=1)
+        if self.groups == 1 or group is None:
+            return logits
+        of_groups = logits.reshape(len(logits), len(found), self.groups)
+        index = group[:, None, None].expand(-1, len(found), 1)
+        return of_groups.gather(2, index)[:, :, 0]

@@ -74,6 +74,9 @@ class GAN(Objective):
         takes the gradient itself."""
         taps: tuple[str, ...] = ()
         """Module paths whose features have a head each; empty is the teacher's one."""
+        heads_per_step: bool = False
+        """Whether each step of the student has heads of its own. Shared heads see the samples of
+        all steps at once, most of which start near the data."""
         turns: int = Field(1, ge=1, le=1_000)
         """Updates of the discriminator to one of the student."""
         discriminator: Optim = Optim()
@@ -94,6 +97,7 @@ class GAN(Objective):
             setup.example,
             frozen=self.frozen,
             places=self.places,
+            groups=len(self.times) - 1 if config.heads_per_step else 1,
         )
 
     def players(self) -> list[Player]:
@@ -154,8 +158,11 @@ class GAN(Objective):
         terms = self.others(made, batch)
         weight = self.weight(batch.step)
         if weight:
-            fake = self.discriminator(made.fake, batch.cond)
-            real = self.discriminator(made.real, batch.cond) if self.gan_loss.relative else fake
+            group = self.group(made.t)
+            fake = self.discriminator(made.fake, batch.cond, group)
+            real = fake
+            if self.gan_loss.relative:
+                real = self.discriminator(made.real, batch.cond, group)
             terms["gan"] = weight * self.gan_loss.generator(real, fake)
         total = torch.stack(list(terms.values())).sum()
         return Losses(total, {**logs, **{name: term.detach() for name, term in terms.items()}})
@@ -173,7 +180,7 @@ class GAN(Objective):
         moved = [] if exact else [self._moved(penalties[name][1], batch) for name in asked]
         # Fused attention kernels have no second derivative.
         with sdpa_kernel(SDPBackend.MATH) if exact and asked else nullcontext():
-            real, fake, *beside = self.logits([real_shown, fake_shown, *moved], batch.cond)
+            real, fake, *beside = self.logits([real_shown, fake_shown, *moved], batch.cond, made.t)
         total = self.gan_loss.discriminator(real, fake)
         logs = {"gan": total.detach(), "accuracy": accuracy(real, fake)}
         seen = {"r1": (real, real_shown), "r2": (fake, fake_shown)}
@@ -198,11 +205,25 @@ class GAN(Objective):
         (x, t), *before = shown
         return [(x + self.config.r1_step * batch.noise(), t), *before]
 
-    def logits(self, shown: Sequence[Shown], cond: Condition) -> Sequence[Tensor]:
-        """Return the logits of all inputs, from one call of the discriminator."""
+    def group(self, t: Tensor) -> Tensor:
+        """Return the student's step (N,) at times t (N,)."""
+        apart = (self.times[:-1].to(t)[None] - t[:, None]).abs()
+        return apart.argmin(1)
+
+    def logits(self, shown: Sequence[Shown], cond: Condition, t: Tensor) -> Sequence[Tensor]:
+        """Return the logits of all inputs, from one call of the discriminator.
+
+        Args:
+            shown: Inputs of equal form.
+            cond: Condition of each.
+            t: Times of the student that they are judged for.
+        """
         places = [
             (torch.cat([x for x, _ in alike]), torch.cat([t for _, t in alike]))
             for alike in zip(*shown, strict=True)
         ]
-        logits: Tensor = self.discriminator(places, cat(*[cond] * len(shown)))
+        count = len(shown)
+        logits: Tensor = self.discriminator(
+            places, cat(*[cond] * count), self.group(t).repeat(count)
+        )
         return logits.chunk(len(shown))

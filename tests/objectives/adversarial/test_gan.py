@@ -82,7 +82,7 @@ class Ratio(nn.Module):
         super().__init__()
         self.fake = fake
 
-    def forward(self, shown, cond):
+    def forward(self, shown, cond, group=None):
         x_t, t = shown[0]
         gap = DATA.log_density(x_t.double(), t) - self.fake.log_density(x_t.double(), t)
         return gap.float()[:, None]
@@ -421,6 +421,25 @@ def test_a_penalty_is_added_at_its_weight(name, r1_step):
     both = losses(r1_weight=0.5, r2_weight=0.25)
     apart = 0.5 * both.logs["r1"] + 0.25 * both.logs["r2"]
     torch.testing.assert_close(both.total, plain.total + apart)
+
+
+def test_heads_of_a_step_judge_that_step_alone():
+    objective = method("ladd", student_of(OFF.consistency), heads_per_step=True)
+    shared = method("ladd", student_of(OFF.consistency))
+    heads = objective.discriminator.heads
+    assert len(heads) == (len(objective.times) - 1) * len(shared.discriminator.heads)
+    given = batch(64)
+    made = objective.round(given)
+    group = objective.group(made.t)
+    torch.testing.assert_close(objective.times[group], made.t)
+    before = objective.discriminator(made.fake, {}, group)
+    with torch.no_grad():
+        for parameter in heads[1].parameters():  # of the first tap, for the second step
+            parameter.add_(1)
+    after = objective.discriminator(made.fake, {}, group)
+    moved = (after != before).any(1)
+    assert torch.equal(moved, group == 1)
+    assert 0 < moved.sum() < 64
 
 
 PICTURES = {"add": "renoise", "gdd": "renoise", "diffusion2gan": "ddim", "lightning": "ddim"}
