@@ -95,7 +95,12 @@ def init(
             f"It trains on {recipe.data.samples} samples that the teacher makes (data.samples)."
         )
     log.info("What to do next:")
-    log.info(f"  edgedistill plan recipe={place} --memory 24GB")
+    if recipe.teacher.path.endswith(".safetensors") and recipe.teacher.config is None:
+        log.info(
+            "  name a folder of its configurations in teacher.config (init --config), to plan"
+        )
+    else:
+        log.info(f"  edgedistill plan recipe={place} --memory 24GB")
     log.info(f"  edgedistill distill recipe={place}")
 
 

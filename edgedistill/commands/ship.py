@@ -197,8 +197,10 @@ def _build(
     shown = write_figures([as_json(row) for row in rows], json)
     if not shown:
         show(table(rows))
-    for line in [*notes_of(student), *(line for row in rows for line in memory_lines(row))]:
+    for line in notes_of(student):
         log.info(line)
+    for line in (line for row in rows for line in memory_lines(row)):
+        log.debug(line)
     for row in rows:
         if row.error:
             say(f"failed {row.name}: {row.error}")

@@ -241,7 +241,7 @@ class Pictures:
                 log.warning(f"{shard}: {fault}; made again", extra=WAITS)
             done += self._write(shard, piece)
             self._whole.add(number)
-            log.info(f"pictures encoded {done}", extra=WAITS)
+            log.info(f"pictures read {done}", extra=WAITS)
         # A folder of the first schema keeps it, since its shards have no hashes.
         data = {"schema_version": SCHEMA if self._hashed else 1, "shards": number}
         write_json(self.folder / INDEX, signed(data) if self._hashed else data)

@@ -46,14 +46,16 @@ class Eye(Protocol):
 class PixelFeatures:
     """Pixels as features: pictures averaged to at most 16x16."""
 
-    name = f"pixels, {SIDE}x{SIDE}"
+    name = "pixels"
     words = (
         "Features are the pixels of small versions of the pictures. They see colour and layout, "
         "not detail or content; name a vision model with evaluate.features for more."
     )
 
     def images(self, pictures: NDArray[np.uint8]) -> Tensor:
-        return shrunk(pictures, SIDE).flatten(1)
+        small = shrunk(pictures, SIDE)
+        self.name = f"pixels, {small.shape[3]}x{small.shape[2]}"
+        return small.flatten(1)
 
 
 class MiddleBlock:

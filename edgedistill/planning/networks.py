@@ -21,13 +21,15 @@ from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.adapters import adapt
 from edgedistill.networks.bf16 import to_bf16, to_fp32
 from edgedistill.objectives.base import Batch, Objective
-from edgedistill.planning.architectures import architecture, decoder, place
+from edgedistill.planning.architectures import architecture, decoder, find, place
 from edgedistill.planning.inputs import Inputs, Net, inputs_of
 from edgedistill.planning.reward import PlannedReward, planned_reward
 from edgedistill.planning.tracker.live import Live
 from edgedistill.recipes.schema import Recipe
 from edgedistill.recipes.setup import build_setup, compose
 from edgedistill.teachers import find_family
+from edgedistill.teachers.pipeline import PipelineTeacher
+from edgedistill.teachers.pipeline_files import check_class
 
 __all__ = ["SCHEDULE", "PlannedNetworks", "planned_networks"]
 
@@ -99,7 +101,10 @@ def planned_networks(recipe: Recipe) -> PlannedNetworks:
         )
     guidance, kind = recipe.teacher.guidance, find_family(recipe.teacher.family)
     kind.check_guidance(guidance, Path(recipe.teacher.path).name)
-    networks = architecture(place(recipe.teacher))
+    where = place(recipe.teacher)
+    if issubclass(kind, PipelineTeacher):
+        check_class(kind, str(read_json(find(where) / "model_index.json")["_class_name"]), where)
+    networks = architecture(where)
     if recipe.student.decoder:
         networks["vae"] = decoder(Path(recipe.student.decoder))
     core, inputs = inputs_of(networks)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.table import Table
 
 from edgedistill import recipes
+from edgedistill.common.files import write_text
 from edgedistill.common.progress import rate
 from edgedistill.planning.costs import Costs, costs
 from edgedistill.planning.fit import Verdict, fit, parse_bytes
 from edgedistill.planning.memory import Launch
 from edgedistill.planning.time import Duration
+from edgedistill.recipes.schema import Recipe
 
 __all__ = ["as_json", "cost_recipe", "plan", "tables", "time_table"]
 
@@ -41,18 +45,29 @@ def plan(
 
 
 def cost_recipe(
-    name: str, overrides: Sequence[str], size: str | None, launch: Launch
+    given: str | Recipe, overrides: Sequence[str], size: str | None, launch: Launch
 ) -> tuple[Costs, Verdict | None]:
     """Plan the costs of a recipe, and whether it fits a device of `size`, such as "24GB".
+
+    The recipe is a name, a path ending in .yaml, or resolved already.
 
     Raises:
         ValueError: If the recipe or the size is wrong or cannot be planned; one line.
     """
     limit = None if size is None else parse_bytes(size)
-    found = costs(recipes.load(name, overrides), launch)
-    if limit is None:
-        return found, None
-    return found, fit(name, overrides, launch, limit, found.memory.total, found.planned)
+    with TemporaryDirectory() as folder:
+        name = given if isinstance(given, str) else _written(given, Path(folder))
+        found = costs(recipes.load(name, overrides), launch)
+        if limit is None:
+            return found, None
+        return found, fit(name, overrides, launch, limit, found.memory.total, found.planned)
+
+
+def _written(recipe: Recipe, folder: Path) -> str:
+    """Write a resolved recipe into a file that further overrides can follow."""
+    place = folder / f"{recipe.name}.yaml"
+    write_text(place, recipes.dump(recipe))
+    return str(place)
 
 
 def as_json(found: Costs, verdict: Verdict | None, time: Duration | None = None) -> dict[str, Any]:
@@ -114,8 +129,15 @@ def _rest(found: Costs) -> Table:
     for name, count in found.flops.items():
         table.add_row(f"operations: {name.replace('_', ' ')}", f"{_figure(count / 1e12)} TFLOP")
     for name, count in found.samples.items():
-        table.add_row(f"samples {name}", f"{count:,}")
+        table.add_row(SAMPLES[name], f"{count:,}")
     return table
+
+
+SAMPLES = {
+    "made": "samples that the teacher makes first",
+    "drawn": "samples that training reads",
+}
+"""Words for the numbers of samples."""
 
 
 def _gb(size: int) -> str:

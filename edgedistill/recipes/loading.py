@@ -57,6 +57,9 @@ def asked(verb: str, words: Sequence[str]) -> tuple[Recipe, str | None, list[str
     given = dict(word.partition("=")[::2] for word in words if word.startswith(PLACES))
     rest = [word for word in words if not word.startswith(PLACES)]
     if "recipe" not in given:
+        meant = next((word for word in rest if word in shipped()), None)
+        if meant:
+            raise ValueError(f"did you mean edgedistill {verb} recipe={meant}?")
         names = ", ".join(shipped())
         raise ValueError(f"name a recipe: edgedistill {verb} recipe=NAME, one of {names}")
     keys = [word.partition("=")[0] for word in rest]

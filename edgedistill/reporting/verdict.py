@@ -189,13 +189,13 @@ def _proof(facts: Facts) -> str:
         return "No bundle has been made of it: run edgedistill export."
     failed = [name for name, parity in facts.parity.items() if not parity["passed"]]
     if failed:
-        return f"Not proven equal to the student: {', '.join(failed)}."
+        return f"Below the floor of the parity check: {', '.join(failed)}."
     count = len(facts.parity)
     name = min(facts.parity, key=lambda name: facts.parity[name]["final"]["worst"])
-    what = "The bundle is" if count == 1 else f"All {count} bundles are"
-    return (
-        f"{what} proven equal to the student; worst sample: {name} {_worst(facts.parity[name])}."
-    )
+    worst = _worst(facts.parity[name])
+    if count == 1:
+        return f"The bundle {name} passed the parity check; its worst sample: {worst}."
+    return f"All {count} bundles passed the parity check; the worst sample: {worst}, of {name}."
 
 
 def _worst(parity: Figures) -> str:

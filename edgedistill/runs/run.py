@@ -112,8 +112,9 @@ class Run:
         own = self.teacher.denoiser
         return [
             f"the student predicts {self.prediction.value}, which it learns in its first "
-            f"{self.converts} steps; its teacher predicts {own.prediction.value} "
-            f"(alpha {float(own.schedule.alpha(self.times[0])):.1e} at the student's first step)"
+            f"{self.converts} step{'s' * (self.converts != 1)}; its teacher predicts "
+            f"{own.prediction.value}, and the student's first step has a signal of "
+            f"{float(own.schedule.alpha(self.times[0])):.1e} only"
         ]
 
     def _roles(self) -> list[str]:

@@ -19,6 +19,7 @@ from edgedistill.runs.claims import RECIPE, Claim, claim_new, claim_old
 from edgedistill.runs.group import Group
 from edgedistill.runs.run import Run
 from edgedistill.tiny import make_tiny
+from edgedistill.training.checkpoint import latest
 from edgedistill.training.trackers import check_installed
 from edgedistill.training.trainer import engine
 
@@ -33,6 +34,7 @@ RESUMABLE = {
     "parts.only",
 }
 """Keys that may change when a run is resumed."""
+STEPS = "train.steps"
 
 SHOWN = 4
 """Number of differences that one line names."""
@@ -162,6 +164,8 @@ def _taken_up(new: Recipe, folder: Path, typed: Collection[str] | None) -> Recip
                 f"{folder} was trained with {key}={theirs.get(key)!r}, not {ours.get(key)!r}; "
                 "a resumed run keeps its recipe"
             )
+    if STEPS in asked:
+        _check_steps(folder, ours[STEPS], theirs[STEPS])
     kept = [key for key in differ if key not in asked]
     if kept:
         shown = [f"{key}={theirs.get(key)!r}, not {ours.get(key)!r}" for key in kept[:SHOWN]]
@@ -172,6 +176,19 @@ def _taken_up(new: Recipe, folder: Path, typed: Collection[str] | None) -> Recip
         section, _, name = key.partition(".")
         data[section][name] = ours[key]
     return recipes.resolve(data)
+
+
+def _check_steps(folder: Path, steps: int, before: int) -> None:
+    """Raise a ValueError if a run has done more than `steps`; tell what more steps mean."""
+    newest = latest(folder / "checkpoints")
+    done = int(newest.name.removeprefix("step-")) if newest else 0
+    if steps < done:
+        raise ValueError(f"{STEPS}={steps}: {folder} has done {done} steps already")
+    if steps > before:
+        log.info(
+            f"{STEPS}={steps} for {before}: schedules such as the learning rate's go on as those "
+            f"of {steps} steps, and the steps done followed those of {before}"
+        )
 
 
 def _among(key: str, typed: Collection[str]) -> bool:

@@ -35,7 +35,7 @@ from edgedistill_runtime.hub import HubError
 if TYPE_CHECKING:
     from edgedistill.teachers.pipeline import PipelineTeacher
 
-__all__ = ["PipelineFiles", "read_pipeline", "scheduler_at"]
+__all__ = ["PipelineFiles", "check_class", "read_pipeline", "scheduler_at"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def read_pipeline(kind: type[PipelineTeacher], path: str, config: str | None) ->
         index = DiffusionPipeline.load_config(where)
         # A folder that names no class is read as the plainest one.
         name = str(index.get("_class_name") or kind.pipelines[0])
-        _check_class(kind, name, where)
+        check_class(kind, name, where)
         with named_errors():
             pipeline = kind.open(name, index, where)
     except BROKEN as error:
@@ -124,7 +124,7 @@ def _read_file(kind: type[PipelineTeacher], path: str, config: str | None) -> Pi
     except HubError as error:
         raise ValueError(f"teacher.config={config}: {error}") from error
     where, index = read_index(kind.family, path, place)
-    _check_class(kind, str(index.get("_class_name")), where)
+    check_class(kind, str(index.get("_class_name")), where)
     try:
         with named_errors(), whole_weights(path):
             pipeline = open_file(kind.family, path, where, index, **kind.options)
@@ -135,7 +135,7 @@ def _read_file(kind: type[PipelineTeacher], path: str, config: str | None) -> Pi
     return PipelineFiles(Path(path).stem, path, pipeline, index, rights, marks.notes)
 
 
-def _check_class(kind: type[PipelineTeacher], name: str, where: str) -> None:
+def check_class(kind: type[PipelineTeacher], name: str, where: str) -> None:
     """Raise a ValueError if a pipeline of class `name` is of another family."""
     if name in kind.pipelines:
         return

@@ -19,8 +19,10 @@ from edgedistill.recipes.files import layered
 from edgedistill.recipes.schema import DataSection, Recipe, TeacherSection
 from edgedistill.teachers import find_family
 from edgedistill.teachers.loading import FAMILIES
+from edgedistill.teachers.markers import read_header
 from edgedistill.teachers.pipeline import PipelineTeacher
 from edgedistill.teachers.pipeline_files import scheduler_at
+from edgedistill.teachers.single_file import family_of
 
 __all__ = ["FAMILIES_HERE", "Wishes", "defaults", "detect_family", "init", "needs_data"]
 
@@ -90,7 +92,7 @@ class Wishes:
 
 
 def detect_family(teacher: str) -> str | None:
-    """Return the family of a pipeline folder, a shipped asset or a known Hub id; None otherwise.
+    """Return the family of a pipeline folder, a file, a shipped asset or a known Hub id, or None.
 
     Raises:
         ValueError: If the folder's pipeline is one that no family reads; names it.
@@ -100,7 +102,7 @@ def detect_family(teacher: str) -> str | None:
     except ValueError:
         if Path(teacher).is_dir():
             raise
-        return None
+        return family_of(read_header(teacher).shapes) if Path(teacher).is_file() else None
     name = str(read_json(folder / "model_index.json").get("_class_name"))
     if name not in FAMILIES:
         known = ", ".join(FAMILIES)

@@ -175,7 +175,7 @@ class CostReport:
 
 
 def plan(
-    recipe: str,
+    recipe: Recipe | str,
     overrides: Sequence[str] = (),
     *,
     memory: str | None = None,
@@ -187,7 +187,7 @@ def plan(
     """Plan the costs of a recipe. Nothing is downloaded, and no weight is read.
 
     Args:
-        recipe: A shipped recipe's name, or a path ending in .yaml.
+        recipe: A recipe, a shipped one's name, or a path ending in .yaml.
         overrides: "key.sub=value" each.
         memory: Memory of a device, such as "24GB".
         processes: Number of processes, one on each device.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
@@ -9,7 +10,8 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
@@ -19,7 +21,7 @@ from edgedistill import assets
 from edgedistill.common.files import atomic_file, read_json
 from edgedistill.common.progress import Progress
 from edgedistill.students.group import group_of
-from edgedistill_runtime.machine import cores, processor
+from edgedistill_runtime.machine import busy_cores, cores, processor
 from edgedistill_runtime.manifest import FILE_NAME, Manifest
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ __all__ = [
     "run_bench",
     "subjects_of",
     "tables",
+    "warn_if_busy",
 ]
 
 log = logging.getLogger(__name__)
@@ -50,6 +53,11 @@ _STAGES = {
     "other": ("other", "#9d9da1"),
 }
 """Names and colours of the stages, by key."""
+
+BUSY = 0.25
+"""Share of the cores from which on other processes are told of."""
+BEAT = 10.0
+"""Seconds between two signs of life of a subject."""
 
 _TOTAL = "#4b4453"
 """Colour of the time that belongs to no stage."""
@@ -183,10 +191,16 @@ def run_bench(
     threads = threads or cores()
     machine = _machine(threads, runs)
     results: dict[str, Any] = {}
+    warn_if_busy()
     for done, subject in enumerate(subjects):
-        if progress:
-            progress(done, len(subjects), subject.name)
-        results[subject.name] = measure(subject, runs, threads)
+
+        def beat(seconds: float, done: int = done, name: str = subject.name) -> None:
+            if progress:
+                waited = f", {seconds:.0f} s" if seconds else ""
+                progress(done, len(subjects), f"{name}{waited}")
+
+        beat(0)
+        results[subject.name] = measure(subject, runs, threads, beat=beat)
     if progress:
         progress(len(subjects), len(subjects), "done")
     return {
@@ -202,8 +216,22 @@ def subjects_of(results: Mapping[str, Any]) -> dict[str, Any]:
     return {name: r for name, r in results.items() if isinstance(r, dict) and "p50_s" in r}
 
 
+def warn_if_busy() -> None:
+    """Warn if other processes keep much of the processor, since times are then too long."""
+    busy = busy_cores()
+    if busy is not None and busy > BUSY * cores():
+        log.warning(
+            f"other processes keep {busy:.1f} of {cores()} cores busy: times here are too long"
+        )
+
+
 def measure(
-    subject: BenchSubject, runs: int, threads: int, options: Sequence[str] = ()
+    subject: BenchSubject,
+    runs: int,
+    threads: int,
+    options: Sequence[str] = (),
+    *,
+    beat: Callable[[float], None] = lambda seconds: None,
 ) -> dict[str, Any]:
     """Measure one subject in a process of its own.
 
@@ -212,6 +240,7 @@ def measure(
         runs: Number of timed calls.
         threads: Threads of torch or of the runtime.
         options: Further options of the process, for a bundle.
+        beat: Called every `BEAT` seconds with the seconds that have passed.
 
     Raises:
         ValueError: If the subject cannot be loaded; contains the message of its process.
@@ -221,18 +250,33 @@ def measure(
         file = Path(folder) / "figures.json"
         command = subject.command(runs, threads, file, options)
         log.debug(f"{subject.name}: {shlex.join(command)}")
-        process = subprocess.run(  # noqa: S603  this Python and our modules, and no shell
+        process = subprocess.Popen(  # noqa: S603  this Python and our modules, and no shell
             command,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
         )
+        said = _waited(process, beat)
         if process.returncode:
-            last = (process.stderr.strip().splitlines() or ["no message"])[-1]
+            last = (said.strip().splitlines() or ["no message"])[-1]
             kind = ValueError if process.returncode == 2 else RuntimeError
             raise kind(f"{subject.name}: {last}")
         return read_json(file)
+
+
+def _waited(process: subprocess.Popen[str], beat: Callable[[float], None]) -> str:
+    """Wait for a process and return its standard error; it ends with this one."""
+    begin = time.monotonic()
+    try:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.communicate(timeout=BEAT)[1]
+            beat(time.monotonic() - begin)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def _speedups(results: Mapping[str, Any]) -> dict[str, float]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from pathlib import Path
 
-__all__ = ["cores", "device", "processor"]
+__all__ = ["busy_cores", "cores", "device", "processor"]
 
 
 def cores() -> int:
@@ -14,6 +15,32 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def busy_cores(seconds: float = 0.3) -> float | None:
+    """Return how many cores are busy while this process waits; None where the system says nothing.
+
+    Args:
+        seconds: Time to wait.
+    """
+    before = _ticks()
+    if before is None:
+        return None
+    time.sleep(seconds)
+    after = _ticks()
+    if after is None or after[1] <= before[1]:
+        return None
+    return (os.cpu_count() or 1) * (after[0] - before[0]) / (after[1] - before[1])
+
+
+def _ticks() -> tuple[int, int] | None:
+    """Return the busy and all ticks of all cores since the system began, by Linux's /proc/stat."""
+    file = Path("/proc/stat")
+    if not file.is_file():
+        return None
+    # user, nice, system, idle, iowait, irq, softirq, steal
+    numbers = [int(word) for word in file.read_text("utf-8").split("\n")[0].split()[1:9]]
+    return sum(numbers) - sum(numbers[3:5]), sum(numbers)
 
 
 def processor() -> str:

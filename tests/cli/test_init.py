@@ -7,6 +7,8 @@ import sys
 
 import diffusers
 import pytest
+import torch
+from safetensors.torch import save_file
 from tiny import make_pipeline
 
 from edgedistill import cli, recipes
@@ -243,3 +245,15 @@ def test_a_folder_with_any_scheduler_that_is_read_gets_a_recipe_and_is_told(run,
         words = ("--prompts", "prompts.txt", "--out", f"{name}.yaml")
         assert run("./mine", *words)[0] == 0, name
         assert look(here / "mine").scheduler == name
+
+
+def test_a_file_is_known_by_its_weights_and_says_what_planning_needs(run, here, tiny_sd):
+    names = ("model.diffusion_model.input_blocks.0.0.weight",)
+    save_file({name: torch.zeros(1) for name in names}, here / "mine.safetensors")
+    code, _, err = run("mine.safetensors", "--prompts", "prompts.txt")
+    assert code == 0, err
+    assert "name a folder of its configurations in teacher.config" in err
+    assert "edgedistill plan" not in err
+    assert recipes.load("mine.yaml").teacher.family in ("stable_diffusion", "sdxl")
+    words = ("--prompts", "prompts.txt", "--config", tiny_sd, "--out", "two.yaml")
+    assert "edgedistill plan recipe=two.yaml" in run("mine.safetensors", *words)[2]

@@ -103,7 +103,7 @@ def test_long_work_before_training_has_a_bar(run, two_modes, monkeypatch, tmp_pa
 
 MEASURED = {
     "bench runs/one --runs 1": ["bench 0/2  student", f"bundle:{Path(BUNDLE).name}"],
-    f"evaluate {BUNDLE} --samples 50": ["evaluate 0/200  teacher", "student", "bundle:ort-fp32"],
+    f"evaluate {BUNDLE} --samples 50": ["evaluate 0/250  teacher", "student", "bundle:ort-fp32"],
     "report": ["report: teacher draws", "student draws", "ort-fp32 draws"],
 }
 

@@ -234,7 +234,7 @@ def test_only_missing_shards_are_made(teachers, folder, tmp_path, small_shards, 
     whole = torch.cat(find(teacher, folder, tmp_path).open().shards)
 
     def stop(line) -> None:
-        if line == "pictures encoded 4":
+        if line == "pictures read 4":
             raise KeyboardInterrupt
 
     other = {"cache": tmp_path / "other"}
@@ -247,7 +247,7 @@ def test_only_missing_shards_are_made(teachers, folder, tmp_path, small_shards, 
     said.clear()
     resumed = find(teacher, folder, tmp_path, **other).open()
     assert "3 of 6 pictures match no row of metadata.jsonl" in said[0]
-    assert said[1:] == ["pictures encoded 6"]
+    assert said[1:] == ["pictures read 6"]
     assert [file.stat().st_mtime_ns for file in done] == times
     assert torch.equal(torch.cat(resumed.shards), whole)
     # Once complete no picture is opened again.

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from io import StringIO
 from shutil import copytree
 
@@ -18,6 +21,7 @@ from edgedistill_export.bench import (
     subjects_of,
     tables,
 )
+from edgedistill_runtime.machine import busy_cores, cores
 
 KEYS = {"load_s", "first_s", "p50_s", "p90_s", "p99_s", "stages", "peak_rss_mb"}
 
@@ -127,3 +131,37 @@ def test_figures_belong_to_the_run_that_all_subjects_are_of(tmp_path, monkeypatc
     assert home_of([tmp_path / "one", *one]) == tmp_path / "one"
     assert home_of([*one, "two/student"]) is None
     assert home_of(["elsewhere/ort-fp32"]) is None
+
+
+def test_a_busy_machine_is_told(monkeypatch, caplog):
+    caplog.set_level("WARNING", "edgedistill_export")
+    for busy, told in ((None, 0), (0.01, 0), (float(cores()), 1)):
+        caplog.clear()
+        monkeypatch.setattr(benching, "busy_cores", lambda busy=busy: busy)
+        benching.warn_if_busy()
+        assert len(caplog.records) == told
+    assert "times here are too long" in caplog.text
+    found = busy_cores(0.05)
+    assert found is None or 0 <= found <= os.cpu_count()
+
+
+def test_a_long_subject_shows_signs_of_life_and_ends_with_its_parent(monkeypatch):
+    monkeypatch.setattr(benching, "BEAT", 0.05)
+
+    def start(program):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, "-c", program], **pipes)
+
+    beats = []
+    slow = start("import sys, time; time.sleep(0.5); sys.exit('last words')")
+    assert benching._waited(slow, beats.append) == "last words\n"
+    assert len(beats) >= 3
+    assert beats == sorted(beats)
+
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    endless = start("import time; time.sleep(600)")
+    with pytest.raises(KeyboardInterrupt):
+        benching._waited(endless, interrupted)
+    assert endless.poll() is not None

@@ -6,6 +6,7 @@ import time
 import pytest
 from transformers import CLIPModel
 
+import edgedistill as ed
 from edgedistill import assets, recipes
 from edgedistill.networks.diffusion_decoder import DiffusionDecoder
 from edgedistill.networks.patch_decoder import PatchDecoder
@@ -16,7 +17,7 @@ from edgedistill.planning.memory import Launch, memory
 from edgedistill.planning.networks import planned_networks
 from edgedistill.planning.report import as_json, plan, tables
 
-SDXL = "teacher.path=stabilityai/stable-diffusion-xl-base-1.0"
+SDXL = ("teacher.family=sdxl", "teacher.path=stabilityai/stable-diffusion-xl-base-1.0")
 SD15 = "teacher.path=runwayml/stable-diffusion-v1-5"
 EMOJI = "recipe=emoji-4step"
 ADAMW = "train.optim.name=adamw"
@@ -29,7 +30,7 @@ def cli(*words):
 
 
 def test_sdxl_and_its_student_of_another_size_as_json():
-    done = cli(EMOJI, ADAMW, SDXL, "compress.preset=koala-700m", "train.batch_size=1", "--json")
+    done = cli(EMOJI, ADAMW, *SDXL, "compress.preset=koala-700m", "train.batch_size=1", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["teacher"]["denoiser"]["parameters"] == 2_567_463_684
@@ -39,6 +40,23 @@ def test_sdxl_and_its_student_of_another_size_as_json():
     assert memory["total"] == pytest.approx(
         sum(size for role, size in memory.items() if role != "total"), abs=0.01
     )
+
+
+def test_a_teacher_of_another_family_is_refused_as_by_distill():
+    done = cli(EMOJI, SDXL[1])
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "it looks like sdxl: choose teacher.family=sdxl" in done.stderr
+
+
+def test_a_resolved_recipe_is_planned_as_its_name():
+    words = ["train.batch_size=2"]
+    named = ed.plan("emoji-4step", words, memory="8GB")
+    resolved = ed.plan(ed.load_recipe("emoji-4step", words), memory="8GB")
+    assert resolved.to_json() == named.to_json()
+    # Its verdict tries switches, which go on top of the recipe.
+    small = ed.plan(ed.load_recipe("emoji-4step"), memory="100MB").verdict
+    assert str(small) == str(ed.plan("emoji-4step", memory="100MB").verdict)
+    assert not small.fits
 
 
 def test_several_students_are_planned_one_after_the_other():
@@ -288,7 +306,7 @@ def test_exit_codes_and_the_last_line():
 
 def test_sdxl_takes_seconds():
     started = time.process_time()
-    found = costs(recipes.load("emoji-4step", [SDXL]), Launch())
+    found = costs(recipes.load("emoji-4step", SDXL), Launch())
     assert time.process_time() - started < 20
     assert found.parameters["student"]["denoiser"] == 2_567_463_684
     assert [table.columns[0].header for table in tables(found)] == [

@@ -65,10 +65,10 @@ def test_proof_and_speed():
     }
     text = said(parity={"a": parity}, bench=bench, sizes={"student": 3_000_000})
     assert "The bundle a is 9.5 times as fast (40 ms a sample)." in text
-    assert "proven equal to the student; worst sample: a identical" in text
+    assert "The bundle a passed the parity check; its worst sample: identical." in text
     assert "student 3 MB" in text
     failed = said(parity={"a": {"passed": False, "final": {"worst": 9.0}}})
-    assert "Not proven equal to the student: a." in failed
+    assert "Below the floor of the parity check: a." in failed
 
 
 def test_of_many_bundles_the_worst_and_their_number_are_told():
@@ -78,7 +78,7 @@ def test_of_many_bundles_the_worst_and_their_number_are_told():
     sizes = {"student": 9_000_000} | {name: 10**6 * (20 + i) for i, name in enumerate(worst)}
     text = said(parity=parity, sizes=sizes)
     assert (
-        "All 12 bundles are proven equal to the student; worst sample: bundle-11 79.0 dB." in text
+        "All 12 bundles passed the parity check; the worst sample: 79.0 dB, of bundle-11." in text
     )
     assert "On disk: student 9 MB, the bundles 20 MB (bundle-0) to 31 MB (bundle-11)." in text
     assert not any(f"bundle-{i} " in text for i in range(1, 11))

@@ -96,7 +96,7 @@ def test_a_folder_of_pictures_a_class(named, tmp_path, said):
     given = {"cache": tmp_path / "cache", "key": "caption", "run": tmp_path / "run"}
     source = find_pictures(teacher, str(root), **given).open()
     assert source.captions == ["3", "two, or deux", "zero"]
-    assert said == ["pictures encoded 3"]
+    assert said == ["pictures read 3"]
     (root / "three").mkdir()
     (root / "3" / "x.png").rename(root / "three" / "x.png")
     given["run"] = tmp_path / "other"

@@ -14,7 +14,7 @@ from edgedistill.common.files import atomic_folder
 from edgedistill.common.plugins import unknown
 from edgedistill.common.progress import Progress
 from edgedistill_export.auto.kept import BATCH, BEST, PURPOSES, keep_choice
-from edgedistill_export.bench import BenchSubject, measure
+from edgedistill_export.bench import BenchSubject, measure, warn_if_busy
 from edgedistill_export.many import ExportRow, export_many
 from edgedistill_export.settings import ExportSettings
 from edgedistill_export.targets import find_target
@@ -121,6 +121,7 @@ def _measured(rows: Sequence[ExportRow], progress: Progress | None) -> list[Spee
 
     The rate of several pictures a call is measured once.
     """
+    warn_if_busy()
     trial = _Trial(rows, progress)
     counts = sorted({1, cores()})
     threads = {}

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from edgedistill.common.decibels import decibels
 from edgedistill.common.files import read_json, write_json
 from edgedistill_runtime.machine import device
 from edgedistill_runtime.manifest import Choice, Manifest, Speed
@@ -151,6 +152,6 @@ def table(choice: Choice, chosen: str) -> Table:
             f"{speed.start_s:.2f}",
             "-" if peak is None else f"{peak:.0f}",
             f"{speed.size_mb:.1f}",
-            f"{speed.worst_db:.1f}",
+            decibels(speed.worst_db),
         )
     return made
