@@ -15,6 +15,7 @@ from edgedistill.evaluation.classifier import Classifier, train_classifier
 from edgedistill.evaluation.data import Data
 from edgedistill.evaluation.features import Eye, shrunk
 from edgedistill.evaluation.fidelity import Reference, floor_of
+from edgedistill.evaluation.figures import LEAST
 from edgedistill.evaluation.memory import QUANTILE, Nearness
 
 __all__ = ["NOTHING", "Against", "Extras", "as_rmse", "features_of_pictures", "small"]
@@ -154,7 +155,7 @@ class Against:
                 "FD and KID compare with the teacher's own samples of another seed: they say how "
                 "near the student is to its teacher, not how good either is."
             )
-        if self.samples < 2 * size:
+        if self.samples < LEAST * size:
             self.notes.append(
                 f"FD of {self.samples} samples in {size} features is too large, in every row "
                 "alike: compare it within this table, and with the floor."

@@ -25,6 +25,7 @@ from edgedistill.evaluation.manifold import manifold_figures
 from edgedistill.networks.clip import Features
 
 __all__ = [
+    "LEAST",
     "check_finite",
     "diversity",
     "errors",
@@ -36,6 +37,9 @@ __all__ = [
 ]
 
 Figures = dict[str, Any]
+
+LEAST = 2
+"""Samples a feature from which on a Frechet distance is more than its bias."""
 
 
 def fidelity_figures(
@@ -57,10 +61,13 @@ def spread_figures(
 ) -> dict[str, float]:
     """Return half the 95 % intervals of FD and KID, and precision, recall, density and coverage.
 
-    Those of `fidelity_figures` are left out, as are figures that need more samples, or the
-    reference's features where they are not known.
+    A figure is left out where it needs more samples, or the reference's features and they are not
+    known. From fewer than `LEAST` samples a feature, what FD loses with each sample is most of it,
+    and tells nothing of its spread.
     """
-    widths = {"fd_interval": half_interval(images, partial(_fd, reference=reference))}
+    widths: dict[str, float | None] = {}
+    if len(images) >= LEAST * images.shape[1]:
+        widths["fd_interval"] = half_interval(images, partial(_fd, reference=reference))
     if features is not None:
         widths["kid_interval"] = half_interval(images, partial(kernel_distance, b=features))
     found = {name: width for name, width in widths.items() if width is not None}
