@@ -3,9 +3,10 @@
     python docs/generate.py            write them
     python docs/generate.py --check    exit 1 and name the pages that are out of date
 
-`cli.md` is made from the signatures and docstrings of the commands, `recipes.md` from the fields
-of a recipe's sections, `method-options.md` from the fields of every method's `Config`. What a
-field means is the string below it.
+`python.md` has the signatures of the package's functions, `cli.md` is made from the signatures and
+docstrings of the commands, `recipes.md` from the fields of a recipe's sections,
+`method-options.md` from the fields of every method's `Config`. What a field means is the string
+below it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+import edgedistill
 from edgedistill.common.settings import Settings
 from edgedistill.recipes.explain import meanings
 
@@ -348,6 +350,50 @@ def also(bases: Sequence[type[Settings]], own: bool) -> str:
     return f"The keys of {links} {'also ' if own else ''}apply."
 
 
+SIGNATURES = re.compile(r"(<!-- Signatures[^>]*-->\n).*?(<!-- End -->)", re.DOTALL)
+"""The part of python.md that is made from the functions' signatures."""
+
+
+WIDTH = 110
+"""Columns of a signature in one line."""
+
+
+def argument(each: inspect.Parameter) -> str:
+    """An argument with its type and default."""
+    stars = {each.VAR_POSITIONAL: "*", each.VAR_KEYWORD: "**"}.get(each.kind, "")
+    text = f"{stars}{each.name}: {each.annotation}"
+    if each.default is each.empty:
+        return text
+    return f"{text} = {'...' if callable(each.default) else repr(each.default)}"
+
+
+def signature(name: str, value: Any) -> str:
+    """A function as it is called, with the types of what it takes; a class by what it is."""
+    if inspect.isclass(value):
+        return f"ed.{name}  # {(inspect.getdoc(value) or '').splitlines()[0]}"
+    found = inspect.signature(value)
+    inside = list[str]()
+    for each in found.parameters.values():
+        if each.kind is each.KEYWORD_ONLY and "*" not in inside:
+            inside.append("*")
+        inside.append(argument(each))
+    one_line = f"ed.{name}({', '.join(inside)}) -> {found.return_annotation}"
+    if len(one_line) <= WIDTH:
+        return one_line
+    lines = "".join(f"    {each},\n" for each in inside)
+    return f"ed.{name}(\n{lines}) -> {found.return_annotation}"
+
+
+def python_page() -> str:
+    """python.md with today's signatures."""
+    page = (REFERENCE / "python.md").read_text(encoding="utf-8")
+    public = {name: getattr(edgedistill, name) for name in edgedistill.__all__}
+    functions = [signature(n, v) for n, v in public.items() if not inspect.isclass(v)]
+    classes = [signature(n, v) for n, v in public.items() if inspect.isclass(v)]
+    made = "\n".join(["```python", *functions, "", *classes, "```", ""])
+    return SIGNATURES.sub(lambda found: f"{found[1]}\n{made}\n{found[2]}", page)
+
+
 def pages() -> dict[str, str]:
     """File name -> what it must hold."""
     from edgedistill.cli import app
@@ -356,6 +402,7 @@ def pages() -> dict[str, str]:
         "cli.md": command_page(app),
         "recipes.md": recipe_page(),
         "method-options.md": method_page(),
+        "python.md": python_page(),
     }
 
 
