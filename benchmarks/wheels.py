@@ -31,7 +31,7 @@ CONTENTS: Mapping[str, tuple[str, ...]] = {
         "benchmarks/tutorials.py",
         "docs/index.md",
         "edgedistill/assets/emoji/unet/diffusion_pytorch_model.safetensors",
-        "examples/emoji/grid.png",
+        "examples/emoji/side-by-side.png",
         "export/edgedistill_export/py.typed",
         "recipes/emoji-4step.yaml",
         "requirements.lock",

@@ -21,7 +21,7 @@ CAPTIONS = (
     *("red apple, noto", "ghost, twemoji", "pizza, noto", "rainbow, noto"),
     *("cat face, noto", "hot beverage, twemoji", "sunflower, noto", "rocket, noto"),
 )
-SEED, COLUMNS, SCALE, GAP, SIZE = 3, 4, 1, 10, 64
+SEED, COLUMNS, GAP, SIZE = 3, 4, 10, 64
 INK, SOFT = "#1f2328", "#59636e"
 
 
@@ -56,11 +56,11 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
-    times = {row["name"]: row for row in json.loads((args.run / "bench.json").read_text())["rows"]}
+    times = json.loads((args.run / "bench.json").read_text(encoding="utf-8"))
     panels = []
     for name, subject in subjects(args.run, args.bundle):
         drawn = subject.draw(CAPTIONS, SEED, lambda done: None)
-        panels.append((name, subject.calls, times[name]["total_ms_p50"], sheet(drawn)))
+        panels.append((name, subject.calls, 1000 * times[name]["p50_s"], sheet(drawn)))
     width, height = panels[0][3].size
     total = (3 * width + 2 * 3 * GAP + 2 * GAP, height + 2 * GAP + 44)
     canvas = Image.new("RGB", total, "white")
