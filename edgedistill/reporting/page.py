@@ -67,7 +67,9 @@ def write_report(run: Path, out: Path) -> Path:
         autoescape=select_autoescape(),
         finalize=visible_lines,
     )
-    environment.filters.update(cell=lambda value, column: cell(column, value), db=decibels)
+    environment.filters.update(
+        cell=lambda value, column: cell(column, value), db=decibels, zip=zip
+    )
     planar = isinstance(teacher, Mixture)
     names = [subject.name for subject in subjects]
     parity, bench, evaluation = _parity(run), _bench(run), _json(run / "eval.json")
