@@ -48,9 +48,9 @@ VENDORS = ("openvino", "nncf", "tensorrt_rtx", "tensorrt", "coremltools", "execu
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
-def test_a_vendor_is_imported_only_by_its_targets(vendor):
+def test_a_vendor_is_imported_only_by_its_targets_and_layouts(vendor):
     export = Path("export") / "edgedistill_export"
-    places = [export / room for room in ("targets", "backends", "quantize", "mil")]
+    places = [export / room for room in ("targets", "backends", "quantize", "mil", "layouts")]
     allowed = tuple(map(str, (*places, Path("runtime") / "edgedistill_runtime" / "backends")))
     wrong = [
         place
