@@ -40,6 +40,12 @@ def distill(
 
     Example: edgedistill distill recipe=emoji-4step train.batch_size=32 teacher.guidance=4
     """
+    from edgedistill.runs.claims import check_free
+
+    outs = [word.removeprefix("out=") for word in words if word.startswith("out=")]
+    if outs and outs[0] and not resume:
+        check_free(Path(outs[0]))  # before the libraries load, which takes seconds
+
     from edgedistill.recipes.loading import asked
     from edgedistill.runs.run import Run
     from edgedistill.training.trainer import Interrupted

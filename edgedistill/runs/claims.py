@@ -12,7 +12,7 @@ from pathlib import Path
 from edgedistill.common.disk import WriteError, lock, naming, unlock
 from edgedistill.common.files import check_writable, write_text
 
-__all__ = ["RECIPE", "Claim", "claim_new", "claim_old"]
+__all__ = ["RECIPE", "Claim", "check_free", "claim_new", "claim_old"]
 
 RECIPE = "recipe.yaml"
 
@@ -98,6 +98,12 @@ class Claim:
                 path.rmdir()
             except OSError:
                 break  # another process has put something there
+
+
+def check_free(place: Path) -> None:
+    """Raise the ValueError of `claim_new` for a folder that holds a run already."""
+    if (place / RECIPE).is_file():
+        _claimed(place, numbered=False)
 
 
 def claim_new(place: Path, *, numbered: bool) -> Claim:

@@ -194,3 +194,23 @@ def test_the_web_target_says_what_is_missing_as_its_export_does(tmp_path, monkey
     package.parent.mkdir(parents=True)
     package.write_text('{"version": "1.0"}')
     assert TARGETS["web"].problem() is None
+
+
+def test_a_run_that_is_there_already_is_told_before_the_libraries_load(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/recipe.yaml").write_text("name: mine\n")
+    program = f"""
+import sys
+sys.argv = ["edgedistill", "distill", "recipe=emoji-4step", {f"out={tmp_path / 'mine'}"!r}]
+from edgedistill import cli
+try:
+    cli.main()
+finally:
+    print({HEAVY!r} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == "set()\n"
+    assert "holds a run already; add --resume or choose another out=" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "mine/recipe.yaml").read_text() == "name: mine\n"
