@@ -55,7 +55,7 @@ _STAGES = {
 """Names and colours of the stages, by key."""
 
 BUSY = 0.25
-"""Share of the cores from which on other processes are told of."""
+"""Share of the machine's cores from which on other processes are told of."""
 BEAT = 10.0
 """Seconds between two signs of life of a subject."""
 
@@ -218,10 +218,10 @@ def subjects_of(results: Mapping[str, Any]) -> dict[str, Any]:
 
 def warn_if_busy() -> None:
     """Warn if other processes keep much of the processor, since times are then too long."""
-    busy = busy_cores()
-    if busy is not None and busy > BUSY * cores():
+    busy, whole = busy_cores(), os.cpu_count() or 1
+    if busy is not None and busy > BUSY * whole:
         log.warning(
-            f"other processes keep {busy:.1f} of {cores()} cores busy: times here are too long"
+            f"other processes keep {busy:.1f} of {whole} cores busy: times here are too long"
         )
 
 

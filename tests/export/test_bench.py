@@ -21,7 +21,7 @@ from edgedistill_export.bench import (
     subjects_of,
     tables,
 )
-from edgedistill_runtime.machine import busy_cores, cores
+from edgedistill_runtime.machine import busy_cores
 
 KEYS = {"load_s", "first_s", "p50_s", "p90_s", "p99_s", "stages", "peak_rss_mb"}
 
@@ -135,7 +135,7 @@ def test_figures_belong_to_the_run_that_all_subjects_are_of(tmp_path, monkeypatc
 
 def test_a_busy_machine_is_told(monkeypatch, caplog):
     caplog.set_level("WARNING", "edgedistill_export")
-    for busy, told in ((None, 0), (0.01, 0), (float(cores()), 1)):
+    for busy, told in ((None, 0), (0.01, 0), (float(os.cpu_count()), 1)):
         caplog.clear()
         monkeypatch.setattr(benching, "busy_cores", lambda busy=busy: busy)
         benching.warn_if_busy()
