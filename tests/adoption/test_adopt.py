@@ -324,7 +324,7 @@ def test_an_adopted_student_is_evaluated_and_reported(base, tmp_path):
     prompts.write_text("red\nblue\n")
     with bar("evaluate", 1) as meter:
         figures, _ = evaluate_subjects([str(student)], 4, prompts, tmp_path / "e.json", meter)
-    assert figures["about"]["features"]["name"] == "pixels, 16x16"
+    assert figures["about"]["features"]["name"] == "pixels, 8x8"
     assert "text_image_score" not in figures["student"]
     clip = str(assets.ROOT / "emoji" / "clip")
     with bar("evaluate", 1) as meter:
