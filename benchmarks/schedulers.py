@@ -113,7 +113,7 @@ def schedulers_of(family: str, name: str) -> list[tuple[dict[str, Any], Any]]:
         given = {**settings, **(SOLVER if solves_flow else {})}
         try:
             made.append((settings, kind(**given)))
-        except (ValueError, NotImplementedError, ImportError) as error:
+        except (ValueError, NotImplementedError, ImportError) as error:  # how it refuses
             made.append((settings, error))  # diffusers itself does not allow it
     return made
 
@@ -156,7 +156,7 @@ def x0_apart(teacher: PipelineTeacher) -> float:
     output = Probe()(walker.scale_model_input(x, t), t)
     try:
         step = walker.step(output, t, x)
-    except (ValueError, NotImplementedError):
+    except (ValueError, NotImplementedError):  # how diffusers refuses a prediction
         return 0.0  # diffusers itself does not draw such a prediction with this class
     theirs = getattr(step, "pred_original_sample", None)
     if theirs is None:

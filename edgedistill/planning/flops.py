@@ -22,7 +22,7 @@ from edgedistill.planning.tracker.live import aliases, called
 __all__ = ["calls", "counted", "decoder_flops", "denoiser_flops", "flops"]
 
 
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's is untyped
     """A mode that sums FLOPs of all operators by torch's own table of formulas.
 
     It gives the total of torch's FlopCounterMode, which takes twice as long since it separates
@@ -62,7 +62,7 @@ def counted(run: Callable[[], Any], dtype: torch.dtype | None = None) -> tuple[i
         run: Function whose operations are counted.
         dtype: Low precision of autocast; None disables it.
     """
-    with Accelerator(dtype), _Operations() as counter:  # type: ignore[no-untyped-call]
+    with Accelerator(dtype), _Operations() as counter:  # type: ignore[no-untyped-call]  # torch's is untyped
         run()
     return counter.total, counter.kernels
 
