@@ -1,10 +1,10 @@
 """Which tests are slow: measured by `make test`, chosen by `make slow`, marked when collected.
 
-`pytest --measure FILE` writes the CPU seconds of every test function, those of its processes
-included, so that a busy machine measures as a quiet one. `python tests/measuring.py FILE...` keeps
-the cheapest functions of each file up to `BUDGET` seconds and prints the others. They become the
-lines of tests/slow.txt, where a line may also name a whole file. The marker `slow` leaves them out
-of `make test-fast`.
+`pytest --measure FILE` writes the CPU seconds of every test function and of every fixture that
+tests share, those of their processes included, so that a busy machine measures as a quiet one.
+`python tests/measuring.py FILE...` keeps the cheapest functions of each file up to `BUDGET`
+seconds and prints the others. They become the lines of tests/slow.txt, where a line may also name
+a whole file. The marker `slow` leaves them out of `make test-fast`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,17 @@ SLOW = Path(__file__).with_name("slow.txt")
 BUDGET = 110.0
 """CPU seconds that the tests of one half may take beside the others of `make test-fast`."""
 
-SECONDS = pytest.StashKey[Counter]()
+
+@dataclass
+class Measured:
+    """CPU seconds of test functions and of the fixtures that they share; which uses which."""
+
+    tests: Counter[str] = field(default_factory=Counter)
+    fixtures: Counter[str] = field(default_factory=Counter)
+    uses: dict[str, list[str]] = field(default_factory=dict)
+
+
+MEASURED = pytest.StashKey[Measured]()
 
 
 def function(nodeid: str) -> str:
@@ -36,13 +47,26 @@ def is_slow(nodeid: str, lines: Iterable[str]) -> bool:
     return not {name, name.partition("::")[0]}.isdisjoint(lines)
 
 
-def slow(seconds: Mapping[str, float], budget: float = BUDGET) -> list[str]:
-    """The functions that are left when the cheapest have used up the budget."""
-    left, total = [], 0.0
-    for name, spent in sorted(seconds.items(), key=lambda item: item[1]):
-        total += spent
-        if total > budget:
+def slow(measured: Measured, budget: float = BUDGET) -> list[str]:
+    """The functions that are left when the cheapest have used up the budget.
+
+    A function costs its own seconds and those of its shared fixtures that no function before it
+    has paid for.
+    """
+    uses, fixtures = measured.uses, measured.fixtures
+    whole = {
+        name: own + sum(fixtures[fixture] for fixture in uses.get(name, ()))
+        for name, own in measured.tests.items()
+    }
+    left, paid, total = [], set(), 0.0
+    for name in sorted(whole, key=lambda name: whole[name]):
+        new = set(uses.get(name, ())) - paid
+        cost = measured.tests[name] + sum(fixtures[fixture] for fixture in new)
+        if total + cost > budget:
             left.append(name)
+        else:
+            total += cost
+            paid |= new
     return sorted(left)
 
 
@@ -56,7 +80,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[SECONDS] = Counter()
+    config.stash[MEASURED] = Measured()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -67,10 +91,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item):
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef, request: pytest.FixtureRequest
+) -> Iterator[None]:
     before = spent()
+    try:
+        return (yield)
+    finally:
+        if fixturedef.scope != "function":
+            fixtures = request.config.stash[MEASURED].fixtures
+            fixtures[f"{fixturedef.baseid}::{fixturedef.argname}"] += spent() - before
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    measured = item.config.stash[MEASURED]
+    before = spent() - measured.fixtures.total()
     result = yield
-    item.config.stash[SECONDS][function(item.nodeid)] += spent() - before
+    name = function(item.nodeid)
+    measured.tests[name] += spent() - measured.fixtures.total() - before
+    measured.uses[name] = [
+        fixture
+        for fixture in measured.fixtures
+        for baseid, argname in [fixture.rsplit("::", 1)]
+        if argname in item.fixturenames and item.nodeid.startswith(baseid)
+    ]
     return result
 
 
@@ -78,9 +123,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     file = session.config.getoption("--measure")
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(session.config.stash[SECONDS], indent=0), encoding="utf-8")
+        text = json.dumps(vars(session.config.stash[MEASURED]), indent=0)
+        file.write_text(text, encoding="utf-8")
+
+
+def read(path: Path) -> Measured:
+    values = json.loads(path.read_text("utf-8"))
+    return Measured(Counter(values["tests"]), Counter(values["fixtures"]), values["uses"])
 
 
 if __name__ == "__main__":
     for path in sys.argv[1:]:
-        sys.stdout.writelines(f"{name}\n" for name in slow(json.loads(Path(path).read_text())))
+        sys.stdout.writelines(f"{name}\n" for name in slow(read(Path(path))))

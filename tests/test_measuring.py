@@ -1,21 +1,29 @@
 """Slow tests are those that are left when the cheapest have used up the budget."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from measuring import SLOW, is_slow, slow
+from measuring import SLOW, Measured, is_slow, read, slow
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_the_cheapest_are_kept_up_to_the_budget():
-    seconds = {"t.py::a": 5.0, "t.py::b": 0.5, "t.py::c": 1.0, "t.py::d": 3.0}
-    assert slow(seconds, 4.5) == ["t.py::a"]
-    assert slow(seconds, 4.4) == ["t.py::a", "t.py::d"]
-    assert slow(seconds, 100) == []
+    measured = Measured({"t.py::a": 5.0, "t.py::b": 0.5, "t.py::c": 1.0, "t.py::d": 3.0})
+    assert slow(measured, 4.5) == ["t.py::a"]
+    assert slow(measured, 4.4) == ["t.py::a", "t.py::d"]
+    assert slow(measured, 100) == []
+
+
+def test_the_first_test_of_a_shared_fixture_pays_for_it():
+    tests = {"t.py::a": 1.0, "t.py::b": 1.5, "t.py::c": 3.0}
+    uses = {"t.py::a": ["t.py::net"], "t.py::b": ["t.py::net"]}
+    measured = Measured(tests, {"t.py::net": 4.0}, uses)
+    assert slow(measured, 3.0) == ["t.py::a", "t.py::b"]
+    assert slow(measured, 8.0) == ["t.py::b"]
+    assert slow(measured, 9.5) == []
 
 
 @pytest.mark.parametrize("line", ["tests/a/test_b.py", "tests/a/test_b.py::test_c"])
@@ -37,16 +45,25 @@ def test_every_line_names_a_test_that_is_there():
 
 def test_processor_time_is_measured_with_that_of_processes(tmp_path):
     (tmp_path / "test_it.py").write_text(
-        "import subprocess, sys, time\n"
+        "import pytest, subprocess, sys, time\n"
+        "CODE = 'import time\\nwhile time.process_time() < 0.5: pass'\n"
+        "def work():\n    subprocess.run([sys.executable, '-c', CODE], check=True)\n"
+        "@pytest.fixture(scope='module')\n"
+        "def shared():\n    work()\n"
         "def test_sleeps():\n    time.sleep(0.5)\n"
-        "def test_works():\n"
-        "    code = 'import time\\nwhile time.process_time() < 0.5: pass'\n"
-        "    subprocess.run([sys.executable, '-c', code], check=True)\n"
+        "def test_works():\n    work()\n"
+        "def test_uses(shared):\n    pass\n"
+        "def test_uses_it_too(shared):\n    pass\n"
     )
     measured = tmp_path / "out" / "measured.json"
     words = ["-p", "measuring", "--rootdir", tmp_path, "-c", "/dev/null", "--measure", measured]
     command = [sys.executable, "-m", "pytest", *words, tmp_path / "test_it.py"]
     subprocess.run(command, check=True, cwd=ROOT / "tests", stdout=subprocess.DEVNULL)
-    seconds = json.loads(measured.read_text())
-    assert seconds["test_it.py::test_works"] > 0.4
-    assert seconds["test_it.py::test_sleeps"] < 0.3
+    seconds = read(measured)
+    assert seconds.tests["test_it.py::test_works"] > 0.4
+    assert seconds.fixtures["test_it.py::shared"] > 0.4
+    for name in ("test_sleeps", "test_uses", "test_uses_it_too"):
+        assert seconds.tests[f"test_it.py::{name}"] < 0.3
+    for name in ("test_uses", "test_uses_it_too"):
+        assert seconds.uses[f"test_it.py::{name}"] == ["test_it.py::shared"]
+    assert seconds.uses["test_it.py::test_works"] == []
