@@ -63,7 +63,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="The network that judges: a vision model's folder or Hub id, pixels or teacher.",
+            help="The network that judges: a vision model's folder or Hub id, inception:FILE, "
+            "pixels or teacher.",
         ),
     ] = None,
     json: Json = None,

@@ -22,8 +22,9 @@
       to_teacher      {"rmse", "psnr", "perceptual", "samples"}: from the teacher's pictures at
                       equal noise and captions, numbers of a picture from 0 to 1; 200 dB is equal
       spread          {"fd_interval", "kid_interval", "precision", "recall", "density", "coverage",
-                      "samples"}: half the 95 % intervals, from the samples (`half_interval`), and
-                      quality and variety apart (`manifold`)
+                      "cmmd", "samples"}: half the 95 % intervals, from the samples
+                      (`half_interval`), quality and variety apart (`manifold`), and with a CLIP
+                      model the distance of Jayasumana et al. (`clip_distance`)
       classes         {"accuracy", "agreement", "samples"}: share of samples that the classifier
                       puts in the class asked for, and in the class of the teacher's sample
       memory          {"memorization", "memorization_pixels", "nearest_rmse", "samples"}: share of
@@ -58,7 +59,7 @@ from edgedistill.evaluation.against import (
 from edgedistill.evaluation.classifier import Classifier, agreement
 from edgedistill.evaluation.examples import Example, nearest_examples, worst_examples
 from edgedistill.evaluation.features import Eye
-from edgedistill.evaluation.fidelity import Reference
+from edgedistill.evaluation.fidelity import Reference, clip_distance
 from edgedistill.evaluation.figures import (
     check_finite,
     fidelity_figures,
@@ -220,7 +221,10 @@ class _Evaluation:
     def _beside(self, subject: Subject, drawn: Pictures, images: Tensor) -> dict[str, Any]:
         """Compute figures against the teacher's pictures, classes and training pictures."""
         found: dict[str, Any] = {}
-        spread = spread_figures(images, self.against.statistics, self.against.features)
+        of = self.against.features
+        spread = spread_figures(images, self.against.statistics, of)
+        if of is not None and isinstance(self.eye, Features):
+            spread["cmmd"] = clip_distance(images, of)
         if spread:
             found["spread"] = {**spread, "samples": len(images)}
         if self._theirs is None:

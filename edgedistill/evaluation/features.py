@@ -1,9 +1,9 @@
 """Feature networks that judge pictures: a vision model, the teacher's own network, or none.
 
 `evaluate.features` (`--features`) names one: a folder or Hub id of a vision model of transformers
-(CLIP, DINOv2, SigLIP, ViT, ...), `teacher` or `pixels`. By default it is the CLIP model in the
-teacher's folder, else the middle block of a pixel teacher's U-Net, else the pixels. Figures in
-different features cannot be compared with each other.
+(CLIP, DINOv2, SigLIP, ViT, ...), `inception:FILE`, `teacher` or `pixels`. By default it is the
+CLIP model in the teacher's folder, else the middle block of a pixel teacher's U-Net, else the
+pixels. Figures in different features cannot be compared with each other.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgedistill.evaluation.inception import PREFIX, Inception
 from edgedistill.networks.clip import Features, model_type, open_model, preprocessing, shipped_clip
 from edgedistill.networks.taps import Taps
 from edgedistill.teachers.base import Teacher
@@ -148,7 +149,8 @@ def open_features(teacher: Teacher, asked: str | None) -> Eye:
 
     Args:
         teacher: Teacher whose pictures are judged.
-        asked: `pixels`, `teacher`, or a folder or Hub id; None is the choice for the teacher.
+        asked: `pixels`, `teacher`, `inception:FILE`, or a folder or Hub id; None is the choice
+            for the teacher.
 
     Raises:
         ValueError: If it cannot be opened; names the key and the choices.
@@ -160,6 +162,8 @@ def open_features(teacher: Teacher, asked: str | None) -> Eye:
         return PixelFeatures()
     if asked == "teacher":
         return MiddleBlock(teacher)
+    if asked.startswith(PREFIX):
+        return Inception(asked.removeprefix(PREFIX))
     return Features(asked) if model_type(asked) == "clip" else VisionModel(asked)
 
 

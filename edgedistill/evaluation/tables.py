@@ -28,6 +28,7 @@ HEADS = {
     "fd_ratio": "FD ratio",
     "fd_interval": "FD, +-",
     "kid_interval": "KID, +-",
+    "cmmd": "CMMD",
     "text_image_score": "text-image",
     "text_image_ratio": "text-image ratio",
     "retrieval_top1": "top 1",

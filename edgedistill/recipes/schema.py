@@ -169,9 +169,9 @@ class EvaluateSection(Settings):
     seed: int = Field(1234, ge=0, lt=2**63)
     """Seed of the noise, which is the same for all."""
     features: str | None = None
-    """Feature network of the figures: a folder or Hub id of a vision model, `pixels` or `teacher`;
-    by default the CLIP model that the teacher ships, else a pixel teacher's own U-Net, else
-    pixels."""
+    """Feature network of the figures: a folder or Hub id of a vision model, `inception:FILE` for
+    FID (safetensors; needs `edgedistill[metrics]`), `pixels` or `teacher`; by default the CLIP
+    model that the teacher ships, else a pixel teacher's own U-Net, else pixels."""
     batch_size: int = Field(64, gt=0, le=2**16)
     """Number of pictures that are drawn at once."""
 

@@ -10,6 +10,7 @@ from edgedistill.common.decibels import EQUAL_DB, decibels
 from edgedistill.evaluation import fidelity
 from edgedistill.evaluation.fidelity import (
     Reference,
+    clip_distance,
     floor_of,
     frechet_distance,
     half_interval,
@@ -63,6 +64,23 @@ def test_kid_is_not_biased():
 def test_kid_needs_two_samples():
     with pytest.raises(ValueError, match="at least 2"):
         kernel_distance(draws(1, 0), draws(5, 1))
+
+
+@pytest.mark.parametrize("block", [3, 2048])
+def test_cmmd_is_the_mean_over_pairs(block, monkeypatch):
+    """A loop over all pairs of unit rows, sigma 10, times 1000 (Jayasumana et al. 2024, Eq. 4)."""
+    monkeypatch.setattr(fidelity, "BLOCK", block)
+    a, b = draws(11, 0).double(), (1.5 * draws(7, 1) + 0.3).double()
+    unit = [[row / row.norm() for row in rows] for rows in (a, b)]
+
+    def mean(rows, others):
+        near = [math.exp(-float((x - y).square().sum()) / 200) for x in rows for y in others]
+        return np.mean(near)
+
+    (x, y) = unit
+    expected = 1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y))
+    assert clip_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert clip_distance(a, 3 * a) == pytest.approx(0, abs=1e-9)
 
 
 def test_fd_is_numpys():
