@@ -351,8 +351,14 @@ def generate(
         float,
         typer.Option(min=0, metavar="SCALE", help="How far a student moves away from --negative."),
     ] = 0.3,
+    guidance: Annotated[float | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Draw with a bundle or a student. Sample i depends on the seed and i alone."""
+    if guidance is not None:
+        raise ValueError(
+            "--guidance: a student's guidance is that of its teacher while it trained, "
+            "teacher.guidance in its recipe; --negative moves away from a prompt"
+        )
     from edgedistill.draw.generate import Negative
     from edgedistill.draw.generate import generate as draw
     from edgedistill.draw.teacher_help import TeacherAssistance

@@ -104,6 +104,7 @@ WRONG = [
     ("generate {folder}", "{folder}: no student.json"),
     ("generate {nowhere}", "{nowhere}"),
     ("generate {student} prompt", "takes no prompt"),
+    ("generate {student} --guidance 7.5", "teacher.guidance in its recipe"),
     ("generate {student} --out x.txt", "x.txt"),
     ("generate {student} --out {student}/student.json/x.npy", "cannot write there"),
     ("evaluate {folder}", "{folder}: no student.json"),

@@ -1,4 +1,4 @@
-"""Inception's features by torch-fidelity, with random weights; without the package a clear line."""
+"""Inception's features by torch-fidelity, random weights; a clear line without the package."""
 
 import importlib.util
 
