@@ -1,4 +1,4 @@
-"""Frozen weights kept in bfloat16.
+"""Frozen weights kept in bfloat16, and whether a CPU computes in it.
 
 Autocast rounds the weights of linear and convolutional layers to bfloat16 in every call. Stored in
 bfloat16, they take half the memory and give the very same numbers. Layers that autocast computes
@@ -13,7 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["to_bf16", "to_fp32"]
+__all__ = ["cpu_has_bf16", "to_bf16", "to_fp32"]
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU has bfloat16 arithmetic; True where torch cannot tell.
+
+    Without it, torch computes bfloat16 products one by one: training takes 10 to 12 times as long
+    as in float32 (measured with AVX2).
+    """
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return not known or any(there for name, there in known.items() if name.endswith("bf16"))
 
 
 def _cast(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from edgedistill.common.finite import bad_row
+from edgedistill.networks.bf16 import cpu_has_bf16
 from edgedistill.networks.ema import EMA
 from edgedistill.objectives.base import Batch, Losses, Objective
 from edgedistill.teachers.base import DataSource
@@ -348,6 +349,10 @@ def engine(precision: str) -> Accelerator:
     if precision == "fp16" and made.device.type == "cpu":
         # Accelerate would silently compute in float32.
         raise ValueError("train.precision=fp16: a CPU has none; choose bf16 or fp32")
+    if precision == "bf16" and made.device.type == "cpu" and not cpu_has_bf16():
+        log.warning(
+            "train.precision=bf16: this CPU has no bfloat16 arithmetic; fp32 is 10 times as fast"
+        )
     return made
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from edgedistill.networks.bf16 import cpu_has_bf16
 from edgedistill.training.muon import Muon
 
 from common.storage import load_state, save_state
@@ -44,7 +45,7 @@ class Plan:
     """Share of the budget at the peak rate before the cosine decay to zero."""
     weight_decay: float = 0.0
     bf16: bool = False
-    """Whether products run in bfloat16; weights, averages and losses stay in float32."""
+    """Whether products run in bfloat16, on a CPU that has it; other numbers stay in float32."""
     threads: int = 1
     """One is best for tensors this small: a second one waits more than it works."""
 
@@ -222,7 +223,7 @@ class Trainer:
         ):
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.plan.bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.plan.bf16 and cpu_has_bf16()):
             total, figures = loss(self.budget.share)
         torch.autograd.backward(total)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0, foreach=True)

@@ -241,6 +241,15 @@ def test_half_precision_computes_but_keeps_float32_weights(tmp_path):
     assert not torch.equal(player.net.weight, linear().weight)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it trains on the GPU")
+@pytest.mark.parametrize("there", [True, False])
+def test_slow_bf16_is_told(tmp_path, monkeypatch, said, there):
+    flags = {"avx2": True, "avx512_bf16": there, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
+    trainer_of(tmp_path, Double(student()), precision="bf16")
+    assert any("fp32 is 10 times as fast" in line for line in said) is not there
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this device has fp16")
 def test_fp16_is_refused_where_there_is_none(tmp_path):
     with pytest.raises(ValueError, match=r"train.precision=fp16: a CPU has none; choose bf16"):
