@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 LOCK ?=
 STUDENT ?= runs/emoji-4step/student
 
-.PHONY: setup demo targets matrix methods tutorials interop peers docs reference faults test test-core test-export test-fast slow wheels lock lint fix bench clean
+.PHONY: setup demo targets matrix methods guided tutorials interop peers docs reference faults test test-core test-export test-fast slow wheels lock lint fix bench clean
 
 setup: $(VENV)/.ready
 
@@ -40,6 +40,10 @@ matrix: setup
 # Every method on planar mixtures, where the truth is known; MIXTURE=FILE adds another. What is there already is not repeated.
 methods: setup
 	$(BIN)/python benchmarks/methods.py --one-step --alone --mixtures ring,grid,clusters$(if $(MIXTURE),$(comma)$(MIXTURE))
+
+# Methods that guidance is for, on a mixture of two classes, where the truth is known.
+guided: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/guided.py
 
 # Every page of docs/tutorials as a reader runs it; PAGES=FILES for some. Prints the seconds of each.
 tutorials: setup

@@ -404,12 +404,17 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
     return cases
 
 
+def stands_alone(recipe: Recipe) -> bool:
+    """Whether it starts from no student, and is for mixtures without classes (see guided.py)."""
+    return not recipe.student.init and recipe.teacher.guidance == 1
+
+
 def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     """What the command says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     known = [n.removeprefix(PREFIX) for n in recipes.shipped() if n.startswith(PREFIX)]
     # What starts from a student is run when asked for, once there is one.
-    alone = [n for n in known if not recipes.load(PREFIX + n).student.init]
+    alone = [n for n in known if stands_alone(recipes.load(PREFIX + n))]
     parser.add_argument(
         "methods",
         nargs="*",
@@ -417,7 +422,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
         type=lambda name: name.removeprefix(PREFIX),
         metavar="METHOD",
         help=f"of {', '.join(known)}; by default all but "
-        f"{', '.join(sorted({*known} - {*alone}))}, which start from a student",
+        f"{', '.join(sorted({*known} - {*alone}))}, which start from a student or are for classes",
     )
     parser.add_argument("--mixtures", default=MIXTURES, help=f"by default {MIXTURES}")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")

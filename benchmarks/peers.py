@@ -1,6 +1,6 @@
 """The exported student against the runtimes that its users would choose instead.
 
-    python benchmarks/peers.py [RUN/student] [--rows a,b,c,d,f]        # `make peers`
+    python benchmarks/peers.py [RUN/student] [--rows a,b,c,d,f,g]        # `make peers`
 
 Every subject is measured in a process of its own, subjects in turns, for --rounds rounds. Prompts,
 seeds, steps and threads are the same on both sides. A figure is the median over the rounds of a
@@ -14,7 +14,9 @@ that cannot run is a row with its reason. The rows:
 - c: teacher, student and bundles by stage, and those of --one-step;
 - d: a whole process that draws one picture, with an empty cache of the engine and with a full one,
   and its peak of memory;
-- f: a picture's time in batches of 1 to 8, and with 1 to 8 steps.
+- f: a picture's time in batches of 1 to 8, and with 1 to 8 steps;
+- g: onnxruntime-web in node: the web bundles by our runtime, and optimum's graphs by a loop as
+  programs over transformers.js have it.
 
 OpenVINO GenAI draws with DDIM, which calls the network as often: its LCM scheduler does not know
 our prediction of v. Its batches are of one prompt. optimum and GenAI get environments of their own
@@ -33,7 +35,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -55,9 +57,11 @@ from peers_tables import (
 from edgedistill.common.files import read_json, write_text
 from edgedistill_export.bench import TEACHER, BenchSubject, find_subjects
 from edgedistill_runtime.machine import cores, processor
+from edgedistill_runtime.manifest import Manifest
 
 HERE = Path(__file__).parent
 PROGRAMS, GRAPHS_PROGRAM = HERE / "peers_programs.py", HERE / "openvino_sd15.py"
+WEB_PROGRAM, WEB_BENCH = HERE / "peers_web.mjs", HERE.parent / "runtime" / "web" / "bench.mjs"
 GENAI = (
     *("torch==2.13.0", "optimum-intel[openvino]", "openvino-genai", "openvino-tokenizers"),
     "diffusers",
@@ -286,12 +290,38 @@ def growth(bench: Bench) -> str:
     return wide_table(settings, bench.names)
 
 
+def web(bench: Bench) -> str:
+    """Row g."""
+    runs = ("--runs", bench.args.runs, *bench.threads)
+    subjects = [
+        Subject(
+            name=s.name.removeprefix("bundle:"),
+            command=("node", str(WEB_BENCH), s.path),
+            ours=True,
+        )
+        for s in find_subjects([bench.args.student.parent])
+        if s.bundle and Manifest.read(s.path).target == "web"
+    ]
+    peer = Subject(name="optimum's graphs, loop in JavaScript")
+    try:
+        _, folder = prepared("optimum", bench.args.student.absolute(), bench.args.out)
+        command = ("node", str(WEB_PROGRAM), str(folder), "--steps", str(bench.steps))
+        subjects.append(replace(peer, command=command))
+    except Failed as error:
+        subjects.append(replace(peer, reason=str(error)))
+    columns = [Column("ms", ("p50_s",)), Column("first ms", ("first_s",))]
+    columns.append(Column("load s", ("load_s",), 1))
+    ours = [s.name for s in subjects if s.ours]
+    return table(bench.turns([s.asked(*runs) for s in subjects]), columns, ours)
+
+
 ROWS: dict[str, tuple[str, Callable[[Bench], str]]] = {
     "a": ("One picture a call", one_picture),
     "b": ("A U-Net of SD 1.5's size against the peak of the machine", full_size),
     "c": ("By stage, ms", by_stage),
     "d": ("Start and memory", start_and_memory),
     "f": ("Growth, ms a picture and over the fastest of ours", growth),
+    "g": ("onnxruntime-web in node", web),
 }
 """Title and function of a row."""
 

@@ -95,16 +95,29 @@ class Examples:
 
 
 def evaluate_planar(
-    subjects: Sequence[Subject], mixture: Mixture, samples: int, seed: int, progress: Progress
+    subjects: Sequence[Subject],
+    mixture: Mixture,
+    samples: int,
+    seed: int,
+    progress: Progress,
+    guidance: float = 1.0,
 ) -> dict[str, Any]:
-    """Compute figures of planar subjects against their mixture, by subject name."""
+    """Compute figures of planar subjects against their mixture, by subject name.
+
+    A mixture with labels is asked for classes as often as its weights say, and its truth is that
+    of the guidance scale.
+    """
     result: dict[str, Any] = {"schema_version": SCHEMA}
     first = None
+    cond = mixture.draw_with_labels(samples, torch.Generator().manual_seed(seed))[1]
+    label = cond.get("label")
+    asked: Captions = samples if label is None else [mixture.prompts[c] for c in label.tolist()]
     for subject in subjects:
         progress(subject.name, 0, samples)
-        drawn = subject.draw(samples, seed, partial(_tell, progress, subject.name, 0, samples))
+        drawn = subject.draw(asked, seed, partial(_tell, progress, subject.name, 0, samples))
         generator = torch.Generator().manual_seed(seed)
-        figures = planar_figures(torch.from_numpy(drawn), mixture, generator)
+        points = torch.from_numpy(drawn)
+        figures = planar_figures(points, mixture, generator, label, guidance)
         result[subject.name] = {"calls": subject.calls, **figures}
         if first is None:
             first = drawn

@@ -81,7 +81,8 @@ def evaluate_subjects(
         meter.step(index * total + done, total * len(subjects), name)
 
     if isinstance(teacher, Mixture):
-        results = evaluate_planar(subjects, teacher, count, seed, progress)
+        scale = section.guidance
+        results = evaluate_planar(subjects, teacher, count, seed, progress, scale)
     else:
         own = read_prompts(prompts) if prompts else None
         results, examples = _pictures(recipe, teacher, subjects, own, count, progress)

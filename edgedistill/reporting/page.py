@@ -130,6 +130,8 @@ def _captions(recipe: EvaluationRecipe, teacher: Teacher) -> list[str]:
     """Return the captions to draw: spread over those known, or "" for subjects without prompts."""
     if not teacher.prompts:
         return [""] * (POINTS if isinstance(teacher, Mixture) else PICTURES)
+    if isinstance(teacher, Mixture):
+        return [teacher.prompts[i % len(teacher.prompts)] for i in range(POINTS)]
     known = shown_captions(recipe, teacher)
     count = min(PICTURES, len(known))
     spread = [known[i * len(known) // count] for i in range(count)]

@@ -21,7 +21,7 @@ from edgedistill.common.text import read_text, split_lines
 from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.teachers.pipeline import PipelineTeacher
 
-__all__ = ["NAMES", "NULL", "ClassTeacher", "Labels", "read_classes"]
+__all__ = ["NAMES", "NULL", "ClassTeacher", "Labels", "class_tokenizer", "read_classes"]
 
 NAMES = "classes.txt"
 """File in a teacher's folder with a name a line, in the order of the classes' numbers."""
@@ -79,6 +79,12 @@ class Labels(nn.Module):
         return self.numbers[class_ids[:, 0]]
 
 
+def class_tokenizer(words: Iterable[str]) -> Any:
+    """Return a tokenizer whose tokens are the words, in their order; "" is `NULL`, padded."""
+    known = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}))
+    return PreTrainedTokenizerFast(tokenizer_object=known, pad_token=NULL, model_max_length=1)
+
+
 class ClassTeacher(PipelineTeacher):
     """A pipeline whose network takes class_labels.
 
@@ -109,8 +115,7 @@ class ClassTeacher(PipelineTeacher):
         return Labels(self.classes.values())
 
     def tokenizer(self, name: str) -> Any:
-        words = Tokenizer(WordLevel({prompt: i for i, prompt in enumerate(self.classes)}))
-        return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=NULL, model_max_length=1)
+        return class_tokenizer(self.classes)
 
     def tokenize(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         for prompt in prompts:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir
 import torch
 from torch.utils._pytree import tree_map_only
@@ -186,7 +187,8 @@ def _drop_idle_squeezes(model: onnx_ir.Model) -> None:
 def _name_layers(model: onnx_ir.Model) -> None:
     """Name nodes MODULE.PATH/OPERATOR_N, and the weights of layers MODULE.PATH.weight.
 
-    The tracer folds the transposition of a linear layer's weight into a nameless constant.
+    The tracer folds the transposition of a linear layer's weight into a nameless constant, anew
+    for every call of the layer; the calls share one here.
     """
     weights = model.graph.initializers
     for node in model.graph.all_nodes():
@@ -197,10 +199,26 @@ def _name_layers(model: onnx_ir.Model) -> None:
             continue
         weight = node.inputs[1]
         wanted = f"{path}.weight"
-        if weight and weight.is_initializer() and weight.name and wanted not in weights:
+        if not weight or not weight.is_initializer() or not weight.name:
+            continue
+        if wanted not in weights:
             del weights[weight.name]
             weight.name = wanted
             model.graph.register_initializer(weight)
+        elif weight.name != wanted and _equal(weight, weights[wanted]):
+            node.replace_input_with(1, weights[wanted])
+            if not weight.uses():
+                del weights[weight.name]
+
+
+def _equal(a: onnx_ir.Value, b: onnx_ir.Value) -> bool:
+    first, second = a.const_value, b.const_value
+    return (
+        first is not None
+        and second is not None
+        and first.dtype == second.dtype
+        and np.array_equal(first.numpy(), second.numpy())
+    )
 
 
 def _strip(model: onnx_ir.Model) -> None:

@@ -1,4 +1,8 @@
-"""Gaussian mixtures: a teacher with denoiser, score and density in closed form."""
+"""Gaussian mixtures: a teacher with denoiser, score and density in closed form.
+
+The modes may have labels. The teacher is then conditional: a class is the mixture of its modes,
+the null class is the whole, and guidance has a truth to compare with (`Mixture.draw_guided`).
+"""
 
 from __future__ import annotations
 
@@ -25,11 +29,17 @@ from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.teachers.base import DataSource, ExportGraph, Teacher
+from edgedistill.teachers.classes import NULL, Labels, class_tokenizer
 from edgedistill.teachers.loading import BROKEN, reason, whole_weights
 
 __all__ = ["Mixture", "MixtureNet"]
 
 FIT_STEPS, FIT_BATCH, FIT_LR = 1500, 512, 2e-3
+PROPOSALS = 20_000
+"""Smallest number of samples from which guided ones are accepted at once."""
+
+NULL_SHARE = 0.2
+"""Share of the null class in the fit of a labelled mixture."""
 LARGEST, SMALLEST = 1e6, 1e-12
 """Bounds of a mixture's numbers, far beyond what networks and figures are made for."""
 
@@ -38,15 +48,25 @@ class MixtureNet(nn.Module):
     """The posterior mean E[x0 | x_t] under sum_k w_k N(mu_k, s_k^2 I), in closed form.
 
     Each mode is Gaussian in x_t with variance alpha^2 s^2 + sigma^2, so the posterior mean is the
-    responsibility-weighted mean of linear estimates.
+    responsibility-weighted mean of linear estimates. A class has its own modes only.
     """
 
     weights: Tensor
     means: Tensor
     scales: Tensor
+    labels: Tensor
 
-    def __init__(self, weights: Tensor, means: Tensor, scales: Tensor, schedule: Schedule) -> None:
+    def __init__(
+        self,
+        weights: Tensor,
+        means: Tensor,
+        scales: Tensor,
+        schedule: Schedule,
+        labels: Tensor | None = None,
+    ) -> None:
         super().__init__()
+        none = torch.zeros(len(weights), dtype=torch.long)
+        self.register_buffer("labels", none if labels is None else labels)
         self.register_buffer("weights", weights.double() / weights.double().sum())
         self.register_buffer("means", means.double())
         self.register_buffer("scales", scales.double())
@@ -66,27 +86,46 @@ class MixtureNet(nn.Module):
         modes = self._modes(x, t.double())[3]
         return modes.logsumexp(-1) - 0.5 * x.shape[1] * math.log(2 * math.pi)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return E[x0 | x_t = x], (N, D)."""
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """Return E[x0 | x_t = x], (N, D); with `label` (N,) under each sample's class."""
         alpha, variance, offset, log_density = self._modes(x.double(), t.double())
+        if label is not None:
+            null = self.labels.max() + 1
+            other = (label[:, None] != self.labels) & (label[:, None] != null)
+            log_density = log_density.masked_fill(other, -math.inf)
         responsibility = log_density.softmax(-1)[..., None]
         gain = alpha * (self.scales**2 / variance)[..., None]
         return (responsibility * (self.means + gain * offset)).sum(1).to(x.dtype)
 
 
 class Mixture(Teacher):
-    """A mixture from a JSON file {"weights": [K], "means": [K][D], "scales": [K]}, on `Trig`."""
+    """A mixture from a JSON file {"weights": [K], "means": [K][D], "scales": [K]}, on `Trig`.
+
+    Attributes:
+        labels: Class of each mode, (K,) integers from 0, from the file's "labels"; None if it has
+            none. A class is asked for by its number as text, and "" is the null class.
+    """
 
     family = "mixture"
     tap = "blocks.1"
     time_layer = "embed_time.2"
-    prompts = ()
+    prompts: tuple[str, ...] = ()
 
-    def __init__(self, path: str, weights: Tensor, means: Tensor, scales: Tensor) -> None:
+    def __init__(
+        self,
+        path: str,
+        weights: Tensor,
+        means: Tensor,
+        scales: Tensor,
+        labels: Tensor | None = None,
+    ) -> None:
         self.name, self.path = Path(path).stem, path
         self.weights = weights.double() / weights.double().sum()
-        self.means, self.scales = means.double(), scales.double()
-        net = MixtureNet(weights, means, scales, Trig())
+        self.means, self.scales, self.labels = means.double(), scales.double(), labels
+        if labels is not None:
+            self.prompts = tuple(str(label) for label in range(self.classes))
+            self.tokenizers = {"classes": "class_ids"}
+        net = MixtureNet(weights, means, scales, Trig(), labels)
         self.denoiser = Denoiser(net, Trig(), Prediction.X0).requires_grad_(False)
         self.sample_shape = (means.shape[1],)
         self.net = self.denoiser.net
@@ -104,6 +143,11 @@ class Mixture(Teacher):
             mixture.net = _read_net(folder / "net")
         return mixture
 
+    @property
+    def classes(self) -> int:
+        """The number of classes, the null class not counted; 0 without labels."""
+        return 0 if self.labels is None else int(self.labels.max()) + 1
+
     def to(self, device: torch.device) -> Mixture:
         self.denoiser.to(device)
         return self
@@ -113,7 +157,9 @@ class Mixture(Teacher):
         with torch.random.fork_rng(devices=[]):
             # The constructor draws weights from the global generator.
             torch.manual_seed(generator.initial_seed() if generator else 0)
-            net = PlanarNet(dim=self.sample_shape[0], extent=max(extent, 1.0))
+            net = PlanarNet(
+                dim=self.sample_shape[0], extent=max(extent, 1.0), classes=self.classes
+            )
         student = self.denoiser.with_net(net)
         student.prediction = Prediction.V
         device = next(self.denoiser.buffers()).device
@@ -139,23 +185,109 @@ class Mixture(Teacher):
         self, student: Denoiser, generator: torch.Generator, device: torch.device
     ) -> Tensor:
         """Return the student's mean squared error on a batch at random times."""
-        x0 = self.draw(FIT_BATCH, generator).to(device)
+        x0, cond = self.draw_with_labels(FIT_BATCH, generator)
+        if cond:
+            null = torch.rand(FIT_BATCH, generator=generator) < NULL_SHARE
+            cond = {"label": cond["label"].masked_fill(null, self.classes).to(device)}
+        x0 = x0.to(device)
         t = (1 - 1e-3) * torch.rand(FIT_BATCH, generator=generator).to(device) + 1e-3
         eps = torch.randn(x0.shape, generator=generator).to(device)
         x_t = student.noised(x0, t, eps)
-        clean = self.denoiser(x_t, t, {})
+        clean = self.denoiser(x_t, t, cond)
         alpha, sigma = student.schedule.at(t, like=x_t)
         target = student.prediction.combine(clean, (x_t - alpha * clean) / sigma, alpha, sigma)
-        return (student.output(x_t, t, {}) - target).square().mean()
+        return (student.output(x_t, t, cond) - target).square().mean()
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw true samples (count, D), float32."""
+        return self.draw_with_labels(count, generator)[0]
+
+    def draw_with_labels(
+        self, count: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Draw samples as `draw` does, and {"label": (count,)} of their classes if it has any."""
         mode = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        eps = torch.randn(count, *self.sample_shape, generator=generator, dtype=torch.float64)
+        x0 = self._of_modes(mode, generator)
+        return x0, {} if self.labels is None else {"label": self.labels[mode]}
+
+    def _of_modes(self, mode: Tensor, generator: torch.Generator) -> Tensor:
+        eps = torch.randn(len(mode), *self.sample_shape, generator=generator, dtype=torch.float64)
         return (self.means[mode] + self.scales[mode, None] * eps).float()
 
+    def draw_guided(self, label: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+        """Draw samples of the density that guidance names: p(c | x)^scale p(x), normalised.
+
+        It is p(x | c) times p(c | x)^(scale - 1) and a constant: samples of the class are accepted
+        with that probability, over the largest that is found among them.
+
+        Args:
+            label: Classes c, (N,).
+            scale: Guidance scale, at least 1.
+            generator: Randomness.
+
+        Returns:
+            Samples (N, D), float32.
+
+        Raises:
+            ValueError: For a scale below 1.
+        """
+        if scale < 1:
+            raise ValueError(f"guidance of at least 1 expected, got {scale:g}")
+        found = torch.zeros(len(label), *self.sample_shape)
+        for number in torch.unique(label).tolist():
+            asked = label == number
+            found[asked] = self._guided_class(number, int(asked.sum()), scale, generator)
+        return found
+
+    def _guided_class(
+        self, number: int, count: int, scale: float, generator: torch.Generator
+    ) -> Tensor:
+        assert self.labels is not None
+        share = self.weights * (self.labels == number)
+        pieces: list[Tensor] = []
+        most, size = -math.inf, max(count, PROPOSALS)
+        while sum(map(len, pieces)) < count:
+            mode = torch.multinomial(share, size, replacement=True, generator=generator)
+            x = self._of_modes(mode, generator)
+            log_odds = (scale - 1) * self._log_class(x, number)
+            most = max(most, log_odds.max().item())
+            drawn = torch.rand(size, generator=generator, dtype=torch.float64)
+            pieces.append(x[drawn.log() <= log_odds - most])
+        return torch.cat(pieces)[:count]
+
+    def _log_class(self, x: Tensor, number: int) -> Tensor:
+        """Return log p(c | x), (N,), of the class with this number."""
+        gaps = x.double()[:, None] - self.means
+        log_modes = self.weights.log() - 0.5 * gaps.square().sum(-1) / self.scales**2
+        log_modes = log_modes - x.shape[1] * self.scales.log()
+        assert self.labels is not None
+        own = log_modes[:, self.labels == number]
+        return own.logsumexp(-1) - log_modes.logsumexp(-1)
+
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        return {}
+        if self.labels is None:
+            return {}
+        return {"label": torch.tensor([self._number(prompt) for prompt in prompts])}
+
+    def _number(self, prompt: str) -> int:
+        if prompt in self.prompts:
+            return self.prompts.index(prompt)
+        if prompt:
+            last = self.classes - 1
+            raise ValueError(f"unknown class {prompt!r}; a number from 0 to {last} expected")
+        return self.classes
+
+    def null(self) -> dict[str, Tensor]:
+        return self.encode([""])
+
+    def tokenizer(self, name: str) -> Any:
+        return class_tokenizer([*self.prompts, NULL])
+
+    def length(self, tokenizer: str) -> int:
+        return 1
+
+    def tokenize(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        return {"class_ids": self.encode(prompts)["label"][:, None]}
 
     def decode(self, x0: Tensor) -> Tensor:
         return x0
@@ -170,12 +302,21 @@ class Mixture(Teacher):
             "weights": self.weights.tolist(),
             "means": self.means.tolist(),
             "scales": self.scales.tolist(),
+            **({} if self.labels is None else {"labels": self.labels.tolist()}),
         }
         (folder / "mixture.json").write_text(json.dumps(numbers, indent=1) + "\n")
 
     def graphs(self) -> dict[str, ExportGraph]:
         inputs = {"x": torch.zeros(2, *self.sample_shape), "t": torch.full((2,), 0.5)}
-        return {"denoiser": ExportGraph(self.net, inputs, ("f",))}
+        if self.labels is None:
+            return {"denoiser": ExportGraph(self.net, inputs, ("f",))}
+        encoder = Labels(range(self.classes + 1))
+        ids = {"class_ids": torch.zeros(2, 1, dtype=torch.long)}
+        inputs["label"] = torch.zeros(2, dtype=torch.long)
+        return {
+            "text_encoder": ExportGraph(encoder, ids, ("label",)),
+            "denoiser": ExportGraph(self.net, inputs, ("f",)),
+        }
 
     def describe(self) -> dict[str, Any]:
         return {"shape": list(self.sample_shape), "scaling_factor": 1.0, "shift_factor": 0.0}
@@ -186,10 +327,11 @@ class _Draws:
     mixture: Mixture
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.mixture.draw(count, generator), {}
+        return self.mixture.draw_with_labels(count, generator)
 
     def prompts(self, count: int, generator: torch.Generator) -> list[str]:
-        return []
+        cond = self.mixture.draw_with_labels(count, generator)[1]
+        return [str(label) for label in cond.get("label", torch.zeros(0)).tolist()]
 
     def originals(self, count: int, generator: torch.Generator) -> None:
         """Return None, since the samples were never encoded."""
@@ -209,7 +351,7 @@ def _read_net(folder: Path) -> PlanarNet:
     return net
 
 
-def _read(file: Path) -> tuple[Tensor, Tensor, Tensor]:
+def _read(file: Path) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     try:
         data = parse_json(read_text(file), f"{file}:", strict=True)
     except OSError as error:
@@ -235,7 +377,20 @@ def _read(file: Path) -> tuple[Tensor, Tensor, Tensor]:
         raise ValueError(f"{file}: weights and scales must be positive")
     if float(weights.min() / weights.sum()) < SMALLEST or float(scales.min()) < SMALLEST:
         raise ValueError(f"{file}: scales and shares of the weights must be at least {SMALLEST:g}")
-    return weights, means, scales
+    return weights, means, scales, _labels(file, data, len(weights))
+
+
+def _labels(file: Path, data: dict[str, Any], count: int) -> Tensor | None:
+    if "labels" not in data:
+        return None
+    labels = data["labels"]
+    whole = isinstance(labels, list) and all(type(label) is int for label in labels)
+    if not whole or len(labels) != count or set(labels) != set(range(max(labels) + 1)):
+        raise ValueError(
+            f"{file}: labels: a class for each of the {count} modes expected, numbered from 0 on "
+            "without a gap"
+        )
+    return torch.tensor(labels)
 
 
 def _numbers(file: Path, data: dict[str, Any], key: str) -> Tensor:
