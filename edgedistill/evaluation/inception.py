@@ -28,7 +28,7 @@ class Inception:
     """Features (N, 2048) of InceptionV3, resized and pooled as in TensorFlow.
 
     Args:
-        file: Its weights, safetensors.
+        file: A safetensors file of its weights.
 
     Raises:
         ValueError: If torch-fidelity is not installed, or the file does not hold these weights.

@@ -21,7 +21,6 @@ from edgedistill.common.files import read_json
 from edgedistill.common.finite import check_finite
 from edgedistill.common.pickles import check_pickles
 from edgedistill.common.progress import bar
-from edgedistill.common.text import parse_json, read_text
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
@@ -30,6 +29,7 @@ from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.teachers.base import DataSource, ExportGraph, Teacher
 from edgedistill.teachers.classes import NULL, Labels, class_tokenizer
+from edgedistill.teachers.families.mixture_file import read_mixture
 from edgedistill.teachers.loading import BROKEN, reason, whole_weights
 
 __all__ = ["Mixture", "MixtureNet"]
@@ -40,8 +40,6 @@ PROPOSALS = 20_000
 
 NULL_SHARE = 0.2
 """Share of the null class in the fit of a labelled mixture."""
-LARGEST, SMALLEST = 1e6, 1e-12
-"""Bounds of a mixture's numbers, far beyond what networks and figures are made for."""
 
 
 class MixtureNet(nn.Module):
@@ -136,7 +134,7 @@ class Mixture(Teacher):
             raise ValueError(f"teacher.config={config}: a mixture has no configurations apart")
         folder = Path(path)
         file = folder / "mixture.json" if folder.is_dir() else assets.find("mixtures", path)
-        mixture = cls(path, *_read(file))
+        mixture = cls(path, *read_mixture(file))
         if folder.is_dir():
             info = read_json(folder / "student.json")
             mixture.name = str((info.get("teacher") or {}).get("name") or folder.name)
@@ -287,6 +285,8 @@ class Mixture(Teacher):
         return 1
 
     def tokenize(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        if self.labels is None:
+            return super().tokenize(prompts)
         return {"class_ids": self.encode(prompts)["label"][:, None]}
 
     def decode(self, x0: Tensor) -> Tensor:
@@ -349,57 +349,3 @@ def _read_net(folder: Path) -> PlanarNet:
     check_finite(str(folder), net.state_dict())
     net.eval().requires_grad_(False)
     return net
-
-
-def _read(file: Path) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    try:
-        data = parse_json(read_text(file), f"{file}:", strict=True)
-    except OSError as error:
-        raise ValueError(f"{file}: not a mixture file: {error.strerror or error}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{file}: not a mixture file: an object with weights, means and scales")
-    weights, means, scales = (_numbers(file, data, key) for key in ("weights", "means", "scales"))
-    if (
-        weights.ndim != 1
-        or scales.shape != weights.shape
-        or means.shape[:1] != weights.shape
-        or means.ndim != 2
-        or not means.shape[1]
-        or not len(weights)
-    ):
-        shapes = f"{tuple(weights.shape)}, {tuple(means.shape)}, {tuple(scales.shape)}"
-        raise ValueError(f"{file}: weights [K], means [K][D], scales [K] expected, got {shapes}")
-    largest = {"weights": weights, "means": means.abs(), "scales": scales}
-    for key, values in largest.items():
-        if bool((values > LARGEST).any()):
-            raise ValueError(f"{file}: {key} must be at most {LARGEST:g}")
-    if bool((weights <= 0).any()) or bool((scales <= 0).any()):
-        raise ValueError(f"{file}: weights and scales must be positive")
-    if float(weights.min() / weights.sum()) < SMALLEST or float(scales.min()) < SMALLEST:
-        raise ValueError(f"{file}: scales and shares of the weights must be at least {SMALLEST:g}")
-    return weights, means, scales, _labels(file, data, len(weights))
-
-
-def _labels(file: Path, data: dict[str, Any], count: int) -> Tensor | None:
-    if "labels" not in data:
-        return None
-    labels = data["labels"]
-    whole = isinstance(labels, list) and all(type(label) is int for label in labels)
-    if not whole or len(labels) != count or set(labels) != set(range(max(labels) + 1)):
-        raise ValueError(
-            f"{file}: labels: a class for each of the {count} modes expected, numbered from 0 on "
-            "without a gap"
-        )
-    return torch.tensor(labels)
-
-
-def _numbers(file: Path, data: dict[str, Any], key: str) -> Tensor:
-    if key not in data:
-        raise ValueError(f"{file}: no key {key!r}; needs weights, means and scales")
-    try:
-        values = torch.tensor(data[key], dtype=torch.float64)
-    except (ValueError, TypeError, OverflowError, RuntimeError) as error:
-        raise ValueError(f"{file}: not a mixture file: {key}: {error}") from None
-    if not bool(values.isfinite().all()):
-        raise ValueError(f"{file}: a number of {key} is not finite")
-    return values
