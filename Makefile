@@ -77,7 +77,7 @@ test-core: setup
 test-export: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(ONLY),--measure build/export.json) tests/export
 
-# The tests that tests/slow.txt leaves: 110 seconds of a core in each half, once `make slow` has measured both.
+# The tests that tests/slow.txt leaves: 80 seconds of a core in each half, once `make slow` has measured both.
 test-fast: setup
 	$(MAKE) --no-print-directory -j2 -Otarget test-core test-export ONLY='-m "not slow"'
 

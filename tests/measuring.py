@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 SLOW = Path(__file__).with_name("slow.txt")
-BUDGET = 110.0
+BUDGET = 80.0
 """CPU seconds that the tests of one half may take beside the others of `make test-fast`."""
 
 

@@ -351,7 +351,10 @@ def generate(
         float,
         typer.Option(min=0, metavar="SCALE", help="How far a student moves away from --negative."),
     ] = 0.3,
-    guidance: Annotated[float | None, typer.Option(hidden=True)] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(hidden=True, metavar="SCALE", help="A student has its guidance inside."),
+    ] = None,
 ) -> None:
     """Draw with a bundle or a student. Sample i depends on the seed and i alone."""
     if guidance is not None:

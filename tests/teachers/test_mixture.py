@@ -25,7 +25,9 @@ from edgedistill.teachers.families.mixture import Mixture
         {"extent": 0},
     ],
 )
-def test_sizes_of_a_network_are_bounded_before_it_is_allocated(sizes, mixture, tmp_path):
+def test_sizes_of_a_network_are_bounded_before_it_is_allocated(
+    sizes, mixture, tmp_path, quick_fit
+):
     net = mixture.spawn(torch.Generator().manual_seed(0)).net
     folder = save(tmp_path / "student", mixture, net, Prediction.V, steps=2)
     file, info = folder / "net" / "config.json", folder / "student.json"

@@ -64,7 +64,9 @@ class MixtureNet(nn.Module):
     ) -> None:
         super().__init__()
         none = torch.zeros(len(weights), dtype=torch.long)
-        self.register_buffer("labels", none if labels is None else labels)
+        # Without labels, the weights of a mixture stay those of earlier releases.
+        kept = labels is not None
+        self.register_buffer("labels", labels if kept else none, persistent=kept)
         self.register_buffer("weights", weights.double() / weights.double().sum())
         self.register_buffer("means", means.double())
         self.register_buffer("scales", scales.double())
