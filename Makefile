@@ -71,11 +71,14 @@ reference: setup
 test: setup
 	$(MAKE) --no-print-directory -j2 -Otarget test-core test-export
 
+# What the second half tests; the first tests all other folders.
+SECOND := tests/export tests/planning
+
 test-core: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(ONLY),--measure build/core.json) --ignore tests/export
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(ONLY),--measure build/core.json) $(addprefix --ignore=,$(SECOND))
 
 test-export: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(ONLY),--measure build/export.json) tests/export
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(ONLY),--measure build/export.json) $(SECOND)
 
 # The tests that tests/slow.txt leaves: 80 seconds of a core in each half, once `make slow` has measured both.
 test-fast: setup
