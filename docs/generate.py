@@ -132,6 +132,8 @@ def command_page(app: Any) -> str:
         lines += [f"## {typed}", "", *prose(inspect.getdoc(function) or ""), ""]
         arguments, options = [], []
         for name, kind, info, default in parameters(function):
+            if getattr(info, "hidden", False):
+                continue
             if info is not None and "Option" in type(info).__name__:
                 options.append(option_row(name, kind, info, default))
             else:

@@ -228,7 +228,7 @@ def test_pictures_without_captions_are_judged_by_distance_alone(student, bundle,
     with bar("evaluate", 1, 0) as meter:
         figures, _ = evaluate_subjects([str(student), str(bundle)], 4, None, None, meter)
     assert figures["student"].keys() == {
-        *("calls", "fd", "kid", "samples", "fd_ratio", "to_teacher", "memory")
+        *("calls", "fd", "kid", "samples", "fd_ratio", "spread", "to_teacher", "memory")
     }
     assert figures[f"bundle:{bundle.name}"]["samples"] == 4
     prompts = tmp_path / "prompts.txt"
