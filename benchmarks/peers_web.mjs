@@ -11,7 +11,6 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 
 const WARM_UP = 3;
-const CONTEXT = 77;
 
 const home = new URL("../runtime/web/package.json", import.meta.url);
 const ort = createRequire(home)("onnxruntime-web");
@@ -63,6 +62,7 @@ const [encoder, unet, decoder] = [
 const loadSeconds = (performance.now() - start) / 1000;
 const scheduler = read("scheduler", "scheduler_config.json");
 const { sample_size: side, in_channels: channels } = read("unet", "config.json");
+const { max_position_embeddings: context } = read("text_encoder", "config.json");
 const factor = read("vae_decoder", "config.json").scaling_factor ?? 1;
 const timeShape = unet.inputMetadata.find(({ name }) => name === "timestep").shape.map(() => 1);
 const trained = levels(scheduler);
@@ -82,9 +82,9 @@ function whole(session, name, numbers, dims) {
 }
 
 async function draw(seed) {
-  const ids = Array.from({ length: CONTEXT }, (_, i) => (i < 4 ? i + seed % 4 : 1));
+  const ids = Array.from({ length: context }, (_, i) => (i < 4 ? i + seed % 4 : 1));
   const [input] = encoder.inputNames;
-  const encoded = await encoder.run({ [input]: whole(encoder, input, ids, [1, CONTEXT]) });
+  const encoded = await encoder.run({ [input]: whole(encoder, input, ids, [1, context]) });
   const hidden = encoded.last_hidden_state ?? Object.values(encoded)[0];
   let x = Float32Array.from({ length: channels * side * side }, gaussian);
   const dims = [1, channels, side, side];
