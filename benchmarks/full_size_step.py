@@ -79,7 +79,7 @@ def write(hub_id: str, size: int, folder: Path) -> None:
     for name in signature(pipeline.__init__).parameters:
         if name.startswith("tokenizer"):
             parts[name] = tokenizers.clip()
-            parts[name].model_max_length = 77  # type: ignore[attr-defined]
+            parts[name].model_max_length = 77  # type: ignore[attr-defined]  # a tokenizer
         elif name in MISSING:
             parts[name] = MISSING[name]
     pipeline(**parts).save_pretrained(folder)

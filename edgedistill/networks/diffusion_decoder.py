@@ -41,7 +41,7 @@ class DiffusionDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
 
     noise: Tensor
 
-    @register_to_config  # type: ignore[untyped-decorator]
+    @register_to_config  # type: ignore[untyped-decorator]  # diffusers is untyped
     def __init__(
         self,
         latent_channels: int = 4,

@@ -114,7 +114,7 @@ class PatchDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
             the latent's resolution.
     """
 
-    @register_to_config  # type: ignore[untyped-decorator]
+    @register_to_config  # type: ignore[untyped-decorator]  # diffusers is untyped
     def __init__(
         self,
         latent_channels: int = 4,

@@ -65,7 +65,7 @@ class PlanarNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is 
             allocated.
     """
 
-    @register_to_config  # type: ignore[untyped-decorator]
+    @register_to_config  # type: ignore[untyped-decorator]  # diffusers is untyped
     def __init__(
         self,
         dim: int = 2,

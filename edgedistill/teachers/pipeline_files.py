@@ -158,6 +158,6 @@ def scheduler_at(folder: Path) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin) and file.is_file()):
         return None
     try:
-        return kind.from_config(read_json(file, infinite=True))  # type: ignore[attr-defined]
+        return kind.from_config(read_json(file, infinite=True))  # type: ignore[attr-defined]  # untyped
     except (TypeError, ValueError, LookupError, NotImplementedError) as error:
         raise ValueError(f"{file}: no {kind.__name__} can be made of it: {error}") from error

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 __all__ = ["Live", "aliases", "called", "modules"]
 
 
-class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's is untyped
     """A mode that counts the bytes of tensors made inside the block while they live.
 
     Each storage counts once; storages from outside, such as weights, do not count.
@@ -30,7 +30,7 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, device: str = "meta") -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's is untyped
         self.device = torch.device(device)
         self.bytes = self.peak = 0
         self._sizes: dict[int, int] = {}

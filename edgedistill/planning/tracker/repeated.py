@@ -135,7 +135,7 @@ class _SkippedCall:
         needs = self.known[key]
         if graph:
             anchor = torch.empty(0, device="meta", requires_grad=True)
-            results = _Repeated.apply(self, needs, anchor, *tensors)  # type: ignore[no-untyped-call]
+            results = _Repeated.apply(self, needs, anchor, *tensors)  # type: ignore[no-untyped-call]  # torch's is untyped
         else:
             self.live.claim(needs.forward)
             results = [make() for make, _ in needs.makers]

@@ -217,22 +217,18 @@ class Mixture(Teacher):
     def draw_guided(self, label: Tensor, scale: float, generator: torch.Generator) -> Tensor:
         """Draw samples of the density that guidance names: p(c | x)^scale p(x), normalised.
 
-        It is p(x | c) times p(c | x)^(scale - 1) and a constant: samples of the class are accepted
-        with that probability, over the largest that is found among them.
+        From a scale of 1 on it is p(x | c) times p(c | x)^(scale - 1) and a constant: samples of
+        the class are accepted with that probability, over the largest that is found among them.
+        Below 1, samples of the whole are, with the probability p(c | x)^scale.
 
         Args:
             label: Classes c, (N,).
-            scale: Guidance scale, at least 1.
+            scale: Guidance scale, at least 0.
             generator: Randomness.
 
         Returns:
             Samples (N, D), float32.
-
-        Raises:
-            ValueError: For a scale below 1.
         """
-        if scale < 1:
-            raise ValueError(f"guidance of at least 1 expected, got {scale:g}")
         found = torch.zeros(len(label), *self.sample_shape)
         for number in torch.unique(label).tolist():
             asked = label == number
@@ -243,13 +239,15 @@ class Mixture(Teacher):
         self, number: int, count: int, scale: float, generator: torch.Generator
     ) -> Tensor:
         assert self.labels is not None
-        share = self.weights * (self.labels == number)
+        inside = scale >= 1
+        share = self.weights * (self.labels == number) if inside else self.weights
+        power = scale - 1 if inside else scale
         pieces: list[Tensor] = []
         most, size = -math.inf, max(count, PROPOSALS)
         while sum(map(len, pieces)) < count:
             mode = torch.multinomial(share, size, replacement=True, generator=generator)
             x = self._of_modes(mode, generator)
-            log_odds = (scale - 1) * self._log_class(x, number)
+            log_odds = power * self._log_class(x, number)
             most = max(most, log_odds.max().item())
             drawn = torch.rand(size, generator=generator, dtype=torch.float64)
             pieces.append(x[drawn.log() <= log_odds - most])
