@@ -17,92 +17,23 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-import torch
-from diffusers import UNet2DConditionModel
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from sd15 import GRAPHS
 
-from edgedistill.teachers.base import ExportGraph
-from edgedistill.teachers.families.stable_diffusion import SDNet
 from edgedistill_export.memory import WeightsOnDisk, watch_peak
 from edgedistill_export.quiet import quiet
-from edgedistill_export.targets import Call, Job, find_target
+from edgedistill_export.targets import Job, find_target
 from edgedistill_export.trace import ports
 from edgedistill_runtime import manifest as schema
 from edgedistill_runtime.backends import Session, open_graph
 
 EXPORTS = (("ort", "fp32"), ("openvino", "fp16"), ("openvino", "int8"))
 CALLS = 4
-ROWS, LAYER, LAYERS = 4096, 2048, 8
-"""Sizes of the chain of matrix products."""
 MIB = 2**20
 FIGURES = "figures.json"
 """File of an export's figures, beside the graph."""
-
-
-def network(width: int) -> ExportGraph:
-    """The U-Net as a graph; 320 channels are SD 1.5's."""
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=(width, 2 * width, 4 * width, 4 * width),
-        cross_attention_dim=768,
-    )
-    inputs = {
-        "x": torch.randn(2, 4, 64, 64),
-        "t": torch.tensor([999.0, 499.0]),
-        "encoder_hidden_states": torch.randn(2, 77, 768),
-    }
-    return ExportGraph(SDNet(unet.eval().requires_grad_(False)), inputs, ("f",))
-
-
-def random_calls(count: int) -> list[Call]:
-    """Inputs of the network, a batch of one."""
-    rng = np.random.default_rng(0)
-    return [
-        {
-            "x": rng.standard_normal((1, 4, 64, 64), np.float32),
-            "t": rng.uniform(0, 999, 1).astype(np.float32),
-            "encoder_hidden_states": rng.standard_normal((1, 77, 768), np.float32),
-        }
-        for _ in range(count)
-    ]
-
-
-def products(_: int) -> ExportGraph:
-    """A chain of matrix products as a graph: what the engine reaches at most."""
-    torch.manual_seed(0)
-    layers = [nn.Linear(LAYER, LAYER, bias=False) for _ in range(LAYERS)]
-    chain = nn.Sequential(*layers).eval().requires_grad_(False)
-    return ExportGraph(chain, {"x": torch.randn(2, ROWS, LAYER)}, ("f",))
-
-
-def random_rows(count: int) -> list[Call]:
-    """Inputs of the chain, a batch of one."""
-    rng = np.random.default_rng(0)
-    return [{"x": rng.standard_normal((1, ROWS, LAYER), np.float32)} for _ in range(count)]
-
-
-GRAPHS: dict[str, tuple[Callable[[int], ExportGraph], Callable[[int], list[Call]]]] = {
-    "unet": (network, random_calls),
-    "products": (products, random_rows),
-}
-"""Function from a width to a graph, and from a count to its calls."""
-
-
-def gflop(name: str, width: int) -> float:
-    """Count the floating-point operations of a call of a graph, in 1e9; two for a product."""
-    with torch.device("meta"):
-        graph = GRAPHS[name][0](width)
-    inputs = list(graph.inputs.values())
-    with FlopCounterMode(display=False) as counter:
-        graph.module(*inputs)
-    return float(counter.get_total_flops()) / len(inputs[0]) / 1e9
 
 
 def export(
@@ -111,8 +42,7 @@ def export(
     """Export in this process; figures, and the manifest's entry for what became of it."""
     goal = find_target(target)
     builder, options = goal.builder(), goal.options({})
-    make, calls = GRAPHS[name]
-    graph = make(width)
+    graph = GRAPHS[name].graph(width)
     stored = WeightsOnDisk(graph.module, folder / "weights")
     job = Job(
         name="denoiser",
@@ -120,7 +50,7 @@ def export(
         precision=precision,
         folder=folder,
         options=options,
-        calls=lambda: calls(CALLS),
+        calls=lambda: GRAPHS[name].calls(CALLS),
         traced=stored.forget,
     )
     gc.collect()
@@ -178,7 +108,7 @@ def session(folder: Path, figures: dict[str, object], threads: int) -> Session:
 
 def race(sessions: dict[str, Session], runs: int) -> dict[str, float]:
     """Median seconds of a call of each, called in turns."""
-    (call,) = random_calls(1)
+    (call,) = GRAPHS["unet"].calls(1)
     taken: dict[str, list[float]] = {name: [] for name in sessions}
     for graph in sessions.values():
         graph(**call)

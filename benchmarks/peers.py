@@ -1,6 +1,6 @@
 """The exported student against the runtimes that its users would choose instead.
 
-    python benchmarks/peers.py [RUN/student] [--rows a,b,c,d,f,g]        # `make peers`
+    python benchmarks/peers.py [RUN/student] [--rows a,b,c,d,f,g,h]        # `make peers`
 
 Every subject is measured in a process of its own, subjects in turns, for --rounds rounds. Prompts,
 seeds, steps and threads are the same on both sides. A figure is the median over the rounds of a
@@ -15,6 +15,8 @@ that cannot run is a row with its reason. The rows:
 - d: a whole process that draws one picture, with an empty cache of the engine and with a full one,
   and its peak of memory;
 - f: a picture's time in batches of 1 to 8, and with 1 to 8 steps;
+- h: stages of a picture at SD 1.5's size, random weights: in diffusers and exported, and their sum
+  for the teacher, and for students of 4 steps and of 1, whole and as small as BK-SDM's;
 - g: onnxruntime-web in node: the web bundles by our runtime, and optimum's graphs by a loop as
   programs over transformers.js have it.
 
@@ -40,7 +42,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from interop import OPTIMUM, environment
-from openvino_sd15 import GRAPHS, gflop
+from openvino_sd15 import FIGURES
 from peers_tables import (
     PRECISIONS,
     Column,
@@ -48,11 +50,13 @@ from peers_tables import (
     Figures,
     Outcome,
     Subject,
+    chain_table,
     share_table,
     table,
     take_turns,
     wide_table,
 )
+from sd15 import gflop
 
 from edgedistill.common.files import read_json, write_text
 from edgedistill_export.bench import TEACHER, BenchSubject, find_subjects
@@ -71,6 +75,34 @@ ENVIRONMENTS = {"optimum": OPTIMUM, "genai": GENAI}
 
 OURS_BY_STAGE = ("text_encoder", "denoiser", "decoder", "other")
 BATCHES, STEPS = (1, 2, 4, 8), (1, 2, 4, 8)
+EAGER, GUIDED = "diffusers", "guided"
+"""In diffusers in float32: one prompt, or the prompt and the empty one that guidance needs."""
+UNETS = ("unet", "unet-bk-small", "unet-bk-tiny")
+PICTURES: dict[str, dict[str, int]] = {
+    "teacher, 25 guided steps": {
+        f"text {GUIDED}": 1,
+        f"unet {GUIDED}": 25,
+        f"decoder {EAGER}": 1,
+    },
+    "student, 4 steps, diffusers": {
+        f"text {EAGER}": 1,
+        f"unet {EAGER}": 4,
+        f"decoder {EAGER}": 1,
+    },
+    "ours, 4 steps, bf16": {"text bf16": 1, "unet bf16": 4, "decoder bf16": 1},
+    "ours, 4 steps, int8": {"text bf16": 1, "unet int8": 4, "decoder bf16": 1},
+    **{
+        f"ours, {steps} steps, {unet} int8, tiny decoder": {
+            "text bf16": 1,
+            f"{unet} int8": steps,
+            "tiny-decoder bf16": 1,
+        }
+        for steps in (4, 1)
+        for unet in UNETS
+    },
+}
+"""Calls of each graph for one picture of 512 x 512 pixels; the first is what others are compared
+with."""
 LIMIT_S = 1800
 """Seconds after which a subject is stopped."""
 
@@ -224,26 +256,47 @@ def one_picture(bench: Bench) -> str:
     return table(bench.turns(subjects), columns, bench.names)
 
 
+def exported(bench: Bench, graph: str, precision: str) -> Subject:
+    """Export a graph of `sd15` with OpenVINO, unless an earlier row has; return what times it."""
+    folder, name = bench.args.out / "sd15" / f"{graph}-{precision}", f"{graph} {precision}"
+    subject = Subject(name=name, command=program(sys.executable, "graph", folder))
+    if not (folder / FIGURES).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        export = [sys.executable, str(GRAPHS_PROGRAM), "--width", str(bench.args.width)]
+        export += ["--graph", graph, "--export", "openvino", precision, str(folder)]
+        print(f"  export of {name}", file=sys.stderr, flush=True)
+        try:
+            run(export, cores())
+        except Failed as error:
+            return replace(subject, reason=str(error))
+        shutil.rmtree(folder / "weights", ignore_errors=True)
+    return subject.asked(*bench.timing)
+
+
 def full_size(bench: Bench) -> str:
     """Row b."""
-    width, graphs = bench.args.width, [(g, p) for p in PRECISIONS for g in GRAPHS]
-    with tempfile.TemporaryDirectory(dir=bench.args.out) as scratch:
-        subjects = []
-        for graph, precision in graphs:
-            folder, name = Path(scratch) / f"{graph}-{precision}", f"{graph} {precision}"
-            folder.mkdir()
-            export = [sys.executable, str(GRAPHS_PROGRAM), "--width", str(width)]
-            export += ["--graph", graph, "--export", "openvino", precision, str(folder)]
-            print(f"  export of {name}", file=sys.stderr, flush=True)
-            command, reason = program(sys.executable, "graph", folder), ""
-            try:
-                run(export, cores())
-            except Failed as error:
-                reason = str(error)
-            subject = Subject(name=name, command=command, reason=reason)
-            subjects.append(subject.asked(*bench.timing))
-        outcomes = bench.turns(subjects)
-    return share_table(outcomes, {graph: gflop(graph, width) for graph in GRAPHS})
+    graphs = [*UNETS, "products"]
+    outcomes = bench.turns([exported(bench, g, p) for p in PRECISIONS for g in graphs])
+    work = {graph: gflop(graph, bench.args.width) for graph in graphs}
+    return share_table(outcomes, work, UNETS)
+
+
+def full_size_by_stage(bench: Bench) -> str:
+    """Row h."""
+    needed = sorted({each for calls in PICTURES.values() for each in calls})
+    subjects = []
+    for name in needed:
+        graph, kind = name.split()
+        if kind in PRECISIONS:
+            subjects.append(exported(bench, graph, kind))
+        else:
+            command = program(sys.executable, "module", graph)
+            batch = ("--batch", 2) if kind == GUIDED else ()
+            subjects.append(Subject(name=name, command=command).asked(*bench.timing, *batch))
+    outcomes = bench.turns(subjects)
+    stages = table(outcomes, [Column("ms a call", ("p50_s",))], [])
+    return f"{stages}\n{chain_table(outcomes, PICTURES)}"
 
 
 def by_stage(bench: Bench) -> str:
@@ -322,6 +375,7 @@ ROWS: dict[str, tuple[str, Callable[[Bench], str]]] = {
     "d": ("Start and memory", start_and_memory),
     "f": ("Growth, ms a picture and over the fastest of ours", growth),
     "g": ("onnxruntime-web in node", web),
+    "h": ("SD 1.5's size by stage, and the sum for one picture", full_size_by_stage),
 }
 """Title and function of a row."""
 

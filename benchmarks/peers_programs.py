@@ -123,11 +123,24 @@ def genai(args: argparse.Namespace) -> Draw:
 
 def graph(args: argparse.Namespace) -> Draw:
     """Open one graph that `openvino_sd15.export` made, in our runtime's session."""
-    sizes = import_module("openvino_sd15")
-    figures = json.loads((args.folder / sizes.FIGURES).read_text())
-    opened = sizes.session(args.folder, figures, args.threads)
-    (call,) = sizes.GRAPHS[figures["graph"]][1](1)
+    exports = import_module("openvino_sd15")
+    figures = json.loads((args.folder / exports.FIGURES).read_text())
+    opened = exports.session(args.folder, figures, args.threads)
+    (call,) = exports.GRAPHS[figures["graph"]].calls(1)
     return lambda prompts, seed: opened(**call)
+
+
+def module(args: argparse.Namespace) -> Draw:
+    """Build one graph of `sd15` in torch, float32; the folder is its name."""
+    torch, stages = import_module("torch"), import_module("sd15")
+    torch.set_num_threads(args.threads)
+    made = stages.GRAPHS[str(args.folder)].graph()
+
+    def draw(prompts: Sequence[str], seed: int) -> object:
+        with torch.inference_mode():
+            return made.module(*(value[: len(prompts)] for value in made.inputs.values()))
+
+    return draw
 
 
 LOADERS: Mapping[str, Callable[[argparse.Namespace], Draw]] = {
@@ -136,6 +149,7 @@ LOADERS: Mapping[str, Callable[[argparse.Namespace], Draw]] = {
     "optimum": optimum,
     "genai": genai,
     "graph": graph,
+    "module": module,
 }
 """Function that loads what draws, by program."""
 

@@ -6,6 +6,7 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -145,23 +146,48 @@ def wide_table(settings: Mapping[str, Mapping[str, Outcome]], ours: Sequence[str
     return markdown(["subject", *settings], rows) + "".join(f"\n{line}" for line in reasons)
 
 
-def share_table(outcomes: Mapping[str, Outcome], work: Mapping[str, float]) -> str:
-    """A line for each precision: the U-Net's time and rate, and its share of the products' rate.
+def share_table(
+    outcomes: Mapping[str, Outcome], work: Mapping[str, float], graphs: Sequence[str]
+) -> str:
+    """A line for each graph and precision: its time and rate, and its share of the products' rate.
 
     Args:
         outcomes: Outcomes of "GRAPH PRECISION".
         work: GFLOP of a call by graph.
+        graphs: Graphs that are compared with "products".
     """
     rows = []
-    for precision in PRECISIONS:
-        unet, products = (outcomes[f"{graph} {precision}"] for graph in ("unet", "products"))
-        if reason := unet.reason or products.reason:
-            rows.append([precision, reason])
+    for graph, precision in product(graphs, PRECISIONS):
+        name = f"{graph} {precision}"
+        own, chain = outcomes[name], outcomes[f"products {precision}"]
+        if reason := own.reason or chain.reason:
+            rows.append([name, reason])
             continue
-        times = unet.values(("p50_s",))
-        rate, peak = (
-            [work[graph] / seconds for seconds in outcome.values(("p50_s",))]
-            for graph, outcome in (("unet", unet), ("products", products))
-        )
-        rows.append([precision, spread(times), spread(rate), spread(peak), ratio(rate, peak)])
+        times = own.values(("p50_s",))
+        rate = [work[graph] / seconds for seconds in times]
+        peak = [work["products"] / seconds for seconds in chain.values(("p50_s",))]
+        rows.append([name, spread(times), spread(rate), spread(peak), ratio(rate, peak)])
     return markdown(["ours", "s a call", "GFLOP/s", "peak GFLOP/s", "share reached"], rows)
+
+
+def chain_table(outcomes: Mapping[str, Outcome], chains: Mapping[str, Mapping[str, int]]) -> str:
+    """A line for each chain of calls: its seconds, and how often they fit into the first chain's.
+
+    Args:
+        outcomes: Outcomes by name; a round's seconds are those of the calls in the same round.
+        chains: How often a chain calls each.
+    """
+    totals: dict[str, list[float]] = {}
+    rows = []
+    for name, calls in chains.items():
+        reasons = [outcomes[one].reason for one in calls if outcomes[one].reason]
+        if reasons:
+            rows.append([name, reasons[0]])
+            continue
+        rounds = zip(*(outcomes[one].values(("p50_s",)) for one in calls), strict=True)
+        totals[name] = [
+            sum(n * s for n, s in zip(calls.values(), taken, strict=True)) for taken in rounds
+        ]
+        first = totals.get(next(iter(chains)), [])
+        rows.append([name, spread(totals[name]), ratio(first, totals[name]) if first else "-"])
+    return markdown(["one picture", "s", "times as fast as the first"], rows)

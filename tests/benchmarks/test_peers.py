@@ -77,10 +77,24 @@ def test_the_share_of_the_peak_is_of_rates():
     outcomes["unet int8"] = tables.Outcome(reason="took over 9 s")
     outcomes |= rounds("products int8", 0.1)
     work = {"unet": 800.0, "products": 400.0}
-    _, _, fp32, bf16, int8 = cells(tables.share_table(outcomes, work))
-    assert fp32 == ["fp32", "2 (2..2)", "400 (400..400)", "800 (800..800)", "0.50"]
+    _, _, fp32, bf16, int8 = cells(tables.share_table(outcomes, work, ["unet"]))
+    assert fp32 == ["unet fp32", "2 (2..2)", "400 (400..400)", "800 (800..800)", "0.50"]
     assert bf16[-1] == "1.00"
-    assert int8[:2] == ["int8", "took over 9 s"]
+    assert int8[:2] == ["unet int8", "took over 9 s"]
+
+
+def test_a_chain_takes_the_seconds_of_its_calls():
+    outcomes = rounds("unet", 2.0, 4.0, 3.0) | rounds("decoder", 1.0, 1.0, 0.5)
+    outcomes["peer"] = tables.Outcome(reason="took over 9 s")
+    chains = {
+        "teacher": {"unet": 10, "decoder": 1},
+        "student": {"unet": 1, "decoder": 2},
+        "other": {"peer": 1, "decoder": 1},
+    }
+    _, _, teacher, student, other = cells(tables.chain_table(outcomes, chains))
+    assert teacher == ["teacher", "30.5 (21..41)", "1.00"]
+    assert student == ["student", "4 (4..6)", "7.62"]
+    assert other == ["other", "took over 9 s", ""]
 
 
 @pytest.mark.parametrize(
