@@ -9,7 +9,7 @@ teacher's exact ODE path (where the student takes one noise), seconds of the pro
 of the method's file. `missed` names the goals that were: at 4 steps 2 floors, 85 %, 60 %; at one
 step 2 floors, 70 %, 40 %; 90 s. --one-step runs what `ONE_STEP` lists in one step too, and --alone
 runs methods that have a regression on the teacher's paths without it too, in as many steps as
-their recipe: what is then left is the method's own.
+their recipe: what is then left is the method's own. --only-alone runs nothing else.
 
 Each of the --jobs processes loads the library once and makes run after run, so seconds are those
 from the loaded library to the student; other work beside does not count. Fits of the closed-form
@@ -392,12 +392,13 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
         several = recipes.load(PREFIX + method).student.steps > 1
         for mixture in args.mixtures.split(","):
             folder = args.out / f"{method}-{Path(mixture).stem}"
-            cases.append(Case(method, mixture, tuple(args.words), folder, args.again))
+            if not args.only_alone:
+                cases.append(Case(method, mixture, tuple(args.words), folder, args.again))
             if args.one_step and several and method in ONE_STEP:
                 words = (*WORDS.get(method, ()), *args.words, "student.steps=1")
                 one = folder.with_name(f"{folder.name}-1")
                 cases.append(Case(method, mixture, words, one, args.again))
-            if args.alone and (gone := without_regression(method)):
+            if (args.alone or args.only_alone) and (gone := without_regression(method)):
                 place = folder.with_name(f"{folder.name}-alone")
                 words = (*args.words, *gone)
                 cases.append(Case(method, mixture, words, place, args.again, alone=True))
@@ -428,6 +429,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
     parser.add_argument("--one-step", action="store_true", help="also in one, where claimed")
     parser.add_argument("--alone", action="store_true", help="also without regression")
+    parser.add_argument("--only-alone", action="store_true", help="only without regression")
     parser.add_argument("--again", action="store_true", help="also what is there already")
     parser.add_argument(
         "--set",
@@ -439,6 +441,8 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     args = parser.parse_args(words)
+    if args.only_alone and args.one_step:
+        parser.error("--only-alone and --one-step: choose one")
     if args.jobs < 1:
         parser.error(f"--jobs {args.jobs}: at least 1")
     for name in set(args.methods) - set(known):

@@ -254,6 +254,8 @@ def test_alone_a_method_has_no_regression_and_a_row_of_its_own(tmp_path):
         config = case.recipe().method_config()
         assert config.pretraining_steps == config.regression_weight == 0
         assert case.recipe().student.steps == 4
+    words[-1] = "--only-alone"
+    assert methods.cases_of(methods.arguments(words)) == alone
 
 
 def test_a_method_has_in_one_step_what_it_needs_there():
