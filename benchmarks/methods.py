@@ -427,9 +427,10 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--mixtures", default=MIXTURES, help=f"by default {MIXTURES}")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
-    parser.add_argument("--one-step", action="store_true", help="also in one, where claimed")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--one-step", action="store_true", help="also in one, where claimed")
     parser.add_argument("--alone", action="store_true", help="also without regression")
-    parser.add_argument("--only-alone", action="store_true", help="only without regression")
+    which.add_argument("--only-alone", action="store_true", help="only without regression")
     parser.add_argument("--again", action="store_true", help="also what is there already")
     parser.add_argument(
         "--set",
@@ -441,8 +442,6 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     args = parser.parse_args(words)
-    if args.only_alone and args.one_step:
-        parser.error("--only-alone and --one-step: choose one")
     if args.jobs < 1:
         parser.error(f"--jobs {args.jobs}: at least 1")
     for name in set(args.methods) - set(known):

@@ -40,6 +40,9 @@ MORE = {"size": (("openvino", "int8-weights"), ("openvino", "int4-weights"))}
 FUSED_FOR = ("latency",)
 """Purposes for which the best bundle is built as one graph too, which takes minutes to compile."""
 
+FINALISTS = 2
+"""So many of the best are measured again, in turns with the one that is one graph."""
+
 ROUNDS, RUNS, SECONDS = 3, 20, 10.0
 """Every candidate is measured in so many processes, in turns, each with so many calls at most."""
 
@@ -103,12 +106,14 @@ def choose(
     speeds = _measured([row for _, row in made.values()], progress)
     best = min(speeds, key=BEST[purpose])
     if purpose in FUSED_FOR and not settings.fused:
-        pair, row = made[best.bundle]
+        pair, _ = made[best.bundle]
         fused = build([pair], replace(settings, fused=True))
         rows += fused
-        again = _measured([row, *(each for each in fused if each.place)], progress)
-        speeds = [*(speed for speed in speeds if speed.bundle != best.bundle), *again]
-        best = min(again, key=BEST[purpose])
+        near = [each.bundle for each in sorted(speeds, key=BEST[purpose])[:FINALISTS]]
+        finalists = [made[name][1] for name in near] + [each for each in fused if each.place]
+        again = _measured(finalists, progress)
+        speeds = [*(speed for speed in speeds if speed.bundle not in near), *again]
+        best = min(speeds, key=BEST[purpose])
     home = next(row.place.parent for row in rows if row.place)
     choice = Choice(device=device(), purpose=purpose, threads=best.threads, speeds=tuple(speeds))
     _record(home / best.bundle, choice)
