@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import typer.main
 
+import edgedistill
 from edgedistill.adoption import KINDS, SOLVERS
 from edgedistill.cli import app
 from edgedistill.commands import complete
@@ -171,3 +172,9 @@ def test_the_shell_is_answered_without_torch(line, found):
 )
 def test_json_without_a_value_is_standard_output(words, found):
     assert with_value(words, "--json", "-") == found
+
+
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "edgedistill", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == edgedistill.__version__
