@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgedistill.students.converting import Converted, convert
-    from edgedistill.verbs.measuring import Results, bench, evaluate, report
+    from edgedistill.verbs.measuring import Compared, Results, bench, compare, evaluate, report
     from edgedistill.verbs.publishing import push
     from edgedistill.verbs.students import Bundle, StudentDir, adopt, load_bundle, load_student
     from edgedistill.verbs.training import CostReport, TrainedRun, distill, load_recipe, plan
 
 __all__ = [
     "Bundle",
+    "Compared",
     "Converted",
     "CostReport",
     "Results",
@@ -31,6 +32,7 @@ __all__ = [
     "TrainedRun",
     "adopt",
     "bench",
+    "compare",
     "convert",
     "distill",
     "evaluate",
@@ -44,7 +46,14 @@ __all__ = [
 
 _PLACES = {
     "edgedistill.students.converting": ("Converted", "convert"),
-    "edgedistill.verbs.measuring": ("Results", "bench", "evaluate", "report"),
+    "edgedistill.verbs.measuring": (
+        "Compared",
+        "Results",
+        "bench",
+        "compare",
+        "evaluate",
+        "report",
+    ),
     "edgedistill.verbs.publishing": ("push",),
     "edgedistill.verbs.students": (
         "Bundle",

@@ -93,7 +93,7 @@ def test_every_folder_is_a_room_on_a_floor():
     folders = {path.parent.name for path in (ROOT / "edgedistill").glob("*/__init__.py")}
     assert folders <= set(LEVEL)
     names = sorted(path.name for path in (ROOT / "edgedistill").glob("*.py"))
-    assert names == ["__init__.py", "cli.py", "doctor.py"]
+    assert names == ["__init__.py", "__main__.py", "cli.py", "doctor.py"]
 
 
 def test_files_are_short_and_folders_are_small():

@@ -87,17 +87,32 @@ def report(
     run: Annotated[
         Path | None,
         typer.Argument(
-            metavar="RUN",
-            help="A run dir, or a student; the newest run when left out.",
+            metavar="RUN|FOLDER",
+            help="A run dir, or a student; the newest run when left out. The runs of a folder, "
+            "such as runs, are compared.",
             show_default=False,
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The page to write, by default RUN/report.html."),
+        typer.Option(
+            metavar="FILE",
+            help="The page to write, by default RUN/report.html, or FOLDER/compared.html.",
+        ),
     ] = None,
 ) -> None:
-    """Write one HTML page: pictures side by side, losses, latencies, figures, recipe."""
+    """Write one HTML page: pictures side by side, losses, latencies, figures, recipe.
+
+    Of a folder of runs, the page shows which are best in quality and speed.
+    """
+    from edgedistill.reporting.compared import is_folder_of_runs
+    from edgedistill.verbs.measuring import compare
     from edgedistill.verbs.measuring import report as write
 
+    if run is not None and is_folder_of_runs(run):
+        compared = compare(run, out)
+        for table in compared.tables:
+            show(table)
+        answer(str(compared.page))
+        return
     answer(str(write(run, out)))

@@ -14,13 +14,14 @@ from edgedistill.common.files import check_writable, write_json
 from edgedistill.common.progress import bar
 from edgedistill.evaluation import tables as evaluation_tables
 from edgedistill.evaluation.run import evaluate_subjects
+from edgedistill.reporting.compared import compare_runs
 from edgedistill.reporting.page import write_report
 from edgedistill.verbs.html import table_html
 from edgedistill.verbs.places import collect, newest, newest_run, student_at
 from edgedistill_export import bench as benching
 from edgedistill_runtime.hub import hub_name
 
-__all__ = ["Results", "bench", "evaluate", "report"]
+__all__ = ["Compared", "Results", "bench", "compare", "evaluate", "report"]
 
 Place = str | os.PathLike[str]
 
@@ -51,6 +52,24 @@ class Results(dict[str, Any]):
     def _repr_html_(self) -> str:
         lines = "".join(f"<p>{escape(line)}</p>" for line in self.notes)
         return "".join(table_html(table) for table in self.tables) + lines
+
+
+class Compared:
+    """Runs that were compared.
+
+    Args:
+        page: The HTML page.
+        tables: A table for each group of figures that can be compared.
+    """
+
+    def __init__(self, page: Path, tables: Sequence[Table]) -> None:
+        self.page, self.tables = page, list(tables)
+
+    def __repr__(self) -> str:
+        return f"Compared({str(self.page)!r})"
+
+    def _repr_html_(self) -> str:
+        return "".join(table_html(table) for table in self.tables)
 
 
 def evaluate(
@@ -126,6 +145,20 @@ def report(run: Place | None = None, out: Path | None = None) -> Path:
     place = out or folder / "report.html"
     check_writable(place, f"--out {place}")
     return write_report(folder, place)
+
+
+def compare(folder: Place, out: Path | None = None) -> Compared:
+    """Compare the runs of a folder by quality and speed, and write one HTML page.
+
+    Args:
+        folder: A folder of run dirs, such as "runs".
+        out: The page; compared.html in the folder if None.
+
+    Raises:
+        ValueError: If the folder has no run with figures.
+    """
+    place = out or Path(folder) / "compared.html"
+    return Compared(place, compare_runs(Path(folder), place))
 
 
 def _listed(subjects: Place | Sequence[Place] | None) -> list[str]:
