@@ -25,6 +25,7 @@ PACKAGES = (
     "accelerate",
     "onnx",
     "onnxscript",
+    "openvino",
 )
 
 ENGINES = (

@@ -31,6 +31,9 @@ def convert(
     keys: Annotated[
         str, typer.Option(metavar="NAMING", help="Names of a LoRA's weights: kohya or diffusers.")
     ] = "kohya",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT if it exists.")
+    ] = False,
     json: Json = None,
 ) -> None:
     """Convert a student to a file that other programs open, and read it back.
@@ -40,7 +43,7 @@ def convert(
     from edgedistill.students.converting import convert as write
     from edgedistill.verbs.places import settled
 
-    made = write(settled(student), to, out, precision=precision, keys=keys)
+    made = write(settled(student), to, out, precision=precision, keys=keys, overwrite=overwrite)
     for line in made.notes:
         say(line)
     if not write_figures({"file": str(made.file), "notes": list(made.notes)}, json):

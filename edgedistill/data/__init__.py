@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from edgedistill.common.finite import bad_row
-from edgedistill.data.prompts import CAPTION, read_prompts
+from edgedistill.data.prompts import CAPTION, read_prompts, recipe_prompts
 from edgedistill.data.shards import fault_of, write_shard
 from edgedistill.diffusion.solvers import solve
 from edgedistill.teachers.base import DataSource, Teacher
 from edgedistill.teachers.classes import ClassTeacher
 from edgedistill.teachers.latents import Latents
 
-__all__ = ["find_captions", "open_source", "read_prompts"]
+__all__ = ["find_captions", "open_source", "read_prompts", "recipe_prompts"]
 
 
 def find_captions(
@@ -37,7 +37,7 @@ def find_captions(
     """
     if prompts is None:
         return [] if teacher.source() is not None else _known(teacher, samples)
-    lines = read_prompts(prompts, caption)
+    lines = recipe_prompts(prompts, caption)
     if not teacher.prompts:
         raise ValueError(f"data.prompts={prompts}: teacher {teacher.name!r} takes no prompts")
     return [lines[i % len(lines)] for i in range(samples)]

@@ -26,7 +26,7 @@ from edgedistill.common.files import read_json, write_json
 from edgedistill.common.hashes import is_signed, signed
 from edgedistill.common.logs import WAITS
 from edgedistill.common.progress import remark
-from edgedistill.data import read_prompts
+from edgedistill.data import recipe_prompts
 from edgedistill.data.shards import fault_of, write_shard
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.diffusion.solvers import Denoise, solve
@@ -106,7 +106,7 @@ def spec_of(
 def captions_of(teacher: Teacher, prompts: str | None, caption: str = "caption") -> list[str]:
     """Return a prompt file's captions, else those of the teacher's data or classes, else ""."""
     if prompts:
-        return read_prompts(prompts, caption)
+        return recipe_prompts(prompts, caption)
     own = teacher.source()
     if isinstance(own, Latents):
         return own.captions

@@ -20,7 +20,7 @@ from edgedistill.common.text import (
 from edgedistill.data.tables import CAPTION, TABLES, column, read_table
 from edgedistill.data.tars import read_samples
 
-__all__ = ["CAPTION", "read_prompts", "tell_weights"]
+__all__ = ["CAPTION", "read_prompts", "recipe_prompts", "tell_weights"]
 
 _WEIGHT = re.compile(r"\([^()\n]+:\s*[-+]?\d*\.?\d+\s*\)|\(\([^()\n]+\)\)|<\w+:[^<>\n]+>")
 """Pattern of weights in prompts: (word:1.2), ((word)), <lora:name:0.8>."""
@@ -63,6 +63,15 @@ def read_prompts(path: str | Path, caption: str = CAPTION) -> list[str]:
         raise ValueError(f"{shown(path)}: no prompts in it")
     tell_weights(prompts, f"{shown(path)}: ")
     return prompts
+
+
+def recipe_prompts(path: str | Path, caption: str = CAPTION) -> list[str]:
+    """Read the prompts that a recipe names, as `read_prompts` does; errors name its key."""
+    try:
+        return read_prompts(path, caption)
+    except ValueError as error:
+        hint = "; pictures are named by data.pictures" if Path(path).is_dir() else ""
+        raise ValueError(f"data.prompts: {error}{hint}") from None
 
 
 def tell_weights(prompts: Sequence[str], what: str = "") -> None:

@@ -179,15 +179,15 @@ def _taken_up(new: Recipe, folder: Path, typed: Collection[str] | None) -> Recip
 
 
 def _check_steps(folder: Path, steps: int, before: int) -> None:
-    """Raise a ValueError if a run has done more than `steps`; tell what more steps mean."""
+    """Raise a ValueError if a run has done more than `steps`; tell what another number means."""
     newest = latest(folder / "checkpoints")
     done = int(newest.name.removeprefix("step-")) if newest else 0
     if steps < done:
         raise ValueError(f"{STEPS}={steps}: {folder} has done {done} steps already")
-    if steps > before:
+    if steps != before:
         log.info(
-            f"{STEPS}={steps} for {before}: schedules such as the learning rate's go on as those "
-            f"of {steps} steps, and the steps done followed those of {before}"
+            f"{STEPS}={steps} instead of {before}: the learning rate and other schedules follow "
+            f"{steps} steps from here on; they followed {before} in the {done} steps done"
         )
 
 

@@ -66,6 +66,7 @@ def convert(
     *,
     precision: str = "fp32",
     keys: str = "kohya",
+    overwrite: bool = False,
 ) -> Converted:
     """Write a student as another program reads it, and read it back.
 
@@ -75,10 +76,11 @@ def convert(
         out: The file, which ends in .safetensors.
         precision: A key of `PRECISIONS`.
         keys: One of `KEYS`, for a LoRA.
+        overwrite: Whether to replace the file if it exists.
 
     Raises:
-        ValueError: If the format cannot hold the student, or what was read back differs; nothing
-            is written.
+        ValueError: If the format cannot hold the student, what was read back differs, or the file
+            exists; nothing is written.
     """
     file = Path(out)
     for kind, name, known in (
@@ -90,6 +92,8 @@ def convert(
             raise unknown(kind, name, known)
     if file.suffix != ".safetensors":
         raise ValueError(f"{file}: a .safetensors file expected")
+    if file.exists() and not overwrite:
+        raise ValueError(f"{file}: exists; choose another name, or add --overwrite")
     if group_of(Path(path)):
         raise ValueError(f"{path}: several students; name one, as {Path(path) / '0'}")
     check_writable(file, str(file))

@@ -176,5 +176,7 @@ def check_place(folder: Path, path: str) -> None:
         return
     if folder.is_dir():
         raise ValueError(f"{folder}: no model_index.json; not a diffusers pipeline folder")
+    if folder.is_file():
+        raise ValueError(f"{folder}: not a .safetensors file, nor a diffusers pipeline folder")
     if hub_name(path) is None:
         raise ValueError(f"no teacher at {path!r}: no such folder, asset or Hub id")

@@ -23,6 +23,7 @@ from edgedistill.teachers.markers import read_header
 from edgedistill.teachers.pipeline import PipelineTeacher
 from edgedistill.teachers.pipeline_files import scheduler_at
 from edgedistill.teachers.single_file import family_of
+from edgedistill_runtime.hub import hub_name
 
 __all__ = ["FAMILIES_HERE", "Wishes", "defaults", "detect_family", "init", "needs_data"]
 
@@ -144,6 +145,9 @@ def init(teacher: str, out: Path, wishes: Wishes) -> Recipe:
         raise ValueError(f"no teacher at {teacher!r}: no such file or folder")
     family = wishes.family or detect_family(teacher)
     if family is None:
+        here = Path(teacher).expanduser().exists()
+        if not here and hub_name(teacher) is None:
+            raise ValueError(f"no teacher at {teacher!r}: no such file, folder, asset or Hub id")
         raise ValueError(f"{teacher}: name its --family, one of {', '.join(FAMILIES_HERE)}")
     if family not in FAMILIES_HERE:
         raise unknown("family", family, FAMILIES_HERE)

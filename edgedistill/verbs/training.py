@@ -128,7 +128,8 @@ def distill(
         opened(run)
         begin = run.restore() if resume else 0
         if resume:
-            log.info(f"resuming at step {begin}")
+            whole = begin >= run.recipe.train.steps
+            log.info(f"all {begin} steps are done" if whole else f"resuming at step {begin}")
         with _meter(run.recipe.train.steps, begin, progress) as follow:
             made = run.train(follow)
         if several:

@@ -12,7 +12,9 @@ from rich.table import Table
 
 from edgedistill.common.decibels import decibels
 from edgedistill.common.files import write_json
+from edgedistill.common.plugins import unknown
 from edgedistill.common.progress import Progress
+from edgedistill_export.auto.kept import AUTO
 from edgedistill_export.bundle import ExportSettings, Peaks, export_student
 from edgedistill_export.parity import ParityError
 from edgedistill_export.targets import find_target, target_names
@@ -73,6 +75,8 @@ def pairs(targets: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, 
         names = [name for name in target_names() if find_target(name).problem() is None]
     found = []
     for name in names:
+        if name not in target_names():
+            raise unknown("target", name, (ALL, AUTO, *target_names()))
         target = find_target(name)
         wanted = list(precisions) or [next(iter(target.precisions))]
         if ALL in wanted:

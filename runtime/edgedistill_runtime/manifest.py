@@ -252,6 +252,8 @@ class Manifest:
             manifest = _check(strict_json.parse(text))
         except FileNotFoundError:
             raise BundleError(f"{path}: no such file; {directory} is not a bundle") from None
+        except NotADirectoryError:
+            raise BundleError(f"{directory}: a file; a bundle is a folder") from None
         except OSError as error:
             raise BundleError(f"{path}: not readable: {error.strerror}") from None
         except ValueError as error:
@@ -301,21 +303,21 @@ class Manifest:
             for file in sorted((directory / part.file).rglob("*")):
                 name = file.relative_to(directory).as_posix()
                 if not file.is_dir() and name not in part.sha256 and file.name != ".DS_Store":
-                    raise BundleError(f"{file}: is not in {key}.sha256")
+                    raise BundleError(f"{file}: {FILE_NAME} does not name it as a part of {key}")
 
 
 def _verify(directory: Path, name: str, expected: str, key: str) -> None:
     file = directory / name
     try:
         if not file.is_file():
-            raise BundleError(f"{file}: missing, named by {key}.sha256")
+            raise BundleError(f"{file}: missing; {FILE_NAME} names it as a part of {key}")
         if not file.resolve().is_relative_to(directory.resolve()):
             raise BundleError(f"{file}: links to a place outside the bundle; copy the file there")
         found = sha256(file)
     except OSError as error:
         raise BundleError(f"{file}: not readable: {error.strerror}") from None
     if found != expected:
-        raise BundleError(f"{file}: does not match {key}.sha256")
+        raise BundleError(f"{file}: damaged or changed: its SHA-256 is not that in {FILE_NAME}")
 
 
 def schema_for(steps: StepTable, choices: Sequence[Choice] = ()) -> int:
@@ -354,7 +356,7 @@ def _check_hash(path: Path, text: bytes) -> None:
     except (OSError, ValueError) as error:
         raise BundleError(f"{file}: not readable: {error}") from None
     if found != [hashlib.sha256(text).hexdigest().encode()]:
-        raise BundleError(f"{path}: does not match {HASH_NAME}")
+        raise BundleError(f"{path}: damaged or changed: its SHA-256 is not that in {HASH_NAME}")
 
 
 def _check(data: Any) -> Manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from numpy.typing import NDArray
 from edgedistill_runtime.manifest import BundleError, Manifest, TokenizerFile
 
 __all__ = ["Tokenizer", "Tokenizers", "open_tokenizer"]
+
+_log = logging.getLogger(__name__)
+
+_SHOWN = 40
+"""Number of characters of a prompt in a message."""
 
 
 class Tokenizer:
@@ -27,6 +33,7 @@ class Tokenizer:
     """
 
     def __init__(self, path: Path, length: int, pad_id: int) -> None:
+        self._told = False
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
             self._tokenizer.enable_truncation(max_length=length)
@@ -52,10 +59,21 @@ class Tokenizer:
 
     def _encode(self, prompt: str) -> tokenizers.Encoding:
         try:
-            return self._tokenizer.encode(prompt)
+            found = self._tokenizer.encode(prompt)
         except BaseException as error:  # the library raises nothing narrower
             said = _said(error)
+            if any(0xD800 <= ord(each) <= 0xDFFF for each in prompt):
+                said = "it is not valid Unicode"
             raise ValueError(f"this bundle cannot read the prompt {prompt!r}: {said}") from None
+        if found.overflowing and not self._told:
+            self._told = True
+            _log.warning(
+                "prompt %r... has more than the %d tokens that the model reads; the rest is left "
+                "out",
+                prompt[:_SHOWN],
+                len(found.ids),
+            )
+        return found
 
 
 def _said(error: BaseException) -> str:

@@ -27,7 +27,7 @@ export async function readBundle(place) {
   if (manifest.schema_version >= HASHED_SINCE) {
     const [expected] = new TextDecoder().decode(await read(base, "manifest.sha256")).split(/\s/);
     if ((await sha256(bytes)) !== expected) {
-      throw new BundleError(`${base}manifest.json: does not match manifest.sha256`);
+      throw new BundleError(`${base}manifest.json: damaged or changed: its SHA-256 is not that in manifest.sha256`);
     }
   } else {
     console.warn(
@@ -40,7 +40,7 @@ export async function readBundle(place) {
     for (const [name, expected] of Object.entries(part.sha256)) {
       const bytes = await read(base, name);
       if ((await sha256(bytes)) !== expected) {
-        throw new BundleError(`${base}${name}: does not match ${key}.sha256`);
+        throw new BundleError(`${base}${name}: damaged or changed: its SHA-256 is not that in manifest.json`);
       }
       files.set(name, bytes);
     }

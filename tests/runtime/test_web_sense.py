@@ -113,7 +113,9 @@ def test_the_hash_is_checked_and_old_bundles_are_read(planar_bundle, tmp_path):
     told = node(LOAD, *map(str, places))
     names, messages = zip(*told["results"], strict=True)
     assert names == ("loaded", "BundleError", "BundleError", "loaded")
-    assert messages[1].endswith("manifest.json: does not match manifest.sha256")
+    assert messages[1].endswith(
+        "manifest.json: damaged or changed: its SHA-256 is not that in manifest.sha256"
+    )
     assert "manifest.sha256: cannot be read" in messages[2]
     assert len(told["said"]) == 1
     assert "schema_version 2 of an older edgedistill" in told["said"][0]

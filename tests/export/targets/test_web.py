@@ -323,7 +323,9 @@ def test_a_changed_or_missing_file_is_refused(copied):
     (copied / "denoiser.onnx").write_bytes(weights)
     name, message = refusal(copied)
     assert name == "BundleError"
-    assert message.endswith("denoiser.onnx: does not match graphs.denoiser.sha256")
+    assert message.endswith(
+        "denoiser.onnx: damaged or changed: its SHA-256 is not that in manifest.json"
+    )
     (copied / "denoiser.onnx").unlink()
     name, message = refusal(copied)
     assert name == "BundleError"
