@@ -57,6 +57,7 @@ OBJECTIVES = {
     "gdd": "edgedistill.objectives.adversarial.gdd:GDD",
     "guidance": "edgedistill.objectives.trajectory.guidance:Guidance",
     "guide-adapter": "edgedistill.objectives.trajectory.guide_adapter:GuideAdapter",
+    "hipa": "edgedistill.objectives.trajectory.hipa:HiPA",
     "icd": "edgedistill.objectives.consistency.icd:ICD",
     "imf": "edgedistill.objectives.trajectory.imf:IMF",
     "instaflow": "edgedistill.objectives.trajectory.instaflow:InstaFlow",
