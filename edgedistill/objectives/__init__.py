@@ -29,6 +29,7 @@ __all__ = [
 
 OBJECTIVES = {
     "add": "edgedistill.objectives.adversarial.add:ADD",
+    "alpha-flow": "edgedistill.objectives.trajectory.alpha_flow:AlphaFlow",
     "arcflow": "edgedistill.objectives.trajectory.arcflow:ArcFlow",
     "backward-distill": "edgedistill.objectives.trajectory.backward_distill:BackwardDistill",
     "boot": "edgedistill.objectives.trajectory.boot:BOOT",
@@ -56,7 +57,9 @@ OBJECTIVES = {
     "gdd": "edgedistill.objectives.adversarial.gdd:GDD",
     "guidance": "edgedistill.objectives.trajectory.guidance:Guidance",
     "guide-adapter": "edgedistill.objectives.trajectory.guide_adapter:GuideAdapter",
+    "hipa": "edgedistill.objectives.trajectory.hipa:HiPA",
     "icd": "edgedistill.objectives.consistency.icd:ICD",
+    "imf": "edgedistill.objectives.trajectory.imf:IMF",
     "instaflow": "edgedistill.objectives.trajectory.instaflow:InstaFlow",
     "kd": "edgedistill.objectives.trajectory.kd:KD",
     "ladd": "edgedistill.objectives.adversarial.ladd:LADD",

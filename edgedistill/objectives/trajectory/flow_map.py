@@ -37,7 +37,7 @@ from edgedistill.diffusion.times import TimeSampling, sample_times
 from edgedistill.networks.two_times import TwoTimes, steps_of
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
 
-__all__ = ["FlowMap", "MeanFlow"]
+__all__ = ["FlowMap", "MeanFlow", "slope_along"]
 
 STRAIGHT = Rectified()
 """Schedule whose time is tau."""
@@ -111,13 +111,18 @@ class Legs:
         return over(self.tau - self.end, self.y)
 
 
-def _eulerian(legs: Legs) -> Tensor:
+def slope_along(legs: Legs, velocity: Tensor) -> Tensor:
+    """Return the student's du/dtau where y moves at `velocity` and the target time stays."""
+
     def mean(y: Tensor, tau: Tensor) -> Tensor:
         return legs.ours(y, tau, legs.end)
 
     one = torch.ones_like(legs.tau)
-    slope = legs.derivative(mean, legs.y, legs.tau, legs.v, one, legs.step)
-    return legs.v - legs.length * slope
+    return legs.derivative(mean, legs.y, legs.tau, velocity, one, legs.step)
+
+
+def _eulerian(legs: Legs) -> Tensor:
+    return legs.v - legs.length * slope_along(legs, legs.v)
 
 
 def _lagrangian(legs: Legs) -> Tensor:
@@ -224,13 +229,21 @@ class FlowMap(Objective):
         ours, theirs = (Path(net, batch.cond) for net in (self.student, self.target))
         return Legs(y, tau, end, v, ours, theirs, flow, derivative, step)
 
+    def wanted(self, legs: Legs, batch: Batch) -> Tensor:
+        """Return the mean velocity that the rule asks of the student on these steps."""
+        return RULES[self.config.rule](legs)
+
+    def weight(self, error: Tensor, legs: Legs, batch: Batch) -> Tensor:
+        """Return the weights of the steps' mean squared errors, (N,) each."""
+        return (error + self.config.constant) ** -self.config.power
+
     def loss(self, player: str, batch: Batch) -> Losses:
         legs = self.legs(batch)
         with torch.no_grad():
-            target = RULES[self.config.rule](legs)
+            target = self.wanted(legs, batch)
             target = torch.where(legs.length > 0, target, legs.v)
         error = (legs.ours(legs.y, legs.tau, legs.end) - target).square().flatten(1).mean(1)
-        weight = (error.detach() + self.config.constant) ** -self.config.power
+        weight = self.weight(error.detach(), legs, batch)
         return Losses((weight * error).mean(), {"error": error.detach().mean()})
 
 

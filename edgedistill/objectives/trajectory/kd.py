@@ -60,9 +60,12 @@ class KD(Objective):
     def players(self) -> list[Player]:
         return [Player("student", self.student, self.optim)]
 
-    def loss(self, player: str, batch: Batch) -> Losses:
+    def landing(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return where random steps of the student land, and where the paths go."""
         step = stored_step(batch, self.times)
         x0 = self.student(step.x_t, step.t, batch.cond)
-        landing = ddim_step(self.student.schedule, step.x_t, x0, step.t, step.s)
-        loss = distance(self.config.distance, landing, step.x_s).mean()
+        return ddim_step(self.student.schedule, step.x_t, x0, step.t, step.s), step.x_s
+
+    def loss(self, player: str, batch: Batch) -> Losses:
+        loss = distance(self.config.distance, *self.landing(batch)).mean()
         return Losses(loss, {"landing": loss.detach()})

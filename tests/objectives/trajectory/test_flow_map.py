@@ -1,5 +1,7 @@
 """Flow maps of a Gaussian, which are a closed form: the same quantile at every time."""
 
+from dataclasses import replace
+
 import diffusers
 import pytest
 import torch
@@ -15,7 +17,17 @@ from edgedistill.networks.adapters import Adapter, adapt
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.networks.two_times import TwoTimes, steps_of
 from edgedistill.objectives.base import Batch, Optim, Setup
-from edgedistill.objectives.trajectory.flow_map import RULES, FlowMap, Path, over, tau_of, time_at
+from edgedistill.objectives.trajectory.alpha_flow import AlphaFlow
+from edgedistill.objectives.trajectory.flow_map import (
+    RULES,
+    FlowMap,
+    MeanFlow,
+    Path,
+    over,
+    tau_of,
+    time_at,
+)
+from edgedistill.objectives.trajectory.imf import IMF
 from edgedistill.objectives.trajectory.shortcut import Shortcut
 from edgedistill.objectives.trajectory.traflow import TraFlow, trajectory
 from edgedistill.recipes.loading import load
@@ -47,7 +59,7 @@ class Exact(nn.Module):
         return self.gain * x0 + self.shift
 
 
-def method(data=DATA, gain=1.0, shift=0.0, kind=FlowMap, **config):
+def method(data=DATA, gain=1.0, shift=0.0, kind=FlowMap, train_steps=1, **config):
     student = Denoiser(PlanarNet(width=16), data.schedule, Prediction.X0)
     setup = Setup(
         teacher=data.denoiser(),
@@ -59,20 +71,21 @@ def method(data=DATA, gain=1.0, shift=0.0, kind=FlowMap, **config):
         tap="",
         example=(torch.zeros(2, 2), {}),
         time_layer="embed_time.2",
+        train_steps=train_steps,
     )
     made = kind(kind.Config(**config), setup)
     student.net = Exact(data, gain, shift)
     return made
 
 
-def batch(count=256, seed=0, data=DATA):
+def batch(count=256, seed=0, data=DATA, step=0):
     generator = torch.Generator().manual_seed(seed)
     x0 = data.draw(count, generator).double()
-    return Batch(x0, {}, generator, torch.Generator().manual_seed(seed))
+    return Batch(x0, {}, generator, torch.Generator().manual_seed(seed), step=step)
 
 
-def loss_and_gradient(objective, data=DATA):
-    losses = objective.loss("student", batch(data=data))
+def loss_and_gradient(objective, data=DATA, step=0):
+    losses = objective.loss("student", batch(data=data, step=step))
     gradient = torch.autograd.grad(losses.total, list(objective.student.parameters()))
     return losses.total.item(), torch.stack(gradient).norm().item()
 
@@ -238,6 +251,130 @@ def test_the_exact_map_walks_its_table():
     found = table.sample(net, [noise], {})
     want = DATA.consistency(noise, torch.ones(1000))
     torch.testing.assert_close(found, want, rtol=1e-3, atol=1e-3)
+
+
+# --- alpha-Flow and iMF
+
+INSIDE = {"low": 0.02, "high": 0.98}
+
+
+def alpha_flow(gain=1.0, shift=0.0, **config):
+    """Alpha-Flow of 1000 steps, with the teacher's velocities and no weight of errors."""
+    config = {"velocity": "teacher", "power": 0.0, "times": INSIDE, **config}
+    return method(DATA, gain, shift, AlphaFlow, 1000, **config)
+
+
+def step_of(objective, alpha):
+    """The step at which the sigmoid is nearest to alpha."""
+    return min(range(1001), key=lambda step: abs(objective.alpha(step) - alpha))
+
+
+def test_alpha_falls_from_1_to_0_by_a_sigmoid_of_the_training():
+    objective = alpha_flow()
+    assert [objective.alpha(step) for step in (0, 200, 800, 1000)] == [1, 1, 0, 0]
+    assert objective.alpha(500) == 0.5
+    assert objective.alpha(600) == pytest.approx(1 / (1 + 2.718281828**2.5))
+    found = [objective.alpha(step) for step in range(1001)]
+    assert found == sorted(found, reverse=True)
+    assert min(alpha for alpha in found if alpha) >= 0.005
+    later = alpha_flow(start_share=0.5, end_share=0.6)
+    assert [later.alpha(step) for step in (499, 550, 601)] == [1, pytest.approx(0.5), 0]
+    with pytest.raises(ValueError, match=r"start_share=0\.6 must be below end_share=0\.5"):
+        alpha_flow(start_share=0.6, end_share=0.5)
+
+
+def test_alpha_1_is_flow_matching_and_a_half_is_the_shortcut_with_the_flows_first_half():
+    objective = alpha_flow(gain=0.7, instant=0.25)
+    legs = objective.legs(batch())
+    whole = objective.wanted(legs, batch(step=0))
+    assert torch.equal(whole, legs.v)
+    middle = (legs.tau + legs.end) / 2
+    half_way = legs.y - legs.length / 2 * legs.v
+    want = (legs.v + legs.theirs(half_way, middle, legs.end)) / 2
+    torch.testing.assert_close(objective.wanted(legs, batch(step=500)), want)
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.8])
+def test_alpha_flows_gradient_goes_to_meanflows(gain):
+    config = {"velocity": "teacher", "times": INSIDE, "rule": "eulerian", "instant": 0.5}
+    limit = loss_gradient(method(gain=gain, **config), 0)
+    objective = alpha_flow(gain, temperature=8.0, eta=0.0)
+    gaps = []
+    for alpha in (0.2, 0.05):
+        found = loss_gradient(objective, step_of(objective, alpha))
+        gaps.append((found - limit).norm().item())
+    assert gaps[1] < 0.35 * gaps[0]
+    assert gaps[1] < 0.1
+
+
+def loss_gradient(objective, step):
+    losses = objective.loss("student", batch(step=step))
+    return torch.stack(torch.autograd.grad(losses.total, list(objective.student.parameters())))
+
+
+def test_the_exact_flow_map_has_no_loss_at_the_end_of_alpha_flow_and_less_and_less_before():
+    objective = alpha_flow()
+    errors = [
+        objective.loss("student", batch(step=step_of(objective, alpha))).total.item()
+        for alpha in (1, 0.4, 0.1, 0)
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[2] < 0.01 * errors[0]
+    assert errors[3] < 1e-9
+    loss, gradient = loss_and_gradient(alpha_flow(0.8, 0.1), step=1000)
+    assert loss > 1e-3
+    assert gradient > 1e-2
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_weights_of_alpha_flow(power):
+    """1 / alpha, or the paper's alpha / (e + c); 1 or 1 / (e + c) of instants and at the end."""
+    objective = alpha_flow(gain=0.7, power=power, constant=0.01)
+    legs, error = objective.legs(batch()), torch.linspace(0, 1, 256)
+    plain = (error + 0.01) ** -power
+    for step in (0, 550, 1000):
+        alpha = objective.alpha(step) or 1
+        long = plain * (alpha if power else 1 / alpha)
+        want = torch.where(legs.tau > legs.end, long, plain)
+        torch.testing.assert_close(objective.weight(error, legs, batch(step=step)), want)
+
+
+@pytest.mark.parametrize("schedule", [Trig(), Cosine(), Linear()])
+def test_the_exact_flow_map_has_no_loss_and_no_gradient_in_imf(schedule):
+    data = Gaussian([0.7, -0.4], 0.5, schedule)
+    config = {"velocity": "teacher", "times": INSIDE, "power": 0.0}
+    loss, gradient = loss_and_gradient(method(data, kind=IMF, **config), data)
+    assert loss < 1e-9
+    assert gradient < 1e-4
+    off, off_gradient = loss_and_gradient(method(data, 0.8, 0.1, IMF, **config), data)
+    assert off > 1e-3
+    assert off_gradient > 1e-2
+
+
+def test_imfs_derivative_does_not_depend_on_the_draw_of_noise_where_meanflows_does():
+    for kind, depends in ((IMF, False), (MeanFlow, True)):
+        objective = method(gain=0.8, kind=kind, times=INSIDE)
+        legs = objective.legs(batch())
+        other = replace(legs, v=legs.v + torch.randn_like(legs.v))
+        gaps = [objective.wanted(found, batch()) - found.v for found in (legs, other)]
+        assert ((gaps[0] - gaps[1]).abs().max() > 1e-2).item() == depends
+
+
+def test_imf_is_meanflow_where_the_students_own_velocity_is_the_teachers():
+    """Of the exact map u(y, t, t) is v, whatever it is elsewhere."""
+    config = {"velocity": "teacher", "times": INSIDE}
+    ours, theirs = (method(kind=kind, **config) for kind in (IMF, MeanFlow))
+    legs = ours.legs(batch())
+    torch.testing.assert_close(
+        ours.wanted(legs, batch()), theirs.wanted(legs, batch()), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", ["alpha-flow", "imf"])
+def test_a_short_run_of_each(name, two_modes, quick_fit, tmp_path):
+    words = [f"teacher.path={two_modes}", "train.batch_size=16", "train.steps=3"]
+    run = open_run(load(f"mixture-{name}", words), str(tmp_path / "run"), False, tmp_path)
+    assert len(load_student(run.train(lambda step, figures: None)).table.rows) == 4
 
 
 # --- TraFlow
