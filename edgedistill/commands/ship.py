@@ -88,7 +88,7 @@ def export(
         float | None,
         typer.Option(
             metavar="DB",
-            help="Keep costly layers in floating point until pictures are so near (dB).",
+            help="Keep the layers that cost most in floating point until the pictures reach this PSNR.",
         ),
     ] = None,
     max_size: Annotated[

@@ -84,7 +84,8 @@ def synth(
 ) -> None:
     """Write the teacher's ODE paths at the student's times, for runs with data.paths=DIR.
 
-    What is there already stays, so that a folder can be taken up again, and grow.
+    Paths that are there already stay, so an interrupted command continues, and a larger
+    data.samples adds to the folder.
 
     Example: edgedistill synth recipe=mixture-kd data.samples=20000 out=paths/ring
     """

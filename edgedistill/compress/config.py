@@ -21,12 +21,14 @@ class Compress(Settings):
     )
 
     preset: str = ""
-    """A key of `presets.PRESETS`."""
+    """A published smaller network: bk-sdm-base, bk-sdm-small, bk-sdm-tiny, koala-1b, koala-700m,
+    ssd-1b or vega; empty for none."""
     remove: tuple[str, ...] = ()
-    """Units to remove, by their names in `units.units`."""
+    """Units to remove, by their names, such as stages.0.layers.1 or mid_block in a U-Net, and
+    transformer_blocks.3 in a transformer."""
     budget_share: float = Field(1.0, gt=0, le=1)
     """Share of the parameters to keep; the criterion (the change of the output on the student's
-    own steps, `criteria.removal_costs`) chooses the blocks to remove."""
+    own steps) chooses the blocks to remove."""
     width_share: float = Field(1.0, gt=0, le=1)
     """Share of the channels to keep in the blocks that remain."""
     variance: bool = False

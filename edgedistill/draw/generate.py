@@ -58,7 +58,9 @@ def open_subject(
         if helped:
             raise ValueError(f"{path}: a bundle has no teacher; name the student")
         if negative:
-            raise ValueError(f"{path}: a bundle's attention is fixed; name the student")
+            raise ValueError(
+                f"{path}: --negative needs the student; the attention of a bundle is fixed"
+            )
         pipeline = Router(folder, keep_all=True) if bundles else Pipeline.load(folder)
         return bundle_subject(
             f"bundle:{folder.resolve().name}", pipeline

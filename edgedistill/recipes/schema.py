@@ -51,7 +51,8 @@ class TeacherSection(Settings):
     """The teacher to learn from."""
 
     family: str
-    """The teacher's family, a key of `teachers.TEACHERS`."""
+    """The teacher's family: dit, flux, mixture, pixart, sana, sd3, sdxl, stable_diffusion, unet2d,
+    wan, or one that another package adds."""
     path: str
     """A shipped asset's name, a folder, a Hub id, or a single .safetensors file in its authors'
     layout (stable_diffusion, sdxl, sd3, flux)."""
@@ -120,8 +121,8 @@ class DataSection(Settings):
     caption: str = "caption"
     """Column of a table, and key of a .json in a tar, that holds the prompt."""
     pictures: str | None = None
-    """A folder of pictures with captions, or webdataset shards, instead of samples: see the module
-    `data.pictures`."""
+    """A folder of pictures with captions, or webdataset shards, instead of samples; the guide to
+    data says how captions are found."""
     cache: str | None = None
     """A folder for the pictures' x0, to share between runs; by default in the run dir."""
     samples: int = Field(256, gt=0, le=10**7)
@@ -140,7 +141,7 @@ class DataSection(Settings):
 
 
 class Parts(Settings):
-    """Several students, each for a part of the conditions: see `runs.group.Group`."""
+    """Several students, each for a part of the conditions; they share one run dir."""
 
     count: int = Field(1, ge=1, le=1000)
     """Number of students; from 2 on the conditions are divided among them."""
@@ -194,12 +195,11 @@ class Recipe(Settings):
     name: str
     """Name of the run dir, by default that of the recipe's file."""
     description: str = ""
-    """Words for lists of recipes and for the report."""
+    """A description that lists of recipes and the report show."""
     teacher: TeacherSection
     student: StudentSection = StudentSection()
     objective: dict[str, Any]
-    """Method and its settings: {"name": a key of `objectives.OBJECTIVES`, **that method's
-    Config}."""
+    """The method's name, and its settings: `edgedistill doctor --all` lists the methods."""
     data: DataSection = DataSection()
     compress: Compress = Compress()
     parts: Parts = Parts()

@@ -44,7 +44,8 @@ class Reward(Settings):
     """The `reward` section of a recipe."""
 
     name: str
-    """A key of `rewards.REWARDS`."""
+    """The reward: clip (text and picture), linear (points of a mixture), or one that another
+    package adds."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the reward, of its class `Config`."""
     weight: float = Field(0.3, gt=0)

@@ -61,7 +61,7 @@ class GAN(Objective):
         old_keys = renamed(r1="r1_weight")
 
         loss: Literal["hinge", "non-saturating", "lsgan", "relativistic"] = "hinge"
-        """A key of `adversarial.GAN_LOSSES`."""
+        """Loss of the discriminator and of the student against it."""
         gan_weight: float = Field(1.0, gt=0)
         """Weight of the adversarial loss in the student's."""
         r1_weight: float = Field(0.0, ge=0)

@@ -37,7 +37,7 @@ class QAT(Objective):
         """Hyperparameters of quantization-aware training."""
 
         scheme: Literal["int8", "int8-weights", "int4-weights"] = "int8"
-        """Quantization of the export; a key of `fake_quant.SCHEMES`."""
+        """Quantization of the export."""
 
     name = "qat"
 

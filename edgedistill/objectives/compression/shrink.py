@@ -116,7 +116,8 @@ class Shrink(Objective):
         features_weight: float = Field(1.0, ge=0)
         """Weight of the distance of the features."""
         taps: str | tuple[str, ...] = "blocks"
-        """Modules whose features are compared: a key of `TAPS`, or module paths in the student."""
+        """Modules whose features are compared: blocks, attention, or module paths in the
+        student."""
         drop_share: float = Field(0.1, ge=0, le=1)
         """Share of conditions replaced by the null condition, if the teacher is guided."""
 

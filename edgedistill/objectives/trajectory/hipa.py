@@ -9,8 +9,8 @@ and the teacher's picture with
 
 where the high-frequency loss compares Fourier components without the low frequencies, and edges.
 The paper's losses are of pictures and its spatial one is perceptual; here they are of x0, which
-may be latents. The cutoff and the weights are this project's. The student folder holds the LoRA
-fused, and alone in lora/.
+may be latents. The cutoff, the weights and the edge filter are this project's. The student folder
+holds the LoRA fused, and alone in lora/.
 """
 
 from __future__ import annotations
