@@ -88,7 +88,8 @@ def export(
         float | None,
         typer.Option(
             metavar="DB",
-            help="Keep the layers that cost most in floating point until the pictures reach this PSNR.",
+            help="Keep the layers that cost most in floating point, until pictures reach this "
+            "PSNR.",
         ),
     ] = None,
     max_size: Annotated[

@@ -102,9 +102,7 @@ class Against:
     def _nearness(self, features: Tensor | None) -> dict[str, Nearness]:
         data = self.extras.data
         if data is None or features is None:
-            self.notes.append(
-                "No training pictures are known, so copies of them are not looked for."
-            )
+            self.notes.append("No training pictures are known, so no copies are looked for.")
             return {}
         spaces = {"features": features, "pixels": small(data.pictures)}
         found = {name: Nearness.of(values) for name, values in spaces.items()}
