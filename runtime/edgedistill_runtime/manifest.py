@@ -250,10 +250,8 @@ class Manifest:
         try:
             text = strict_json.read_bytes(path)
             manifest = _check(strict_json.parse(text))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise BundleError(f"{path}: no such file; {directory} is not a bundle") from None
-        except NotADirectoryError:
-            raise BundleError(f"{directory}: a file; a bundle is a folder") from None
         except OSError as error:
             raise BundleError(f"{path}: not readable: {error.strerror}") from None
         except ValueError as error:
