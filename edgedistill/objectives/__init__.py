@@ -48,6 +48,7 @@ OBJECTIVES = {
     "dmd": "edgedistill.objectives.matching.dmd:DMD",
     "dmd2": "edgedistill.objectives.matching.dmd2:DMD2",
     "dp-dmd": "edgedistill.objectives.combined.dp_dmd:DPDMD",
+    "drifting": "edgedistill.objectives.kernels.drifting:Drifting",
     "emd": "edgedistill.objectives.matching.emd:EMD",
     "f-distill": "edgedistill.objectives.matching.f_distill:FDistill",
     "flash": "edgedistill.objectives.adversarial.flash:Flash",
