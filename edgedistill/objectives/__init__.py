@@ -53,6 +53,7 @@ OBJECTIVES = {
     "f-distill": "edgedistill.objectives.matching.f_distill:FDistill",
     "flash": "edgedistill.objectives.adversarial.flash:Flash",
     "flow-map": "edgedistill.objectives.trajectory.flow_map:FlowMap",
+    "free-flow": "edgedistill.objectives.trajectory.free_flow:FreeFlow",
     "gas": "edgedistill.objectives.solvers.gas:GAS",
     "gdd": "edgedistill.objectives.adversarial.gdd:GDD",
     "guidance": "edgedistill.objectives.trajectory.guidance:Guidance",
