@@ -10,8 +10,8 @@ distribution of the recipe's data.
 As in the paper, the kernel is normalised over y and over x, x is scaled so that tau has no unit,
 each temperature's field is scaled to size 1, and the fields are summed. A pair under two different
 conditions neither attracts nor repels, and a sample whose condition no other row of the batch has
-does not move: a batch needs several rows of each condition, as a model with few classes gives.
-Guidance is not seen.
+does not move. So a batch needs several rows of each condition, as a teacher of few classes gives
+them; captions that all differ teach nothing. The teacher's guidance plays no part.
 
 In pictures the distances of x0 mean little; `features=teacher` takes the paper's loss in the
 features of the frozen teacher at one layer, averaged over places. The paper's features are an
