@@ -99,7 +99,9 @@ def test_a_stored_recipe_that_cannot_be_read_names_its_file(mine, tmp_path):
         opened()
 
 
-@pytest.mark.parametrize("method", ["boot", "emd", "instaflow", "slimflow", "swiftbrush"])
+@pytest.mark.parametrize(
+    "method", ["boot", "emd", "free-flow", "instaflow", "slimflow", "swiftbrush"]
+)
 def test_students_of_one_step_take_no_more(method):
     with pytest.raises(ValueError, match=f"student.steps=4: {method}'s students take one step"):
         recipes.load(f"mixture-{method}", ["student.steps=4"])
