@@ -276,10 +276,10 @@ def exported(bench: Bench, graph: str, precision: str) -> Subject:
 
 def full_size(bench: Bench) -> str:
     """Row b."""
-    graphs = [*UNETS, "products"]
+    graphs = ("unet", "products")
     outcomes = bench.turns([exported(bench, g, p) for p in PRECISIONS for g in graphs])
     work = {graph: gflop(graph, bench.args.width) for graph in graphs}
-    return share_table(outcomes, work, UNETS)
+    return share_table(outcomes, work, ["unet"])
 
 
 def full_size_by_stage(bench: Bench) -> str:

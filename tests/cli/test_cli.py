@@ -287,6 +287,11 @@ def test_a_run_is_taken_up_again_only_with_its_own_recipe(run, trained, two_mode
     assert code == 0, err
     assert "resuming at step 4" in err
     assert (trained / "checkpoints" / "step-00000006").is_dir()
+    code, out, err = run("distill", LCM, *longer, f"teacher.path={two_modes}", "--resume")
+    assert code == 0, err
+    assert "all 6 steps are done" in err
+    assert "resuming" not in err
+    assert out.strip() == "student runs/mixture-lcm/student"
 
 
 def test_the_installed_command_says_one_line_and_nothing_of_its_libraries(here):

@@ -116,6 +116,7 @@ def test_pictures_and_a_shipped_teacher(run):
 
 WRONG = [
     ("", "name a teacher"),
+    ("nowhere", "no teacher at 'nowhere': no such file, folder, asset or Hub id"),
     ("nowhere/at-all", "nowhere/at-all: name its --family, one of dit, flux"),
     ("{sd}", "needs --prompts FILE or --pictures DIR"),
     ("{sd} --prompts no.txt", "--prompts no.txt: no such file"),

@@ -186,3 +186,8 @@ def test_what_is_under_the_floor_goes_on_to_what_was_asked(planar_dir, tmp_path,
     asked = replace(few, min_psnr=floor - 3)
     place = export_student(planar_dir, "ort", "int8", tmp_path / "yes", settings=asked)
     assert Manifest.read(place).parity.final.worst >= floor
+
+
+def test_an_unknown_target_is_answered_with_all_names_that_the_option_takes():
+    with pytest.raises(ValueError, match=r"unknown target 'toaster'; choose from all, auto, core"):
+        pairs(["toaster"], [])

@@ -62,7 +62,7 @@ def test_what_is_typed_is_obeyed_or_refused(mine):
     write(lr_warmup=5)
     longer, said = opened("train.steps=9", "train.batch_size=8")
     assert (longer.recipe.train.steps, longer.recipe.train.lr_warmup_steps) == (9, 0)
-    assert said[0].startswith("train.steps=9 for ")
+    assert said[0].startswith("train.steps=9 instead of ")
     assert "train.lr_warmup=0, not 5" in said[1]
     assert opened()[0].recipe.train.steps == 9
     (longer.folder / "checkpoints/step-00000005").mkdir(parents=True)
@@ -70,6 +70,10 @@ def test_what_is_typed_is_obeyed_or_refused(mine):
     with pytest.raises(ValueError, match=r"train.steps=4: .* has done 5 steps already"):
         opened("train.steps=4")
     assert opened()[0].recipe.train.steps == 9
+    fewer, said = opened("train.steps=7")
+    assert fewer.recipe.train.steps == 7
+    assert said[0].startswith("train.steps=7 instead of 9: ")
+    assert said[0].endswith("they followed 9 in the 5 steps done")
     with pytest.raises(ValueError, match=r"was trained with train.batch_size=8, not 9"):
         opened("train.batch_size=9")
 

@@ -79,6 +79,27 @@ def test_a_prompt_it_cannot_read_is_named(tmp_path):
         classes(["zebra"])
 
 
+def test_what_is_left_out_of_a_long_prompt_is_told_once(reference, tmp_path, caplog):
+    path = tmp_path / "tokenizer.json"
+    reference.backend_tokenizer.save(str(path))
+    tokenizer = Tokenizer(path, LENGTH, reference.pad_token_id)
+    tokenizer(["red apple"])
+    assert not caplog.messages
+    tokenizer(["very " * 60, "red " * 90])
+    tokenizer(["very " * 60])
+    (line,) = caplog.messages
+    assert line.startswith("prompt 'very very very")
+    assert f"more than the {LENGTH} tokens that the model reads" in line
+
+
+def test_text_that_is_no_unicode_is_named(reference, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    reference.backend_tokenizer.save(str(path))
+    tokenizer = Tokenizer(path, LENGTH, reference.pad_token_id)
+    with pytest.raises(ValueError, match=r"cannot read the prompt .*: it is not valid Unicode"):
+        tokenizer(["\udcff\udcfe bad"])
+
+
 def test_merges_were_used(reference):
     vocab = reference.get_vocab()
     assert vocab["red</w>"] in reference("red apple").input_ids

@@ -110,6 +110,23 @@ def test_the_command_tells_file_and_notes_as_json(student, tmp_path, monkeypatch
     assert told["notes"]
 
 
+def test_a_file_is_replaced_only_when_asked(student, tmp_path, monkeypatch, capsys):
+    place = tmp_path / "mine.safetensors"
+    place.write_bytes(b"a teacher of mine")
+    words = ["edgedistill", "convert", str(student[2]), str(place)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert "exists; choose another name, or add --overwrite" in capsys.readouterr().err
+    assert place.read_bytes() == b"a teacher of mine"
+    monkeypatch.setattr(sys, "argv", [*words, "--overwrite"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert not stopped.value.code
+    assert load_file(place)
+
+
 def test_a_half_file_has_half_weights(student, tmp_path):
     made = ed.convert(student[2], "single-file", tmp_path / "half.safetensors", precision="fp16")
     kinds = {value.dtype for value in load_file(made.file).values() if value.numel()}
