@@ -45,8 +45,7 @@ class Options(targets.Options):
 
     Attributes:
         static: Whether to fix the batch in the file, which NPUs need. The runtime compiles a free
-            batch for one picture too, and several pictures in a call are faster with it (measured
-            on CPUs: 1.2 to 1.35 times the pictures a second at 8).
+            batch for one picture, and for the first other number of pictures, too.
         batch: Size of a fixed batch; larger calls are run in pieces.
         smooth_quant: For int8, share of the linear layers' activation range that moves to their
             weights (SmoothQuant's alpha, 0 to 1); by default none, which is closer to the student

@@ -325,8 +325,13 @@ def test_one_row_and_several_are_compiled_apart_and_agree(make, calls, tmp_path)
     alone = np.concatenate([session(**call)["f"] for call in given])
     assert list(inner._requests) == [1]
     together = session(**{key: np.concatenate([c[key] for c in given]) for key in given[0]})["f"]
-    assert list(inner._requests) == [1, None]
+    assert list(inner._requests) == [1, 3]
     np.testing.assert_allclose(together, alone, atol=1e-5)
+    # Further numbers share one graph, so that a caller whose batches vary compiles no more.
+    for count in (2, 4, 5):
+        rows = {key: np.concatenate([value] * count) for key, value in given[0].items()}
+        np.testing.assert_allclose(session(**rows)["f"], np.repeat(alone[:1], count, 0), atol=1e-5)
+    assert list(inner._requests) == [1, 3, None]
 
 
 def test_a_bundle_is_compiled_once_and_again_when_what_was_kept_is_damaged(
