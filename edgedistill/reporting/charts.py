@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from edgedistill.common.axes import log_scale
 from edgedistill.common.files import read_json
 from edgedistill.common.pictures import scatter
 from edgedistill.reporting.embed import figure_uri
@@ -73,7 +74,7 @@ def tradeoff(run: Path) -> str | None:
         label = f"{name}: {milliseconds:,.{milliseconds < 100:d}f} ms, FD {fd:.3g}"
         axes.plot(milliseconds, fd, "o" if ":" in name else "s", label=label)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    axes.set_xscale("log")
+    log_scale(axes)
     axes.set_ylim(0, 1.15 * max(fd for _, fd in points.values()))
     axes.margins(x=0.1)
     axes.set_xlabel("milliseconds a picture (p50, log scale)")

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from rich.text import Text
 
+from edgedistill.common.axes import log_scale
 from edgedistill.common.files import check_writable, read_json, write_text
 from edgedistill.common.progress import visible_lines
 from edgedistill.evaluation.tables import heading, subjects_of
@@ -193,7 +194,7 @@ def chart(group: Scope, entries: Sequence[Entry]) -> str | None:
             *place, yerr=entry.interval, fmt=marker, label=entry.name, markerfacecolor=fill
         )
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
-    axes.set_xscale("log")
+    log_scale(axes)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("milliseconds a sample (p50, log scale)")
     axes.set_ylabel(heading(group.measure))

@@ -364,9 +364,11 @@ def chart(results: Mapping[str, Any], path: Path) -> None:
 
 
 def _draw_totals(axes: Axes, results: Mapping[str, Any]) -> None:
+    from edgedistill.common.axes import log_scale
+
     times = [1000 * r["p50_s"] for r in subjects_of(results).values()]
     axes.barh(range(len(times)), times, color=_TOTAL, height=0.6)
-    axes.set_xscale("log")
+    log_scale(axes)
     axes.set_xlim(min(times) / 3, max(times) * 6)
     for row, (name, value) in enumerate(zip(subjects_of(results), times, strict=True)):
         speedup = results["speedup_over_teacher"].get(name)

@@ -5,7 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from edgedistill.common.axes import log_scale
 from edgedistill.common.pictures import scatter
 from edgedistill.reporting.charts import tradeoff
 
@@ -29,6 +31,17 @@ def test_bundles_with_both_figures_are_drawn(tmp_path):
 def test_points_of_the_plane_have_no_fd(tmp_path):
     write(tmp_path, {"bundle:a": {"p50_s": 0.03}}, {"bundle:a": {"w2_ratio": 1.1}})
     assert tradeoff(tmp_path) is None
+
+
+def test_a_logarithmic_axis_has_plain_digits():
+    axes = Figure().subplots()
+    axes.plot([13.0, 82.6, 516.0], [1, 2, 3])
+    log_scale(axes)
+    low, high = axes.get_xlim()
+    axes.figure.draw_without_rendering()
+    ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+    assert [each.get_text() for at, each in ticks if low <= at <= high][1:3] == ["50", "100"]
+    assert not any("$" in each.get_text() for each in axes.get_xticklabels(which="both"))
 
 
 def test_points_of_one_number_are_drawn_on_a_line():
