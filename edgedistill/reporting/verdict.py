@@ -132,6 +132,11 @@ def _distance(
         judged = "it is behind its teacher" + (
             ", and ahead of the teacher cut short" if cut else ""
         )
+    elif cut[key] < theirs:
+        judged = (
+            "it is behind its teacher; the teacher cut short is ahead of the whole teacher, so the "
+            "figure does not tell what more steps give"
+        )
     else:
         judged = "it is no better than the teacher cut short, so distillation has gained nothing"
     return f"Its {name} is {numbers} (lower is better, {student['samples']} samples): {judged}."

@@ -38,6 +38,7 @@ def test_what_is_not_known_is_said():
         (20.5, 20.2, "does not tell them apart"),
         (30.0, 53.0, "behind its teacher, and ahead of the teacher cut short"),
         (60.0, 53.0, "gained nothing"),
+        (60.0, 12.0, "does not tell what more steps give"),
     ],
 )
 def test_quality_is_judged_against_the_teacher_and_the_teacher_cut_short(student, cut, words):
