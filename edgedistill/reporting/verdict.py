@@ -134,8 +134,8 @@ def _distance(
         )
     elif cut[key] < theirs:
         judged = (
-            "it is behind its teacher; the teacher cut short is ahead of the whole teacher, so the "
-            "figure does not tell what more steps give"
+            "it is behind its teacher; the teacher cut short is ahead of the whole teacher, so "
+            "the figure does not tell what more steps give"
         )
     else:
         judged = "it is no better than the teacher cut short, so distillation has gained nothing"
