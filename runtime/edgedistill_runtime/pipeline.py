@@ -88,6 +88,7 @@ class Pipeline:
         self._finite = finite
         self.graphs = graphs
         self.tokenizer = tokenizer
+        self._last: tuple[list[str], dict[str, Array]] | None = None
 
     @classmethod
     def load(
@@ -194,14 +195,20 @@ class Pipeline:
         self, noise: Sequence[Array], texts: list[str] | None, clock: _Clock
     ) -> tuple[Array, Array | None]:
         """Compute x0 and image by one graph after the other."""
-        cond: dict[str, Array] = {}
-        if texts:
-            encoder = self.graphs["text_encoder"]
-            cond = clock.run("text_encoder", encoder, **self._tokens(texts))
+        cond = self._encoded(texts, clock) if texts else {}
         x0 = self._denoise(noise, cond, clock)
         if "decoder" not in self.graphs:
             return x0, None
         return x0, clock.run("decoder", self.graphs["decoder"], x0=x0)["image"]
+
+    def _encoded(self, texts: list[str], clock: _Clock) -> dict[str, Array]:
+        """Encode prompts; those of the last call are kept, as apps draw one with many seeds."""
+        last = self._last
+        if last is None or last[0] != texts:
+            encoder = self.graphs["text_encoder"]
+            last = texts, clock.run("text_encoder", encoder, **self._tokens(texts))
+            self._last = last
+        return last[1]
 
     def _tokens(self, texts: list[str]) -> dict[str, NDArray[np.int64]]:
         assert self.tokenizer is not None

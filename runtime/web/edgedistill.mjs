@@ -14,6 +14,7 @@ export { BundleError, Tokenizer, normals };
 export class Pipeline {
   #sessions;
   #tokenizers;
+  #last;
 
   /** Called by `load`. */
   constructor(manifest, sessions, tokenizers) {
@@ -124,8 +125,16 @@ export class Pipeline {
     return inputs;
   }
 
+  /** What the text encoder makes of a prompt; the last one is kept, as apps draw it again. */
   async #encode(prompt, clock) {
-    return clock.run("text_encoder", this.#sessions.text_encoder, this.#tokens(prompt));
+    let last = this.#last;
+    if (last?.prompt !== prompt) {
+      const feeds = this.#tokens(prompt);
+      const cond = await clock.run("text_encoder", this.#sessions.text_encoder, feeds);
+      last = { prompt, cond };
+      this.#last = last;
+    }
+    return last.cond;
   }
 
   async #decode(x0, dims, clock) {

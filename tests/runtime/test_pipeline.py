@@ -58,6 +58,18 @@ def test_given_noise_replaces_the_seed(pictures):
     np.testing.assert_array_equal(given.samples, pictures(["red", "blue"], seed=7).samples)
 
 
+def test_a_prompt_is_encoded_once_for_many_seeds(picture_bundle):
+    pipe = Pipeline.load(picture_bundle, threads=1)
+    fresh = [Pipeline.load(picture_bundle, threads=1) for _ in range(4)]
+    asked = [("red", 1), ("red", 2), ("blue", 2), ("red", 3)]
+    encoded = []
+    for (prompt, seed), other in zip(asked, fresh, strict=True):
+        result = pipe(prompt, seed=seed)
+        encoded.append(result.timings["text_encoder"] > 0)
+        np.testing.assert_array_equal(result.samples, other(prompt, seed=seed).samples)
+    assert encoded == [True, False, True, True]
+
+
 def test_timings_add_up(pictures):
     timings = pictures("red").timings
     assert set(timings) == {"text_encoder", "denoiser", "decoder", "other", "total"}

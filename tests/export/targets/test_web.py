@@ -291,6 +291,16 @@ def test_pictures_are_the_python_runtimes(bundles, precision, levels):
     assert set(drawn[0]["timings"]) == set(expected.timings)
 
 
+def test_a_prompt_is_encoded_once_for_many_seeds(bundles):
+    folder = bundles("fp32")
+    asked = [("red", 1, 0), ("red", 2, 0), ("blue", 2, 0), ("red", 2, 0)]
+    drawn = draw(folder, *asked)
+    encoded = [each["timings"]["text_encoder"] > 0 for each in drawn]
+    assert encoded == [True, False, True, True]
+    for picture, each in zip(asked, drawn, strict=True):
+        assert draw(folder, picture)[0]["sample"] == each["sample"]
+
+
 def test_a_bundle_without_prompts_or_pictures(planar_dir, tmp_path):
     folder = export_student(planar_dir, "web", out=tmp_path / "planar")
     drawn = draw(folder, (None, 5, 0), (None, 5, 1))
