@@ -207,12 +207,19 @@ CODE = code()
 """Of the project as this process has loaded it."""
 
 
+def students_of(recipe: Recipe) -> list[Path]:
+    """Folders of the students that it starts or learns from."""
+    named = recipe.student.init, recipe.method().wants_knowledge(recipe.method_config())
+    return [Path(folder) for folder in named if folder]
+
+
 def key_of(recipe: Recipe) -> str:
     """What a run of the recipe depends on."""
-    mixture, init = Path(recipe.teacher.path), recipe.student.init
+    mixture = Path(recipe.teacher.path)
     if not mixture.is_dir():
         mixture = assets.find("mixtures", recipe.teacher.path)
-    files = [mixture, *mixture.rglob("*"), *(Path(init).rglob("*") if init else ())]
+    folders = (mixture, *students_of(recipe))
+    files = [mixture, *(file for folder in folders for file in folder.rglob("*"))]
     return digest(filter(Path.is_file, files), CODE + recipes.dump(recipe))
 
 
@@ -406,15 +413,15 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
 
 
 def stands_alone(recipe: Recipe) -> bool:
-    """Whether it starts from no student, and is for mixtures without classes (see guided.py)."""
-    return not recipe.student.init and recipe.teacher.guidance == 1
+    """Whether it needs no student, and is for mixtures without classes (see guided.py)."""
+    return not students_of(recipe) and recipe.teacher.guidance == 1
 
 
 def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     """What the command says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     known = [n.removeprefix(PREFIX) for n in recipes.shipped() if n.startswith(PREFIX)]
-    # What starts from a student is run when asked for, once there is one.
+    # What needs a student is run when asked for, once there is one.
     alone = [n for n in known if stands_alone(recipes.load(PREFIX + n))]
     parser.add_argument(
         "methods",
@@ -423,7 +430,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
         type=lambda name: name.removeprefix(PREFIX),
         metavar="METHOD",
         help=f"of {', '.join(known)}; by default all but "
-        f"{', '.join(sorted({*known} - {*alone}))}, which start from a student or are for classes",
+        f"{', '.join(sorted({*known} - {*alone}))}, which need a student or are for classes",
     )
     parser.add_argument("--mixtures", default=MIXTURES, help=f"by default {MIXTURES}")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")

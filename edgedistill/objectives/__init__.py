@@ -30,6 +30,7 @@ __all__ = [
 OBJECTIVES = {
     "add": "edgedistill.objectives.adversarial.add:ADD",
     "alpha-flow": "edgedistill.objectives.trajectory.alpha_flow:AlphaFlow",
+    "anyflow": "edgedistill.objectives.combined.anyflow:AnyFlow",
     "arcflow": "edgedistill.objectives.trajectory.arcflow:ArcFlow",
     "backward-distill": "edgedistill.objectives.trajectory.backward_distill:BackwardDistill",
     "boot": "edgedistill.objectives.trajectory.boot:BOOT",
@@ -63,6 +64,7 @@ OBJECTIVES = {
     "icd": "edgedistill.objectives.consistency.icd:ICD",
     "imf": "edgedistill.objectives.trajectory.imf:IMF",
     "instaflow": "edgedistill.objectives.trajectory.instaflow:InstaFlow",
+    "k-dmd": "edgedistill.objectives.combined.k_dmd:KDMD",
     "kd": "edgedistill.objectives.trajectory.kd:KD",
     "ladd": "edgedistill.objectives.adversarial.ladd:LADD",
     "lcm": "edgedistill.objectives.consistency.lcm:LCM",

@@ -82,6 +82,8 @@ class Setup:
         train_steps: Number of the method's steps, for methods in stages.
         time_layer: Module path inside a net of the time embedding's last linear layer.
         reward: The recipe's reward of x0, with its gradient; None if it names none.
+        knowledge: A frozen distilled student of the same steps, from which the method also learns;
+            None unless the method names one.
     """
 
     teacher: Denoiser | Guided
@@ -100,6 +102,7 @@ class Setup:
     train_steps: int = 1
     time_layer: str = ""
     reward: RewardOf | None = None
+    knowledge: Denoiser | None = None
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,14 @@ class Objective(ABC):
         """
         return None
 
+    @classmethod
+    def wants_knowledge(cls, config: Any) -> str | None:
+        """Return the folder of the distilled student that a `Config` names to learn from.
+
+        None if it names none.
+        """
+        return None
+
     @abstractmethod
     def __init__(self, config: Any, setup: Setup) -> None:
         """Build the roles the method needs; `config` is a `Config` of the subclass."""
@@ -307,6 +318,7 @@ class Wrapper(Objective):
         "searches",
         "own_coefficients",
         "restarts",
+        "wants_knowledge",
         "wants_originals",
     )
     """Class attributes that are taken from the method inside."""

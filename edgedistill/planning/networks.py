@@ -113,7 +113,7 @@ def planned_networks(recipe: Recipe) -> PlannedNetworks:
     student, table = _spawn(recipe, own), None
     role = student.net
     if recipe.student.init:
-        student.net, table = _init(Path(recipe.student.init), core, inputs)
+        student.net, table = _student("student.init", Path(recipe.student.init), core, inputs)
     pruned = _pruned(recipe, student, core)
     small = student.net.get_submodule(core)  # before a method wraps the network
     row = inputs.cond
@@ -133,6 +133,7 @@ def planned_networks(recipe: Recipe) -> PlannedNetworks:
         autoencoder=networks.get("vae"),
         train_steps=recipe.method_steps,
         reward=reward,
+        knowledge=_knowledge(recipe, own, core, inputs),
     )
     with Live():  # reuses results of known operators
         objective = compose(recipe, setup, {})
@@ -155,14 +156,23 @@ def _again(recipe: Recipe, own: Denoiser, role: nn.Module) -> Denoiser:
     return own.with_net(copy.deepcopy(role))
 
 
-def _init(folder: Path, core: str, inputs: Inputs) -> tuple[Net, TorchStepTable]:
+def _knowledge(recipe: Recipe, own: Denoiser, core: str, inputs: Inputs) -> Denoiser | None:
+    """Build the distilled student that the method learns from; None if it names none."""
+    folder = recipe.method().wants_knowledge(recipe.method_config())
+    if folder is None:
+        return None
+    net, _ = _student("objective.knowledge", Path(folder), core, inputs)
+    return own.with_net(net.requires_grad_(False))
+
+
+def _student(key: str, folder: Path, core: str, inputs: Inputs) -> tuple[Net, TorchStepTable]:
     """Build the student at `folder` without its weights, and read its step table."""
     if (folder / "student").is_dir():
         folder = folder / "student"
     table = TorchStepTable.from_json(read_json(folder / "student.json")["step_table"])
     networks = architecture(str(folder))
     if core not in networks:
-        raise ValueError(f"student.init={folder}: no {core}, which the teacher has")
+        raise ValueError(f"{key}={folder}: no {core}, which the teacher has")
     net = Net(core, networks[core], inputs)
     net.requires_grad_(True)
     return net, table

@@ -33,6 +33,7 @@ from edgedistill.recipes.schema import Recipe
 from edgedistill.recipes.setup import build_setup, compose
 from edgedistill.rewards import reward_of
 from edgedistill.runs.data import RunData
+from edgedistill.runs.knowledge import as_denoiser, open_knowledge
 from edgedistill.runs.networks import PrunedStudent, first_of
 from edgedistill.runs.preview import preview, preview_roles
 from edgedistill.students.folder import GuidanceInfo, StudentInfo, load_student, save_student
@@ -75,6 +76,7 @@ class Run:
             check_adapters(recipe, self.teacher)
         self.reward = reward_of(recipe.reward, self.teacher) if recipe.reward else None
         self.init = load_student(few.init) if few.init else None
+        self.knowledge = open_knowledge(recipe, self.teacher, self.times)
 
         # Open data and objective; their lines are held back until the request is checked.
         with held() if accelerator.is_main_process else dropped():
@@ -157,6 +159,7 @@ class Run:
             scaling=teacher.scaling,
             train_steps=recipe.method_steps - self.converts,
             reward=self.reward,
+            knowledge=self._knowledge(student, device),
         )
         method = compose(recipe, setup, self.depths)
         if method.boundary() is not None and not recipe.method().own_coefficients:
@@ -164,6 +167,13 @@ class Run:
         if not self.converts:
             return method
         return Prelude(method, Conversion(Conversion.Config(), setup), self.converts)
+
+    def _knowledge(self, student: Denoiser, device: torch.device) -> Denoiser | None:
+        """Return the frozen student that the method learns from; None if it names none."""
+        if self.knowledge is None:
+            return None
+        sampler = self.recipe.student.sampler
+        return as_denoiser(self.knowledge, student, self.times, sampler).to(device)
 
     def _target(self) -> Denoiser | Guided:
         """Return the guided teacher as the method learns from it."""

@@ -293,3 +293,14 @@ def test_what_cannot_be_run_is_told_before_anything_runs(words, line, capsys):
         methods.arguments(["gdd", *words])
     assert stopped.value.code == 2
     assert line in capsys.readouterr().err
+
+
+def test_what_needs_a_student_waits_until_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not {"pso", "diffusion-dpo", "k-dmd"} & set(methods.arguments([]).methods)
+    recipe = recipes.load("mixture-k-dmd")
+    before = methods.key_of(recipe)
+    (folder,) = methods.students_of(recipe)
+    folder.mkdir(parents=True)
+    (folder / "student.json").write_text("{}")
+    assert methods.key_of(recipe) != before

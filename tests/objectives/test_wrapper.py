@@ -28,6 +28,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "search": ("a batch",),
     "started": (7,),
     "updated": ("student",),
+    "wants_knowledge": ("a config",),
     "wants_originals": ("a config",),
     "finished": ("a student",),
 }

@@ -156,16 +156,32 @@ def test_checkpointing_spares_the_frozen_discriminator_too():
 
 @pytest.mark.parametrize("name", ["pso", "diffusion-dpo"])
 def test_a_method_that_learns_from_a_reward_is_planned(name, tmp_path):
-    folder = tmp_path / "student"
+    folder = student_without_weights(tmp_path)
+    words = [*CLIP, f"objective.name={name}", f"student.init={folder}"]
+    roles = planned("emoji-lcm", *words).roles
+    assert set(roles) == {"teacher", "student", "reference", "reward", "ema"}
+    assert roles["reference"].weights == roles["reference"].frozen == roles["student"].weights
+
+
+def test_a_distilled_student_to_learn_from_is_planned_and_never_saved(tmp_path):
+    folder = student_without_weights(tmp_path)
+    words = ["objective.name=k-dmd", f"objective.knowledge={folder}", "objective.gan_weight=0"]
+    roles = planned("emoji-dmd2", *words).roles
+    assert set(roles) == {"teacher", "student", "fake_score", "knowledge", "ema"}
+    assert roles["knowledge"].weights == roles["knowledge"].frozen == roles["student"].weights
+    with pytest.raises(ValueError, match="learns from a distilled student"):
+        planned("emoji-dmd2", "objective.name=k-dmd")
+
+
+def student_without_weights(place):
+    """A folder from which the student of `emoji` in four steps can be planned."""
+    folder = place / "student"
     ignored = shutil.ignore_patterns("*.safetensors")
     shutil.copytree(assets.ROOT / "emoji", folder, ignore=ignored)
     times = time_grid(SCHEDULE, 4)
     table = few_step_table(SCHEDULE, Prediction.EPS, times).to_json()
     (folder / "student.json").write_text(json.dumps({"step_table": table}))
-    words = [*CLIP, f"objective.name={name}", f"student.init={folder}"]
-    roles = planned("emoji-lcm", *words).roles
-    assert set(roles) == {"teacher", "student", "reference", "reward", "ema"}
-    assert roles["reference"].weights == roles["reference"].frozen == roles["student"].weights
+    return folder
 
 
 def test_activations_shrink_with_the_batch_the_precision_and_checkpointing():

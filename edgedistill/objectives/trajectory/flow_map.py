@@ -31,6 +31,7 @@ from edgedistill.common.settings import renamed
 from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.schedules import Rectified
+from edgedistill.diffusion.solvers import init_scale
 from edgedistill.diffusion.tangents import DERIVATIVES, Derivative
 from edgedistill.diffusion.tensors import expand_like
 from edgedistill.diffusion.times import TimeSampling, sample_times
@@ -210,6 +211,13 @@ class FlowMap(Objective):
         """Draw random times on the straight flow, (N,)."""
         drawn = sample_times(self.config.times, STRAIGHT, len(batch.x0), batch.generator)
         return drawn.clamp(max=self.limit)
+
+    def noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return noise (N, ...) at the start of the straight flow, and its time, (N,)."""
+        schedule, first = self.student.schedule, self.setup.times[0]
+        scale = schedule.alpha(first.double()) + schedule.sigma(first.double())
+        z = init_scale(schedule, first) / scale.to(batch.x0) * batch.noise()
+        return z, torch.full((len(z),), self.limit, dtype=torch.float64, device=z.device)
 
     @torch.no_grad()
     def legs(self, batch: Batch) -> Legs:

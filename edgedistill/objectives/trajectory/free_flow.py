@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.losses import surrogate_loss
-from edgedistill.diffusion.solvers import init_scale
 from edgedistill.diffusion.tangents import DERIVATIVES
 from edgedistill.diffusion.times import TimeSampling, sample_times, stratified
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings, Setup
@@ -88,16 +87,9 @@ class FreeFlow(Objective):
 
     # --- Prediction -----------------------------------------------------------------------------
 
-    def noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return z (N, ...) on the straight flow, and its time, (N,)."""
-        schedule, first = self.student.schedule, self.setup.times[0]
-        scale = schedule.alpha(first.double()) + schedule.sigma(first.double())
-        z = init_scale(schedule, first) / scale.to(batch.x0) * batch.noise()
-        return z, torch.full((len(z),), self.map.limit, dtype=torch.float64, device=z.device)
-
     def prediction(self, batch: Batch) -> Tensor:
         """Return the mean squared distance of u from the teacher's v - d du/dd, a scalar."""
-        z, tau = self.noise(batch)
+        z, tau = self.map.noise(batch)
         drawn = sample_times(self.config.times, STRAIGHT, len(z), batch.generator)
         end = drawn.to(tau).clamp(max=self.map.limit)
         target = self.target(z, tau, end, batch)

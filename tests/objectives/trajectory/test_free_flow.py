@@ -105,7 +105,7 @@ def test_a_difference_comes_to_the_forward_derivative():
 
 def test_the_prediction_is_the_teachers_velocity_where_no_step_is_taken():
     objective = method(gain=0.8, shift=0.1, correction_weight=0)
-    z, tau = objective.noise(batch())
+    z, tau = objective.map.noise(batch())
     target = objective.target(z, tau, tau - 1e-6, batch())
     want = z - DATA.mean  # at tau = 1 the teacher's x0 is the mean
     torch.testing.assert_close(target, want, rtol=1e-3, atol=1e-3)
