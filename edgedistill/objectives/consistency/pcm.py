@@ -3,8 +3,8 @@
 Wang et al. 2024, "Phased Consistency Models" (arXiv 2405.18407); Ren et al. 2024, "Hyper-SD"
 (arXiv 2404.13686), whose trajectory-segmented consistency distillation reduces the number of
 segments from stage to stage; Wang et al. 2024, "Target-Driven Distillation" (arXiv 2409.01347),
-which draws the segments at random. Their adversarial terms are left to other methods, and so are
-the random shortening of Target-Driven Distillation's targets and its decoupled guidance.
+which draws the segments at random. The adversarial loss of the first two is in `pcm-gan`. The
+random shortening of Target-Driven Distillation's targets and its decoupled guidance are left out.
 """
 
 from __future__ import annotations
@@ -154,12 +154,15 @@ class PCM(Objective):
         """Return the teacher of the DDIM steps from x_t to x_s, and the times of these steps."""
         return self.teacher, with_edges(with_edges(self.solver, self.times), self.edges[stage])
 
+    def legs(self, stage: int, grid: Tensor, batch: Batch) -> Phases:
+        """Draw the times of a step for each of the batch's rows, on its device."""
+        t, s = neighbours(grid, len(batch.x0), batch.generator)
+        return Phases(t, s, below(self.edges[stage], t)).to(batch.x0.device)
+
     def loss(self, player: str, batch: Batch) -> Losses:
         stage = self.stage(batch)
         guide, grid = self.path(stage)
-        t, s = neighbours(grid, len(batch.x0), batch.generator)
-        legs = Phases(t, s, below(self.edges[stage], t)).to(batch.x0.device)
-        loss = self.apart(guide, batch, legs)
+        loss = self.apart(guide, batch, self.legs(stage, grid, batch))
         return Losses(loss, {"consistency": loss.detach()})
 
     def apart(self, guide: Denoiser | Guided, batch: Batch, legs: Phases) -> Tensor:

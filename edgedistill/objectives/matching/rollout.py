@@ -128,7 +128,10 @@ class Rollout:
 
     def __call__(self, batch: Batch) -> Sample:
         """Run the student at a random step."""
-        index = self.index(batch)
+        return self.at(self.index(batch), batch)
+
+    def at(self, index: int, batch: Batch) -> Sample:
+        """Run the student at step `index`, 0 being the noisiest."""
         t = self.times[index]
         if index == 0 or self.source == "simulate":
             with torch.no_grad():

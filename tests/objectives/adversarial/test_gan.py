@@ -442,7 +442,13 @@ def test_heads_of_a_step_judge_that_step_alone():
     assert 0 < moved.sum() < 64
 
 
-PICTURES = {"add": "renoise", "gdd": "renoise", "diffusion2gan": "ddim", "lightning": "ddim"}
+PICTURES = {
+    "add": "renoise",
+    "gdd": "renoise",
+    "diffusion2gan": "ddim",
+    "lightning": "ddim",
+    "pcm-gan": "ddim",
+}
 
 
 @pytest.mark.parametrize("name", PICTURES)
