@@ -1,5 +1,6 @@
 """Links of the pages lead somewhere, and their sentences can be read alone."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -79,3 +80,14 @@ def test_a_sentence_that_hangs_is_found():
         "Read it. Of these, two.\n- Those of it.\n\nThe same again.\n| The same |\nOne of those."
     )
     assert [found.split()[0] for found in DANGLING.findall(text)] == ["Of", "Those", "The", "The"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_column_of_a_table_has_a_name(page):
+    """A screen reader has no other name for a cell."""
+    lines = prose(page.read_text(encoding="utf-8")).splitlines()
+    heads = [a for a, b in itertools.pairwise(lines) if re.match(r"^\|[-: |]+\|$", b)]
+    unnamed = [head for head in heads if any(not cell.strip() for cell in head.split("|")[1:-1])]
+    # prose() takes code away, so a heading that is code alone looks empty.
+    text = page.read_text(encoding="utf-8")
+    assert not [head for head in unnamed if head in text]
