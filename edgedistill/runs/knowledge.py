@@ -53,8 +53,8 @@ def as_denoiser(found: Student, student: Denoiser, times: Tensor, sampler: str) 
     Args:
         found: The student to learn from.
         student: The student that learns.
-        times: Its times, (steps + 1,).
-        sampler: The rule by which its steps land.
+        times: Times of the student that learns, (steps + 1,).
+        sampler: The rule by which the steps of both land.
 
     Raises:
         ValueError: If the two differ in their prediction or in the numbers of their steps.

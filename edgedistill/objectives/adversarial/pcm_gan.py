@@ -38,8 +38,8 @@ class Landed(Round):
     """A round with the two points at the edge.
 
     Attributes:
-        ours: Where the student lands, (N, ...).
-        target: Where the target lands, (N, ...).
+        ours: Points (N, ...) where the student lands.
+        target: Points (N, ...) where the target lands.
     """
 
     ours: Tensor
