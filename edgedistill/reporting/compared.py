@@ -97,7 +97,10 @@ def groups_of(folder: Path) -> tuple[dict[Scope, list[Entry]], list[str]]:
     groups: dict[Scope, dict[str, Entry]] = {}
     without = []
     for run in _runs(folder):
-        found = list(_entries(run))
+        try:
+            found = list(_entries(run))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{run}: not as distill and evaluate write it: {error!r}") from None
         if not found:
             without.append(run.name)
         for group, entry in found:

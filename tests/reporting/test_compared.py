@@ -97,3 +97,22 @@ def test_runs_without_figures_are_a_line(runs):
     with pytest.raises(ValueError, match="no run has figures; run edgedistill evaluate"):
         ed.compare(runs)
     assert not (runs / "compared.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("student/student.json", "{}"),
+        ("student/student.json", '{"method": "lcm", "teacher": 3}'),
+        ("eval.json", '{"student": {"calls": 4, "fd": 1.0}}'),
+        ("eval.json", '{"student": {"calls": 4, "fd": [1], "samples": 2}}'),
+        ("eval.json", "[]"),
+        ("eval.json", "{"),
+        ("bench.json", '{"machine": 3}'),
+    ],
+)
+def test_a_file_of_another_form_names_its_run(runs, file, text):
+    (runs / "good" / file).write_text(text)
+    with pytest.raises(ValueError, match="good"):
+        ed.compare(runs)
+    assert not (runs / "compared.html").exists()

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.losses import matching_gradient, surrogate_loss
-from edgedistill.diffusion.times import TimeSampling, stratified
+from edgedistill.diffusion.times import TimeSampling
 from edgedistill.objectives.base import (
     Batch,
     Losses,
@@ -36,8 +36,8 @@ from edgedistill.objectives.base import (
     Setup,
     check_deterministic,
 )
-from edgedistill.objectives.matching.parts import FakeScore, View, health
-from edgedistill.objectives.matching.rollout import Levels, renoised
+from edgedistill.objectives.matching.parts import FakeScore, health
+from edgedistill.objectives.matching.rollout import Levels
 from edgedistill.objectives.trajectory.flow_map import FlowMap, Path, over
 
 __all__ = ["AnyFlow"]
@@ -89,7 +89,10 @@ class AnyFlow(Objective):
 
     def loss(self, player: str, batch: Batch) -> Losses:
         if player == "fake_score":
-            return self.denoising(batch)
+            assert self.fake_score is not None
+            with torch.no_grad():
+                x0 = self.rollout(batch)
+            return self.fake_score.learning(x0, batch)
         losses = self.map.loss(player, batch)
         if self.fake_score is None:
             return losses
@@ -124,25 +127,11 @@ class AnyFlow(Objective):
     def matching(self, fake_score: FakeScore, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return a loss by which a rollout's end descends DMD's gradient, and figures on it."""
         x0 = self.rollout(batch)
-        with torch.no_grad():
-            noised = renoised(self.student, x0, self.levels(batch), batch)
-            real = self.teacher(noised.x_t, noised.t, batch.cond)
-            fake = fake_score.x0(noised.x_t, noised.t, batch.cond)
-            gradient = torch.nan_to_num(matching_gradient(x0, real, fake))
-            view = View(x0.detach(), noised.x_t, noised.t, real, fake)
-            figures = health(view, gradient, batch.x0)
+        view = fake_score.view(self.teacher, x0, self.levels(batch), batch)
+        gradient = torch.nan_to_num(matching_gradient(view.x0, view.real, view.fake))
+        figures = health(view, gradient, batch.x0)
         logs = {f"scores/{name}": value for name, value in figures.items()}
         return surrogate_loss(x0, gradient), logs
-
-    def denoising(self, batch: Batch) -> Losses:
-        """Return the fake score's loss on the rollouts' ends, at all levels of noise."""
-        assert self.fake_score is not None
-        with torch.no_grad():
-            x0 = self.rollout(batch)
-            t = stratified(len(x0), batch.generator)
-            noised = renoised(self.student, x0, t, batch)
-        loss = self.fake_score.denoising(noised, batch.cond)
-        return Losses(loss, {"denoising": loss.detach()})
 
 
 def transition(student: Path, y: Tensor, tau: Tensor, end: Tensor) -> Tensor:

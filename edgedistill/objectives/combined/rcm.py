@@ -17,11 +17,11 @@ from edgedistill.diffusion.boundary import consistency_function
 from edgedistill.diffusion.denoiser import Condition, Denoiser
 from edgedistill.diffusion.losses import matching_gradient, surrogate_loss
 from edgedistill.diffusion.step_table import Boundary
-from edgedistill.diffusion.times import TimeSampling, stratified
+from edgedistill.diffusion.times import TimeSampling
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Setup
 from edgedistill.objectives.consistency.scm import SCM
-from edgedistill.objectives.matching.parts import FakeScore, View, health
-from edgedistill.objectives.matching.rollout import Levels, Rollout, renoised
+from edgedistill.objectives.matching.parts import FakeScore, health
+from edgedistill.objectives.matching.rollout import Levels, Rollout
 
 __all__ = ["RCM", "Consistent"]
 
@@ -82,28 +82,17 @@ class RCM(Objective):
 
     def loss(self, player: str, batch: Batch) -> Losses:
         if player == "fake_score":
-            return self.denoising(batch)
+            with torch.no_grad():
+                x0 = self.rollout(batch).x0
+            return self.fake_score.learning(x0, batch)
         losses = self.scm.loss("student", batch)
         if self.config.matching_weight == 0:
             return losses
         sample = self.rollout(batch)
-        with torch.no_grad():
-            noised = renoised(self.student, sample.x0, self.levels(batch), batch)
-            real = self.teacher(noised.x_t, noised.t, batch.cond)
-            fake = self.fake_score.x0(noised.x_t, noised.t, batch.cond)
-            gradient = torch.nan_to_num(matching_gradient(sample.x0, real, fake))
-        view = View(sample.x0.detach(), noised.x_t, noised.t, real, fake)
+        view = self.fake_score.view(self.teacher, sample.x0, self.levels(batch), batch)
+        gradient = torch.nan_to_num(matching_gradient(view.x0, view.real, view.fake))
         matching = surrogate_loss(sample.x0, gradient)
         logs = {
             f"scores/{name}": value for name, value in health(view, gradient, batch.x0).items()
         }
         return losses.plus("dmd", self.config.matching_weight, matching, **logs)
-
-    def denoising(self, batch: Batch) -> Losses:
-        """Return the fake score's loss on the student's samples, at all levels of noise."""
-        with torch.no_grad():
-            sample = self.rollout(batch)
-            t = stratified(len(sample.x0), batch.generator)
-            noised = renoised(self.student, sample.x0, t, batch)
-        loss = self.fake_score.denoising(noised, batch.cond)
-        return Losses(loss, {"denoising": loss.detach()})

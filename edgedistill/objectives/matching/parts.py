@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgedistill.common.settings import renamed
-from edgedistill.diffusion.denoiser import Condition
+from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
 from edgedistill.diffusion.distances import drift
 from edgedistill.diffusion.losses import (
     gan_accuracy,
@@ -150,6 +150,20 @@ class FakeScore:
         if noised.weight is None:
             return F.mse_loss(output, target)
         return (noised.weight * (output - target).square()).mean()
+
+    def learning(self, x0: Tensor, batch: Batch) -> Losses:
+        """Return the denoising loss on samples x0 (N, ...), at all levels of noise."""
+        t = stratified(len(x0), batch.generator)
+        loss = self.denoising(renoised(self.student, x0, t, batch), batch.cond)
+        return Losses(loss, {"denoising": loss.detach()})
+
+    @torch.no_grad()
+    def view(self, teacher: Denoiser | Guided, x0: Tensor, t: Tensor, batch: Batch) -> View:
+        """Return what the teacher and this score make of samples x0 noised anew to t (N,)."""
+        noised = renoised(self.student, x0, t, batch)
+        real = teacher(noised.x_t, noised.t, batch.cond)
+        fake = self.x0(noised.x_t, noised.t, batch.cond)
+        return View(x0.detach(), noised.x_t, noised.t, real, fake)
 
     # --- The head -------------------------------------------------------------------------------
 

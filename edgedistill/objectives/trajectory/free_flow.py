@@ -24,10 +24,10 @@ from torch.nn import functional as F
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.losses import surrogate_loss
 from edgedistill.diffusion.tangents import DERIVATIVES
-from edgedistill.diffusion.times import TimeSampling, sample_times, stratified
+from edgedistill.diffusion.times import TimeSampling, sample_times
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings, Setup
-from edgedistill.objectives.matching.parts import FakeScore, View, health
-from edgedistill.objectives.matching.rollout import Levels, Rollout, renoised
+from edgedistill.objectives.matching.parts import FakeScore, health
+from edgedistill.objectives.matching.rollout import Levels, Rollout
 from edgedistill.objectives.trajectory.flow_map import STRAIGHT, FlowMap, Path, over, tau_of
 
 __all__ = ["FreeFlow"]
@@ -77,7 +77,10 @@ class FreeFlow(Objective):
 
     def loss(self, player: str, batch: Batch) -> Losses:
         if player == "fake_score":
-            return self.denoising(batch)
+            assert self.fake_score is not None
+            with torch.no_grad():
+                x0 = self.rollout(batch).x0
+            return self.fake_score.learning(x0, batch)
         prediction = self.prediction(batch)
         losses = Losses(prediction, {"prediction": prediction.detach()})
         if self.fake_score is None:
@@ -115,24 +118,10 @@ class FreeFlow(Objective):
     def correction(self, fake_score: FakeScore, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return a loss by which f(z, 1) descends v - v_fake, a scalar, and figures on both."""
         x0 = self.rollout(batch).x0
-        with torch.no_grad():
-            noised = renoised(self.student, x0, self.levels(batch), batch)
-            real = self.teacher(noised.x_t, noised.t, batch.cond)
-            fake = fake_score.x0(noised.x_t, noised.t, batch.cond)
-            # v = (y - x0) / tau, at one y.
-            gradient = (fake - real) / over(tau_of(self.student.schedule, noised.t), x0)
-            gradient = torch.nan_to_num(gradient)
-            view = View(x0.detach(), noised.x_t, noised.t, real, fake)
-            figures = health(view, gradient, batch.x0)
+        view = fake_score.view(self.teacher, x0, self.levels(batch), batch)
+        # v = (y - x0) / tau, at one y.
+        gradient = (view.fake - view.real) / over(tau_of(self.student.schedule, view.t), x0)
+        gradient = torch.nan_to_num(gradient)
+        figures = health(view, gradient, batch.x0)
         logs = {f"scores/{name}": value for name, value in figures.items()}
         return surrogate_loss(x0, gradient), logs
-
-    def denoising(self, batch: Batch) -> Losses:
-        """Return the fake score's loss on the student's samples, at all levels of noise."""
-        assert self.fake_score is not None
-        with torch.no_grad():
-            x0 = self.rollout(batch).x0
-            t = stratified(len(x0), batch.generator)
-            noised = renoised(self.student, x0, t, batch)
-        loss = self.fake_score.denoising(noised, batch.cond)
-        return Losses(loss, {"denoising": loss.detach()})
