@@ -91,7 +91,6 @@ def run(work: Path, config: Config, snapshot: Path | None = None) -> None:
     pictures, classes = data.load("train")
     unet = build_unet(config)
     done = restore({"unet": unet}, snapshot, config) if snapshot else 0
-    unet.to(memory_format=torch.channels_last)
     trainer = Trainer(unet, config, work / "teacher-state.safetensors", done)
     known = build_scheduler().config.sigma_data
     drawn_at = trainer.budget.spent

@@ -135,6 +135,7 @@ class ASD(DMD2):
         """Whether each n has heads of its own."""
 
     name = "asd"
+    chooses_levels = True
     config: ASD.Config
 
     def __init__(self, config: ASD.Config, setup: Setup) -> None:

@@ -27,6 +27,7 @@ class DecoupledDMD(Matching):
     """Matches the unguided teacher, and adds guidance. Without guidance it is DMD."""
 
     name = "decoupled-dmd"
+    chooses_levels = True
 
     def __init__(self, config: DecoupledDMD.Config, setup: Setup) -> None:
         super().__init__(config, setup)

@@ -42,7 +42,7 @@ class DMD2(Matching):
     name = "dmd2"
 
     def student_loss(self, batch: Batch) -> Losses:
-        config, student, cond = self.config, self.student, batch.cond
+        config, cond = self.config, batch.cond
 
         # The student's x0 at one of its own steps, reached by its own samples (Sec. 4.5).
         sample = self.rollout(batch)
@@ -50,7 +50,7 @@ class DMD2(Matching):
         # Noised to random levels, it is seen by the real score and by the fake one, whose
         # difference leads from the student's distribution to the teacher's (Eq. 2).
         with torch.no_grad():
-            noised = renoised(student, sample.x0, self.levels(batch), batch)
+            noised = self.noising(sample, self.levels(batch), batch)
             real = self.teacher(noised.x_t, noised.t, cond)
             fake = self.fake_score.x0(noised.x_t, noised.t, cond)
             gradient = torch.nan_to_num(matching_gradient(sample.x0, real, fake))
@@ -63,7 +63,7 @@ class DMD2(Matching):
             losses = losses.plus("regression", config.regression_weight, self.regression(batch))
         if config.gan_weight > 0:
             anywhere = stratified(len(sample.x0), batch.generator)
-            noised = renoised(student, sample.x0, anywhere, batch)
+            noised = self.noising(sample, anywhere, batch)
             gan = gan_generator(self.fake_score.logits(noised, cond))
             losses = losses.plus("gan", config.gan_weight, gan)
         return losses
@@ -75,7 +75,7 @@ class DMD2(Matching):
         with torch.no_grad():
             sample = self.rollout(batch)
             anywhere = stratified(len(sample.x0), batch.generator)
-            noised = renoised(student, sample.x0, anywhere, batch)
+            noised = self.noising(sample, anywhere, batch)
 
         # The fake score learns to denoise them, and its head to tell them from data (Sec. 4.3).
         if config.gan_weight == 0:

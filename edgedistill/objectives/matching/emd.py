@@ -42,6 +42,7 @@ class EMD(Matching):
         """gamma_z."""
 
     name = "emd"
+    chooses_levels = True
     single_step = True
     config: Config
 

@@ -88,6 +88,7 @@ class MomentMatching(Matching):
         rollout: Literal["simulate", "data"] = "data"
 
     name = "moment-matching"
+    chooses_levels = True
 
     def __init__(self, config: MomentMatching.Config, setup: Setup) -> None:
         super().__init__(config, setup, fake_score=Auxiliary)

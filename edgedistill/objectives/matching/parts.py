@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -33,11 +33,11 @@ from edgedistill.diffusion.times import TimeSampling, stratified
 from edgedistill.networks.heads import Tap, head_for
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings, Setup
 from edgedistill.objectives.matching.rollout import (
+    NOISINGS,
     Levels,
     Noised,
     Noising,
     Regression,
-    Renoising,
     Rollout,
     Sample,
     TeacherRegression,
@@ -299,9 +299,15 @@ class Matching(Objective):
         features (DMD2, Sec. 4.3); 0 builds no head."""
         classify_weight: float = Field(1e-2, ge=0)
         """Weight of the discriminator term in fake_score's loss."""
+        matched_levels: Literal["all", "interval"] = "all"
+        """Noise levels at which a step's samples are compared and at which fake_score learns them:
+        all, or those between the step's end and its start. `interval` keeps the samples of
+        different steps apart, of which one fake score otherwise learns the average."""
         fake_score: Optim = Optim()
 
     config: Matching.Config
+    chooses_levels: ClassVar[bool] = False
+    """Whether the method has a rule of its own for the noise levels."""
 
     def __init__(
         self,
@@ -315,7 +321,9 @@ class Matching(Objective):
         self.config, self.optim = config, setup.optim
         self.teacher, self.student, self.times = setup.teacher, setup.student, setup.times
         self.rollout = rollout or Rollout.of(setup, config.rollout)
-        self.noising: Noising = Renoising(setup.student)
+        if self.chooses_levels and config.matched_levels != "all":
+            raise ValueError(f"objective.matched_levels: {self.name} chooses its levels itself")
+        self.noising: Noising = NOISINGS[config.matched_levels](self.rollout)
         self.regression: Regression = TeacherRegression(
             setup.teacher, self.rollout, config.regression_steps
         )

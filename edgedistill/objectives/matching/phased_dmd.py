@@ -26,6 +26,7 @@ class PhasedDMD(Matching):
     """Matching of a growing number of the student's steps."""
 
     name = "phased-dmd"
+    chooses_levels = True
 
     def __init__(self, config: PhasedDMD.Config, setup: Setup) -> None:
         begin = config.pretraining_steps + config.warmup_steps

@@ -18,6 +18,8 @@ from edgedistill.diffusion.times import TimeSampling, sample_times
 from edgedistill.objectives.base import Batch, Setup
 
 __all__ = [
+    "NOISINGS",
+    "IntervalRenoising",
     "Levels",
     "Noised",
     "Noising",
@@ -158,6 +160,33 @@ class Rollout:
         if self.sampler == "renoise":
             return self.student.noised(x0, s, batch.noise())
         return ddim_step(self.student.schedule, x_t, x0, t, s)
+
+
+class IntervalRenoising:
+    """Noising by fresh noise on the sample's x0, to times within its step's own interval.
+
+    One fake score for all steps learns, at each level of noise, the average of what the steps
+    draw there. Where every level belongs to one step, that average is the step's own (as in TDM,
+    Luo et al. 2025, arXiv 2503.06674, whose samples are noised from where they land).
+
+    Args:
+        rollout: The student's steps.
+    """
+
+    def __init__(self, rollout: Rollout) -> None:
+        self.rollout = rollout
+
+    def __call__(self, sample: Sample, t: Tensor, batch: Batch) -> Noised:
+        """Noise the sample's x0 to shares t (N,) of the way from the step's end to its start."""
+        start, end = self.rollout.times[sample.index], self.rollout.times[sample.index + 1]
+        return renoised(self.rollout.student, sample.x0, end + (start - end) * t, batch)
+
+
+NOISINGS: dict[str, Callable[[Rollout], Noising]] = {
+    "all": lambda rollout: Renoising(rollout.student),
+    "interval": IntervalRenoising,
+}
+"""Makers of noisings by which times a step's samples are noised to."""
 
 
 class Levels:

@@ -48,6 +48,7 @@ class TDM(Matching):
     """Matching inside each of the student's own intervals of time."""
 
     name = "tdm"
+    chooses_levels = True
 
     def __init__(self, config: TDM.Config, setup: Setup) -> None:
         check_deterministic(self.name, setup)
