@@ -22,10 +22,19 @@ from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Discrete, Trig
 from edgedistill.diffusion.solvers import time_grid
 from edgedistill.objectives.base import Optim, Setup
+from edgedistill.objectives.combined.asd import ASD
+from edgedistill.objectives.combined.dp_dmd import DPDMD
+from edgedistill.objectives.matching.cdm import CDM
+from edgedistill.objectives.matching.decoupled_dmd import DecoupledDMD
+from edgedistill.objectives.matching.disback import DisBack
 from edgedistill.objectives.matching.dmd import DMD
+from edgedistill.objectives.matching.dmd2 import DMD2
+from edgedistill.objectives.matching.emd import EMD
+from edgedistill.objectives.matching.moment_matching import MomentMatching
 from edgedistill.objectives.matching.parts import View, health
 from edgedistill.objectives.matching.phased_dmd import PhasedDMD
 from edgedistill.objectives.matching.rollout import onward
+from edgedistill.objectives.matching.sid import SiD
 from edgedistill.objectives.matching.tdm import TDM
 from edgedistill.objectives.matching.vsd import VSD
 
@@ -237,3 +246,57 @@ def test_the_discriminator_judges_landings_where_it_was_trained(kind, index, mon
         alpha, deviation = (v.flatten() for v in DATA.deviation(shown.t, shown.x_t[:, :1]))
         standard = (shown.x_t[:, 0] - alpha * DATA.mean[0]) / deviation
         assert standard.std().item() == pytest.approx(1, abs=0.1)
+
+
+class Noting(torch.nn.Module):
+    """The exact denoiser, which keeps the times at which it is asked."""
+
+    def __init__(self, law: Gaussian) -> None:
+        super().__init__()
+        self.law = law
+        self.times: list[torch.Tensor] = []
+
+    def forward(self, x, t):
+        self.times.append(t.expand(len(x)).double())
+        return self.law.posterior(x, t)
+
+
+@pytest.mark.parametrize("player", ["student", "fake_score"])
+@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [(VSD, {}), (DMD2, {"gan_weight": 0}), (SiD, {}), (DisBack, {}), (DPDMD, {}), (DMD, {})],
+)
+def test_a_step_is_matched_and_learned_within_its_interval_alone(kind, config, index, player):
+    """Between its end and its start, and over most of that; at all levels by default."""
+    if kind is DPDMD and index == 0 and player == "student":
+        return  # its first step is taught, not matched
+    if kind is DMD:
+        config = {"regression_weight": 0}
+    given = pathed(512, steps=4, step=99, shared=seed_of(index, 4))
+    seen = {}
+    for levels in ("all", "interval"):
+        noting = Noting(Gaussian(FAR, 0.5, Trig()))
+        fake = Denoiser(noting, Trig(), Prediction.X0)
+        words = {**config, "matched_levels": levels}
+        objective = method(kind, located(FAR, 0.5), fake, steps=4, **words)
+        noting.times.clear()
+        given = replace(given, shared=torch.Generator().manual_seed(seed_of(index, 4)))
+        objective.loss(player, given)
+        seen[levels] = torch.cat(noting.times)
+    start, end = time_grid(Trig(), 4)[[index, index + 1]].tolist()
+    assert end <= seen["interval"].min() < end + 0.05
+    assert start - 0.05 < seen["interval"].max() <= start
+    assert seen["all"].min() < 0.1
+    assert seen["all"].max() > 0.9
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [ASD, CDM, DecoupledDMD, EMD, MomentMatching, PhasedDMD, TDM],
+    ids=lambda kind: kind.name,
+)
+def test_a_method_with_levels_of_its_own_takes_no_others(kind):
+    sampler = "ddim" if kind is TDM else "renoise"
+    with pytest.raises(ValueError, match=f"matched_levels: {kind.name} chooses its levels itself"):
+        method(kind, located(FAR, 0.5), steps=4, sampler=sampler, matched_levels="interval")
