@@ -31,13 +31,17 @@ from edgedistill.teachers.families.mixture import Mixture
 
 MIXTURE, SAMPLES, SEED = "classes", 10_000, 1234
 ALONE = ("objective.pretraining_steps=0", "objective.regression_weight=0")
+APART = "objective.matched_levels=interval"
+"""Keeps the samples of a student's steps apart."""
 SID = ("mixture-sid", *ALONE)
 ROWS: dict[str, tuple[str, ...]] = {
     "guidance": ("mixture-guidance",),
     "guide-adapter": ("mixture-guide-adapter",),
     "dmd2": ("mixture-dmd2", *ALONE),
+    "dmd2 interval": ("mixture-dmd2", *ALONE, APART),
     "decoupled-dmd": ("mixture-decoupled-dmd",),
     "sid": SID,
+    "sid interval": (*SID, APART),
     "sid long-short": (*SID, "objective.guidance=long-short"),
     "sid zero": (*SID, "objective.guidance=zero"),
     "sid anti": (*SID, "objective.guidance=anti"),
