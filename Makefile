@@ -63,7 +63,7 @@ docs: setup
 	$(BIN)/python -m mkdocs build --strict --quiet
 	@echo build/site/index.html
 
-# The pages of docs/reference that are made from code.
+# The pages of docs/reference that are made from code, and the charts of docs/results from their tables.
 reference: setup
 	$(BIN)/python docs/generate.py
 

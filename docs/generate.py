@@ -1,12 +1,12 @@
-"""Writes the pages of docs/reference that are made from code, or checks that they are up to date.
+"""Writes the pages of docs/reference that are made from code, and the charts of docs/results.
 
     python docs/generate.py            write them
-    python docs/generate.py --check    exit 1 and name the pages that are out of date
+    python docs/generate.py --check    exit 1 and name those that are out of date
 
 `python.md` has the signatures of the package's functions, `cli.md` is made from the signatures and
 docstrings of the commands, `recipes.md` from the fields of a recipe's sections,
 `method-options.md` from the fields of every method's `Config`. What a field means is the string
-below it.
+below it. The charts are drawn from the tables of their pages (`charts.py`).
 """
 
 from __future__ import annotations
@@ -418,14 +418,18 @@ def stale(folder: Path = REFERENCE) -> list[str]:
 
 
 def main() -> int:
-    """Write the pages, or with --check only say which are out of date."""
+    """Write the pages and charts, or with --check only say which are out of date."""
+    import charts
+
     if "--check" in sys.argv[1:]:
-        old = stale()
+        old = [f"reference/{name}" for name in stale()]
+        old += [f"results/charts/{name}" for name in charts.stale()]
         for name in old:
-            print(f"docs/reference/{name} is out of date: run make reference", file=sys.stderr)
+            print(f"docs/{name} is out of date: run make reference", file=sys.stderr)
         return 1 if old else 0
     for name, text in pages().items():
         (REFERENCE / name).write_text(text, encoding="utf-8")
+    charts.write()
     return 0
 
 
