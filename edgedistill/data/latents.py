@@ -105,7 +105,7 @@ class CachedLatents(Captioned):
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Return `count` x0 and their encoded captions, drawn with replacement over all shards."""
         index = self._index(count, generator)
-        return self._taken(self.shards, index), self._encoded(index)
+        return self._taken(self.shards, index), self._encoded(index, generator)
 
     def originals(self, count: int, generator: torch.Generator) -> Tensor | None:
         """Return the original pictures of what `draw` gives for a generator in the same state."""

@@ -32,7 +32,7 @@ from edgedistill.teachers.base import DataSource, ExportGraph, PromptCache, Teac
 from edgedistill.teachers.decoders import Decoder, channels_of, open_decoder
 from edgedistill.teachers.flow import shift_asked
 from edgedistill.teachers.hub import kept_at
-from edgedistill.teachers.latents import Latents
+from edgedistill.teachers.latents import Latents, read_variants
 from edgedistill.teachers.licences import copy_texts, merged, rights_of
 from edgedistill.teachers.loading import whole_weights
 from edgedistill.teachers.loras import fuse, place_of, rights_of_lora
@@ -338,7 +338,14 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         row = bad_row(x0)
         if row is not None:
             raise ValueError(f"{latents}: latents: row {row} is not finite")
-        return Latents(x0, captions, self, originals if originals.is_file() else None)
+        variants = folder / "captions.json"
+        return Latents(
+            x0,
+            captions,
+            self,
+            originals if originals.is_file() else None,
+            read_variants(variants, len(captions)) if variants.is_file() else None,
+        )
 
     def save(self, folder: Path, net: nn.Module, table: TorchStepTable) -> None:
         parts = dict(self.pipeline.components)

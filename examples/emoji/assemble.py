@@ -10,6 +10,7 @@ import json
 import random
 import shutil
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPTextModel
 
+import captions
 import clip
 import concepts
 import data
@@ -27,9 +29,11 @@ from tokenizer import load as load_tokenizer
 
 PAIRS = 32
 OPEN = 64
+KEYWORD = 8
+"""How much more frequent a keyword alone is in a student's training than in the teacher's."""
 _PARTS = ("model_index.json", "scheduler", "text_encoder", "tokenizer", "unet", "vae", "clip")
 _LISTS = (
-    *("prompts.json", "data.safetensors", "originals.safetensors"),
+    *("prompts.json", "captions.json", "data.safetensors", "originals.safetensors"),
     "reference.safetensors",
 )
 
@@ -52,6 +56,27 @@ def open_captions(pictures: list[data.Picture]) -> list[str]:
     """
     shared = Counter(f"{word}, {p.style}" for p in pictures for word in p.keywords)
     return [caption for caption, _ in shared.most_common(OPEN)]
+
+
+def caption_variants(
+    pictures: list[data.Picture], kept_out: Collection[str]
+) -> list[dict[str, float]]:
+    """For each picture its captions, but those kept out, with their shares for a student.
+
+    They are those of the teacher's training, but a keyword alone, which many pictures answer, is
+    `KEYWORD` times as frequent: a student has to learn most where the answer is open.
+    """
+    found = []
+    for picture in pictures:
+        alone = {f"{word}, {picture.style}" for word in picture.keywords}
+        shares = {
+            text: odd * (KEYWORD if text in alone else 1)
+            for text, odd in captions.options(picture).items()
+            if text not in kept_out
+        }
+        total = sum(shares.values())
+        found.append({text: round(share / total, 4) for text, share in shares.items()})
+    return found
 
 
 def save_originals(images: torch.Tensor, file: Path) -> None:
@@ -88,6 +113,8 @@ def run(work: Path, destination: Path) -> None:
         "open": open_captions([pictures[row] for row in trained]),
     }
     (partial / "prompts.json").write_text(json.dumps(prompts, indent=1) + "\n")
+    variants = caption_variants([pictures[row] for row in trained], prompts["unseen"])
+    (partial / "captions.json").write_text(json.dumps({"variants": variants}, indent=0) + "\n")
     latents = load_tensor(work / "latents.safetensors")
     save_file({"latents": latents[trained].contiguous()}, partial / "data.safetensors")
     save_originals(images[trained], partial / "originals.safetensors")
@@ -113,5 +140,5 @@ def run(work: Path, destination: Path) -> None:
             shutil.rmtree(target)
         (partial / name).replace(target)
     size = sum(f.stat().st_size for f in destination.rglob("*") if f.is_file())
-    captions = f"{len(trained)} trained and {len(unseen)} unseen captions"
-    print(f"assemble: {captions}, {size / 2**20:.1f} MiB in {destination}")
+    counts = f"{len(trained)} trained and {len(unseen)} unseen captions"
+    print(f"assemble: {counts}, {size / 2**20:.1f} MiB in {destination}")

@@ -17,16 +17,16 @@ class Captions:
     """
 
     def __init__(self, tokenizer: CLIPTokenizer, pictures: list[Picture]) -> None:
-        options = [_options(picture) for picture in pictures]
-        width = max(len(row) for row in options)
-        texts = sorted({text for row in options for text in row} | {""})
+        rows = [options(picture) for picture in pictures]
+        width = max(len(row) for row in rows)
+        texts = sorted({text for row in rows for text in row} | {""})
         place = {text: index for index, text in enumerate(texts)}
         self.ids = torch.tensor(encode(tokenizer, texts))
         """(captions, positions) token ids."""
         self.empty = place[""]
-        self.odds = torch.zeros(len(options), width)
-        self.choice = torch.full((len(options), width), self.empty)
-        for index, row in enumerate(options):
+        self.odds = torch.zeros(len(rows), width)
+        self.choice = torch.full((len(rows), width), self.empty)
+        for index, row in enumerate(rows):
             self.odds[index, : len(row)] = torch.tensor(list(row.values()))
             self.choice[index, : len(row)] = torch.tensor([place[text] for text in row])
 
@@ -38,13 +38,14 @@ class Captions:
         return self.ids[caption]
 
 
-def _options(picture: Picture) -> dict[str, float]:
+def options(picture: Picture) -> dict[str, float]:
+    """The captions of a picture, with their shares in the teacher's training."""
     style = f", {picture.style}"
-    options = {picture.caption: 0.60, picture.name: 0.08}
+    odds = {picture.caption: 0.60, picture.name: 0.08}
     for other in picture.alternatives:
-        options.setdefault(other + style, 0.12 / len(picture.alternatives))
-        options.setdefault(other, 0.03 / len(picture.alternatives))
+        odds.setdefault(other + style, 0.12 / len(picture.alternatives))
+        odds.setdefault(other, 0.03 / len(picture.alternatives))
     for word in picture.keywords:
-        options.setdefault(f"{picture.name} {word}{style}", 0.12 / len(picture.keywords))
-        options.setdefault(word + style, 0.05 / len(picture.keywords))
-    return options
+        odds.setdefault(f"{picture.name} {word}{style}", 0.12 / len(picture.keywords))
+        odds.setdefault(word + style, 0.05 / len(picture.keywords))
+    return odds
