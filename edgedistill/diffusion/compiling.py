@@ -7,7 +7,8 @@ network start uncompiled, and a `Denoiser` compiles each at its first call.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,12 +30,15 @@ def compile_once(net: nn.Module) -> None:
         net.compile(backend=BACKEND)
 
 
-def as_they_are() -> torch.compiler.set_stance:
+def as_they_are() -> AbstractContextManager[Any]:
     """Return a context in which compiled networks run as if they were not compiled.
 
     It is for few calls, or calls with batches of another size, which would only be compiled anew.
     """
-    return torch.compiler.set_stance("force_eager")
+    # A function in torch's annotations, and a context manager in fact.
+    stance: Any = torch.compiler.set_stance
+    context: AbstractContextManager[Any] = stance("force_eager")
+    return context
 
 
 @contextmanager
