@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from edgedistill.diffusion.compiling import compile_once
 from edgedistill.diffusion.prediction import Prediction, to_eps, to_x0
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.tensors import expand_like
@@ -87,6 +88,10 @@ class Denoiser(nn.Module):
         schedule: alpha and sigma of the data the network was trained on.
         prediction: Prediction type of the network.
         bound: Bound on its estimate of x0; only teachers have one.
+
+    Attributes:
+        compiled: Whether torch.compile compiles the network at its first call. Copies, and
+            denoisers made by `with_net` or `with_bound`, are as this one.
     """
 
     def __init__(
@@ -101,14 +106,20 @@ class Denoiser(nn.Module):
         self.schedule = schedule
         self.prediction = prediction
         self.bound = bound
+        self.compiled = False
 
     def with_bound(self, bound: Bound | None) -> Denoiser:
         """Return a denoiser of the same network with another bound."""
-        return Denoiser(self.net, self.schedule, self.prediction, bound)
+        return self._like(self.net, bound)
 
     def with_net(self, net: nn.Module) -> Denoiser:
         """Return a denoiser of another network, same schedule and prediction, without a bound."""
-        return Denoiser(net, self.schedule, self.prediction)
+        return self._like(net, None)
+
+    def _like(self, net: nn.Module, bound: Bound | None) -> Denoiser:
+        made = Denoiser(net, self.schedule, self.prediction, bound)
+        made.compiled = self.compiled
+        return made
 
     def output(
         self, x_t: Tensor, t: Tensor, cond: Condition, net_time: Tensor | None = None
@@ -125,6 +136,8 @@ class Denoiser(nn.Module):
         scale = expand_like(self.schedule.input_scale(t), x_t).to(x_t)
         time = self.schedule.net_time(t) if net_time is None else net_time.expand(len(x_t))
         time = time.to(x_t.device, torch.float32)
+        if self.compiled:
+            compile_once(self.net)
         result: Tensor = self.net(scale * x_t, time, **cond)
         return result.to(x_t.dtype)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from edgedistill.diffusion.compiling import as_they_are
 from edgedistill.diffusion.tensors import expand_like
 
 __all__ = ["DERIVATIVES", "Derivative", "Flow"]
@@ -20,8 +21,8 @@ dt."""
 
 
 def _jvp(flow: Flow, x: Tensor, t: Tensor, dx: Tensor, dt: Tensor, step: Tensor) -> Tensor:
-    # Fused attention kernels have no forward derivative.
-    with sdpa_kernel(SDPBackend.MATH):
+    # Fused attention kernels and compiled networks have no forward derivative.
+    with sdpa_kernel(SDPBackend.MATH), as_they_are():
         derivative: Tensor = torch.func.jvp(flow, (x, t), (dx, dt))[1]
     return derivative
 

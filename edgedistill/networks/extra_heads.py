@@ -45,6 +45,8 @@ class Headed(nn.Module):
             nn.init.zeros_(parameter)
         self._features: list[Tensor] = []
 
+    # torch.compile would compile the network anew at each call, for the new hook.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch types no decorator
     def forward(self, x: Tensor, time: Tensor, **cond: Tensor) -> Tensor:
         self._features.clear()
         hook = self.net.get_submodule(self.path).register_forward_pre_hook(

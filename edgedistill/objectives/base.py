@@ -225,6 +225,8 @@ class Objective(ABC):
     """Whether there is anything for `search` to find."""
     own_coefficients: ClassVar[bool] = False
     """Whether the method's step table is one that no diffusers scheduler walks."""
+    compiles: ClassVar[bool] = True
+    """Whether torch.compile can compile the networks that the method calls."""
     restarts: ClassVar[bool] = False
     """Whether the method sets the student's weights itself where a stage begins."""
     Config: ClassVar[type[Settings]]
@@ -317,6 +319,7 @@ class Wrapper(Objective):
         "single_step",
         "searches",
         "own_coefficients",
+        "compiles",
         "restarts",
         "wants_knowledge",
         "wants_originals",

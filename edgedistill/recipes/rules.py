@@ -119,6 +119,15 @@ def check_coefficients(recipe: Recipe) -> None:
         )
 
 
+def check_compile(recipe: Recipe) -> None:
+    """Raise a ValueError if the method calls no networks that train.compile could compile."""
+    if recipe.train.compile and not recipe.method().compiles:
+        raise ValueError(
+            f"train.compile: method {recipe.objective['name']!r} calls networks in ways that "
+            "torch.compile does not compile; choose train.compile=false"
+        )
+
+
 RULES: tuple[Callable[[Recipe], None], ...] = (
     check_single_step,
     check_paths,
@@ -127,4 +136,5 @@ RULES: tuple[Callable[[Recipe], None], ...] = (
     check_depths,
     check_reward,
     check_coefficients,
+    check_compile,
 )

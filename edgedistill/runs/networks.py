@@ -31,12 +31,14 @@ PLANS = "compress.json"
 def first_of(recipe: Recipe, teacher: Teacher, device: torch.device) -> Denoiser:
     """Return the denoiser that every role starts from; finalises the teacher's own weights."""
     train, own = recipe.train, teacher.denoiser
+    own.compiled = train.compile and has_weights(own)
     shares, low = train.roles == "adapters", train.base == "bf16"
     if shares and has_weights(own):
         if low:
             to_bf16(own.net)
         return own.with_net(adapt(own.net, train.adapter, train.seed))
     first = teacher.spawn(torch.Generator().manual_seed(train.seed)).to(device)
+    first.compiled = train.compile
     if low:
         to_bf16(first.net if shares else own.net)
     return first.with_net(adapt(first.net, train.adapter, train.seed)) if shares else first

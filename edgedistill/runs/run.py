@@ -11,9 +11,11 @@ import torch
 from diffusers import ModelMixin
 from torch import nn
 
+from edgedistill.common.compilers import check_compiler
 from edgedistill.common.files import atomic_folder
 from edgedistill.common.logs import dropped, held
 from edgedistill.common.pictures import save_samples
+from edgedistill.diffusion.compiling import as_they_are
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.solvers import student_times
 from edgedistill.diffusion.step_table import Boundary, TorchStepTable, few_step_table
@@ -61,6 +63,8 @@ class Run:
         self.recipe, self.folder, self.part = recipe, folder, part
         accelerator = engine(recipe.train.precision)
         device = accelerator.device
+        if recipe.train.compile:
+            check_compiler("train.compile=true", device.type)
 
         # The teacher.
         self.teacher, proof = open_teacher(recipe, device)
@@ -85,7 +89,8 @@ class Run:
             with accelerator.main_process_first():  # the main process writes files first
                 self.paths = data.paths(self.times)
                 self.source: DataSource = self.paths or data.source()
-                self.objective = self._objective(device)
+                with as_they_are():
+                    self.objective = self._objective(device)
             for line in [*unplayed(self.objective, recipe), *self._roles()]:
                 log.info(line)
 
@@ -235,6 +240,10 @@ class Run:
         return made
 
     def _preview(self, net: nn.Module, step: int) -> None:
+        with as_they_are():
+            self._draw(net, step)
+
+    def _draw(self, net: nn.Module, step: int) -> None:
         if isinstance(net, Denoiser):
             preview(self, net, step)
             preview_roles(self, step)

@@ -31,6 +31,7 @@ RESUMABLE = {
     "train.trackers",
     "train.sample_every",
     "train.checkpoint_every",
+    "train.compile",
     "parts.only",
 }
 """Keys that may change when a run is resumed."""

@@ -58,6 +58,9 @@ class Train(Settings):
     half the memory and, with precision=bf16, changes no number of a step."""
     checkpointing: bool = False
     """Gradient checkpointing: a block's activations are recomputed for its gradient."""
+    compile: bool = False
+    """Compilation of the trained networks and of the teacher's by torch.compile: the first
+    steps take minutes, and numbers differ by rounding."""
     offload: bool = False
     """Whether components other than the network wait in main memory between uses."""
     seed: int = Field(0, ge=0, lt=2**63)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from edgedistill.common.compilers import check_compiler
 from edgedistill.training.muon import Muon, is_matrix
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def make(net: nn.Module, optim: Optim, moments: str) -> torch.optim.Optimizer:
         return Muon(mine, others, momentum=optim.momentum, **choices)
     if moments == "fp32":
         return torch.optim.AdamW(params, **choices, fused=True)
-    _check(params[0].device)
+    _check(params[0].device.type)
     from torchao.optim import AdamW8bit
 
     made: torch.optim.Optimizer = AdamW8bit(params, **choices, block_size=BLOCK)
@@ -106,20 +107,10 @@ def moment_bytes(param: Tensor, moments: str, *, muon: bool = False) -> int:
     return 2 * (count + 4 * count // BLOCK + 4 * 256)
 
 
-def _check(device: torch.device) -> None:
+def _check(device: str) -> None:
     """Raise a ValueError if 8-bit moments are not available here."""
     try:
         import torchao.optim  # noqa: F401
     except ImportError as error:
         raise ValueError("train.moments=8bit needs torchao: pip install torchao") from error
-    if device.type == "cpu":
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
-
-        try:
-            get_cpp_compiler()
-        except InvalidCxxCompiler as error:
-            raise ValueError(
-                "train.moments=8bit is compiled and needs a C++ compiler: "
-                "install g++, or name one in CXX"
-            ) from error
+    check_compiler("train.moments=8bit", device)

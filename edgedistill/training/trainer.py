@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from edgedistill.common.finite import bad_row
+from edgedistill.diffusion.compiling import compiling
 from edgedistill.networks.bf16 import cpu_has_bf16
 from edgedistill.networks.ema import EMA
 from edgedistill.objectives.base import Batch, Losses, Objective
@@ -181,7 +182,7 @@ class Trainer:
         if metrics and metrics.damaged:
             self._warn(f"{metrics.path}: {metrics.damaged} damaged lines left out")
         try:
-            with self._signals():
+            with self._signals(), compiling():
                 while self.step < config.steps:
                     self._search()
                     self.objective.started(self.step)

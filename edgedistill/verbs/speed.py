@@ -58,9 +58,10 @@ def measure(recipe: Recipe, seconds: float = SECONDS) -> Duration:
         device = _device(run)
         del run
     rate = _rate(times)
+    without = ", without train.compile" if recipe.train.compile else ""
     return Duration(
         device=device,
-        source=f"{len(times) - 1} steps measured here",
+        source=f"{len(times) - 1} steps measured here{without}",
         steps_per_second=rate,
         training_hours=recipe.train.steps * len(recipe.parts.trained) / rate / 3600,
         samples_hours=0.0,
@@ -69,10 +70,12 @@ def measure(recipe: Recipe, seconds: float = SECONDS) -> Duration:
 
 
 def _short(recipe: Recipe) -> Recipe:
-    """Return the recipe with few samples, and without checkpoints and pictures."""
-    train = recipe.train.model_copy(
-        update={"sample_every": 0, "checkpoint_every": 10**9, "log_every": 10**9}
-    )
+    """Return the recipe with few samples, without checkpoints and pictures, and not compiled.
+
+    Compiling alone may take longer than all steps that are measured.
+    """
+    rare = dict.fromkeys(("checkpoint_every", "log_every"), 10**9)
+    train = recipe.train.model_copy(update={"sample_every": 0, "compile": False, **rare})
     least = min(recipe.data.samples, recipe.train.batch_size)
     data = recipe.data.model_copy(update={"samples": least})
     parts = type(recipe.parts)()

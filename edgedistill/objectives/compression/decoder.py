@@ -95,6 +95,7 @@ class Decoding(Objective):
             return channels
 
     product = "decoder"
+    compiles = False
 
     @classmethod
     def wants_originals(cls, config: Any) -> tuple[str, str] | None:

@@ -40,6 +40,7 @@ class QAT(Objective):
         """Quantization of the export."""
 
     name = "qat"
+    compiles = False
 
     def __init__(self, config: QAT.Config, setup: Setup) -> None:
         self._table = table_of_init(self.name, setup)

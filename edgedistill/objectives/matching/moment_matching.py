@@ -23,6 +23,7 @@ from torch.func import functional_call, jvp
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from edgedistill.diffusion.compiling import as_they_are
 from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided, take
 from edgedistill.diffusion.losses import surrogate_loss
 from edgedistill.objectives.base import Batch, Losses, Setup
@@ -158,8 +159,8 @@ class MomentMatchingGradient(Scored):
             found: Tensor = functional_call(self.copy, weights, (noised.x_t, noised.t, cond))
             return found
 
-        # Fused attention kernels have no forward derivative.
-        with sdpa_kernel(SDPBackend.MATH):
+        # Fused attention kernels and compiled networks have no forward derivative.
+        with sdpa_kernel(SDPBackend.MATH), as_they_are():
             found: Tensor = jvp(x0, (params,), (direction,))[1]
         return found
 
