@@ -86,6 +86,7 @@ OBJECTIVES = {
     "progressive": "edgedistill.objectives.trajectory.progressive:Progressive",
     "pso": "edgedistill.objectives.preference.pso:PSO",
     "qat": "edgedistill.objectives.compression.qat:QAT",
+    "r-dm": "edgedistill.objectives.combined.r_dm:RDM",
     "rcm": "edgedistill.objectives.combined.rcm:RCM",
     "reflow": "edgedistill.objectives.trajectory.reflow:Reflow",
     "scm": "edgedistill.objectives.consistency.scm:SCM",
