@@ -62,6 +62,7 @@ OBJECTIVES = {
     "guidance": "edgedistill.objectives.trajectory.guidance:Guidance",
     "guide-adapter": "edgedistill.objectives.trajectory.guide_adapter:GuideAdapter",
     "hipa": "edgedistill.objectives.trajectory.hipa:HiPA",
+    "hyper-sd": "edgedistill.objectives.combined.hyper_sd:HyperSD",
     "icd": "edgedistill.objectives.consistency.icd:ICD",
     "imf": "edgedistill.objectives.trajectory.imf:IMF",
     "instaflow": "edgedistill.objectives.trajectory.instaflow:InstaFlow",
