@@ -3,9 +3,9 @@
     python benchmarks/any_steps.py RUN ... [--steps 1,2,4,8]
 
 For students whose steps draw noise (`student.sampler=renoise`) and that have no consistency
-boundary: `hyper-sd`, `asd`, `pcm` with one segment, `dmd2`. Prints, for each run and number of steps, sliced W2 over
-the floor of two true draws, share of samples within 3 sigma, and the smallest mode's share over its
-weight, of 10,000 samples, as `benchmarks/methods.py` does.
+boundary: `hyper-sd`, `asd`, `pcm` with one segment, `dmd2`. Prints, for each run and number of
+steps, sliced W2 over the floor of two true draws, share of samples within 3 sigma, and the
+smallest mode's share over its weight, of 10,000 samples, as `benchmarks/methods.py` does.
 """
 
 from __future__ import annotations

@@ -301,7 +301,7 @@ class Objective(ABC):
         """Return the consistency boundary that the student was trained with, if any."""
         return None
 
-    def grids(self) -> list[Tensor]:
+    def step_times(self) -> list[Tensor]:
         """Return the times (steps + 1,) of each number of steps that the one student is for.
 
         Empty means its own steps alone.
@@ -370,5 +370,5 @@ class Wrapper(Objective):
     def boundary(self) -> Boundary | None:
         return self.method.boundary()
 
-    def grids(self) -> list[Tensor]:
-        return self.method.grids()
+    def step_times(self) -> list[Tensor]:
+        return self.method.step_times()

@@ -37,7 +37,7 @@ class Beside(Wrapper):
         super().__init__(method)
         self.student, self.times = setup.student, setup.times
         self.rollout = Rollout(setup.student, setup.times, setup.sampler)
-        if grids := method.grids():
+        if grids := method.step_times():
             each = [Rollout(setup.student, times, setup.sampler) for times in grids]
             self.rollout = AnySteps(self.rollout, each)
 

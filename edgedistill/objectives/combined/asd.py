@@ -41,6 +41,7 @@ from edgedistill.objectives.matching.rollout import (
 
 __all__ = ["ASD", "StepPairs"]
 
+
 class StepPairs(GAN):
     """A game in which the student's samples in n steps are fake, and those in n + 1 real.
 
@@ -136,7 +137,7 @@ class ASD(DMD2):
             student,
         ]
 
-    def grids(self) -> list[Tensor]:
+    def step_times(self) -> list[Tensor]:
         return self._grids
 
     def loss(self, player: str, batch: Batch) -> Losses:

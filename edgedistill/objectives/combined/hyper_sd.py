@@ -92,8 +92,8 @@ class HyperSD(Objective):
     def __init__(self, config: HyperSD.Config, setup: Setup) -> None:
         if setup.sampler != "renoise":
             raise ValueError(
-                f"student.sampler={setup.sampler}: one network takes several numbers of steps only "
-                "where steps draw noise; choose student.sampler=renoise"
+                f"student.sampler={setup.sampler}: one network takes several numbers of steps "
+                "only where steps draw noise; choose student.sampler=renoise"
             )
         self.config, self.setup, self.teacher = config, setup, setup.teacher
         self.start = round(config.tscd_share * setup.train_steps)
@@ -120,7 +120,7 @@ class HyperSD(Objective):
     def updated(self, player: str) -> None:
         self.tscd.updated(player)
 
-    def grids(self) -> list[Tensor]:
+    def step_times(self) -> list[Tensor]:
         return [times_of(count, self.setup) for count in self.config.step_counts]
 
     def loss(self, player: str, batch: Batch) -> Losses:

@@ -1,4 +1,4 @@
-"""Hyper-SD on Gaussians: each part is the method that it comes from, and takes its turn in time."""
+"""Hyper-SD on Gaussians: each part is the method that it comes from, and takes its turn."""
 
 from dataclasses import replace
 
@@ -24,13 +24,15 @@ RUN = 1000
 """Steps of a run, of which the stages take 600."""
 
 
-def method(kind=HyperSD, student=None, fake=None, *, sampler="renoise", steps=4, run=RUN, **config):
+def method(
+    kind=HyperSD, student=None, fake=None, *, sampler="renoise", steps=4, run=RUN, **config
+):
     def spawn():
         torch.manual_seed(0)
         return Denoiser(PlanarNet(width=16), Trig(), Prediction.V)
 
     student = located(FAR, 0.5) if student is None else student
-    setup = setup_of(student, steps=steps, sampler=sampler)
+    setup = setup_of(student, steps=4, sampler=sampler)
     setup = replace(setup, spawn=spawn, train_steps=run)
     torch.manual_seed(1)
     objective = kind(kind.Config(**config), setup)
@@ -103,7 +105,11 @@ def test_the_fake_score_learns_samples_in_one_step_from_the_end_of_the_stages_on
     student.net.register_forward_pre_hook(lambda net, args: seen.append(args[1].unique().tolist()))
     objective = method(student=student, warmup_steps=20)
     fake_score, discriminator, last = objective.players()
-    assert [each.name for each in objective.players()] == ["fake_score", "discriminator", "student"]
+    assert [each.name for each in objective.players()] == [
+        "fake_score",
+        "discriminator",
+        "student",
+    ]
     assert [fake_score.plays(step) for step in (599, 600)] == [False, True]
     assert discriminator.plays(0)
     assert last.plays(0)
@@ -143,7 +149,7 @@ def test_a_reward_takes_samples_in_every_number_of_steps(kind):
     setup = replace(setup_of(student, steps=4), reward=lambda x0, prompts: x0 @ torch.ones(2))
     rewarded = Rewarded(objective, Reward(name="linear"), setup)
     numbers = (1, 2, 8) if kind is HyperSD else (1, 2, 3, 4)
-    for count, times in zip(numbers, rewarded.grids(), strict=True):
+    for count, times in zip(numbers, rewarded.step_times(), strict=True):
         torch.testing.assert_close(times, time_grid(Trig(), count))
     student.net.times.clear()
     for seed in range(300):
