@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from edgedistill.evaluation.pictures import Features
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
@@ -36,6 +35,7 @@ from edgedistill.draw.subjects import Subject, student_subject, teacher_subject
 from edgedistill.evaluation.captions import prompt_sets
 from edgedistill.evaluation.evaluate import evaluate_pictures
 from edgedistill.evaluation.fidelity import Reference
+from edgedistill.networks.clip import Features
 from edgedistill.students.folder import Student, load_student
 from edgedistill.teachers import load_teacher
 from edgedistill_runtime.noise import noise
