@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("edgedistill_runtime",),
     ("common",),
-    ("diffusion", "assets", "compress"),
+    ("assets",),
+    ("diffusion", "compress"),
     ("networks",),
     ("teachers", "objectives"),
     ("proof", "tiny", "data", "rewards", "students"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -11,21 +10,20 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from edgedistill.common.settings import Settings
+from edgedistill.diffusion.perceptual import NETWORKS, feature_distance
 
 __all__ = [
     "DISTANCES",
     "Distance",
     "Ensemble",
-    "Pyramid",
     "augmented",
     "distance",
     "drift",
     "ensembled",
-    "feature_distance",
 ]
 
 
-KINDS = "^(l2|l1|pseudo-huber|vector-huber|features)$"
+KINDS = "^(l2|l1|pseudo-huber|vector-huber|features|latent-lpips)$"
 
 
 class Distance(Settings):
@@ -34,12 +32,17 @@ class Distance(Settings):
     `l2`: mean square. `l1`: mean absolute. `pseudo-huber`: mean of sqrt(d^2 + c^2) - c by element
     (as LCM's). `vector-huber`: sqrt(|d|^2 + c^2) - c of the whole sample with c times the root of
     its size (Song & Dhariwal 2023, arXiv 2310.14189, Eq. 4 and Sec. 3.3). `features`: LPIPS with
-    random weights, of pictures or latents (N, C, H, W); see `Pyramid`.
+    random weights, of pictures or latents (N, C, H, W); see `Pyramid`. `latent-lpips`: LPIPS with
+    weights that were trained on latents, for latents of the same autoencoder; see
+    `LatentFeatures`.
     """
 
     kind: str = Field("l2", pattern=KINDS)
     c: float = Field(1e-3, gt=0)
     """The constant, above 0: at 0 equal values have no gradient."""
+    network: str = "emoji"
+    """Trained features of `latent-lpips`: a safetensors file, or `emoji`, the shipped ones for the
+    shipped teacher's latents."""
 
 
 class Ensemble(Distance):
@@ -48,12 +51,12 @@ class Ensemble(Distance):
     kind: str = Field("features", pattern=KINDS)
     ensemble: int | None = Field(None, ge=0)
     """Augmentations of each pair over which the distance is averaged; 0 augments nothing. None is
-    1 for `features`, and 0 for other distances, which gain nothing from augmentation."""
+    1 for distances of features, and 0 for others, which gain nothing from augmentation."""
 
     @property
     def draws(self) -> int:
         """Number of augmentations."""
-        return int(self.kind == "features") if self.ensemble is None else self.ensemble
+        return int(self.kind in NETWORKS) if self.ensemble is None else self.ensemble
 
 
 def _l2(d: Tensor, c: float) -> Tensor:
@@ -82,74 +85,22 @@ DISTANCES: dict[str, Callable[[Tensor, float], Tensor]] = {
 """Distances by name, (difference (N, size), c) -> (N,)."""
 
 
-class Pyramid(nn.Module):
-    """Features at ever coarser scales from convolutions with fixed random weights.
-
-    An untrained network still ranks distortions as people do, and better than pixels (Zhang et al.
-    2018, arXiv 1801.03924, Fig. 4). It needs no published weights and takes latents with any
-    number of channels.
-
-    Args:
-        channels: Channels of the input.
-    """
-
-    WIDTHS = (32, 64, 128, 128)
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.layers = nn.ModuleList()
-        for width, stride in zip(self.WIDTHS, (1, 2, 2, 2), strict=True):
-            layer = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
-            nn.init.kaiming_normal_(layer.weight, generator=generator)
-            self.layers.append(layer)
-            channels = width
-        self.requires_grad_(False)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the features of x (N, C, H, W), from fine to coarse."""
-        found = []
-        for layer in self.layers:
-            x = nn.functional.relu(layer(x))
-            found.append(x)
-        return found
-
-
-@functools.cache
-def _pyramid(channels: int, device: torch.device, dtype: torch.dtype) -> Pyramid:
-    with torch.random.fork_rng(devices=[]):  # constructors draw weights that are replaced below
-        return Pyramid(channels).to(device, dtype)
-
-
-def feature_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Return LPIPS (Zhang et al. 2018, Eq. 1) without its learnt weights, in a `Pyramid`, (N,).
-
-    It is the mean over layers and positions of |u - v|^2, where u and v are the features there,
-    normalised to length 1.
+def distance(config: Distance, a: Tensor, b: Tensor) -> Tensor:
+    """Return distances of a and b, (N, ...) each, in float32 or better: (N,).
 
     Raises:
-        ValueError: Unless a and b are (N, C, H, W).
+        ValueError: If the distance is of features and a and b are not (N, C, H, W), or there are
+            no features for them.
     """
-    if a.ndim != 4:
-        raise ValueError(
-            f"distance.kind=features: x0 of shape {tuple(a.shape[1:])} is no picture; choose l2, "
-            "l1, pseudo-huber or vector-huber"
-        )
-    net = _pyramid(a.shape[1], a.device, a.dtype)
-    unit = functools.partial(nn.functional.normalize, dim=1, eps=1e-6)
-    layers = [
-        (unit(u) - unit(v)).square().sum(1).mean((1, 2))
-        for u, v in zip(net(a), net(b), strict=True)
-    ]
-    return torch.stack(layers).mean(0)
-
-
-def distance(config: Distance, a: Tensor, b: Tensor) -> Tensor:
-    """Return distances of a and b, (N, ...) each, in float32 or better: (N,)."""
     if a.dtype.itemsize < 4:
         a, b = a.float(), b.float()
-    if config.kind == "features":
-        return feature_distance(a, b)
+    if config.kind in NETWORKS:
+        if a.ndim != 4:
+            raise ValueError(
+                f"distance.kind={config.kind}: x0 of shape {tuple(a.shape[1:])} is no picture; "
+                "choose l2, l1, pseudo-huber or vector-huber"
+            )
+        return feature_distance(NETWORKS[config.kind](config.network, a), a, b)
     return DISTANCES[config.kind]((a - b).flatten(1), config.c)
 
 
@@ -191,9 +142,9 @@ def augmented(pictures: Tensor, generator: torch.Generator) -> Tensor:
 def ensembled(config: Ensemble, a: Tensor, b: Tensor, generator: torch.Generator) -> Tensor:
     """Return the mean distance of T a and T b over random augmentations T, (N,).
 
-    With `features` this is E-LatentLPIPS (Kang et al. 2024, arXiv 2405.05967, Sec. 3.2):
-    differences that the network misses in one view show in others. Each pair has augmentations of
-    its own, the same for both.
+    With `latent-lpips`, or `features`, this is E-LatentLPIPS (Kang et al. 2024, arXiv 2405.05967,
+    Sec. 3.2): differences that the network misses in one view show in others. Each pair has
+    augmentations of its own, the same for both.
 
     Args:
         config: The distance, and the number of augmentations.

@@ -303,6 +303,13 @@ class Objective(ABC):
         """Return the consistency boundary that the student was trained with, if any."""
         return None
 
+    def step_times(self) -> list[Tensor]:
+        """Return the times (steps + 1,) of each number of steps that the one student is for.
+
+        Empty means its own steps alone.
+        """
+        return []
+
 
 class Wrapper(Objective):
     """A method around another, to which all that is not overridden is delegated.
@@ -365,3 +372,6 @@ class Wrapper(Objective):
 
     def boundary(self) -> Boundary | None:
         return self.method.boundary()
+
+    def step_times(self) -> list[Tensor]:
+        return self.method.step_times()

@@ -8,12 +8,11 @@ import torch
 from edgedistill.diffusion.distances import (
     Distance,
     Ensemble,
-    Pyramid,
     augmented,
     distance,
     ensembled,
-    feature_distance,
 )
+from edgedistill.diffusion.perceptual import Pyramid
 
 
 @pytest.mark.parametrize(
@@ -59,14 +58,15 @@ def test_features_weigh_what_is_new_above_what_is_brighter():
     """A picture twice as bright has the same directions of features; a blurred one has not."""
     a, _ = pictures()
     blurred = torch.nn.functional.avg_pool2d(a, 3, 1, 1)
-    assert feature_distance(a, 2 * a).max() < 1e-6 < 0.1 < feature_distance(a, blurred).min()
+    kind = Distance(kind="features")
+    assert distance(kind, a, 2 * a).max() < 1e-6 < 0.1 < distance(kind, a, blurred).min()
 
 
 def test_features_have_a_gradient_and_draw_nothing_from_the_global_generator():
     a, b = pictures(1)
     state = torch.random.get_rng_state()
     a = a.double().requires_grad_()
-    (slope,) = torch.autograd.grad(feature_distance(a, b.double()).sum(), a)
+    (slope,) = torch.autograd.grad(distance(Distance(kind="features"), a, b.double()).sum(), a)
     assert slope.norm() > 0
     assert torch.equal(state, torch.random.get_rng_state())
 

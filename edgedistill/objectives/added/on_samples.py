@@ -6,7 +6,7 @@ from torch import Tensor
 
 from edgedistill.diffusion.boundary import consistency_function
 from edgedistill.objectives.base import Batch, Objective, Setup, Wrapper
-from edgedistill.objectives.matching.rollout import Rollout
+from edgedistill.objectives.matching.rollout import AnySteps, Rollout
 
 __all__ = ["Beside"]
 
@@ -37,11 +37,17 @@ class Beside(Wrapper):
         super().__init__(method)
         self.student, self.times = setup.student, setup.times
         self.rollout = Rollout(setup.student, setup.times, setup.sampler)
+        if grids := method.step_times():
+            each = [Rollout(setup.student, times, setup.sampler) for times in grids]
+            self.rollout = AnySteps(self.rollout, each)
 
     def sample(self, batch: Batch) -> Tensor:
-        """Return x0 (N, ...) at one of the student's own steps, with the gradient of that step."""
+        """Return x0 (N, ...) at one of the student's own steps, with the gradient of that step.
+
+        A student for several numbers of steps takes the steps of one of them.
+        """
         sample, boundary = self.rollout(batch), self.method.boundary()
         if boundary is None:
             return sample.x0
-        t = self.times[sample.index].to(sample.x0.device).expand(len(sample.x0))
+        t = sample.t.to(sample.x0.device).expand(len(sample.x0))
         return consistency_function(boundary, sample.x_t, sample.x0, t)

@@ -22,18 +22,16 @@ Matching" (RTDMD), arXiv 2605.26108).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from edgedistill.diffusion.denoiser import take
 from edgedistill.diffusion.step_table import TorchStepTable, few_step_table
 from edgedistill.objectives.added.on_samples import Beside
 from edgedistill.objectives.base import Batch, Losses, Objective, RewardOf, Settings, Setup
-from edgedistill.objectives.preference.policy import actions, check_random, log_prob, walk
+from edgedistill.objectives.preference.policy import actions, check_random, grouped, log_prob, walk
 
 __all__ = ["Reward", "Rewarded", "advantages"]
 
@@ -111,7 +109,7 @@ class Rewarded(Beside):
 
         The batch's first prompts get `group` samples each.
         """
-        net, table, batch = self.student.net, self._table(), self.grouped(batch)
+        net, table, batch = self.student.net, self._table(), grouped(batch, self.config.group)
         places = walk(net, table, batch.cond, batch)
         with torch.no_grad():
             rewards = self.reward(places[-1], batch.prompts)
@@ -119,14 +117,6 @@ class Rewarded(Beside):
         # The negative log-density of a step is its squared error.
         errors = [-log_prob(net, table, i, places, batch.cond) for i in actions(table)]
         return (weights * torch.stack(errors)).mean(), rewards.mean()
-
-    def grouped(self, batch: Batch) -> Batch:
-        """Return a batch of equal size with each of the first prompts `group` times in a row."""
-        group = self.config.group
-        rows = torch.arange(len(batch.x0) // group).repeat_interleave(group)
-        prompts = [batch.prompts[i] for i in rows.tolist()] if batch.prompts else ()
-        index = rows.to(batch.x0.device)
-        return replace(batch, x0=batch.x0[index], cond=take(batch.cond, index), prompts=prompts)
 
     def _table(self) -> TorchStepTable:
         own, student = self.method.table(), self.student

@@ -4,8 +4,10 @@ Kang et al. 2024, "Distilling Diffusion Models into Conditional GANs" (arXiv 240
 student is regressed on the teacher's pairs of noise and sample under a perceptual distance of
 latents, made an ensemble by random augmentations of both (E-LatentLPIPS, `ensembled`), and a
 discriminator on a diffusion network sees its sample beside the noise. With several steps the pairs
-are the ends of each. The distance is taken in a network with random weights, the discriminator has
-a head a tap where the paper has one a resolution, and R1 is not restricted to single samples.
+are the ends of each. The distance is taken in a network with random weights, which fits any x0, or
+in one that was trained on latents (`distance.kind=latent-lpips`), without LPIPS's learnt weights
+of layers. The discriminator has a head a tap where the paper has one a resolution, and R1 is not
+restricted to single samples.
 """
 
 from __future__ import annotations

@@ -18,51 +18,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from edgedistill.diffusion.solvers import student_times
 from edgedistill.networks.heads import Shown
 from edgedistill.objectives.adversarial.parts import GAN, Round
 from edgedistill.objectives.base import Batch, Losses, Player, Setup
 from edgedistill.objectives.matching.dmd2 import DMD2
 from edgedistill.objectives.matching.rollout import (
+    AnySteps,
     Levels,
     Rollout,
     Sample,
     TeacherRegression,
+    drawn,
     renoised,
+    times_of,
 )
 
-__all__ = ["ASD", "AnySteps", "StepPairs"]
-
-T = TypeVar("T")
-
-
-def drawn(choices: Sequence[T], batch: Batch) -> T:
-    """Draw one of the choices, the same on all ranks; no number is drawn for one alone."""
-    if len(choices) == 1:
-        return choices[0]
-    return choices[int(torch.randint(len(choices), (), generator=batch.shared))]
-
-
-class AnySteps(Rollout):
-    """Samples of the student at a random step of a random number of steps.
-
-    Args:
-        whole: The rollout of the student's own number of steps.
-        each: The rollouts of all numbers of steps.
-    """
-
-    def __init__(self, whole: Rollout, each: Sequence[Rollout]) -> None:
-        super().__init__(whole.student, whole.times, whole.sampler, whole.source)
-        self.each = each
-
-    def __call__(self, batch: Batch) -> Sample:
-        return drawn(self.each, batch)(batch)
+__all__ = ["ASD", "StepPairs"]
 
 
 class StepPairs(GAN):
@@ -140,7 +117,7 @@ class ASD(DMD2):
 
     def __init__(self, config: ASD.Config, setup: Setup) -> None:
         grids = [times_of(count, setup) for count in counts_of(config, setup)]
-        student, sampler = setup.student, setup.sampler
+        self._grids, student, sampler = grids, setup.student, setup.sampler
         each = [Rollout(student, times, sampler, config.rollout) for times in grids]
         super().__init__(config, setup, rollout=AnySteps(Rollout.of(setup, config.rollout), each))
         steps = config.regression_steps
@@ -160,6 +137,9 @@ class ASD(DMD2):
             Player("discriminator", net, optim, start=fake_score.start),
             student,
         ]
+
+    def step_times(self) -> list[Tensor]:
+        return self._grids
 
     def loss(self, player: str, batch: Batch) -> Losses:
         if player == "discriminator":
@@ -201,10 +181,3 @@ def counts_of(config: ASD.Config, setup: Setup) -> range:
             "where steps draw noise; choose student.sampler=renoise"
         )
     return range(least, most + 1)
-
-
-def times_of(count: int, setup: Setup) -> Tensor:
-    """Return the times (count + 1,) of `count` steps: the student's own, or trailing ones."""
-    if count == len(setup.times) - 1:
-        return setup.times
-    return student_times(setup.student.schedule, count, "trailing", setup.sampler)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,13 +12,20 @@ from torch.nn import functional as F
 
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.schedule import Schedule
-from edgedistill.diffusion.solvers import SOLVERS, ddim_step, init_scale, one_step_x0
+from edgedistill.diffusion.solvers import (
+    SOLVERS,
+    ddim_step,
+    init_scale,
+    one_step_x0,
+    student_times,
+)
 from edgedistill.diffusion.tensors import expand_like
 from edgedistill.diffusion.times import TimeSampling, sample_times
 from edgedistill.objectives.base import Batch, Setup
 
 __all__ = [
     "NOISINGS",
+    "AnySteps",
     "IntervalRenoising",
     "Levels",
     "Noised",
@@ -28,9 +35,13 @@ __all__ = [
     "Rollout",
     "Sample",
     "TeacherRegression",
+    "drawn",
     "onward",
     "renoised",
+    "times_of",
 ]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -187,6 +198,36 @@ NOISINGS: dict[str, Callable[[Rollout], Noising]] = {
     "interval": IntervalRenoising,
 }
 """Makers of noisings by which times a step's samples are noised to."""
+
+
+def drawn(choices: Sequence[T], batch: Batch) -> T:
+    """Draw one of the choices, the same on all ranks; no number is drawn for one alone."""
+    if len(choices) == 1:
+        return choices[0]
+    return choices[int(torch.randint(len(choices), (), generator=batch.shared))]
+
+
+class AnySteps(Rollout):
+    """Samples of the student at a random step of a random number of steps.
+
+    Args:
+        whole: The rollout of the student's own number of steps.
+        each: The rollouts of all numbers of steps.
+    """
+
+    def __init__(self, whole: Rollout, each: Sequence[Rollout]) -> None:
+        super().__init__(whole.student, whole.times, whole.sampler, whole.source)
+        self.each = each
+
+    def __call__(self, batch: Batch) -> Sample:
+        return drawn(self.each, batch)(batch)
+
+
+def times_of(count: int, setup: Setup) -> Tensor:
+    """Return the times (count + 1,) of `count` steps: the student's own, or trailing ones."""
+    if count == len(setup.times) - 1:
+        return setup.times
+    return student_times(setup.student.schedule, count, "trailing", setup.sampler)
 
 
 class Levels:

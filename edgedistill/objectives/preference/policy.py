@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgedistill.diffusion.denoiser import Condition
+from edgedistill.diffusion.denoiser import Condition, take
 from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.objectives.base import (
     Batch,
@@ -27,7 +28,7 @@ from edgedistill.objectives.base import (
     table_of_init,
 )
 
-__all__ = ["Preferring", "actions", "check_random", "log_prob", "preference", "walk"]
+__all__ = ["Preferring", "actions", "check_random", "grouped", "log_prob", "preference", "walk"]
 
 
 def check_random(what: str, table: TorchStepTable) -> None:
@@ -47,6 +48,14 @@ def walk(net: nn.Module, table: TorchStepTable, cond: Condition, batch: Batch) -
         x = row.mean(net, places[-1], cond)
         places.append(x + row.c * batch.noise() if row.c else x)
     return places
+
+
+def grouped(batch: Batch, group: int) -> Batch:
+    """Return a batch with each of the first N // group rows `group` times in a row."""
+    rows = torch.arange(len(batch.x0) // group).repeat_interleave(group)
+    prompts = [batch.prompts[i] for i in rows.tolist()] if batch.prompts else ()
+    index = rows.to(batch.x0.device)
+    return replace(batch, x0=batch.x0[index], cond=take(batch.cond, index), prompts=prompts)
 
 
 def actions(table: TorchStepTable) -> list[int]:
