@@ -9,12 +9,14 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from edgedistill.common.files import read_json
+from edgedistill.common.finite import bad_row
 from edgedistill.teachers.base import Teacher
 
-__all__ = ["Captioned", "Latents", "read_variants", "to_float"]
+__all__ = ["Captioned", "Latents", "read_variants", "shipped_latents", "to_float"]
 
 
 class Captioned:
@@ -122,6 +124,33 @@ class Latents(Captioned):
         if self._pictures is None:
             return None
         return to_float(self._pictures[self._index(count, generator)])
+
+
+def shipped_latents(folder: Path, teacher: Teacher) -> Latents | None:
+    """Read the latents that lie in a teacher's folder, with their captions; None without any.
+
+    The files are data.safetensors and prompts.json; captions.json and originals.safetensors may
+    be there too.
+
+    Raises:
+        ValueError: If a latent is not finite, or captions.json is damaged.
+    """
+    latents, prompts = folder / "data.safetensors", folder / "prompts.json"
+    if not (latents.is_file() and prompts.is_file()):
+        return None
+    x0 = load_file(latents)["latents"].float()
+    row = bad_row(x0)
+    if row is not None:
+        raise ValueError(f"{latents}: latents: row {row} is not finite")
+    captions = read_json(prompts)["train"]
+    originals, variants = folder / "originals.safetensors", folder / "captions.json"
+    return Latents(
+        x0,
+        captions,
+        teacher,
+        originals if originals.is_file() else None,
+        read_variants(variants, len(captions)) if variants.is_file() else None,
+    )
 
 
 def read_variants(file: Path, rows: int) -> list[dict[str, float]]:

@@ -7,7 +7,6 @@ text encoders return, and the schedule and prediction of its scheduler.
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -18,10 +17,9 @@ from typing import Any, ClassVar
 
 import diffusers
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from edgedistill.common.finite import bad_row, check_finite
+from edgedistill.common.finite import check_finite
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
@@ -32,7 +30,7 @@ from edgedistill.teachers.base import DataSource, ExportGraph, PromptCache, Teac
 from edgedistill.teachers.decoders import Decoder, channels_of, open_decoder
 from edgedistill.teachers.flow import shift_asked
 from edgedistill.teachers.hub import kept_at
-from edgedistill.teachers.latents import Latents, read_variants
+from edgedistill.teachers.latents import shipped_latents
 from edgedistill.teachers.licences import copy_texts, merged, rights_of
 from edgedistill.teachers.loading import whole_weights
 from edgedistill.teachers.loras import fuse, place_of, rights_of_lora
@@ -328,24 +326,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         self.decoder = decoder
 
     def source(self) -> DataSource | None:
-        folder = Path(self.path)
-        latents, prompts = folder / "data.safetensors", folder / "prompts.json"
-        if not (latents.is_file() and prompts.is_file()):
-            return None
-        captions = json.loads(prompts.read_text(encoding="utf-8"))["train"]
-        originals = folder / "originals.safetensors"
-        x0 = load_file(latents)["latents"].float()
-        row = bad_row(x0)
-        if row is not None:
-            raise ValueError(f"{latents}: latents: row {row} is not finite")
-        variants = folder / "captions.json"
-        return Latents(
-            x0,
-            captions,
-            self,
-            originals if originals.is_file() else None,
-            read_variants(variants, len(captions)) if variants.is_file() else None,
-        )
+        return shipped_latents(Path(self.path), self)
 
     def save(self, folder: Path, net: nn.Module, table: TorchStepTable) -> None:
         parts = dict(self.pipeline.components)
