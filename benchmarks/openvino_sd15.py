@@ -112,7 +112,7 @@ def session(folder: Path, figures: dict[str, object], threads: int) -> Session:
 def race(
     sessions: dict[str, Session], runs: int, graphs: Mapping[str, str] | None = None
 ) -> dict[str, float]:
-    """Median seconds of a call of each, called in turns; `graphs` names other graphs than `unet`."""
+    """Median seconds of a call of each, in turns; `graphs` has those that are not `unet`."""
     calls = {name: GRAPHS[(graphs or {}).get(name, "unet")].calls(1)[0] for name in sessions}
     taken: dict[str, list[float]] = {name: [] for name in sessions}
     for name, graph in sessions.items():

@@ -1,4 +1,4 @@
-"""What a network offers whose deep blocks are not computed in every step.
+"""The interface of a network whose deep blocks need not run in every step.
 
 Ma et al. 2023, "DeepCache: Accelerating Diffusion Models for Free" (arXiv 2312.00858), Sec. 3.2:
 the state that the deep blocks pass to the outermost one changes little from step to step, so a

@@ -23,9 +23,9 @@ __all__ = ["full", "shallow"]
 
 
 class _Embedded(NamedTuple):
-    """What all blocks read: the embedded time (N, D), and the text (N, L, D) or None.
+    """The embedded time (N, D) and the text (N, L, D), which all blocks read.
 
-    `scale` is a divisor of the output (N, 1, 1, 1), or None.
+    `scale` is a divisor of the output, (N, 1, 1, 1). There may be no text and no scale.
     """
 
     temb: Tensor
@@ -39,7 +39,7 @@ class _Embedded(NamedTuple):
 
 
 class _Outer(NamedTuple):
-    """What the first down block leaves: its hidden state, and all skip connections so far."""
+    """The hidden state after the first down block, and all skip connections so far."""
 
     h: Tensor
     skips: tuple[Tensor, ...]
