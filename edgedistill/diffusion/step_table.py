@@ -159,7 +159,8 @@ class TorchStepTable:
     @property
     def keeps(self) -> list[bool]:
         """Return for each row whether the next one reuses its deep state."""
-        return [*(row.reuse for row in self.rows[1:]), False]
+        after = zip_longest(self.rows, self.rows[1:])
+        return [row is not None and row.reuse for _, row in after]
 
     @property
     def landings(self) -> list[tuple[Step, float]]:
