@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -75,10 +76,12 @@ def export(
     }
 
 
-def export_apart(target: str, precision: str, folder: Path, width: int) -> dict[str, object]:
+def export_apart(
+    target: str, precision: str, folder: Path, width: int, name: str = "unet"
+) -> dict[str, object]:
     """The same in a process of its own."""
     folder.mkdir()
-    command = [sys.executable, __file__, "--width", str(width)]
+    command = [sys.executable, __file__, "--width", str(width), "--graph", name]
     command += ["--export", target, precision, str(folder)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     figures: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
@@ -106,16 +109,18 @@ def session(folder: Path, figures: dict[str, object], threads: int) -> Session:
     return open_graph("openvino", folder, graph, threads=threads)
 
 
-def race(sessions: dict[str, Session], runs: int) -> dict[str, float]:
-    """Median seconds of a call of each, called in turns."""
-    (call,) = GRAPHS["unet"].calls(1)
+def race(
+    sessions: dict[str, Session], runs: int, graphs: Mapping[str, str] | None = None
+) -> dict[str, float]:
+    """Median seconds of a call of each, in turns; `graphs` has those that are not `unet`."""
+    calls = {name: GRAPHS[(graphs or {}).get(name, "unet")].calls(1)[0] for name in sessions}
     taken: dict[str, list[float]] = {name: [] for name in sessions}
-    for graph in sessions.values():
-        graph(**call)
+    for name, graph in sessions.items():
+        graph(**calls[name])
     for _ in range(runs):
         for name, graph in sessions.items():
             start = time.perf_counter()
-            graph(**call)
+            graph(**calls[name])
             taken[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in taken.items()}
 

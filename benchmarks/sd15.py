@@ -1,6 +1,7 @@
 """Networks of Stable Diffusion 1.5's sizes with random weights, a graph for each stage.
 
-`GRAPHS` has the U-Net (0.86 billion weights), the smaller U-Nets of BK-SDM, the text encoder, the
+`GRAPHS` has the U-Net (0.86 billion weights), its outer blocks alone as in a step that reuses the
+deep ones, the smaller U-Nets of BK-SDM, the text encoder, the
 VAE's decoder, the tiny decoder TAESD, and a chain of matrix products, which shows what an engine
 reaches at most. A picture has 512 x 512 pixels, and 64 x 64 latents.
 """
@@ -62,6 +63,31 @@ def unet(width: int) -> SDNet:
     return SDNet(network)
 
 
+class OuterBlocks(nn.Module):
+    """The outer blocks of the U-Net, with the deep state as an input."""
+
+    def __init__(self, net: SDNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        deep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+    ) -> torch.Tensor:
+        return self.net.shallow(x, t, deep, encoder_hidden_states)
+
+
+def outer_blocks(width: int) -> nn.Module:
+    """The U-Net's outer blocks; the deep ones get no weights."""
+    net = unet(width)
+    net.unet.down_blocks, net.unet.up_blocks = net.unet.down_blocks[:1], net.unet.up_blocks[-1:]
+    net.unet.mid_block = None
+    return OuterBlocks(net)
+
+
 def smaller(name: str, width: int) -> nn.Module:
     """The U-Net that a preset of BK-SDM makes from it."""
     with torch.device("meta"):
@@ -121,6 +147,13 @@ def unet_inputs(batch: int) -> dict[str, torch.Tensor]:
     }
 
 
+def outer_inputs(batch: int) -> dict[str, torch.Tensor]:
+    """The same, and the deep state."""
+    given = unet_inputs(batch)
+    deep = torch.randn(batch, 2 * WIDTH, LATENT, LATENT)
+    return {"x": given.pop("x"), "t": given.pop("t"), "deep": deep, **given}
+
+
 def text_inputs(batch: int) -> dict[str, torch.Tensor]:
     """Token ids."""
     return {"input_ids": torch.randint(VOCABULARY, (batch, TOKENS))}
@@ -138,6 +171,7 @@ def product_inputs(batch: int) -> dict[str, torch.Tensor]:
 
 GRAPHS: Mapping[str, Stage] = {
     "unet": Stage(unet, unet_inputs),
+    "unet-outer": Stage(outer_blocks, outer_inputs),
     "unet-bk-small": Stage(partial(smaller, "bk-sdm-small"), unet_inputs),
     "unet-bk-tiny": Stage(partial(smaller, "bk-sdm-tiny"), unet_inputs),
     "text": Stage(text_encoder, text_inputs),

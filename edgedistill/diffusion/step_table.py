@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.diffusion.prediction import Linear2, Prediction, to_eps, to_x0
+from edgedistill.diffusion.reuse import as_reusing
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.sizes import check_sizes, resized, shape_at
 from edgedistill.diffusion.solvers import init_scale
@@ -55,6 +56,9 @@ class Step:
 
     `size` is the fraction of the full height and width that x has there. Before the noise is
     added, x is enlarged to the next row's size.
+
+    A row with `reuse` runs the outer blocks of the network alone, on the deep state that the row
+    before made or reused itself (see `diffusion.reuse`).
     """
 
     t: float
@@ -64,12 +68,30 @@ class Step:
     c: float
     size: float = 1.0
     past: tuple[tuple[float, float], ...] = field(default=(), kw_only=True)
+    reuse: bool = field(default=False, kw_only=True)
 
     def output(self, net: nn.Module, x: Tensor, cond: Condition) -> Tensor:
         """Return the network's output f at x (N, ...)."""
         time = torch.full((x.shape[0],), self.t, device=x.device)
         f: Tensor = net(self.scale * x, time, **cond).to(x.dtype)
         return f
+
+    def call(
+        self, net: nn.Module, x: Tensor, cond: Condition, deep: Tensor | None, keep: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the row's f at x (N, ...), and the deep state for the next row.
+
+        `deep` is that of the row before, and `keep` says whether the next row reuses this one's.
+        ValueError for a network that has none.
+        """
+        if not (self.reuse or keep):
+            return self.output(net, x, cond), None
+        parts, time = as_reusing(net), torch.full((x.shape[0],), self.t, device=x.device)
+        if not self.reuse:
+            f, deep = parts.full(self.scale * x, time, **cond)
+            return f.to(x.dtype), deep
+        assert deep is not None
+        return parts.shallow(self.scale * x, time, deep, **cond).to(x.dtype), deep
 
     def land(self, x: Tensor, f: Tensor, past: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
         """Return the row's mean from x and f (N, ...), before x is enlarged.
@@ -91,8 +113,8 @@ class TorchStepTable:
     """Sampling table of a few-step student: x = init_scale noise, then the rows.
 
     Raises:
-        ValueError: If sizes are invalid, a row enlarges x without adding noise, or uses a row that
-            is not there or has another size.
+        ValueError: If sizes are invalid, a row enlarges x without adding noise, or uses or reuses
+            a row that is not there or has another size.
     """
 
     rows: tuple[Step, ...]
@@ -108,6 +130,8 @@ class TorchStepTable:
                 )
             if any(each.size != row.size for each in earlier):
                 raise ValueError(f"row {index} uses an earlier row of another size")
+            if row.reuse and (index == 0 or self.rows[index - 1].size != row.size):
+                raise ValueError(f"row {index} reuses a deep state, and no row before it has one")
         if not self.grows:
             return
         check_sizes([row.size for row in self.rows])
@@ -126,6 +150,17 @@ class TorchStepTable:
     def reach(self) -> int:
         """Number of earlier rows whose x and f must be kept; 0 for single-step tables."""
         return max((len(row.past) for row in self.rows), default=0)
+
+    @property
+    def reuses(self) -> bool:
+        """Whether some rows reuse the deep state of the row before."""
+        return any(row.reuse for row in self.rows)
+
+    @property
+    def keeps(self) -> list[bool]:
+        """Return for each row whether the next one reuses its deep state."""
+        after = zip_longest(self.rows, self.rows[1:])
+        return [row is not None and row.reuse for _, row in after]
 
     @property
     def landings(self) -> list[tuple[Step, float]]:
@@ -155,7 +190,7 @@ class TorchStepTable:
         """Run the table.
 
         Args:
-            net: Called as net(x, t, **cond), t float32 (N,).
+            net: Called as net(x, t, **cond), t float32 (N,); a `Reusing` one if rows reuse.
             noise: Standard normal tensors (N, ...) of the shapes of `shapes`, in order of use.
             cond: Condition of N rows.
 
@@ -167,8 +202,9 @@ class TorchStepTable:
         fresh = iter(noise)
         x = self.init_scale * next(fresh)
         past: list[tuple[Tensor, Tensor]] = []
-        for row, size in self.landings:
-            f = row.output(net, x, cond)
+        deep: Tensor | None = None
+        for (row, size), keep in zip(self.landings, self.keeps, strict=True):
+            f, deep = row.call(net, x, cond, deep, keep)
             start, x = x, row.land(x, f, past)
             past = [(start, f), *past][: self.reach]
             if size != row.size:
@@ -187,17 +223,29 @@ class TorchStepTable:
         """Return the same steps, all at the full size."""
         return replace(self, rows=tuple(replace(row, size=1.0) for row in self.rows))
 
+    def reusing(self, rows: Sequence[int]) -> TorchStepTable:
+        """Return the same steps, of which those at `rows` (from 0) alone reuse a deep state.
+
+        Raises:
+            ValueError: If there is no such row, or none before it.
+        """
+        if wrong := [index for index in rows if not 0 < index < len(self.rows)]:
+            raise ValueError(f"row {wrong[0]} is not one of {len(self.rows)} with a row before it")
+        marked = (replace(row, reuse=index in rows) for index, row in enumerate(self.rows))
+        return replace(self, rows=tuple(marked))
+
     def to_json(self) -> dict[str, Any]:
         """Return {"init_scale", "rows": [{"t", "scale", "a", "b", "c"}, ...]}.
 
-        Rows also have a size below 1, and a `past` that is not empty.
+        Rows also have a size below 1, a `past` that is not empty, and `reuse` where it is true.
         """
         rows = [asdict(row) | {"past": [list(pair) for pair in row.past]} for row in self.rows]
         for row in rows:
             if row["size"] == 1:
                 del row["size"]
-            if not row["past"]:
-                del row["past"]
+            for name in ("past", "reuse"):
+                if not row[name]:
+                    del row[name]
         return {"init_scale": self.init_scale, "rows": rows}
 
     @classmethod
@@ -220,7 +268,9 @@ class TorchStepTable:
 def _read(row: Mapping[str, Any]) -> Step:
     t, scale, a, b, c = (float(row[name]) for name in ("t", "scale", "a", "b", "c"))
     past = tuple((float(k), float(m)) for k, m in row.get("past", ()))
-    return Step(t, scale, a, b, c, float(row.get("size", 1)), past=past)
+    if not isinstance(reuse := row.get("reuse", False), bool):
+        raise ValueError(f"reuse: {reuse!r}, true or false expected")
+    return Step(t, scale, a, b, c, float(row.get("size", 1)), past=past, reuse=reuse)
 
 
 def _numbers(row: Step) -> list[float]:

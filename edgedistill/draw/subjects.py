@@ -164,6 +164,8 @@ def helped_subject(
         raise ValueError(f"{student.path}: the student's steps grow, and its teacher's do not")
     if table.reach:
         raise ValueError(f"{student.path}: the student's steps use earlier ones, its own")
+    if table.reuses:
+        raise ValueError(f"{student.path}: the student's steps reuse deep blocks, its own")
     denoiser = Denoiser(student.net, schedule_from_json(info.schedule), info.prediction)
     scale = float(info.teacher.get("guidance", 1.0))
     guided = teacher.guided(scale)
@@ -183,6 +185,8 @@ def steered_subject(
 ) -> Subject:
     """Make a subject of a student whose attention moves away from a negative prompt."""
     teacher, table = student.teacher, student.table
+    if table.reuses:
+        raise ValueError(f"{student.path}: its steps reuse deep blocks, without negative prompts")
     net = NegativeAttention(student.net, teacher.encode([negative]), scale)
 
     def sampler(given: list[Tensor], cond: dict[str, Tensor]) -> Tensor:

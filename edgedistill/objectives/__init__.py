@@ -100,6 +100,7 @@ OBJECTIVES = {
     "sid": "edgedistill.objectives.matching.sid:SiD",
     "slam": "edgedistill.objectives.consistency.slam:SLAM",
     "slimflow": "edgedistill.objectives.trajectory.slimflow:SlimFlow",
+    "step-cache": "edgedistill.objectives.compression.step_cache:StepCache",
     "swd": "edgedistill.objectives.matching.swd:SWD",
     "swiftbrush": "edgedistill.objectives.matching.vsd:SwiftBrush",
     "tbcm": "edgedistill.objectives.consistency.tbcm:TBCM",

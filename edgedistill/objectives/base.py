@@ -82,6 +82,7 @@ class Setup:
         train_steps: Number of the method's steps, for methods in stages.
         time_layer: Module path inside a net of the time embedding's last linear layer.
         reward: The recipe's reward of x0, with its gradient; None if it names none.
+        reuse: Rows of the student's step table, from 0, that reuse the state of the deep blocks.
         knowledge: A frozen distilled student of the same steps, from which the method also learns;
             None unless the method names one.
     """
@@ -102,6 +103,7 @@ class Setup:
     train_steps: int = 1
     time_layer: str = ""
     reward: RewardOf | None = None
+    reuse: tuple[int, ...] = ()
     knowledge: Denoiser | None = None
 
 
@@ -206,6 +208,10 @@ def table_of_init(name: str, setup: Setup) -> TorchStepTable:
         raise ValueError(
             f"student.init: method {name!r} trains no student whose steps use earlier ones"
         )
+    if setup.init.reuses:
+        raise ValueError(
+            f"student.init: method {name!r} trains no student whose steps reuse deep blocks"
+        )
     return setup.init
 
 
@@ -227,6 +233,8 @@ class Objective(ABC):
     """Whether the method's step table is one that no diffusers scheduler walks."""
     compiles: ClassVar[bool] = True
     """Whether torch.compile can compile the networks that the method calls."""
+    reuses: ClassVar[bool] = False
+    """Whether steps of the method's students reuse deep blocks (`student.reuse`)."""
     restarts: ClassVar[bool] = False
     """Whether the method sets the student's weights itself where a stage begins."""
     Config: ClassVar[type[Settings]]
@@ -327,6 +335,7 @@ class Wrapper(Objective):
         "searches",
         "own_coefficients",
         "compiles",
+        "reuses",
         "restarts",
         "wants_knowledge",
         "wants_originals",

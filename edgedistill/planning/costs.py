@@ -163,8 +163,11 @@ def _flops(made: PlannedNetworks) -> dict[str, int]:
 def _steps(made: PlannedNetworks, call: int) -> int:
     """Sum the FLOPs of the student's calls for one sample; `call` is that of one at full size."""
     table = made.objective.table()
-    if table is None or not table.grows:
+    if table is None or not (table.grows or table.reuses):
         return made.recipe.student.steps * call
+    if table.reuses:
+        outer = denoiser_flops(made, made.small, reuse=True)
+        return sum(outer if row.reuse else call for row in table.rows)
     at = {row.size: denoiser_flops(made, made.small, row.size) for row in table.rows}
     return sum(at[row.size] for row in table.rows)
 

@@ -67,13 +67,22 @@ def counted(run: Callable[[], Any], dtype: torch.dtype | None = None) -> tuple[i
     return counter.total, counter.kernels
 
 
-def denoiser_flops(planned: PlannedNetworks, core: nn.Module, size: float = 1.0) -> int:
-    """Count one call of the diffusers model `core` on one sample, at a fraction of the size."""
+def denoiser_flops(
+    planned: PlannedNetworks, core: nn.Module, size: float = 1.0, *, reuse: bool = False
+) -> int:
+    """Count one call of the diffusers model `core` on one sample, at a fraction of the size.
+
+    With `reuse`, its deep state is an earlier call's.
+    """
     net = Net(planned.core, core, planned.inputs)
     shape = shape_at(planned.inputs.sample, size)
     x, t = torch.empty(1, *shape, device="meta"), torch.empty(1, device="meta")
-    low = LOW_PRECISION[planned.recipe.train.precision]
-    return flops(lambda: net(x, t, **expand(planned.inputs.cond, 1)), low)
+    low, cond = LOW_PRECISION[planned.recipe.train.precision], expand(planned.inputs.cond, 1)
+    if not reuse:
+        return flops(lambda: net(x, t, **cond), low)
+    with torch.no_grad():
+        _, deep = net.full(x, t, **cond)
+    return flops(lambda: net.shallow(x, t, deep, **cond), low)
 
 
 def decoder_flops(planned: PlannedNetworks) -> int:

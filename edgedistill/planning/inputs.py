@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgedistill.common.plugins import unknown
+from edgedistill.networks import unet_reuse
 
 __all__ = ["CORES", "KINDS", "Inputs", "Net", "inputs_of"]
 
@@ -53,13 +54,26 @@ class Net(nn.Module):
         self.name, self.inputs = name, inputs
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        words, core = self._words(cond), self.get_submodule(self.name)
+        result: Tensor = core(x, timestep=t, **words, return_dict=False)[0]
+        return result[:, : x.shape[1]]  # without a learned variance
+
+    def full(self, x: Tensor, t: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output, and the deep state (see `diffusion.reuse.Reusing`)."""
+        core = self.get_submodule(self.name)
+        f, deep = unet_reuse.full(core, x, t, **self._words(cond))
+        return f[:, : x.shape[1]], deep
+
+    def shallow(self, x: Tensor, t: Tensor, deep: Tensor, **cond: Tensor) -> Tensor:
+        """Return the output of the outer blocks on a deep state."""
+        core = self.get_submodule(self.name)
+        return unet_reuse.shallow(core, x, t, deep, **self._words(cond))[:, : x.shape[1]]
+
+    def _words(self, cond: Mapping[str, Tensor]) -> dict[str, Any]:
         words: dict[str, Any] = {**cond, **self.inputs.fixed}
         if self.inputs.added:
             words["added_cond_kwargs"] = {key: words.pop(key) for key in self.inputs.added}
-        result: Tensor = self.get_submodule(self.name)(x, timestep=t, **words, return_dict=False)[
-            0
-        ]
-        return result[:, : x.shape[1]]  # without a learned variance
+        return words
 
 
 def row(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -128,6 +128,32 @@ def check_compile(recipe: Recipe) -> None:
         )
 
 
+def check_reuse(recipe: Recipe) -> None:
+    """Raise a ValueError if steps are to reuse deep blocks and cannot, or none is for a method."""
+    reuse, name = recipe.student.reuse, recipe.objective["name"]
+    said = f"student.reuse={list(reuse)}"
+    if not recipe.method().reuses:
+        if reuse:
+            raise ValueError(
+                f"{said}: method {name!r} runs all blocks in every step; choose objective.name="
+                "step-cache, with student.init"
+            )
+        return
+    steps = recipe.student.steps
+    if not reuse or min(reuse) < 1 or max(reuse) >= steps or len({*reuse}) < len(reuse):
+        choices = f"from 1 to {steps - 1}" if steps > 1 else "of a student with more than one"
+        raise ValueError(f"{said}: name steps {choices}, each once; step 0 has none before it")
+    if not find_family(recipe.teacher.family).reuses:
+        raise ValueError(
+            f"{said}: students of family {recipe.teacher.family} have no deep blocks to reuse; "
+            "only U-Nets have"
+        )
+    if recipe.compress.active or recipe.compress.elastic:
+        raise ValueError(
+            f"{said}: compress changes the blocks; make the student smaller in a run before"
+        )
+
+
 RULES: tuple[Callable[[Recipe], None], ...] = (
     check_single_step,
     check_paths,
@@ -137,4 +163,5 @@ RULES: tuple[Callable[[Recipe], None], ...] = (
     check_reward,
     check_coefficients,
     check_compile,
+    check_reuse,
 )

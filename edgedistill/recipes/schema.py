@@ -108,6 +108,9 @@ class StudentSection(Settings):
     prediction_steps: int | None = Field(None, gt=0)
     """Steps, out of `train.steps`, in which a student with another prediction than its teacher
     learns it before the method begins; by default a fifth of them."""
+    reuse: tuple[int, ...] = Field((), max_length=1000)
+    """Steps, counted from 0, that reuse the deep blocks' state of the step before and run the
+    outer blocks of the U-Net alone; for method step-cache."""
     decoder: str | None = None
     """A decoder folder, made by the method `decoder`, instead of the teacher's decoder."""
 

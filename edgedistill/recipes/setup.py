@@ -28,6 +28,7 @@ def build_setup(recipe: Recipe, family: Teacher | type[Teacher], **networks: Any
     return Setup(
         sampler=recipe.student.sampler,
         optim=recipe.train.optim,
+        reuse=recipe.student.reuse,
         tap=family.tap,
         time_layer=family.time_layer,
         **networks,

@@ -62,12 +62,12 @@ def as_denoiser(found: Student, student: Denoiser, times: Tensor, sampler: str) 
     folder, prediction = str(found.path), found.info.prediction
     _compare(folder, "prediction is", prediction.value, student.prediction.value)
     own = few_step_table(student.schedule, prediction, times, sampler)
-    plain = all(row.size == 1 and not row.past for row in found.table.rows)
+    plain = all(row.size == 1 and not (row.past or row.reuse) for row in found.table.rows)
     pairs = zip(found.table.rows, own.rows, strict=True)
     if not plain or not all(_close(_numbers(a), _numbers(b)) for a, b in pairs):
         raise ValueError(
             f"{KEY}={folder}: its steps land in another way than this student's, by another "
-            "sampler, sizes, or a consistency function; name a student of the same kind"
+            "sampler, sizes, reuse, or a consistency function; name a student of the same kind"
         )
     denoiser = student.with_net(found.net)
     denoiser.eval().requires_grad_(False)

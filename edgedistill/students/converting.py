@@ -114,6 +114,11 @@ def _check(student: Student, to: str) -> None:
         raise ValueError(
             f"{student.path}: its steps grow, and no other program draws a picture that grows"
         )
+    if student.table.reuses:
+        raise ValueError(
+            f"{student.path}: its steps reuse deep blocks, and no other program draws so; convert "
+            "the student that it started from"
+        )
     compress = info.recipe.get("compress")
     if compress and Compress.model_validate(compress).active:
         raise ValueError(

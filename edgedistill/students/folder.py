@@ -31,9 +31,10 @@ from edgedistill_runtime.hub import local_folder
 
 __all__ = ["GuidanceInfo", "Student", "StudentInfo", "load_student", "save_student"]
 
-SCHEMA, WITH_PAST = 2, 3
-"""Schemas of students, and of those whose step tables use earlier rows."""
-READABLE = (1, SCHEMA, WITH_PAST)
+SCHEMA, WITH_PAST, WITH_REUSE = 2, 3, 4
+"""Schemas of students, of those whose step tables use earlier rows, and of those whose rows reuse
+deep blocks."""
+READABLE = (1, SCHEMA, WITH_PAST, WITH_REUSE)
 
 INFO, CARD = "student.json", "README.md"
 
@@ -53,7 +54,8 @@ class StudentInfo(BaseModel):
     """Contents of student.json: everything needed to run the student correctly.
 
     Attributes:
-        schema_version: 2, or 3 where rows of the step table use earlier ones; 1 had no hashes.
+        schema_version: 2; 3 where rows of the step table use earlier ones, 4 where rows reuse deep
+            blocks; 1 had no hashes.
         method: Distillation method.
         family: Family that reads the folder; a key of `teachers.TEACHERS`.
         step_table: `TorchStepTable.to_json`.
@@ -73,7 +75,7 @@ class StudentInfo(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid")
-    schema_version: Literal[1, 2, 3] = 2
+    schema_version: Literal[1, 2, 3, 4] = 2
     method: str
     family: str
     step_table: dict[str, Any]
@@ -246,17 +248,18 @@ def save_student(folder: Path, info: StudentInfo, teacher: Teacher, net: nn.Modu
         net: The student's network, or its role.
     """
     table = TorchStepTable.from_json(info.step_table)
-    info = info.model_copy(update={"schema_version": WITH_PAST if table.reach else SCHEMA})
+    version = WITH_REUSE if table.reuses else WITH_PAST if table.reach else SCHEMA
+    info = info.model_copy(update={"schema_version": version})
     with atomic_folder(folder) as work:
         teacher.save(work, net.fused() if isinstance(net, Role) else net, table)
         open_to_transformers_4(work)
-        usage = _GROWING_USAGE if table.grows else teacher.usage_with(table)
+        usage = _usage(teacher, table)
         index = work / "model_index.json"
         if isinstance(net, Role) and teacher.loads_lora:
             (work / "lora").mkdir()
             save_file(net.lora(), work / LORA, {"format": "pt"})
             info = info.model_copy(update={"lora_scale": 1.0})
-            if not table.grows:
+            if not (table.grows or table.reuses):
                 usage += _LORA_USAGE.format(scheduler=read_json(index)["scheduler"][1])
         write_text(work / CARD, _card(info, table, usage))
         _forget_machine(work)
@@ -295,6 +298,17 @@ def _without(data: Any, keys: Sequence[str]) -> Any:
         return {key: _without(value, keys) for key, value in data.items() if key not in keys}
     return data
 
+
+def _usage(teacher: Teacher, table: TorchStepTable) -> str:
+    """Return the card's text on how to use a student."""
+    if table.grows:
+        return _GROWING_USAGE
+    return _REUSING_USAGE if table.reuses else teacher.usage_with(table)
+
+
+_REUSING_USAGE = f"""{Teacher.usage} Some of its steps reuse the state of
+the deep blocks from the step before, as `step_table` in `student.json` says. A diffusers pipeline
+opens the folder, but runs all blocks in every step, which is not what the student learned."""
 
 _GROWING_USAGE = f"""{Teacher.usage} Its steps grow: the first run at a
 fraction of the height and width, as `step_table` in `student.json` says. A diffusers pipeline

@@ -97,6 +97,8 @@ class Teacher(ABC):
     """Kinds of diffusers schedulers that the family's pipelines may have."""
     any_table: ClassVar[bool] = True
     """Whether a student of the family may have any step table."""
+    reuses: ClassVar[bool] = False
+    """Whether the family's networks have a deep state that steps can reuse."""
     usage: str = "Sample it with `edgedistill generate FOLDER`."
     name: str
     path: str

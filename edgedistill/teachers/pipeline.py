@@ -342,7 +342,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
         self.scheduler(table)
 
     def scheduler(self, table: TorchStepTable) -> Any:
-        """Return the diffusers scheduler that walks the table, at one size if its steps grow.
+        """Return the diffusers scheduler that walks the table, at one size and without reuse.
 
         Raises:
             ValueError: If no scheduler does.
@@ -361,7 +361,7 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
 
     def _walker(self, table: TorchStepTable) -> tuple[Any, list[int] | None]:
         """Return the scheduler, and the timesteps it must be given if a number is not enough."""
-        own, table = self.pipeline.scheduler, table.at_one_size()
+        own, table = self.pipeline.scheduler, table.at_one_size().reusing(())
         candidates = [*self.schedulers(table), type(own).from_config(own.config)]
         by_timesteps = takes_timesteps(type(self.pipeline).__call__)
         return find_scheduler(candidates, table, self.set_steps, by_timesteps)

@@ -73,9 +73,11 @@ def new_manifest(
 
 
 def _steps(table: TorchStepTable) -> StepTable:
-    return StepTable(
-        init_scale=table.init_scale, rows=tuple(Row(**vars(row)) for row in table.rows)
+    # A row that reuses is one only inside a fused graph, which the runtime calls as a whole.
+    rows = (
+        {key: value for key, value in vars(row).items() if key != "reuse"} for row in table.rows
     )
+    return StepTable(init_scale=table.init_scale, rows=tuple(Row(**row) for row in rows))
 
 
 def _versions(modules: Sequence[str]) -> dict[str, str]:

@@ -79,6 +79,11 @@ def prepare(
     if settings.depth:
         student.use_depth(settings.depth)
     _check_sizes(student, goal, settings)
+    if student.table.reuses and not settings.fused:
+        raise ValueError(
+            f"{student.path}: some of its steps reuse deep blocks, which only one graph of all "
+            "steps can; add --fused (fused=True in Python)"
+        )
     if settings.decoder:
         student.teacher.use_decoder(str(settings.decoder))
     place = default_place(student.path, target, precision, settings.suffix)

@@ -101,7 +101,8 @@ def walk(
         cond = dict(zip(encoder.outputs, tensors, strict=True))
         way.calls["text_encoder"] = [Recorded(tokens, tensors)]
     calls = way.calls["denoiser"] = []
-    way.samples = student.table.sample(_Recorder(student.net, calls), noise, cond)
+    net = student.net if fused else _Recorder(student.net, calls)
+    way.samples = student.table.sample(net, noise, cond)
     if "decoder" in graphs:
         way.images = graphs["decoder"].module(way.samples)
         way.calls["decoder"] = [Recorded({"x0": way.samples}, (way.images,))]

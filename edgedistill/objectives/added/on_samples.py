@@ -34,6 +34,10 @@ class Beside(Wrapper):
             raise ValueError(
                 f"{section}: the steps of method {method.name!r} grow; choose another"
             )
+        if method.reuses:
+            raise ValueError(
+                f"{section}: steps of method {method.name!r} reuse deep blocks; choose another"
+            )
         super().__init__(method)
         self.student, self.times = setup.student, setup.times
         self.rollout = Rollout(setup.student, setup.times, setup.sampler)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.step_table import TorchStepTable
+from edgedistill.networks import unet_reuse
 from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.pipeline import PipelineTeacher
 from edgedistill.teachers.schedulers import discrete_border
@@ -42,11 +43,32 @@ class SDXLNet(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, encoder_hidden_states: Tensor, text_embeds: Tensor
     ) -> Tensor:
-        added = {"text_embeds": text_embeds, "time_ids": self.time_ids.expand(x.shape[0], -1)}
-        result: Tensor = self.unet(
-            x, t, encoder_hidden_states, added_cond_kwargs=added, return_dict=False
-        )[0]
+        words = self._words(encoder_hidden_states, text_embeds)
+        result: Tensor = self.unet(x, t, **words, return_dict=False)[0]
         return result
+
+    def full(
+        self, x: Tensor, t: Tensor, encoder_hidden_states: Tensor, text_embeds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the output, and the deep state (see `diffusion.reuse.Reusing`)."""
+        return unet_reuse.full(self.unet, x, t, **self._words(encoder_hidden_states, text_embeds))
+
+    def shallow(
+        self,
+        x: Tensor,
+        t: Tensor,
+        deep: Tensor,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor,
+    ) -> Tensor:
+        """Return the output of the outer blocks on a deep state."""
+        words = self._words(encoder_hidden_states, text_embeds)
+        return unet_reuse.shallow(self.unet, x, t, deep, **words)
+
+    def _words(self, encoder_hidden_states: Tensor, text_embeds: Tensor) -> dict[str, Any]:
+        time_ids = self.time_ids.expand(text_embeds.shape[0], -1)
+        added = {"text_embeds": text_embeds, "time_ids": time_ids}
+        return {"encoder_hidden_states": encoder_hidden_states, "added_cond_kwargs": added}
 
 
 class SDXLTextEncoders(nn.Module):
@@ -73,6 +95,7 @@ class StableDiffusionXL(PipelineTeacher):
     pipelines = ("StableDiffusionXLPipeline",)
     tap = "unet.mid_block"
     time_layer = "unet.time_embedding.linear_2"
+    reuses = True
     tokenizers = {"tokenizer": "input_ids", "tokenizer_2": "input_ids_2"}  # noqa: RUF012
     conditions = ("encoder_hidden_states", "text_embeds")
 

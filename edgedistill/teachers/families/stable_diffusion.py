@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.step_table import TorchStepTable
+from edgedistill.networks import unet_reuse
 from edgedistill.teachers.pipeline import PipelineTeacher
 from edgedistill.teachers.schedulers import discrete_border
 from edgedistill.teachers.student_schedulers import discrete_schedulers
@@ -27,6 +28,16 @@ class SDNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         result: Tensor = self.unet(x, t, encoder_hidden_states, return_dict=False)[0]
         return result
+
+    def full(self, x: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output, and the deep state (see `diffusion.reuse.Reusing`)."""
+        return unet_reuse.full(self.unet, x, t, encoder_hidden_states=encoder_hidden_states)
+
+    def shallow(self, x: Tensor, t: Tensor, deep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        """Return the output of the outer blocks on a deep state."""
+        return unet_reuse.shallow(
+            self.unet, x, t, deep, encoder_hidden_states=encoder_hidden_states
+        )
 
 
 class SDTextEncoder(nn.Module):
@@ -53,6 +64,7 @@ class StableDiffusion(PipelineTeacher):
     pipelines = ("StableDiffusionPipeline",)
     tap = "unet.mid_block"
     time_layer = "unet.time_embedding.linear_2"
+    reuses = True
 
     unused = ("safety_checker",)
     options = {"requires_safety_checker": False}  # noqa: RUF012

@@ -22,6 +22,7 @@ from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.schedules import Karras
 from edgedistill.diffusion.step_table import TorchStepTable
+from edgedistill.networks import unet_reuse
 from edgedistill.networks.scaling import Scaling
 from edgedistill.teachers.base import Teacher
 from edgedistill.teachers.classes import ClassTeacher, read_classes
@@ -52,7 +53,24 @@ class UNet2DNet(nn.Module):
         self.sign = sign
 
     def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        result: Tensor = self.unet(x, t, class_labels, return_dict=False)[0]
+        return self._signed(self.unet(x, t, class_labels, return_dict=False)[0], x)
+
+    def full(
+        self, x: Tensor, t: Tensor, class_labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the output, and the deep state (see `diffusion.reuse.Reusing`)."""
+        f, deep = unet_reuse.full(self.unet, x, t, class_labels=class_labels)
+        return self._signed(f, x), deep
+
+    def shallow(
+        self, x: Tensor, t: Tensor, deep: Tensor, class_labels: Tensor | None = None
+    ) -> Tensor:
+        """Return the output of the outer blocks on a deep state."""
+        return self._signed(
+            unet_reuse.shallow(self.unet, x, t, deep, class_labels=class_labels), x
+        )
+
+    def _signed(self, result: Tensor, x: Tensor) -> Tensor:
         # Variance channels may follow eps.
         result = result[:, : x.shape[1]]
         return result if self.sign == 1 else self.sign * result
@@ -84,6 +102,7 @@ class UNet2D(ClassTeacher):
     tap = "unet.mid_block"
     x0_limit = 1.0
     time_layer = "unet.time_embedding.linear_2"
+    reuses = True
     usage = """```python
 from diffusers import DiffusionPipeline
 

@@ -13,6 +13,8 @@ from typing import Any
 from edgedistill.common.files import atomic_folder
 from edgedistill.common.plugins import unknown
 from edgedistill.common.progress import Progress
+from edgedistill.diffusion.step_table import TorchStepTable
+from edgedistill.students.folder import load_student_info
 from edgedistill_export.auto.kept import BATCH, BEST, PURPOSES, keep_choice
 from edgedistill_export.bench import BenchSubject, measure, warn_if_busy
 from edgedistill_export.many import ExportRow, export_many
@@ -74,7 +76,7 @@ def choose(
     """Build every candidate that can be built here, and choose the best that passes its proof.
 
     The bundles are ordinary ones and stay beside the student. The chosen one's manifest gets the
-    table of all.
+    table of all. A student whose steps reuse deep blocks has fused candidates only.
 
     Args:
         student: The student dir.
@@ -89,6 +91,8 @@ def choose(
     """
     if purpose not in PURPOSES:
         raise unknown("purpose", purpose, PURPOSES)
+    if TorchStepTable.from_json(load_student_info(student).step_table).reuses:
+        settings = replace(settings, fused=True)
     pairs = (*CANDIDATES, *MORE.get(purpose, ()))
     wanted = [pair for pair in pairs if find_target(pair[0]).problem() is None]
     if not wanted:

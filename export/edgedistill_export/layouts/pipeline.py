@@ -71,8 +71,13 @@ def check_layout(layout: Layout, info: StudentInfo, student: Path, target: str) 
             f"{said}: a {info.family} student; {layout.name}'s graphs of it are not those of a "
             f"bundle, only of {', '.join(FAMILIES)}"
         )
-    if TorchStepTable.from_json(info.step_table).grows:
+    table = TorchStepTable.from_json(info.step_table)
+    if table.grows:
         raise ValueError(f"{said}: the student's steps grow, and its pipeline's do not")
+    if table.reuses:
+        raise ValueError(
+            f"{said}: the student's steps reuse deep blocks, and its pipeline's do not"
+        )
     layout.check(student_folder(student))
 
 

@@ -1,0 +1,66 @@
+"""A step that reuses deep blocks against a full one, in OpenVINO at the size of SD 1.5.
+
+    python benchmarks/reused_step.py [--runs 10] [--precisions bf16,int8] [--out FOLDER]
+
+The U-Net of Stable Diffusion 1.5 with random weights at 64 x 64 latents, and its outer blocks
+alone (`sd15.GRAPHS`), are exported in processes of their own (13 GB of memory, minutes each; with
+--out they are kept, and not exported again). Both are then called in turns in one process, a
+picture a call. Prints seconds of a call, their ratio, that of the floating-point operations, and
+what a student of --steps steps saves whose last one reuses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from openvino_sd15 import FIGURES, export_apart, race, session
+from sd15 import WIDTH, gflop
+
+FULL, OUTER = "unet", "unet-outer"
+
+
+def exported(name: str, precision: str, home: Path, width: int) -> tuple[Path, dict[str, object]]:
+    """Folder and figures of a graph, exported now or before."""
+    folder = home / f"{name}-{precision}"
+    if not (folder / FIGURES).is_file():
+        export_apart("openvino", precision, folder, width, name)
+    return folder, json.loads((folder / FIGURES).read_text())
+
+
+def compare(precision: str, home: Path, runs: int, threads: int, width: int) -> dict[str, float]:
+    """Median seconds of a call of both."""
+    made = {name: exported(name, precision, home, width) for name in (FULL, OUTER)}
+    sessions = {name: session(*one, threads) for name, one in made.items()}
+    return race(sessions, runs, {name: name for name in made})
+
+
+def main() -> None:
+    """Print a line for each precision."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--precisions", default="bf16,int8")
+    parser.add_argument("--out", type=Path, help="folder of the exports, kept")
+    args = parser.parse_args()
+    share = gflop(OUTER) / gflop(FULL)
+    print(f"operations: {gflop(FULL):.0f} GFLOP a full step, {share:.2f} of it one that reuses")
+    with TemporaryDirectory() as scratch:
+        home = args.out or Path(scratch)
+        home.mkdir(parents=True, exist_ok=True)
+        for precision in args.precisions.split(","):
+            found = compare(precision, home, args.runs, args.threads, WIDTH)
+            ratio = found[OUTER] / found[FULL]
+            sample = (args.steps - 1 + ratio) / args.steps
+            print(
+                f"{precision:5} full {found[FULL]:.3f} s  reusing {found[OUTER]:.3f} s  "
+                f"= {ratio:.2f}; {args.steps} steps, the last reusing: {sample:.2f} of the time",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
