@@ -124,8 +124,8 @@ class DataSection(Settings):
     caption: str = "caption"
     """Column of a table, and key of a .json in a tar, that holds the prompt."""
     caption_variants: bool = False
-    """Whether a picture of the teacher's own data has one of several captions each time it is
-    drawn, as when the teacher was trained, in place of always the same one."""
+    """Whether a picture of the teacher's own data that has several captions gets another one each
+    time it is drawn, as when the teacher was trained, in place of always the same one."""
     pictures: str | None = None
     """A folder of pictures with captions, or webdataset shards, instead of samples; the guide to
     data says how captions are found."""
@@ -143,11 +143,6 @@ class DataSection(Settings):
             raise ValueError("cache is for pictures; name them, or leave it out")
         if self.pictures is not None and (self.prompts is not None or self.paths is not None):
             raise ValueError("pictures have their own captions; leave prompts and paths out")
-        if self.caption_variants and (self.pictures or self.prompts or self.paths):
-            raise ValueError(
-                "caption_variants is for the teacher's own data; leave pictures, prompts and "
-                "paths out"
-            )
         return self
 
 

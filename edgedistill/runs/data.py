@@ -54,11 +54,6 @@ class RunData:
         recipe, teacher = self.recipe, self.teacher
         if not recipe.method().needs_paths:
             return None
-        if recipe.data.caption_variants:
-            raise ValueError(
-                f"data.caption_variants: paths of {recipe.objective['name']} are stored with one "
-                "caption each; leave it out"
-            )
         section = recipe.teacher
         captions = self._own(captions_of(teacher, recipe.data.prompts, recipe.data.caption))
         spec = spec_of(
@@ -148,10 +143,6 @@ class RunData:
     def _shared(self, source: DataSource) -> DataSource:
         if self.part and isinstance(source, Captioned):
             source.only(self.part.rows(self.teacher, source.captions))
-        if self.recipe.data.caption_variants:
-            if not isinstance(source, Captioned):
-                raise ValueError(
-                    "data.caption_variants: the run's clean data has no captions; leave it out"
-                )
+        if self.recipe.data.caption_variants and isinstance(source, Captioned):
             source.vary()
         return source

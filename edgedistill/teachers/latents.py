@@ -41,16 +41,7 @@ class Captioned:
         self._varied = False
 
     def vary(self) -> None:
-        """Draw one of a row's captions anew each time from now on, by their shares.
-
-        Raises:
-            ValueError: If each row has but one.
-        """
-        if self._variants is None:
-            raise ValueError(
-                "data.caption_variants: the run's clean data has one caption a picture; "
-                "leave it out"
-            )
+        """Draw one of a row's captions anew each time from now on, where rows have several."""
         self._varied = True
 
     def only(self, rows: Sequence[int]) -> None:
