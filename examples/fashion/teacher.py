@@ -26,9 +26,9 @@ class Config(Plan):
     layers: int = 1
     head_channels: int = 32
     norm_groups: int = 8
-    samples: float = 1_200_000
-    """Twenty times every photograph."""
-    batch: int = 128
+    samples: float = 400_000
+    """Every photograph nearly seven times."""
+    batch: int = 64
     matrix_rate: float = 3e-3
     other_rate: float = 1.2e-3
     warmup_steps: int = 150
