@@ -151,7 +151,7 @@ def export(
         "strict": strict,
     }
     if target and AUTO in target:
-        check_alone(target, precision or [], out)
+        check_alone(target, precision or [], out, dry_run=dry_run, layout=layout)
         _choose(folder, purpose, given, rebuild, json)
         return
 

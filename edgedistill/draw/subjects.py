@@ -165,7 +165,10 @@ def helped_subject(
     if table.reach:
         raise ValueError(f"{student.path}: the student's steps use earlier ones, its own")
     if table.reuses:
-        raise ValueError(f"{student.path}: the student's steps reuse deep blocks, its own")
+        raise ValueError(
+            f"{student.path}: the teacher cannot take a part in a student whose steps reuse deep "
+            "blocks; leave its help out, or take the student without reuse"
+        )
     denoiser = Denoiser(student.net, schedule_from_json(info.schedule), info.prediction)
     scale = float(info.teacher.get("guidance", 1.0))
     guided = teacher.guided(scale)
@@ -186,7 +189,10 @@ def steered_subject(
     """Make a subject of a student whose attention moves away from a negative prompt."""
     teacher, table = student.teacher, student.table
     if table.reuses:
-        raise ValueError(f"{student.path}: its steps reuse deep blocks, without negative prompts")
+        raise ValueError(
+            f"{student.path}: a student whose steps reuse deep blocks takes no negative prompts; "
+            "take the student without reuse"
+        )
     net = NegativeAttention(student.net, teacher.encode([negative]), scale)
 
     def sampler(given: list[Tensor], cond: dict[str, Tensor]) -> Tensor:

@@ -210,7 +210,8 @@ def table_of_init(name: str, setup: Setup) -> TorchStepTable:
         )
     if setup.init.reuses:
         raise ValueError(
-            f"student.init: method {name!r} trains no student whose steps reuse deep blocks"
+            f"student.init: method {name!r} starts from a student whose steps run all blocks; "
+            "name the one without reuse"
         )
     return setup.init
 

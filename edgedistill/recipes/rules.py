@@ -141,8 +141,12 @@ def check_reuse(recipe: Recipe) -> None:
         return
     steps = recipe.student.steps
     if not reuse or min(reuse) < 1 or max(reuse) >= steps or len({*reuse}) < len(reuse):
-        choices = f"from 1 to {steps - 1}" if steps > 1 else "of a student with more than one"
-        raise ValueError(f"{said}: name steps {choices}, each once; step 0 has none before it")
+        if steps == 1:
+            raise ValueError(f"{said}: a student of one step has no step before to reuse")
+        raise ValueError(
+            f"{said}: method {name!r} needs one or more of the steps 1 to {steps - 1}, each once; "
+            "step 0 has none before it"
+        )
     if not find_family(recipe.teacher.family).reuses:
         raise ValueError(
             f"{said}: students of family {recipe.teacher.family} have no deep blocks to reuse; "

@@ -38,7 +38,13 @@ from edgedistill.runs.data import RunData
 from edgedistill.runs.knowledge import as_denoiser, open_knowledge
 from edgedistill.runs.networks import PrunedStudent, first_of
 from edgedistill.runs.preview import preview, preview_roles
-from edgedistill.students.folder import GuidanceInfo, StudentInfo, load_student, save_student
+from edgedistill.students.folder import (
+    GuidanceInfo,
+    Student,
+    StudentInfo,
+    load_student,
+    save_student,
+)
 from edgedistill.students.routing import Part
 from edgedistill.teachers.base import DataSource
 from edgedistill.training.trainer import Hooks, Trainer, engine
@@ -79,7 +85,7 @@ class Run:
         if recipe.train.roles == "adapters":
             check_adapters(recipe, self.teacher)
         self.reward = reward_of(recipe.reward, self.teacher) if recipe.reward else None
-        self.init = load_student(few.init) if few.init else None
+        self.init = self._open_init(few.init) if few.init else None
         self.knowledge = open_knowledge(recipe, self.teacher, self.times)
 
         # Open data and objective; their lines are held back until the request is checked.
@@ -135,6 +141,16 @@ class Run:
         """Raise a ValueError if a student with these steps could not be saved."""
         schedule, few = self.teacher.denoiser.schedule, self.recipe.student.sampler
         self.teacher.check(few_step_table(schedule, self.prediction, self.times, few, boundary))
+
+    def _open_init(self, folder: str) -> Student:
+        """Open the student to start from; ValueError if it draws what the teacher does not."""
+        init, drawn = load_student(folder), tuple(self.teacher.sample_shape)
+        if (found := tuple(init.teacher.sample_shape)) != drawn:
+            raise ValueError(
+                f"student.init={folder}: its x has the shape {found} and the teacher's {drawn}; "
+                "name a student of this teacher"
+            )
+        return init
 
     def _objective(self, device: torch.device) -> Objective:
         recipe, teacher = self.recipe, self.teacher

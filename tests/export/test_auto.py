@@ -173,6 +173,8 @@ sys.exit(code)
         (["--precision", "fp32"], "chooses target and precision itself"),
         (["--target", "ort"], "chooses target and precision itself"),
         (["--out", "x"], "leave out --out"),
+        (["--dry-run"], "name targets for --dry-run"),
+        (["--layout", "optimum"], "--layout optimum: name the target that it is for"),
     ],
 )
 def test_what_it_chooses_itself_cannot_be_asked_for(folder, monkeypatch, capsys, words, said):

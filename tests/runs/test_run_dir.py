@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from edgedistill import recipes
-from edgedistill.common.files import WriteError
+from edgedistill.common.files import WriteError, write_json
 from edgedistill.runs import run_dir
 from edgedistill.runs.claims import claim_new
 from edgedistill.runs.run_dir import open_run
@@ -317,3 +317,18 @@ def test_a_run_that_cannot_be_here_says_so_and_leaves_nothing(begin, tmp_path):
         begin()
     assert Path("runs").read_text() == "mine"
     assert names(tmp_path) == ["runs"]
+
+
+def test_a_student_of_another_shape_cannot_be_the_start(tmp_path):
+    """It is told before anything trains, and leaves no run."""
+    two, other = tmp_path / "two.json", tmp_path / "three.json"
+    write_json(two, {"weights": [1.0], "means": [[0.0, 0.0]], "scales": [1.0]})
+    write_json(other, {"weights": [1.0], "means": [[0.0, 0.0, 0.0]], "scales": [1.0]})
+    words = ["train.steps=1", "evaluate.samples=2"]
+    recipe = recipes.load("mixture-lcm", [f"teacher.path={two}", *words])
+    first = open_run(recipe, str(tmp_path / "a"), False)
+    first.train(lambda *_: None)
+    start = [f"teacher.path={other}", f"student.init={tmp_path / 'a' / 'student'}"]
+    with pytest.raises(ValueError, match=r"its x has the shape \(2,\) and the teacher's \(3,\)"):
+        open_run(recipes.load("mixture-lcm", [*start, *words]), str(tmp_path / "b"), False)
+    assert not (tmp_path / "b").exists()

@@ -61,8 +61,19 @@ ENGINES = ("onnxruntime", "openvino", "edgedistill", "edgedistill-runtime")
 """Distributions whose version may change what is fastest."""
 
 
-def check_alone(targets: Sequence[str], precisions: Sequence[str], out: Path | None) -> None:
+def check_alone(
+    targets: Sequence[str],
+    precisions: Sequence[str],
+    out: Path | None,
+    *,
+    dry_run: bool = False,
+    layout: str = "",
+) -> None:
     """Raise a ValueError if something is asked for beside target auto, which chooses it itself."""
+    if dry_run:
+        raise ValueError("--target auto builds and measures; name targets for --dry-run")
+    if layout:
+        raise ValueError(f"--layout {layout}: name the target that it is for in place of auto")
     if len(targets) > 1 or precisions:
         raise ValueError("--target auto chooses target and precision itself; name it alone")
     if out:
