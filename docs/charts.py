@@ -703,7 +703,7 @@ def svg(name: str, panels: Sequence[Panel]) -> str:
 
 def described(text: str) -> str:
     """The figures that an SVG was drawn from."""
-    found = ElementTree.fromstring(text).find("{http://www.w3.org/2000/svg}desc")  # noqa: S314
+    found = ElementTree.fromstring(text).find("{http://www.w3.org/2000/svg}desc")  # noqa: S314  our own file
     return found.text or "" if found is not None else ""
 
 
