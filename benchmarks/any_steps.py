@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.solvers import student_times
-from edgedistill.diffusion.step_table import TorchStepTable, few_step_table
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.evaluation.planar import planar_figures
 from edgedistill.students.folder import load_student
 from edgedistill.teachers.families.mixture import Mixture

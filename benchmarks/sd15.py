@@ -1,9 +1,9 @@
 """Networks of Stable Diffusion 1.5's sizes with random weights, a graph for each stage.
 
-`GRAPHS` has the U-Net (0.86 billion weights), its outer blocks alone as in a step that reuses the
-deep ones, the smaller U-Nets of BK-SDM, the text encoder, the
-VAE's decoder, the tiny decoder TAESD, and a chain of matrix products, which shows what an engine
-reaches at most. A picture has 512 x 512 pixels, and 64 x 64 latents.
+`GRAPHS` has the U-Net (0.86 billion weights), its outer blocks and its last layer alone as in
+steps that reuse the deep state, the smaller U-Nets of BK-SDM, the text encoder, the VAE's decoder,
+the tiny decoder TAESD, and a chain of matrix products, which shows what an engine reaches at most.
+A picture has 512 x 512 pixels, and 64 x 64 latents.
 """
 
 from __future__ import annotations
@@ -63,12 +63,17 @@ def unet(width: int) -> SDNet:
     return SDNet(network)
 
 
-class OuterBlocks(nn.Module):
-    """The outer blocks of the U-Net, with the deep state as an input."""
+class OuterLayers(nn.Module):
+    """The outer layers of the U-Net, with the deep state as an input.
 
-    def __init__(self, net: SDNet) -> None:
+    Args:
+        net: The network.
+        layers: Number of layers of the last up block; None for the whole block.
+    """
+
+    def __init__(self, net: SDNet, layers: int | None) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.layers = net, layers
 
     def forward(
         self,
@@ -77,15 +82,15 @@ class OuterBlocks(nn.Module):
         deep: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
     ) -> torch.Tensor:
-        return self.net.shallow(x, t, deep, encoder_hidden_states)
+        return self.net.shallow(x, t, deep, self.layers, encoder_hidden_states)
 
 
-def outer_blocks(width: int) -> nn.Module:
-    """The U-Net's outer blocks; the deep ones get no weights."""
+def outer_layers(layers: int | None, width: int) -> nn.Module:
+    """The U-Net's outer layers; the deep blocks get no weights."""
     net = unet(width)
     net.unet.down_blocks, net.unet.up_blocks = net.unet.down_blocks[:1], net.unet.up_blocks[-1:]
     net.unet.mid_block = None
-    return OuterBlocks(net)
+    return OuterLayers(net, layers)
 
 
 def smaller(name: str, width: int) -> nn.Module:
@@ -147,10 +152,10 @@ def unet_inputs(batch: int) -> dict[str, torch.Tensor]:
     }
 
 
-def outer_inputs(batch: int) -> dict[str, torch.Tensor]:
-    """The same, and the deep state."""
+def outer_inputs(channels: int, batch: int) -> dict[str, torch.Tensor]:
+    """The same, and a deep state of so many channels."""
     given = unet_inputs(batch)
-    deep = torch.randn(batch, 2 * WIDTH, LATENT, LATENT)
+    deep = torch.randn(batch, channels, LATENT, LATENT)
     return {"x": given.pop("x"), "t": given.pop("t"), "deep": deep, **given}
 
 
@@ -171,7 +176,8 @@ def product_inputs(batch: int) -> dict[str, torch.Tensor]:
 
 GRAPHS: Mapping[str, Stage] = {
     "unet": Stage(unet, unet_inputs),
-    "unet-outer": Stage(outer_blocks, outer_inputs),
+    "unet-outer": Stage(partial(outer_layers, None), partial(outer_inputs, 2 * WIDTH)),
+    "unet-last": Stage(partial(outer_layers, 1), partial(outer_inputs, WIDTH)),
     "unet-bk-small": Stage(partial(smaller, "bk-sdm-small"), unet_inputs),
     "unet-bk-tiny": Stage(partial(smaller, "bk-sdm-tiny"), unet_inputs),
     "text": Stage(text_encoder, text_inputs),

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.few_step import Boundary
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
-from edgedistill.diffusion.step_table import Boundary
 
 
 class Gaussian:

@@ -4,10 +4,10 @@ import torch
 from scored import FAR, located
 
 from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import time_grid
-from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.base import Optim, Setup
 
 SIDE = torch.tensor([0.6, -0.8])

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.solvers import student_times
-from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.students.folder import GuidanceInfo, StudentInfo, save_student
 from edgedistill.teachers import Teacher
 from edgedistill.tiny.stable_diffusion import pipeline as make_pipeline

@@ -21,8 +21,8 @@ from edgedistill.adoption.tables import (
     trailing_grid,
 )
 from edgedistill.common.plugins import unknown
+from edgedistill.diffusion.few_step import Lander, ddim, renoise
 from edgedistill.diffusion.prediction import Prediction
-from edgedistill.diffusion.step_table import Lander, ddim, renoise
 from edgedistill.students.folder import GuidanceInfo
 
 __all__ = ["FOLDER", "KINDS", "LORA", "SOLVERS", "WEIGHTS", "Kind", "TeacherSolver", "find_kind"]

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from edgedistill.adoption.kinds import Kind
 from edgedistill.diffusion.boundary import lcm_boundary
+from edgedistill.diffusion.few_step import landed_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
-from edgedistill.diffusion.step_table import TorchStepTable, landed_table
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.teachers.student_schedulers import walk
 
 __all__ = [

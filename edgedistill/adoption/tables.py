@@ -1,7 +1,7 @@
 """Grids and landings of the samplers that published few-step students are made for.
 
 A grid says at which times a student is called, a landing how one call ends on the next time
-(`diffusion.step_table.Landing`). Everything is written in the schedule's own variables, x_t =
+(`diffusion.few_step.Landing`). Everything is written in the schedule's own variables, x_t =
 alpha x0 + sigma eps. diffusers' Euler classes walk x_t / alpha instead, which changes the first
 scale but not the result.
 """
@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from edgedistill.diffusion.few_step import Lander, Landing
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.schedules import Discrete
 from edgedistill.diffusion.solvers import time_grid
-from edgedistill.diffusion.step_table import Lander, Landing
 
 __all__ = [
     "Grid",

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.few_step import Boundary
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.solvers import ddim_step
-from edgedistill.diffusion.step_table import Boundary
 from edgedistill.diffusion.tensors import expand_like
 
 __all__ = [

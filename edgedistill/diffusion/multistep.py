@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from edgedistill.common.plugins import unknown
+from edgedistill.diffusion.few_step import SIGNAL
 from edgedistill.diffusion.prediction import Linear2, Prediction, to_eps, to_x0
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.solvers import TimeGrid, init_scale
-from edgedistill.diffusion.step_table import SIGNAL, Step, TorchStepTable
+from edgedistill.diffusion.step_table import Step, TorchStepTable
 
 __all__ = [
     "MULTISTEP",

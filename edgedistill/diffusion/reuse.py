@@ -16,25 +16,40 @@ __all__ = ["Reusing", "as_reusing"]
 
 @runtime_checkable
 class Reusing(Protocol):
-    """A network whose outer blocks can also run alone, on an earlier call's deep state."""
+    """A network whose outer layers can also run alone, on an earlier call's deep state.
 
-    def full(self, x: Tensor, t: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+    Its last block has `outer_layers` layers. `layers`, a number from 1 to that, says how many of
+    them are outer ones; None means the whole block.
+    """
+
+    @property
+    def outer_layers(self) -> int:
+        """Number of layers of the last block."""
+        ...
+
+    def full(
+        self, x: Tensor, t: Tensor, layers: int | None, **cond: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return the output that the network gives when it is called, and the deep state.
 
         Args:
             x: Input (N, ...).
             t: Times that the network reads, (N,).
+            layers: Number of outer layers, before which the deep state is taken.
             cond: Condition of N rows.
         """
         ...
 
-    def shallow(self, x: Tensor, t: Tensor, deep: Tensor, **cond: Tensor) -> Tensor:
+    def shallow(
+        self, x: Tensor, t: Tensor, deep: Tensor, layers: int | None, **cond: Tensor
+    ) -> Tensor:
         """Return the output with another call's deep state, which keeps its gradient.
 
         Args:
             x: Input (N, ...).
             t: Times that the network reads, (N,).
-            deep: Deep state of `full` for N rows.
+            deep: Deep state of `full` for N rows and these layers.
+            layers: Number of outer layers, the same as in `full`.
             cond: Condition of N rows.
         """
         ...

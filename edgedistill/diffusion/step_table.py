@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain, pairwise, zip_longest
-from typing import Any, NamedTuple
+from itertools import chain, zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgedistill.diffusion.denoiser import Condition
-from edgedistill.diffusion.prediction import Linear2, Prediction, to_eps, to_x0
 from edgedistill.diffusion.reuse import as_reusing
-from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.sizes import check_sizes, resized, shape_at
-from edgedistill.diffusion.solvers import init_scale
 
-__all__ = [
-    "MAX_PAST",
-    "SAMPLERS",
-    "SIGNAL",
-    "Boundary",
-    "Lander",
-    "Landing",
-    "Step",
-    "TorchStepTable",
-    "ddim",
-    "few_step_table",
-    "landed_table",
-    "renoise",
-]
+__all__ = ["MAX_PAST", "Step", "TorchStepTable"]
 
 MAX_PAST = 8
 """Largest number of earlier rows that a row uses."""
-
-Boundary = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Boundary condition t -> (c_skip, c_out); the consistency function is c_skip x_t + c_out x0."""
 
 LARGEST = torch.finfo(torch.float32).max
 """Largest number in a step table, since networks and devices run it in float32."""
@@ -76,23 +57,6 @@ class Step:
         f: Tensor = net(self.scale * x, time, **cond).to(x.dtype)
         return f
 
-    def call(
-        self, net: nn.Module, x: Tensor, cond: Condition, deep: Tensor | None, keep: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the row's f at x (N, ...), and the deep state for the next row.
-
-        `deep` is that of the row before, and `keep` says whether the next row reuses this one's.
-        ValueError for a network that has none.
-        """
-        if not (self.reuse or keep):
-            return self.output(net, x, cond), None
-        parts, time = as_reusing(net), torch.full((x.shape[0],), self.t, device=x.device)
-        if not self.reuse:
-            f, deep = parts.full(self.scale * x, time, **cond)
-            return f.to(x.dtype), deep
-        assert deep is not None
-        return parts.shallow(self.scale * x, time, deep, **cond).to(x.dtype), deep
-
     def land(self, x: Tensor, f: Tensor, past: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
         """Return the row's mean from x and f (N, ...), before x is enlarged.
 
@@ -112,6 +76,9 @@ class Step:
 class TorchStepTable:
     """Sampling table of a few-step student: x = init_scale noise, then the rows.
 
+    `reuse_layers` is the number of layers of the network's last block that run in a row that
+    reuses (see `diffusion.reuse`); None for all of them.
+
     Raises:
         ValueError: If sizes are invalid, a row enlarges x without adding noise, or uses or reuses
             a row that is not there or has another size.
@@ -119,6 +86,7 @@ class TorchStepTable:
 
     rows: tuple[Step, ...]
     init_scale: float = 1.0
+    reuse_layers: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         for index, row in enumerate(self.rows):
@@ -157,12 +125,6 @@ class TorchStepTable:
         return any(row.reuse for row in self.rows)
 
     @property
-    def keeps(self) -> list[bool]:
-        """Return for each row whether the next one reuses its deep state."""
-        after = zip_longest(self.rows, self.rows[1:])
-        return [row is not None and row.reuse for _, row in after]
-
-    @property
     def landings(self) -> list[tuple[Step, float]]:
         """Return each row with the size it lands at: the next row's, or 1 for the last."""
         return [
@@ -186,6 +148,29 @@ class TorchStepTable:
         sizes = [self.rows[0].size, *(size for row, size in self.landings if row.c)]
         return [shape_at(shape, size) for size in sizes]
 
+    def call(
+        self, index: int, net: nn.Module, x: Tensor, cond: Condition, deep: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the f of row `index` at x (N, ...), and the deep state for the next row.
+
+        Args:
+            index: Place of the row, from 0.
+            net: The network; a `Reusing` one if the row or the next one reuses.
+            x: x of the row.
+            cond: Condition of N rows.
+            deep: Deep state that the row before returned.
+        """
+        row, after = self.rows[index], self.rows[index + 1 : index + 2]
+        if not row.reuse and not any(each.reuse for each in after):
+            return row.output(net, x, cond), None
+        parts, layers = as_reusing(net), self.reuse_layers
+        scaled, time = row.scale * x, torch.full((x.shape[0],), row.t, device=x.device)
+        if not row.reuse:
+            f, deep = parts.full(scaled, time, layers, **cond)
+            return f.to(x.dtype), deep
+        assert deep is not None
+        return parts.shallow(scaled, time, deep, layers, **cond).to(x.dtype), deep
+
     def sample(self, net: nn.Module, noise: Sequence[Tensor], cond: Condition) -> Tensor:
         """Run the table.
 
@@ -203,8 +188,8 @@ class TorchStepTable:
         x = self.init_scale * next(fresh)
         past: list[tuple[Tensor, Tensor]] = []
         deep: Tensor | None = None
-        for (row, size), keep in zip(self.landings, self.keeps, strict=True):
-            f, deep = row.call(net, x, cond, deep, keep)
+        for index, (row, size) in enumerate(self.landings):
+            f, deep = self.call(index, net, x, cond, deep)
             start, x = x, row.land(x, f, past)
             past = [(start, f), *past][: self.reach]
             if size != row.size:
@@ -223,8 +208,12 @@ class TorchStepTable:
         """Return the same steps, all at the full size."""
         return replace(self, rows=tuple(replace(row, size=1.0) for row in self.rows))
 
-    def reusing(self, rows: Sequence[int]) -> TorchStepTable:
+    def reusing(self, rows: Sequence[int], layers: int | None = None) -> TorchStepTable:
         """Return the same steps, of which those at `rows` (from 0) alone reuse a deep state.
+
+        Args:
+            rows: Their places.
+            layers: `reuse_layers` of the new table.
 
         Raises:
             ValueError: If there is no such row, or none before it.
@@ -232,12 +221,13 @@ class TorchStepTable:
         if wrong := [index for index in rows if not 0 < index < len(self.rows)]:
             raise ValueError(f"row {wrong[0]} is not one of {len(self.rows)} with a row before it")
         marked = (replace(row, reuse=index in rows) for index, row in enumerate(self.rows))
-        return replace(self, rows=tuple(marked))
+        return replace(self, rows=tuple(marked), reuse_layers=layers)
 
     def to_json(self) -> dict[str, Any]:
         """Return {"init_scale", "rows": [{"t", "scale", "a", "b", "c"}, ...]}.
 
         Rows also have a size below 1, a `past` that is not empty, and `reuse` where it is true.
+        The table also has `reuse_layers` where it is not None.
         """
         rows = [asdict(row) | {"past": [list(pair) for pair in row.past]} for row in self.rows]
         for row in rows:
@@ -246,7 +236,8 @@ class TorchStepTable:
             for name in ("past", "reuse"):
                 if not row[name]:
                     del row[name]
-        return {"init_scale": self.init_scale, "rows": rows}
+        cut = {} if self.reuse_layers is None else {"reuse_layers": self.reuse_layers}
+        return {"init_scale": self.init_scale, **cut, "rows": rows}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TorchStepTable:
@@ -254,13 +245,14 @@ class TorchStepTable:
         try:
             rows = [_read(row) for row in data["rows"]]
             first = float(data["init_scale"])
+            layers = _layers(data.get("reuse_layers"))
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise ValueError(f"step_table: missing or not a number: {error}") from None
         numbers = chain([first], *(_numbers(row) for row in rows))
         if not rows or not all(abs(number) <= LARGEST for number in numbers):
             raise ValueError("step_table: needs at least one row, and finite float32 numbers only")
         try:
-            return cls(tuple(rows), first)
+            return cls(tuple(rows), first, reuse_layers=layers)
         except ValueError as error:
             raise ValueError(f"step_table: {error}") from None
 
@@ -273,127 +265,11 @@ def _read(row: Mapping[str, Any]) -> Step:
     return Step(t, scale, a, b, c, float(row.get("size", 1)), past=past, reuse=reuse)
 
 
+def _layers(found: object) -> int | None:
+    if found is not None and (type(found) is not int or found < 1):
+        raise ValueError(f"reuse_layers: {found!r}, a whole number above 0 expected")
+    return found
+
+
 def _numbers(row: Step) -> list[float]:
     return [row.t, row.scale, row.a, row.b, row.c, row.size, *chain(*row.past)]
-
-
-class Landing(NamedTuple):
-    """End of a step: x_s = x0 * (estimated x0) + eps * (estimated eps) + noise * fresh noise.
-
-    Each is a float64 scalar; `eps` is None where the estimate of eps is not used.
-    """
-
-    x0: Tensor
-    eps: Tensor | None
-    noise: Tensor
-
-
-Lander = Callable[[Schedule, Tensor, Tensor, bool], Landing]
-"""Function (schedule, t, s, whether this is the last step) -> Landing; s = 0 is clean data."""
-
-SIGNAL = 1e-6
-"""Smallest alpha at which x0 = (x_t - sigma eps) / alpha is more than rounding error."""
-
-
-def renoise(schedule: Schedule, t: Tensor, s: Tensor, last: bool) -> Landing:
-    """Land on x_s = alpha_s x0 + sigma_s noise: consistency models, LCM, DMD2, Turbo."""
-    return Landing(schedule.alpha(s), None, schedule.sigma(s) * (s > 0))
-
-
-def ddim(schedule: Schedule, t: Tensor, s: Tensor, last: bool) -> Landing:
-    """Land on x_s = alpha_s x0 + sigma_s eps: DDIM, Euler, flow Euler."""
-    sigma = schedule.sigma(s) * (s > 0)
-    return Landing(schedule.alpha(s), sigma if sigma else None, torch.zeros_like(sigma))
-
-
-SAMPLERS: dict[str, Lander] = {"renoise": renoise, "ddim": ddim}
-
-
-def few_step_table(
-    schedule: Schedule,
-    prediction: Prediction,
-    times: Tensor,
-    sampler: str = "renoise",
-    boundary: Boundary | None = None,
-    sizes: Sequence[float] | None = None,
-) -> TorchStepTable:
-    """Make the step table of a student that visits `times` (decreasing, ending in 0).
-
-    Args:
-        schedule: Schedule of the student.
-        prediction: Prediction of the student.
-        times: Times (steps + 1,), as from `time_grid`.
-        sampler: The rule by which a step lands on the next time; a key of `SAMPLERS`.
-        boundary: The consistency boundary of students trained with one.
-        sizes: Size of each step, where they are not all 1; only for the sampler renoise.
-    """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"unknown sampler {sampler!r}; choose from {', '.join(SAMPLERS)}")
-    times = times.double().cpu()
-    if times[-1] != 0 or not bool((times.diff() < 0).all()):
-        raise ValueError(f"times must decrease and end in 0, got {times.tolist()}")
-    rows = _rows(schedule, prediction, times, SAMPLERS[sampler], boundary)
-    rows = [
-        replace(row, size=size) for row, size in zip(rows, sizes or [1.0] * len(rows), strict=True)
-    ]
-    return TorchStepTable(tuple(rows), init_scale(schedule, times[0]))
-
-
-def landed_table(
-    schedule: Schedule,
-    prediction: Prediction,
-    times: Tensor,
-    lander: Lander,
-    *,
-    end: float = 0.0,
-    boundary: Boundary | None = None,
-    scaled_start: bool = False,
-) -> TorchStepTable:
-    """Make the table of a student called at `times` whose steps end as a scheduler's do.
-
-    Args:
-        schedule: Schedule of the student.
-        prediction: Prediction of the student.
-        times: Decreasing times (steps,).
-        lander: The rule by which a step lands on the next time.
-        end: Time at which the last step ends: 0, or the first trained time where a scheduler stops
-            there.
-        boundary: The consistency boundary of LCM.
-        scaled_start: Start from sigma noise in place of unit noise, as Euler's classes do.
-
-    Raises:
-        ValueError: If the network predicts eps at a time whose x_t is pure noise.
-    """
-    if prediction is Prediction.EPS and schedule.alpha(times[0]) < SIGNAL:
-        raise ValueError(
-            "a student that predicts noise cannot start where there is no signal "
-            "(zero terminal SNR); this schedule is not the one it was made for"
-        )
-    stops = torch.cat([times.double(), torch.tensor([end], dtype=torch.float64)])
-    rows = _rows(schedule, prediction, stops, lander, boundary)
-    return TorchStepTable(tuple(rows), schedule.sigma(times[0]).item() if scaled_start else 1.0)
-
-
-def _rows(
-    schedule: Schedule,
-    prediction: Prediction,
-    stops: Tensor,
-    lander: Lander,
-    boundary: Boundary | None,
-) -> list[Step]:
-    """Make a row from each stop (steps + 1,) to the next: x0 and eps are linear in (x_t, f)."""
-    rows = []
-    for index, (t, s) in enumerate(pairwise(stops)):
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        x0 = to_x0(prediction, alpha, sigma)
-        if boundary is not None:
-            skip, out = boundary(t)
-            x0 = Linear2(skip + out * x0.x, out * x0.y)
-        landing = lander(schedule, t, s, index == len(stops) - 2)
-        a, b = landing.x0 * x0.x, landing.x0 * x0.y
-        if landing.eps is not None:
-            eps = to_eps(prediction, alpha, sigma)
-            a, b = a + landing.eps * eps.x, b + landing.eps * eps.y
-        numbers = [schedule.net_time(t), schedule.input_scale(t), a, b, landing.noise]
-        rows.append(Step(*(float(number) for number in numbers)))
-    return rows

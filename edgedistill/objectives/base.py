@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from edgedistill.common.settings import Settings
 from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
-from edgedistill.diffusion.step_table import Boundary, TorchStepTable
+from edgedistill.diffusion.few_step import Boundary
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.scaling import Scaling
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Setup:
         student: The trainable student, which starts as the teacher.
         spawn: Function that makes a further trainable denoiser, which starts as the teacher.
         times: The student's steps (steps + 1,), decreasing to 0, float64.
-        sampler: Rule by which a step of the student lands; a key of `step_table.SAMPLERS`.
+        sampler: Rule by which a step of the student lands; a key of `few_step.SAMPLERS`.
         optim: The student's optimizer settings.
         tap: Module path of features inside a net.
         example: A batch of x0 (2, ...) and its condition, for shapes.
@@ -82,7 +83,8 @@ class Setup:
         train_steps: Number of the method's steps, for methods in stages.
         time_layer: Module path inside a net of the time embedding's last linear layer.
         reward: The recipe's reward of x0, with its gradient; None if it names none.
-        reuse: Rows of the student's step table, from 0, that reuse the state of the deep blocks.
+        reuse: Rows of the student's step table, from 0, that reuse a deep state.
+        reuse_layers: Layers of the last block that run in these rows; None for all of them.
         knowledge: A frozen distilled student of the same steps, from which the method also learns;
             None unless the method names one.
     """
@@ -104,6 +106,7 @@ class Setup:
     time_layer: str = ""
     reward: RewardOf | None = None
     reuse: tuple[int, ...] = ()
+    reuse_layers: int | None = None
     knowledge: Denoiser | None = None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from edgedistill.planning.architectures import find, place
-from edgedistill.planning.flops import calls, decoder_flops, denoiser_flops
+from edgedistill.planning.flops import calls, decoder_flops, denoiser_flops, reusing_flops
 from edgedistill.planning.memory import Launch, Memory, frozen, holdings, memory
 from edgedistill.planning.networks import PlannedNetworks, planned_networks
 from edgedistill.recipes.schema import Recipe
@@ -166,7 +166,7 @@ def _steps(made: PlannedNetworks, call: int) -> int:
     if table is None or not (table.grows or table.reuses):
         return made.recipe.student.steps * call
     if table.reuses:
-        outer = denoiser_flops(made, made.small, reuse=True)
+        outer = reusing_flops(made, made.small, table.reuse_layers)
         return sum(outer if row.reuse else call for row in table.rows)
     at = {row.size: denoiser_flops(made, made.small, row.size) for row in table.rows}
     return sum(at[row.size] for row in table.rows)

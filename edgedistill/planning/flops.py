@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from edgedistill.diffusion.denoiser import Denoiser, expand
+from edgedistill.diffusion.denoiser import Condition, Denoiser, expand
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.sizes import shape_at
 from edgedistill.diffusion.solvers import solve, time_grid
@@ -19,7 +19,7 @@ from edgedistill.planning.networks import SCHEDULE, PlannedNetworks
 from edgedistill.planning.tracker.accelerator import LOW_PRECISION, Accelerator
 from edgedistill.planning.tracker.live import aliases, called
 
-__all__ = ["calls", "counted", "decoder_flops", "denoiser_flops", "flops"]
+__all__ = ["calls", "counted", "decoder_flops", "denoiser_flops", "flops", "reusing_flops"]
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's is untyped
@@ -67,22 +67,28 @@ def counted(run: Callable[[], Any], dtype: torch.dtype | None = None) -> tuple[i
     return counter.total, counter.kernels
 
 
-def denoiser_flops(
-    planned: PlannedNetworks, core: nn.Module, size: float = 1.0, *, reuse: bool = False
-) -> int:
-    """Count one call of the diffusers model `core` on one sample, at a fraction of the size.
+def denoiser_flops(planned: PlannedNetworks, core: nn.Module, size: float = 1.0) -> int:
+    """Count one call of the diffusers model `core` on one sample, at a fraction of the size."""
+    net, x, t, cond = _call(planned, core, size)
+    return flops(lambda: net(x, t, **cond), LOW_PRECISION[planned.recipe.train.precision])
 
-    With `reuse`, its deep state is an earlier call's.
-    """
+
+def reusing_flops(planned: PlannedNetworks, core: nn.Module, layers: int | None) -> int:
+    """Count a call of the outer layers of `core` on one sample (see `diffusion.reuse`)."""
+    net, x, t, cond = _call(planned, core)
+    with torch.no_grad():
+        _, deep = net.full(x, t, layers, **cond)
+    low = LOW_PRECISION[planned.recipe.train.precision]
+    return flops(lambda: net.shallow(x, t, deep, layers, **cond), low)
+
+
+def _call(
+    planned: PlannedNetworks, core: nn.Module, size: float = 1.0
+) -> tuple[Net, Tensor, Tensor, Condition]:
     net = Net(planned.core, core, planned.inputs)
     shape = shape_at(planned.inputs.sample, size)
     x, t = torch.empty(1, *shape, device="meta"), torch.empty(1, device="meta")
-    low, cond = LOW_PRECISION[planned.recipe.train.precision], expand(planned.inputs.cond, 1)
-    if not reuse:
-        return flops(lambda: net(x, t, **cond), low)
-    with torch.no_grad():
-        _, deep = net.full(x, t, **cond)
-    return flops(lambda: net.shallow(x, t, deep, **cond), low)
+    return net, x, t, expand(planned.inputs.cond, 1)
 
 
 def decoder_flops(planned: PlannedNetworks) -> int:

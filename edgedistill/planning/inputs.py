@@ -58,16 +58,26 @@ class Net(nn.Module):
         result: Tensor = core(x, timestep=t, **words, return_dict=False)[0]
         return result[:, : x.shape[1]]  # without a learned variance
 
-    def full(self, x: Tensor, t: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def outer_layers(self) -> int:
+        """Number of layers of the last up block."""
+        return unet_reuse.outer_layers(self.get_submodule(self.name))
+
+    def full(
+        self, x: Tensor, t: Tensor, layers: int | None, **cond: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return the output, and the deep state (see `diffusion.reuse.Reusing`)."""
         core = self.get_submodule(self.name)
-        f, deep = unet_reuse.full(core, x, t, **self._words(cond))
+        f, deep = unet_reuse.full(core, x, t, layers, **self._words(cond))
         return f[:, : x.shape[1]], deep
 
-    def shallow(self, x: Tensor, t: Tensor, deep: Tensor, **cond: Tensor) -> Tensor:
-        """Return the output of the outer blocks on a deep state."""
+    def shallow(
+        self, x: Tensor, t: Tensor, deep: Tensor, layers: int | None, **cond: Tensor
+    ) -> Tensor:
+        """Return the output of the outer layers on a deep state."""
         core = self.get_submodule(self.name)
-        return unet_reuse.shallow(core, x, t, deep, **self._words(cond))[:, : x.shape[1]]
+        f = unet_reuse.shallow(core, x, t, deep, layers, **self._words(cond))
+        return f[:, : x.shape[1]]
 
     def _words(self, cond: Mapping[str, Tensor]) -> dict[str, Any]:
         words: dict[str, Any] = {**cond, **self.inputs.fixed}

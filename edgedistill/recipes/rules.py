@@ -133,7 +133,9 @@ def check_reuse(recipe: Recipe) -> None:
     reuse, name = recipe.student.reuse, recipe.objective["name"]
     said = f"student.reuse={list(reuse)}"
     if not recipe.method().reuses:
-        if reuse:
+        if recipe.student.reuse_layers is not None:
+            said = f"student.reuse_layers={recipe.student.reuse_layers}"
+        if reuse or recipe.student.reuse_layers is not None:
             raise ValueError(
                 f"{said}: method {name!r} runs all blocks in every step; choose objective.name="
                 "step-cache, with student.init"

@@ -17,8 +17,8 @@ from edgedistill import objectives
 from edgedistill.common.plugins import unknown
 from edgedistill.common.settings import Settings
 from edgedistill.compress.config import Compress
+from edgedistill.diffusion.few_step import SAMPLERS
 from edgedistill.diffusion.solvers import SOLVERS, SPACINGS
-from edgedistill.diffusion.step_table import SAMPLERS
 from edgedistill.objectives.added.embedding import Embedding
 from edgedistill.objectives.added.reward import Reward
 from edgedistill.recipes.bounds import check_name
@@ -111,6 +111,10 @@ class StudentSection(Settings):
     reuse: tuple[int, ...] = Field((), max_length=1000)
     """Steps, counted from 0, that reuse the deep blocks' state of the step before and run the
     outer blocks of the U-Net alone; for method step-cache."""
+    reuse_layers: int | None = Field(None, gt=0)
+    """Number of layers of the U-Net's last block that run in these steps, from the end, with the
+    layers of the first block whose outputs they read; by default all of them. Fewer layers are
+    faster and less exact."""
     decoder: str | None = None
     """A decoder folder, made by the method `decoder`, instead of the teacher's decoder."""
 

@@ -29,6 +29,7 @@ def build_setup(recipe: Recipe, family: Teacher | type[Teacher], **networks: Any
         sampler=recipe.student.sampler,
         optim=recipe.train.optim,
         reuse=recipe.student.reuse,
+        reuse_layers=recipe.student.reuse_layers,
         tap=family.tap,
         time_layer=family.time_layer,
         **networks,

@@ -7,7 +7,8 @@ import math
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Denoiser
-from edgedistill.diffusion.step_table import Step, few_step_table
+from edgedistill.diffusion.few_step import few_step_table
+from edgedistill.diffusion.step_table import Step
 from edgedistill.recipes.schema import Recipe
 from edgedistill.students.folder import Student, load_student
 from edgedistill.teachers.base import Teacher

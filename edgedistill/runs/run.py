@@ -17,8 +17,9 @@ from edgedistill.common.logs import dropped, held
 from edgedistill.common.pictures import save_samples
 from edgedistill.diffusion.compiling import as_they_are
 from edgedistill.diffusion.denoiser import Denoiser, Guided
+from edgedistill.diffusion.few_step import Boundary, few_step_table
 from edgedistill.diffusion.solvers import student_times
-from edgedistill.diffusion.step_table import Boundary, TorchStepTable, few_step_table
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.adapters import Role
 from edgedistill.objectives.base import Objective
 from edgedistill.objectives.conversion import NEAR_ZERO, Conversion, as_target

@@ -31,10 +31,10 @@ from edgedistill_runtime.hub import local_folder
 
 __all__ = ["GuidanceInfo", "Student", "StudentInfo", "load_student", "save_student"]
 
-SCHEMA, WITH_PAST, WITH_REUSE = 2, 3, 4
-"""Schemas of students, of those whose step tables use earlier rows, and of those whose rows reuse
-deep blocks."""
-READABLE = (1, SCHEMA, WITH_PAST, WITH_REUSE)
+SCHEMA, WITH_PAST, WITH_REUSE, WITH_LAYERS = 2, 3, 4, 5
+"""Schemas of students, of those whose step tables use earlier rows, of those whose rows reuse
+deep blocks, and of those whose `reuse_layers` says how much of the last block runs in them."""
+READABLE = (1, SCHEMA, WITH_PAST, WITH_REUSE, WITH_LAYERS)
 
 INFO, CARD = "student.json", "README.md"
 
@@ -55,7 +55,7 @@ class StudentInfo(BaseModel):
 
     Attributes:
         schema_version: 2; 3 where rows of the step table use earlier ones, 4 where rows reuse deep
-            blocks; 1 had no hashes.
+            blocks, 5 where the table has `reuse_layers`; 1 had no hashes.
         method: Distillation method.
         family: Family that reads the folder; a key of `teachers.TEACHERS`.
         step_table: `TorchStepTable.to_json`.
@@ -75,7 +75,7 @@ class StudentInfo(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid")
-    schema_version: Literal[1, 2, 3, 4] = 2
+    schema_version: Literal[1, 2, 3, 4, 5] = 2
     method: str
     family: str
     step_table: dict[str, Any]
@@ -248,8 +248,7 @@ def save_student(folder: Path, info: StudentInfo, teacher: Teacher, net: nn.Modu
         net: The student's network, or its role.
     """
     table = TorchStepTable.from_json(info.step_table)
-    version = WITH_REUSE if table.reuses else WITH_PAST if table.reach else SCHEMA
-    info = info.model_copy(update={"schema_version": version})
+    info = info.model_copy(update={"schema_version": _schema(table)})
     with atomic_folder(folder) as work:
         teacher.save(work, net.fused() if isinstance(net, Role) else net, table)
         open_to_transformers_4(work)
@@ -264,6 +263,13 @@ def save_student(folder: Path, info: StudentInfo, teacher: Teacher, net: nn.Modu
         write_text(work / CARD, _card(info, table, usage))
         _forget_machine(work)
         _write_info(work, info)
+
+
+def _schema(table: TorchStepTable) -> int:
+    """Return the oldest schema that a table can be written in."""
+    if table.reuses:
+        return WITH_REUSE if table.reuse_layers is None else WITH_LAYERS
+    return WITH_PAST if table.reach else SCHEMA
 
 
 def _write_info(work: Path, info: StudentInfo) -> None:

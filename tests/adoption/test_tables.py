@@ -22,9 +22,9 @@ from edgedistill.adoption.schedulers import (
     shift_of,
 )
 from edgedistill.adoption.tables import tcd
+from edgedistill.diffusion.few_step import landed_table, renoise
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Discrete, Rectified
-from edgedistill.diffusion.step_table import landed_table, renoise
 
 SD = DDIMScheduler(
     beta_start=0.00085,

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser, Guided
+from edgedistill.diffusion.few_step import SAMPLERS, few_step_table
 from edgedistill.diffusion.prediction import Prediction, to_eps, to_x0
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.schedules import (
@@ -19,7 +20,7 @@ from edgedistill.diffusion.schedules import (
     schedule_from_json,
 )
 from edgedistill.diffusion.solvers import SPACINGS, solve, time_grid
-from edgedistill.diffusion.step_table import SAMPLERS, TorchStepTable, few_step_table
+from edgedistill.diffusion.step_table import TorchStepTable
 
 
 def ddpm(kind: str = "squaredcos_cap_v2", zero_snr: bool = False) -> Discrete:

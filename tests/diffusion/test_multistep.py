@@ -7,11 +7,12 @@ from oracles import Gaussian
 from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.multistep import MULTISTEP, estimate, multistep_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import VE, Cosine, Discrete, Rectified, Trig
 from edgedistill.diffusion.solvers import TimeGrid, solve, time_grid
-from edgedistill.diffusion.step_table import Step, TorchStepTable, few_step_table
+from edgedistill.diffusion.step_table import Step, TorchStepTable
 
 TRAILING = {"beta_schedule": "scaled_linear", "timestep_spacing": "trailing"}
 DIFFUSERS = {

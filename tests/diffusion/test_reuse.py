@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import time_grid
-from edgedistill.diffusion.step_table import TorchStepTable, few_step_table
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks import unet_reuse
 from edgedistill.teachers.families.unet2d import UNet2DNet
 from edgedistill.tiny import unet2d
@@ -55,7 +56,22 @@ def test_reuse_survives_json():
     assert [row.get("reuse") for row in data["rows"]] == [None, True, None, None, True]
     assert TorchStepTable.from_json(data) == table
     assert table.reuses
-    assert table.keeps == [True, False, False, True, False]
+
+
+def test_the_cut_survives_json_and_reaches_the_network(net):
+    table = PLAIN.reusing([1, 4], layers=1)
+    data = table.to_json()
+    assert data["reuse_layers"] == 1
+    assert TorchStepTable.from_json(data) == table
+    noise = table.draw((2, 3, 8, 8), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, block = (made.sample(net, noise, {}) for made in (table, PLAIN.reusing([1, 4])))
+        whole = PLAIN.reusing([1, 4], layers=net.outer_layers).sample(net, noise, {})
+    assert not torch.allclose(found, block, atol=1e-4)
+    torch.testing.assert_close(whole, block)
+    for wrong in (0, -1, 1.0, True, "1"):
+        with pytest.raises(ValueError, match=r"step_table: .*reuse_layers: .* whole number abov"):
+            TorchStepTable.from_json(data | {"reuse_layers": wrong})
 
 
 def test_tables_that_cannot_be_are_refused():

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.sizes import resized, shape_at
 from edgedistill.diffusion.solvers import time_grid
-from edgedistill.diffusion.step_table import Step, TorchStepTable, few_step_table
+from edgedistill.diffusion.step_table import Step, TorchStepTable
 
 GROWING = TorchStepTable(
     (Step(900.0, 0.5, 0.25, 2.0, 0.5, size=0.5), Step(100.0, 1.0, 1.0, -1.0, 0.0)), 2.0

@@ -6,10 +6,10 @@ from oracles import Gaussian
 from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import VE, Cosine, Discrete, Karras, Rectified, Trig
 from edgedistill.diffusion.solvers import solve, time_grid
-from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.draw.generate import generate
 from edgedistill.draw.teacher_help import TeacherAssistance, sample_with, time_of
 from edgedistill.recipes.loading import load

@@ -11,8 +11,9 @@ from diffusers import DDPMScheduler
 from tiny import save
 
 from edgedistill.common.files import read_json
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.solvers import student_times
-from edgedistill.diffusion.step_table import TorchStepTable, few_step_table
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.students.converting import convert
 from edgedistill.students.folder import load_student
 from edgedistill.teachers.families.stable_diffusion import StableDiffusion
@@ -36,11 +37,11 @@ DEEP, OUTER = (
 )
 
 
-def reusing(folder, teacher, steps, rows):
+def reusing(folder, teacher, steps, rows, layers=None):
     """A student of a teacher as it is, of whose steps some reuse."""
     schedule, prediction = teacher.denoiser.schedule, teacher.denoiser.prediction
     times = student_times(schedule, steps, "trailing", "renoise")
-    table = few_step_table(schedule, prediction, times, "renoise").reusing(rows)
+    table = few_step_table(schedule, prediction, times, "renoise").reusing(rows, layers)
     changes = {"step_table": table.to_json()}
     return save(folder, teacher, teacher.net, prediction, steps, changes=changes)
 
@@ -113,6 +114,24 @@ def test_the_deep_blocks_are_in_the_graph_as_often_as_they_run(pixels, tmp_path)
     model = onnx.load(place / Manifest.read(place).graphs["pipeline"].file)
     layers = Counter(node.name.rpartition("/")[0] for node in model.graph.node)
     assert (layers[DEEP], layers[OUTER]) == (2, 3)
+
+
+def test_a_cut_between_layers_is_in_the_graph_and_in_the_folder(tmp_path):
+    torch.manual_seed(0)
+    scheduler = DDPMScheduler(prediction_type="v_prediction")
+    unet2d.pipeline(scheduler=scheduler).save_pretrained(tmp_path / "tiny")
+    teacher = UNet2D.load(str(tmp_path / "tiny"))
+    student = reusing(tmp_path / "student", teacher, 3, [1, 2], layers=1)
+    assert read_json(student / "student.json")["schema_version"] == 5
+    assert load_student(student).table.reuse_layers == 1
+    manifest = Manifest.read(place := export_student(student, out=tmp_path / "b", settings=FUSED))
+    assert manifest.parity.final.worst > 60
+    model = onnx.load(place / manifest.graphs["pipeline"].file)
+    layers = Counter(node.name.rpartition("/")[0] for node in model.graph.node)
+    block = OUTER.removesuffix("0.conv1")
+    first = "denoiser.unet.down_blocks.0.resnets.0.conv1"
+    assert (layers[DEEP], layers[OUTER], layers[f"{block}1.conv1"]) == (1, 1, 3)
+    assert layers[first] == 1
 
 
 def test_the_fused_graph_of_a_text_student_is_its_student(texts, tmp_path):

@@ -7,7 +7,7 @@ from torch import nn
 
 from edgedistill.compress.plan import build
 from edgedistill.compress.presets import preset
-from edgedistill.networks.unet_reuse import full, shallow
+from edgedistill.networks.unet_reuse import full, outer_layers, shallow
 from edgedistill.tiny import sdxl, stable_diffusion, unet2d
 
 SIDE = {"sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 2}
@@ -87,6 +87,58 @@ def test_a_side_that_cannot_be_halved_is_restored():
 
 @pytest.mark.parametrize("name", NETS)
 @torch.no_grad()
+def test_cut_between_layers_both_parts_together_are_the_unet(name):
+    unet, (x, _), (t, _), cond = made(name)
+    wanted = unet(x, t, **cond).sample
+    for layers in range(1, outer_layers(unet) + 1):
+        f, deep = full(unet, x, t, layers, **cond)
+        assert torch.equal(f, wanted)
+        assert torch.equal(shallow(unet, x, t, deep, layers, **cond), f)
+
+
+@pytest.mark.parametrize("name", NETS)
+@torch.no_grad()
+def test_the_last_layers_read_another_deep_state_and_their_own_skip_connections(name):
+    """As the U-Net with the first of these layers fed by hand."""
+    unet, (x, other), (t, later), cond = made(name)
+    for layers in range(1, outer_layers(unet) + 1):
+        _, deep = full(unet, x, t, layers, **cond)
+        first = unet.up_blocks[-1].resnets[-layers]
+
+        def feed(module, args, deep=deep):
+            joined = torch.cat([deep, args[0][:, deep.shape[1] :]], dim=1)
+            return (joined, *args[1:])
+
+        fed = first.register_forward_pre_hook(feed)
+        wanted = unet(other, later, **cond).sample
+        fed.remove()
+        found = shallow(unet, other, later, deep, layers, **cond)
+        assert torch.equal(found, wanted)
+        assert not torch.allclose(found, unet(other, later, **cond).sample, atol=1e-5)
+
+
+def test_the_last_layer_alone_runs_no_down_block():
+    unet, (x, other), (t, later), cond = made("sd of four blocks")
+    for layers in (1, 2, 3):
+        _, deep = full(unet, x, t, layers, **cond)
+        ran = []
+        hooks = [
+            resnet.register_forward_pre_hook(lambda module, args: ran.append(module))
+            for block in [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+            for resnet in block.resnets
+        ]
+        f = shallow(unet, other, later, deep, layers, **cond)
+        first, last = unet.down_blocks[0].resnets, unet.up_blocks[-1].resnets
+        assert ran == [*first[: layers - 1], *last[-layers:]]
+        for hook in hooks:
+            hook.remove()
+        unet.zero_grad()
+        f.square().mean().backward()
+        assert unet.mid_block.resnets[0].conv1.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", NETS)
+@torch.no_grad()
 def test_the_outer_part_reads_its_own_input_and_another_deep_state(name):
     """As the U-Net with its last up block fed by hand."""
     unet, (x, other), (t, later), cond = made(name)
@@ -132,3 +184,15 @@ def test_the_outer_part_runs_no_deep_block_and_leads_gradients_into_the_deep_sta
 def test_another_network_is_refused(net):
     with pytest.raises(ValueError, match=r"plain UNet2DModel and UNet2DConditionModel only"):
         full(net, torch.zeros(1, 3, 8, 8), torch.zeros(1))
+
+
+def test_a_block_that_does_not_run_by_layers_is_refused_only_if_it_must():
+    unet = UNet2DModel(
+        **{**SIDE, **GROUPS},
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "ResnetUpsampleBlock2D"),
+    )
+    x, t = torch.zeros(1, 3, 8, 8), torch.zeros(1)
+    assert torch.equal(full(unet, x, t)[0], unet(x, t).sample)
+    with pytest.raises(ValueError, match=r"ResnetUpsampleBlock2D: .*leave out student\.reuse_la"):
+        full(unet, x, t, 1)

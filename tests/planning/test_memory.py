@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from transformers import CLIPModel
 
 from edgedistill import assets, recipes
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.solvers import time_grid
-from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.added.reward import Rewarded
 from edgedistill.planning.memory import Launch, holdings, memory
 from edgedistill.planning.networks import SCHEDULE, planned_networks

@@ -28,7 +28,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from edgedistill.diffusion.step_table import TorchStepTable, few_step_table
+from edgedistill.diffusion.few_step import few_step_table
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.objectives.added.on_samples import Beside
 from edgedistill.objectives.base import Batch, Losses, Objective, RewardOf, Settings, Setup
 from edgedistill.objectives.preference.policy import actions, check_random, grouped, log_prob, walk

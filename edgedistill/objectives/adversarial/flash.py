@@ -19,9 +19,9 @@ from torch import Tensor
 from edgedistill.common.settings import renamed
 from edgedistill.diffusion.boundary import consistency_function, lcm_boundary
 from edgedistill.diffusion.distances import Distance, distance
+from edgedistill.diffusion.few_step import Boundary
 from edgedistill.diffusion.losses import matching_gradient, surrogate_loss
 from edgedistill.diffusion.solvers import SOLVERS
-from edgedistill.diffusion.step_table import Boundary
 from edgedistill.diffusion.times import refine, stratified
 from edgedistill.networks.heads import Shown
 from edgedistill.objectives.adversarial.parts import GAN, Round

@@ -32,7 +32,7 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
-from edgedistill.diffusion.step_table import few_step_table
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.times import TimeSampling, stratified
 from edgedistill.objectives.added.reward import advantages
 from edgedistill.objectives.base import Batch, Losses, Setup

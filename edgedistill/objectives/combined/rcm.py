@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from edgedistill.diffusion.boundary import consistency_function
 from edgedistill.diffusion.denoiser import Condition, Denoiser
+from edgedistill.diffusion.few_step import Boundary
 from edgedistill.diffusion.losses import matching_gradient, surrogate_loss
-from edgedistill.diffusion.step_table import Boundary
 from edgedistill.diffusion.times import TimeSampling
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Setup
 from edgedistill.objectives.consistency.scm import SCM

@@ -50,11 +50,16 @@ class StepCache(Objective):
 
     def __init__(self, config: StepCache.Config, setup: Setup) -> None:
         table = table_of_init(self.name, setup)
-        as_reusing(setup.student.net)
+        net = as_reusing(setup.student.net)
         try:
-            self._table = table.reusing(setup.reuse)
+            self._table = table.reusing(setup.reuse, setup.reuse_layers)
         except ValueError as error:
             raise ValueError(f"student.reuse: of the student in student.init, {error}") from None
+        if not 1 <= (setup.reuse_layers or 1) <= net.outer_layers:
+            raise ValueError(
+                f"student.reuse_layers={setup.reuse_layers}: the last up block of the student has "
+                f"{net.outer_layers} layers"
+            )
         self.student, self.optim = setup.student, setup.optim
         self.frozen_net = copy.deepcopy(setup.student.net).requires_grad_(False)
         self.times = times_of(table, setup.student.schedule)
@@ -71,8 +76,8 @@ class StepCache(Objective):
         x = table.init_scale * next(noise)
         deep: Tensor | None = None
         errors = []
-        for row, t, keep in zip(table.rows, self.times, table.keeps, strict=True):
-            f, deep = row.call(student.net, x, cond, deep, keep)
+        for index, (row, t) in enumerate(zip(table.rows, self.times, strict=True)):
+            f, deep = table.call(index, student.net, x, cond, deep)
             with torch.no_grad():
                 wanted = row.output(self.frozen_net, x, cond)
             errors.append(F.mse_loss(student.x0_of(f, x, t), student.x0_of(wanted, x, t)))

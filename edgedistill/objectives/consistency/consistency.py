@@ -20,9 +20,9 @@ from edgedistill.common.settings import renamed
 from edgedistill.diffusion.boundary import boundary_of, consistency_function
 from edgedistill.diffusion.denoiser import Condition, Denoiser
 from edgedistill.diffusion.distances import Distance, distance
+from edgedistill.diffusion.few_step import Boundary
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.solvers import ddim_step, time_grid
-from edgedistill.diffusion.step_table import Boundary
 from edgedistill.diffusion.times import (
     TimeSampling,
     doubling,

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from edgedistill.diffusion.boundary import consistency_function, lcm_boundary
 from edgedistill.diffusion.denoiser import Condition, Denoiser
 from edgedistill.diffusion.distances import Distance, distance
+from edgedistill.diffusion.few_step import Boundary
 from edgedistill.diffusion.solvers import ddim_step, time_grid
-from edgedistill.diffusion.step_table import Boundary
 from edgedistill.diffusion.times import neighbours
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
 from edgedistill.objectives.scales import Scales

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from edgedistill.common.settings import renamed
 from edgedistill.diffusion.boundary import boundary_of, consistency_function
 from edgedistill.diffusion.denoiser import Condition
-from edgedistill.diffusion.step_table import Boundary
+from edgedistill.diffusion.few_step import Boundary
 from edgedistill.diffusion.tangents import DERIVATIVES
 from edgedistill.diffusion.tensors import expand_like
 from edgedistill.diffusion.times import TimeSampling, sample_times

@@ -116,7 +116,7 @@ class Rollout:
     Args:
         student: The student.
         times: The student's steps (steps + 1,), decreasing to 0.
-        sampler: Rule by which a step lands; a key of `step_table.SAMPLERS`.
+        sampler: Rule by which a step lands; a key of `few_step.SAMPLERS`.
         source: Inputs of later steps: the student's own samples (backward simulation, DMD2, Yin
             et al. 2024, arXiv 2405.14867, Sec. 4.5), or noised data.
     """

@@ -25,9 +25,10 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.sizes import check_sizes, reduced, resized, shape_at
 from edgedistill.diffusion.solvers import init_scale
-from edgedistill.diffusion.step_table import TorchStepTable, few_step_table
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks.scaling import latents_of, picture_of
 from edgedistill.objectives.base import Batch, Losses, Setup
 from edgedistill.objectives.matching.pdm import PDM

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
 from edgedistill.diffusion.distances import Distance, distance
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.solvers import ddim_step, init_scale
-from edgedistill.diffusion.step_table import TorchStepTable, few_step_table
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.diffusion.times import refine
 from edgedistill.objectives.base import (
     Batch,

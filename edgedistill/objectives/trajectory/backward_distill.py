@@ -21,10 +21,11 @@ from torch import Tensor
 from edgedistill.diffusion.boundary import flow_map
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.distances import Distance, distance
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.prediction import to_eps
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.solvers import SOLVERS, one_step_x0
-from edgedistill.diffusion.step_table import TorchStepTable, few_step_table
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
 
 __all__ = ["BackwardDistill", "noise_corrected"]

@@ -47,23 +47,35 @@ class SDXLNet(nn.Module):
         result: Tensor = self.unet(x, t, **words, return_dict=False)[0]
         return result
 
+    @property
+    def outer_layers(self) -> int:
+        """Number of layers of the last up block."""
+        return unet_reuse.outer_layers(self.unet)
+
     def full(
-        self, x: Tensor, t: Tensor, encoder_hidden_states: Tensor, text_embeds: Tensor
+        self,
+        x: Tensor,
+        t: Tensor,
+        layers: int | None,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Return the output, and the deep state (see `diffusion.reuse.Reusing`)."""
-        return unet_reuse.full(self.unet, x, t, **self._words(encoder_hidden_states, text_embeds))
+        words = self._words(encoder_hidden_states, text_embeds)
+        return unet_reuse.full(self.unet, x, t, layers, **words)
 
     def shallow(
         self,
         x: Tensor,
         t: Tensor,
         deep: Tensor,
+        layers: int | None,
         encoder_hidden_states: Tensor,
         text_embeds: Tensor,
     ) -> Tensor:
-        """Return the output of the outer blocks on a deep state."""
+        """Return the output of the outer layers on a deep state."""
         words = self._words(encoder_hidden_states, text_embeds)
-        return unet_reuse.shallow(self.unet, x, t, deep, **words)
+        return unet_reuse.shallow(self.unet, x, t, deep, layers, **words)
 
     def _words(self, encoder_hidden_states: Tensor, text_embeds: Tensor) -> dict[str, Any]:
         time_ids = self.time_ids.expand(text_embeds.shape[0], -1)

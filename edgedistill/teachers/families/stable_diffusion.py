@@ -29,15 +29,24 @@ class SDNet(nn.Module):
         result: Tensor = self.unet(x, t, encoder_hidden_states, return_dict=False)[0]
         return result
 
-    def full(self, x: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the output, and the deep state (see `diffusion.reuse.Reusing`)."""
-        return unet_reuse.full(self.unet, x, t, encoder_hidden_states=encoder_hidden_states)
+    @property
+    def outer_layers(self) -> int:
+        """Number of layers of the last up block."""
+        return unet_reuse.outer_layers(self.unet)
 
-    def shallow(self, x: Tensor, t: Tensor, deep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        """Return the output of the outer blocks on a deep state."""
-        return unet_reuse.shallow(
-            self.unet, x, t, deep, encoder_hidden_states=encoder_hidden_states
-        )
+    def full(
+        self, x: Tensor, t: Tensor, layers: int | None, encoder_hidden_states: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the output, and the deep state (see `diffusion.reuse.Reusing`)."""
+        words = {"encoder_hidden_states": encoder_hidden_states}
+        return unet_reuse.full(self.unet, x, t, layers, **words)
+
+    def shallow(
+        self, x: Tensor, t: Tensor, deep: Tensor, layers: int | None, encoder_hidden_states: Tensor
+    ) -> Tensor:
+        """Return the output of the outer layers on a deep state."""
+        words = {"encoder_hidden_states": encoder_hidden_states}
+        return unet_reuse.shallow(self.unet, x, t, deep, layers, **words)
 
 
 class SDTextEncoder(nn.Module):

@@ -55,20 +55,29 @@ class UNet2DNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
         return self._signed(self.unet(x, t, class_labels, return_dict=False)[0], x)
 
+    @property
+    def outer_layers(self) -> int:
+        """Number of layers of the last up block."""
+        return unet_reuse.outer_layers(self.unet)
+
     def full(
-        self, x: Tensor, t: Tensor, class_labels: Tensor | None = None
+        self, x: Tensor, t: Tensor, layers: int | None, class_labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the output, and the deep state (see `diffusion.reuse.Reusing`)."""
-        f, deep = unet_reuse.full(self.unet, x, t, class_labels=class_labels)
+        f, deep = unet_reuse.full(self.unet, x, t, layers, class_labels=class_labels)
         return self._signed(f, x), deep
 
     def shallow(
-        self, x: Tensor, t: Tensor, deep: Tensor, class_labels: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        deep: Tensor,
+        layers: int | None,
+        class_labels: Tensor | None = None,
     ) -> Tensor:
-        """Return the output of the outer blocks on a deep state."""
-        return self._signed(
-            unet_reuse.shallow(self.unet, x, t, deep, class_labels=class_labels), x
-        )
+        """Return the output of the outer layers on a deep state."""
+        f = unet_reuse.shallow(self.unet, x, t, deep, layers, class_labels=class_labels)
+        return self._signed(f, x)
 
     def _signed(self, result: Tensor, x: Tensor) -> Tensor:
         # Variance channels may follow eps.

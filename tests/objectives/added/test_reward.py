@@ -13,10 +13,10 @@ from torch import nn
 from edgedistill import recipes
 from edgedistill.diffusion.boundary import lcm_boundary
 from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import time_grid
-from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.added.reward import Reward, Rewarded, advantages
 from edgedistill.objectives.base import Losses, Objective, Optim, Player, Setup
 from edgedistill.objectives.matching.vsd import VSD

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import time_grid
-from edgedistill.diffusion.step_table import TorchStepTable, few_step_table
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.networks import fake_quant
 from edgedistill.networks.fake_quant import FakeQuantize, FakeQuantScheme, Observe
 from edgedistill.objectives.base import Batch, Optim, Setup

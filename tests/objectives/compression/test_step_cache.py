@@ -7,10 +7,11 @@ import torch
 from evaluations import evaluated
 
 from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import time_grid
-from edgedistill.diffusion.step_table import TorchStepTable, few_step_table
+from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.draw.generate import draw_samples
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.compression.qat import QAT
@@ -120,6 +121,8 @@ def test_what_it_cannot_train_is_said_in_one_line():
         method(init=None)
     with pytest.raises(ValueError, match=r"student\.reuse: .*row 4 is not one of 4"):
         method(reuse=(4,))
+    with pytest.raises(ValueError, match=r"reuse_layers=3: the last up block .* has 2 layers"):
+        StepCache(StepCache.Config(), replace(setup(), reuse_layers=3))
     for kind, config in ((StepCache, StepCache.Config()), (QAT, QAT.Config())):
         with pytest.raises(ValueError, match=r"starts from a student whose steps run all blocks"):
             kind(config, setup(init=TABLE.reusing([1])))
@@ -141,6 +144,12 @@ CACHED, INIT = "emoji-4step-cached", "student.init=x"
             CACHED,
             ["teacher.family=dit", "teacher.path=x"],
             "family dit have no deep blocks to reuse; only U-Nets have",
+        ),
+        (CACHED, ["student.reuse_layers=0"], "greater than 0"),
+        (
+            "emoji-4step",
+            ["student.reuse_layers=1"],
+            r"reuse_layers=1: method 'lcm' runs all blocks in every step; choose obj",
         ),
         (
             "emoji-4step",
@@ -203,3 +212,6 @@ def test_a_plan_counts_the_outer_blocks_alone_where_they_run_alone(trained, monk
     outer = one["student_sample"] - one["decoder"] - 3 * call
     assert 0 < outer < 0.8 * call
     assert three["student_sample"] - three["decoder"] == call + 3 * outer
+    words += ["student.reuse=[3]", "student.reuse_layers=1"]
+    last = costs(load(CACHED, words), Launch()).flops
+    assert 0 < last["student_sample"] - last["decoder"] - 3 * call < 0.7 * outer

@@ -6,10 +6,10 @@ from oracles import Affine, Gaussian, consistency_student
 
 from edgedistill.diffusion.boundary import noise_boundary, plain
 from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import VE, Rectified, Trig
 from edgedistill.diffusion.solvers import time_grid
-from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.diffusion.times import (
     TimeSampling,
     doubling,

@@ -5,10 +5,10 @@ import torch
 from oracles import Affine, Gaussian
 
 from edgedistill.diffusion.denoiser import Denoiser, Guided
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import time_grid
-from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.diffusion.times import above, below
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.consistency.icd import ICD

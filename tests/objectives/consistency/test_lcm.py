@@ -7,10 +7,10 @@ from torch import nn
 
 from edgedistill.diffusion.boundary import lcm_boundary
 from edgedistill.diffusion.denoiser import Denoiser, Guided
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import time_grid
-from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.networks.two_times import TwoTimes
 from edgedistill.objectives.base import Batch, Optim, Setup

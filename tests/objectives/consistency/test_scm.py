@@ -6,11 +6,11 @@ from oracles import Affine, Gaussian
 
 from edgedistill.diffusion.boundary import consistency_function, noise_boundary
 from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.schedules import VE, Discrete, Linear, Rectified, Trig
 from edgedistill.diffusion.solvers import time_grid
-from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.consistency.scm import SCM, Points, RunningLoss
 from edgedistill.objectives.consistency.tbcm import TBCM

@@ -8,11 +8,11 @@ from oracles import Affine, Gaussian
 from torch import Tensor, nn
 
 from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.losses import matching_gradient, surrogate_loss
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import time_grid
-from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.matching.dmd2 import DMD2

@@ -9,10 +9,10 @@ from preferring import SCALE, SIDE, linear, preferring, stepped
 from scored import FAR, batch
 
 from edgedistill import recipes
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Discrete, Karras, Rectified, Trig
 from edgedistill.diffusion.solvers import student_times
-from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.preference.diffusion_dpo import DiffusionDPO, times_of
 from edgedistill.runs.run import Run
 

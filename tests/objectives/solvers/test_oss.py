@@ -8,9 +8,9 @@ from oracles import Gaussian
 
 from edgedistill.diffusion.denoiser import Denoiser, Guided
 from edgedistill.diffusion.distances import Distance
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import solve, time_grid
-from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.solvers.oss import OSS, best_times
 from edgedistill.recipes.loading import load

@@ -4,10 +4,10 @@ import pytest
 import torch
 from oracles import Gaussian
 
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.multistep import multistep_table, solver_table
 from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import solve, time_grid
-from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.solvers.d_ode import DODE, best_lambdas, corrected
 from edgedistill.objectives.solvers.gas import GAS, Solver, walk

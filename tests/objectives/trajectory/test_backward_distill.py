@@ -9,10 +9,10 @@ from oracles import Affine, Gaussian
 from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Linear, Trig
 from edgedistill.diffusion.solvers import ddim_step, one_step_x0, time_grid
-from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.trajectory.backward_distill import BackwardDistill, noise_corrected
 

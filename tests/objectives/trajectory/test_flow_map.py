@@ -9,10 +9,10 @@ from oracles import Gaussian
 from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Cosine, Discrete, Linear, Trig
 from edgedistill.diffusion.solvers import ddim_step, time_grid
-from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.networks.adapters import Adapter, adapt
 from edgedistill.networks.planar import PlanarNet
 from edgedistill.networks.two_times import TwoTimes, steps_of

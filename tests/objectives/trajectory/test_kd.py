@@ -5,10 +5,10 @@ import torch
 from oracles import Affine, Gaussian
 
 from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Trig
 from edgedistill.diffusion.solvers import ddim_step, time_grid
-from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.trajectory.kd import KD
 from edgedistill.objectives.trajectory.sfd import SFD

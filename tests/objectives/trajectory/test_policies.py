@@ -6,10 +6,10 @@ from oracles import Gaussian
 from torch import nn
 
 from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Cosine, Rectified, Trig
 from edgedistill.diffusion.solvers import ddim_step, time_grid
-from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.networks.extra_heads import Headed
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.trajectory.arcflow import ArcFlow, Momenta

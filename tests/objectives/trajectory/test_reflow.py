@@ -9,11 +9,11 @@ from oracles import Affine, Gaussian
 
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.distances import Distance
+from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.schedules import VE, Cosine, Discrete, Rectified, Trig
 from edgedistill.diffusion.solvers import init_scale, time_grid
-from edgedistill.diffusion.step_table import few_step_table
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.trajectory.instaflow import InstaFlow
 from edgedistill.objectives.trajectory.reflow import (
