@@ -119,19 +119,16 @@ def test_the_last_layers_read_another_deep_state_and_their_own_skip_connections(
 
 def test_the_last_layer_alone_runs_no_down_block():
     unet, (x, other), (t, later), cond = made("sd of four blocks")
+    ran = []
+    for block in [*unet.down_blocks, unet.mid_block, *unet.up_blocks]:
+        for resnet in block.resnets:
+            resnet.register_forward_pre_hook(lambda module, args: ran.append(module))
     for layers in (1, 2, 3):
         _, deep = full(unet, x, t, layers, **cond)
-        ran = []
-        hooks = [
-            resnet.register_forward_pre_hook(lambda module, args: ran.append(module))
-            for block in [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
-            for resnet in block.resnets
-        ]
+        ran.clear()
         f = shallow(unet, other, later, deep, layers, **cond)
         first, last = unet.down_blocks[0].resnets, unet.up_blocks[-1].resnets
         assert ran == [*first[: layers - 1], *last[-layers:]]
-        for hook in hooks:
-            hook.remove()
         unet.zero_grad()
         f.square().mean().backward()
         assert unet.mid_block.resnets[0].conv1.weight.grad.abs().max() > 0
