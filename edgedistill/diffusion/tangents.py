@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from edgedistill.diffusion.compiling import as_they_are
 from edgedistill.diffusion.tensors import expand_like
@@ -20,9 +23,29 @@ Derivative = Callable[[Flow, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 dt."""
 
 
+class _ContiguousNorms(TorchFunctionMode):
+    """A mode in which group norms get contiguous inputs, the only ones that have a derivative.
+
+    The attention blocks of diffusers' UNet2DModel normalize a transposed tensor.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is F.group_norm:
+            args = (args[0].contiguous(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
 def _jvp(flow: Flow, x: Tensor, t: Tensor, dx: Tensor, dt: Tensor, step: Tensor) -> Tensor:
-    # Fused attention kernels and compiled networks have no forward derivative.
-    with sdpa_kernel(SDPBackend.MATH), as_they_are():
+    # Fused attention kernels and compiled networks have no forward derivative. On a CPU, a norm
+    # under autocast has a value in bfloat16 and a derivative in float32, which no convolution takes.
+    plain = torch.autocast("cpu", enabled=False)
+    with sdpa_kernel(SDPBackend.MATH), as_they_are(), plain, _ContiguousNorms():
         derivative: Tensor = torch.func.jvp(flow, (x, t), (dx, dt))[1]
     return derivative
 

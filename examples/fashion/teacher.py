@@ -131,6 +131,7 @@ def save(unet: UNet2DModel, place: Path, steps: int, config: Config) -> None:
     """Write a DDPMPipeline in float16, whose scheduler says how the network is preconditioned."""
     half = copy.deepcopy(unet).to(torch.float16, memory_format=torch.contiguous_format)
     replace(DDPMPipeline(unet=half, scheduler=build_scheduler()), place, steps, config)
+    (place / "classes.txt").write_text("".join(f"{name}\n" for name in data.CLASSES))
 
 
 def save_sheet(drawn: torch.Tensor, path: Path) -> None:

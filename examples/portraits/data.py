@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from common.chunks import fill
-from portraits import attributes
+from portraits import attributes, captions
 from portraits.attributes import Portrait
 
 HERE = Path(__file__).resolve().parent
@@ -30,6 +30,12 @@ TRAIN, JUDGE, TEST = 0, 1, 2
 def portrait(seed: int, number: int) -> Portrait:
     """The attributes of one portrait. Only the teacher's training leaves held-out pairs out."""
     return attributes.draw(attributes.numbered(seed, number), trained=seed == TRAIN)
+
+
+def caption(seed: int, number: int) -> str:
+    """One of the captions of a portrait, always the same."""
+    rng = attributes.numbered(seed, number)
+    return captions.write(attributes.draw(rng, trained=seed == TRAIN), rng)
 
 
 def _line(seed: int, number: int) -> str:

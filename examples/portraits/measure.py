@@ -47,15 +47,22 @@ def agreement(
     judge: classifier.Classifier, pictures: torch.Tensor, texts: list[str]
 ) -> dict[str, float]:
     """Shares of the values that captions name and (N, 3, 64, 64) pictures show."""
-    said = [captions.read(text) for text in texts]
-    found = classifier.predict(judge, pictures)
-    right = [
-        {name: classifier.VALUES[name][row[i]] == says[name] for i, name in enumerate(ATTRIBUTES)}
-        for row, says in zip(found.tolist(), said, strict=True)
-    ]
-    each = {name: sum(row[name] for row in right) / len(right) for name in ATTRIBUTES}
-    whole = sum(all(row.values()) for row in right) / len(right)
-    return {"attributes": sum(each.values()) / len(each), "all at once": whole, **each}
+    shows = right(judge, pictures, texts).float()
+    each = dict(zip(ATTRIBUTES, shows.mean(0).tolist(), strict=True))
+    return {
+        "attributes": shows.mean().item(),
+        "all at once": shows.prod(1).mean().item(),
+        **each,
+    }
+
+
+def right(judge: classifier.Classifier, pictures: torch.Tensor, texts: list[str]) -> torch.Tensor:
+    """Whether (N, 3, 64, 64) pictures show each attribute as their caption says, (N, attributes).
+
+    Every caption names all attributes.
+    """
+    said = classifier.labels([captions.read(text) for text in texts])
+    return classifier.predict(judge, pictures) == said
 
 
 def run(work: Path, folder: Path, config: Config) -> None:

@@ -45,10 +45,7 @@ class Config(text_to_image.Config):
 
 def learn_words(work: Path) -> None:
     """Train the tokenizer on the captions of 5,000 portraits."""
-    texts = []
-    for number in range(5_000):
-        rng = attributes.numbered(data.TRAIN, number)
-        texts.append(captions.write(attributes.draw(rng), rng))
+    texts = [data.caption(data.TRAIN, number) for number in range(5_000)]
     trained = tokenizer.train(texts, 1024, POSITIONS, work / "tokenizer")
     longest = max(len(trained(text).input_ids) for text in texts)
     print(f"tokenizer: {len(trained)} entries, longest of 5,000 captions {longest} tokens")

@@ -1,0 +1,145 @@
+"""Judges of what the teachers of `examples/` draw: classifiers that their examples trained.
+
+A judge knows what was asked for and tells whether a picture shows it. The features before the
+classifier's last layer are those in which sets of pictures are compared.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "examples"))  # for common, fashion and portraits
+
+from common.pictures import to_float, to_uint8  # noqa: E402
+from fashion import classifier as fashion_classifier  # noqa: E402
+from fashion import data as fashion_data  # noqa: E402
+from portraits import classifier as portraits_classifier  # noqa: E402
+from portraits import data as portraits_data  # noqa: E402
+from portraits import measure as portraits_measure  # noqa: E402
+
+Pictures = NDArray[np.uint8]
+"""Pictures (N, H, W, 3)."""
+
+
+class Judge(Protocol):
+    """Knows the pictures that a teacher was trained on, and reads what a picture shows."""
+
+    def photographs(self) -> Path:
+        """Return a folder of training pictures with captions, written there if it is missing."""
+        ...
+
+    def reference(self) -> Tensor:
+        """Return features (M, D) of real pictures."""
+        ...
+
+    def asked(self, count: int) -> list[str]:
+        """Return the prompts of `count` pictures."""
+        ...
+
+    def features(self, pictures: Pictures) -> Tensor:
+        """Return features (N, D) of pictures."""
+        ...
+
+    def right(self, pictures: Pictures, prompts: list[str]) -> Tensor:
+        """Return for each picture the share (N,) of what its prompt names that it shows."""
+        ...
+
+
+@dataclass
+class Fashion:
+    """Judge of `examples/fashion`: the class of a picture.
+
+    Args:
+        work: Output folder of the example, in which its classifier is.
+        pictures: Number of photographs in the folder that students are trained on.
+    """
+
+    work: Path
+    pictures: int = 10_000
+
+    def __post_init__(self) -> None:
+        self.judge = fashion_classifier.load(self.work)
+
+    def photographs(self) -> Path:
+        folder = self.work / f"photographs-{self.pictures}"
+        if not (folder / "done").exists():
+            pictures, classes = fashion_data.load("train")
+            grey = to_uint8(pictures[: self.pictures]).squeeze(-1).numpy()
+            for number, kind in enumerate(classes[: self.pictures].tolist()):
+                place = folder / fashion_data.CLASSES[kind] / f"{number:05}.png"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(grey[number]).save(place)
+            (folder / "done").touch()
+        return folder
+
+    def reference(self) -> Tensor:
+        return fashion_classifier.features(self.judge, fashion_data.load("train")[0])
+
+    def asked(self, count: int) -> list[str]:
+        return [fashion_data.CLASSES[i % len(fashion_data.CLASSES)] for i in range(count)]
+
+    def features(self, pictures: Pictures) -> Tensor:
+        return fashion_classifier.features(self.judge, self._grey(pictures))
+
+    def right(self, pictures: Pictures, prompts: list[str]) -> Tensor:
+        found = fashion_classifier.predict(self.judge, self._grey(pictures))
+        wanted = torch.tensor([fashion_data.CLASSES.index(prompt) for prompt in prompts])
+        return (found == wanted).float()
+
+    def _grey(self, pictures: Pictures) -> Tensor:
+        return to_float(torch.from_numpy(pictures)).mean(1, keepdim=True)
+
+
+@dataclass
+class Portraits:
+    """Judge of `examples/portraits`: the attributes that a caption names.
+
+    Args:
+        work: Output folder of the example, with its classifier and its pictures.
+        pictures: Number of portraits in the folder that students are trained on.
+    """
+
+    work: Path
+    pictures: int = 10_000
+
+    def __post_init__(self) -> None:
+        self.judge = portraits_classifier.load(self.work)
+
+    def photographs(self) -> Path:
+        folder = self.work / f"portraits-{self.pictures}"
+        if not (folder / "done").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            drawn, lines = portraits_data.load(self.work, portraits_data.TRAIN), []
+            for number, picture in enumerate(drawn[: self.pictures]):
+                name = f"{number:05}.png"
+                Image.fromarray(picture).save(folder / name)
+                text = portraits_data.caption(portraits_data.TRAIN, number)
+                lines.append(json.dumps({"file_name": name, "text": text}))
+            (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            (folder / "done").touch()
+        return folder
+
+    def reference(self) -> Tensor:
+        real = portraits_data.load(self.work, portraits_data.TEST)
+        return self.features(np.array(real))
+
+    def asked(self, count: int) -> list[str]:
+        return portraits_measure.asked(unseen=False, count=count)[1]
+
+    def features(self, pictures: Pictures) -> Tensor:
+        return portraits_measure.features(self.judge, to_float(torch.from_numpy(pictures)))
+
+    def right(self, pictures: Pictures, prompts: list[str]) -> Tensor:
+        shown = to_float(torch.from_numpy(pictures))
+        return portraits_measure.right(self.judge, shown, prompts).float().mean(1)
