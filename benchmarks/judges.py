@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -68,8 +69,10 @@ class Fashion:
     work: Path
     pictures: int = 10_000
 
-    def __post_init__(self) -> None:
-        self.judge = fashion_classifier.load(self.work)
+    @cached_property
+    def judge(self) -> fashion_classifier.Classifier:
+        """The trained classifier."""
+        return fashion_classifier.load(self.work)
 
     def photographs(self) -> Path:
         folder = self.work / f"photographs-{self.pictures}"
@@ -113,8 +116,10 @@ class Portraits:
     work: Path
     pictures: int = 10_000
 
-    def __post_init__(self) -> None:
-        self.judge = portraits_classifier.load(self.work)
+    @cached_property
+    def judge(self) -> portraits_classifier.Classifier:
+        """The trained classifier."""
+        return portraits_classifier.load(self.work)
 
     def photographs(self) -> Path:
         folder = self.work / f"portraits-{self.pictures}"

@@ -42,8 +42,8 @@ class _ContiguousNorms(TorchFunctionMode):
 
 
 def _jvp(flow: Flow, x: Tensor, t: Tensor, dx: Tensor, dt: Tensor, step: Tensor) -> Tensor:
-    # Fused attention kernels and compiled networks have no forward derivative. On a CPU, a norm
-    # under autocast has a value in bfloat16 and a derivative in float32, which no convolution takes.
+    # Fused attention kernels and compiled networks have no forward derivative. Under autocast on a
+    # CPU, a norm has a value in bfloat16 and a derivative in float32, which no convolution takes.
     plain = torch.autocast("cpu", enabled=False)
     with sdpa_kernel(SDPBackend.MATH), as_they_are(), plain, _ContiguousNorms():
         derivative: Tensor = torch.func.jvp(flow, (x, t), (dx, dt))[1]

@@ -37,7 +37,7 @@ def test_forward_differentiation_is_the_limit_of_differences(unet):
 
 @pytest.mark.parametrize("rounded", [False, True])
 def test_forward_differentiation_on_a_cpu_takes_no_part_in_autocast(unet, rounded):
-    """A norm under autocast on a CPU has a derivative of another type than its value."""
+    """Norms under autocast on a CPU have derivatives of another type than their values."""
     if rounded:
         to_bf16(unet)  # as frozen weights are kept in runs of low precision
     wanted = derivative(unet, "jvp", 0.0)
