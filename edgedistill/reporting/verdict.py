@@ -99,6 +99,7 @@ def _quality(facts: Facts) -> list[str]:
             cut = _cut(figures, facts.steps, key)
             found.append(_distance(name, facts.steps, student, teacher, cut, key))
             break
+    found += _open_captions(figures, facts.steps)
     found += _classes(student, teacher)
     if student.get("text_image_ratio") is not None:
         found.append(
@@ -140,6 +141,26 @@ def _distance(
     else:
         judged = "it is no better than the teacher cut short, so distillation has gained nothing"
     return f"Its {name} is {numbers} (lower is better, {student['samples']} samples): {judged}."
+
+
+def _open_captions(figures: Figures, steps: int) -> list[str]:
+    """Say how near the samples are on captions that many pictures answer, if it was measured."""
+    rows = {name: row for name, row in figures.items() if isinstance(row, Mapping)}
+    own = {name: row["open"] for name, row in rows.items() if "fd" in row.get("open", {})}
+    if "student" not in own or "teacher" not in own:
+        return []
+    mine, theirs, cut = own["student"]["fd"], own["teacher"]["fd"], _cut(own, steps, "fd")
+    text = (
+        f"On captions that many pictures answer its FD is {mine:.3g}, the teacher's {theirs:.3g}"
+    )
+    if cut is None:
+        return [f"{text}."]
+    short = cut["fd"]
+    nearer, times = ("nearer", short / mine) if mine < short else ("farther", mine / short)
+    return [
+        f"{text} and at the same {steps} {'call' if steps == 1 else 'calls'} {short:.3g}: the "
+        f"student is {times:.2g} times {nearer} than the teacher cut short."
+    ]
 
 
 def _with_interval(row: Figures, key: str) -> str:

@@ -58,6 +58,20 @@ def test_figures_have_their_intervals_and_the_teacher_its_best_solver():
     assert "gained nothing" in text
 
 
+@pytest.mark.parametrize(
+    ("student", "words"), [(40.0, "1.8 times nearer"), (84.0, "1.2 times far")]
+)
+def test_open_captions_are_told_where_they_were_measured(student, words):
+    found = {"schema_version": 1, **figures(0.8, 0.9, 0.8)}
+    assert "many pictures" not in said(evaluation=found)
+    for name, value in (("student", student), ("teacher", 24.0), ("teacher@4", 80.0)):
+        found[name]["open"] = {"fd": value, "samples": 170}
+    found["teacher@4 dpm++2m"] = {"calls": 4, "open": {"fd": 72.0}}
+    text = said(evaluation=found)
+    assert f"FD is {student:g}, the teacher's 24 and at the same 4 calls 72" in text
+    assert words in text
+
+
 def test_proof_and_speed():
     parity = {"passed": True, "final": {"worst": 200.0}}
     bench = {
