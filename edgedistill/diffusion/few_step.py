@@ -25,6 +25,7 @@ __all__ = [
     "few_step_table",
     "landed_table",
     "renoise",
+    "row_times",
 ]
 
 Boundary = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -126,6 +127,12 @@ def landed_table(
     stops = torch.cat([times.double(), torch.tensor([end], dtype=torch.float64)])
     rows = _rows(schedule, prediction, stops, lander, boundary)
     return TorchStepTable(tuple(rows), schedule.sigma(times[0]).item() if scaled_start else 1.0)
+
+
+def row_times(table: TorchStepTable, schedule: Schedule) -> Tensor:
+    """Return the start times of a table's rows, (rows,), from the times that the network reads."""
+    net_times = torch.tensor([row.t for row in table.rows], dtype=torch.float64)
+    return schedule.snap(schedule.time_of_net_time(net_times).clamp(0, 1))
 
 
 def _rows(

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgedistill.diffusion.few_step import row_times
 from edgedistill.diffusion.reuse import as_reusing
 from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.objectives.base import (
@@ -34,7 +35,6 @@ from edgedistill.objectives.base import (
     Setup,
     table_of_init,
 )
-from edgedistill.objectives.preference.diffusion_dpo import times_of
 
 __all__ = ["StepCache"]
 
@@ -62,7 +62,7 @@ class StepCache(Objective):
             )
         self.student, self.optim = setup.student, setup.optim
         self.frozen_net = copy.deepcopy(setup.student.net).requires_grad_(False)
-        self.times = times_of(table, setup.student.schedule)
+        self.times = row_times(table, setup.student.schedule)
 
     def players(self) -> list[Player]:
         return [Player("student", self.student, self.optim)]

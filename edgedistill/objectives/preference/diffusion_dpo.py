@@ -25,18 +25,11 @@ from pydantic import Field
 from torch import Tensor
 
 from edgedistill.diffusion.denoiser import Denoiser, cat
-from edgedistill.diffusion.schedule import Schedule
-from edgedistill.diffusion.step_table import TorchStepTable
+from edgedistill.diffusion.few_step import row_times
 from edgedistill.objectives.base import Batch, Losses, Settings, Setup
 from edgedistill.objectives.preference.policy import Preferring
 
-__all__ = ["DiffusionDPO", "times_of"]
-
-
-def times_of(table: TorchStepTable, schedule: Schedule) -> Tensor:
-    """Return the start times of a table's rows, (rows,), from the times that the network reads."""
-    net_times = torch.tensor([row.t for row in table.rows], dtype=torch.float64)
-    return schedule.snap(schedule.time_of_net_time(net_times).clamp(0, 1))
+__all__ = ["DiffusionDPO"]
 
 
 class DiffusionDPO(Preferring):
@@ -54,7 +47,7 @@ class DiffusionDPO(Preferring):
     def __init__(self, config: DiffusionDPO.Config, setup: Setup) -> None:
         super().__init__(setup)
         self.config = config
-        self.times = times_of(self._table, setup.student.schedule)
+        self.times = row_times(self._table, setup.student.schedule)
 
     def loss(self, player: str, batch: Batch) -> Losses:
         walks = self.walks(batch)

@@ -9,11 +9,11 @@ from preferring import SCALE, SIDE, linear, preferring, stepped
 from scored import FAR, batch
 
 from edgedistill import recipes
-from edgedistill.diffusion.few_step import few_step_table
+from edgedistill.diffusion.few_step import few_step_table, row_times
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Discrete, Karras, Rectified, Trig
 from edgedistill.diffusion.solvers import student_times
-from edgedistill.objectives.preference.diffusion_dpo import DiffusionDPO, times_of
+from edgedistill.objectives.preference.diffusion_dpo import DiffusionDPO
 from edgedistill.runs.run import Run
 
 
@@ -106,7 +106,7 @@ def test_the_better_samples_are_made_more_often(steps, sampler):
 def test_times_are_read_off_a_table(schedule):
     times = student_times(schedule, 4, "trailing", "renoise")
     table = few_step_table(schedule, Prediction.EPS, times, "renoise")
-    torch.testing.assert_close(times_of(table, schedule), times[:-1], rtol=0, atol=1e-9)
+    torch.testing.assert_close(row_times(table, schedule), times[:-1], rtol=0, atol=1e-9)
 
 
 def test_a_recipe_starts_from_a_student(tmp_path, two_modes, quick_fit):
