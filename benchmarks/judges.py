@@ -44,6 +44,10 @@ class Judge(Protocol):
         """Return features (M, D) of real pictures."""
         ...
 
+    def held_out(self, count: int) -> tuple[Pictures, list[str]]:
+        """Return at most `count` real pictures that nothing was trained on, and their prompts."""
+        ...
+
     def asked(self, count: int) -> list[str]:
         """Return the prompts of `count` pictures."""
         ...
@@ -88,6 +92,11 @@ class Fashion:
 
     def reference(self) -> Tensor:
         return fashion_classifier.features(self.judge, fashion_data.load("train")[0])
+
+    def held_out(self, count: int) -> tuple[Pictures, list[str]]:
+        pictures, classes = fashion_data.load("t10k")
+        names = [fashion_data.CLASSES[kind] for kind in classes[:count].tolist()]
+        return to_uint8(pictures[:count].expand(-1, 3, -1, -1)).numpy(), names
 
     def asked(self, count: int) -> list[str]:
         return [fashion_data.CLASSES[i % len(fashion_data.CLASSES)] for i in range(count)]
@@ -138,6 +147,11 @@ class Portraits:
     def reference(self) -> Tensor:
         real = portraits_data.load(self.work, portraits_data.TEST)
         return self.features(np.array(real))
+
+    def held_out(self, count: int) -> tuple[Pictures, list[str]]:
+        portraits, prompts = portraits_measure.asked(unseen=False, count=count)
+        npm = portraits_data.packages(self.work)
+        return portraits_data.pictures_of(portraits, portraits_data.TEST, npm).numpy(), prompts
 
     def asked(self, count: int) -> list[str]:
         return portraits_measure.asked(unseen=False, count=count)[1]

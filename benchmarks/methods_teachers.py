@@ -5,9 +5,9 @@
 Distils `examples/fashion`'s teacher (or `portraits`) by each method in each number of steps, one
 run at a time on one thread, and draws the same prompts by the teacher at several numbers of calls
 and by each student. Prints for each the Frechet distance to real pictures and the share of what a
-prompt names that its picture shows, with 95 % intervals, the variety of pictures of one prompt
-over that of real ones, and the minutes of training. OUT/TEACHER.json has the same, and
-OUT/TEACHER-STEPS.png pictures of each. What is there already is not made again.
+prompt names that its picture shows, with 95 % intervals, the variety (the distance of two pictures
+of one prompt, over that of any two real ones), and the minutes of training. OUT/TEACHER.json has
+the same, and OUT/TEACHER-STEPS.png pictures of each. What is there already is not made again.
 """
 
 from __future__ import annotations
@@ -182,26 +182,37 @@ class Bench:
         features = judge.reference()
         return cls(judge, judge.asked(samples), Reference.of(features), spread(features))
 
-    def measure(self, subject: Subject, minutes: float | None = None) -> tuple[Row, Pictures]:
+    def drawn(self, subject: Subject, minutes: float | None = None) -> tuple[Row, Pictures]:
         """Figures of a subject, and its first pictures."""
         pictures = subject.draw(self.prompts, SEED, lambda done: None)
+        row = self.measure(subject.name, subject.calls, pictures, self.prompts, minutes)
+        return row, pictures[:SHOWN]
+
+    def measure(
+        self,
+        name: str,
+        calls: int,
+        pictures: Pictures,
+        prompts: list[str],
+        minutes: float | None = None,
+    ) -> Row:
+        """Figures of pictures (N, H, W, 3) of prompts, which took `calls` network calls each."""
         features = self.judge.features(pictures)
-        right = self.judge.right(pictures, self.prompts)
+        right = self.judge.right(pictures, prompts)
 
         def distance(some: Tensor) -> float:
             return frechet_distance(Reference.of(some), self.real)
 
-        row = Row(
-            name=subject.name,
-            calls=subject.calls,
+        return Row(
+            name=name,
+            calls=calls,
             fd=distance(features),
             fd_half=half_interval(features, distance) or 0.0,
             right=right.mean().item(),
             right_half=1.96 * (right.std() / len(right) ** 0.5).item(),
-            variety=within(features, self.prompts) / self.variety,
+            variety=within(features, prompts) / self.variety,
             minutes=minutes,
         )
-        return row, pictures[:SHOWN]
 
 
 def spread(features: Tensor) -> float:
@@ -243,8 +254,10 @@ def rows(
             shown.setdefault(count, {})[row.name] = pictures
         print(row.text(), flush=True)
 
+    real, names = bench.judge.held_out(len(bench.prompts))
+    add(bench.measure("real, held out", 0, real, names), real[:SHOWN], [])
     for solver, count in kind.baselines:
-        add(*bench.measure(_teacher(kind, teacher, solver, count)), steps)
+        add(*bench.drawn(_teacher(kind, teacher, solver, count)), steps)
     given = {"data": {"pictures": str(bench.judge.photographs())}}
     for name in methods:
         for count in steps:
@@ -255,7 +268,7 @@ def rows(
             recipe = OmegaConf.merge(kind.recipe, METHODS[name], own, data)
             minutes = trained({"name": folder.name, **OmegaConf.to_container(recipe)}, folder)
             student = load_student(folder / "student")
-            add(*bench.measure(student_subject(folder.name, student, noise), minutes), [count])
+            add(*bench.drawn(student_subject(folder.name, student, noise), minutes), [count])
     for count, pictures in shown.items():
         sheet(pictures).save(out / f"{path.parents[1].name}-{count}.png")
     return found
