@@ -13,7 +13,7 @@ from edgedistill import assets
 from edgedistill.adoption.detect import CheckpointInfo, check_fits, family_of, look, named_steps
 from edgedistill.adoption.kinds import FOLDER, LORA, SOLVERS, Kind, find_kind
 from edgedistill.adoption.schedulers import TOLERANCE, distance, make_scheduler, make_table, plain
-from edgedistill.adoption.teachers import adopt_teacher
+from edgedistill.adoption.teachers import adopt_teacher, tell_dropped
 from edgedistill.common.files import write_text
 from edgedistill.common.plugins import names, resolve, unknown
 from edgedistill.common.tokenizer_errors import named_errors
@@ -78,6 +78,7 @@ def adopt(
         )
     teacher.pipeline.register_modules(scheduler=plain(kind, teacher.pipeline.scheduler, table))
     entries = _info(kind_name, kind, info, teacher, table, guidance)
+    tell_dropped(info.path, kind_name, table)
     save_student(target, entries, teacher, teacher.net)
     if kind.eta:
         _name_eta(target / "README.md", kind.eta)

@@ -16,6 +16,7 @@ from edgedistill.adoption.detect import CheckpointInfo
 from edgedistill.adoption.kinds import FOLDER, SOLVERS
 from edgedistill.adoption.schedulers import TOLERANCE, TimedProbe
 from edgedistill.common.files import read_json
+from edgedistill.common.progress import remark
 from edgedistill.diffusion.multistep import multistep_table
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.schedules import Discrete, Rectified
@@ -27,7 +28,7 @@ from edgedistill.teachers.pipeline import PipelineTeacher
 from edgedistill.teachers.schedulers import level_grid
 from edgedistill.teachers.student_schedulers import walk
 
-__all__ = ["adopt_teacher"]
+__all__ = ["adopt_teacher", "tell_dropped"]
 
 STEPS = 8
 """Usual number of steps: two orders pay from about six on."""
@@ -55,7 +56,17 @@ def adopt_teacher(info: CheckpointInfo, solver: str, steps: int | None, target: 
     assert isinstance(teacher, PipelineTeacher)
     table, scheduler = _steps(teacher, solver, steps)
     teacher.pipeline.register_modules(scheduler=scheduler)
+    tell_dropped(info.path, solver, table)
     save_student(target, _info(info, solver, teacher, table), teacher, teacher.net)
+
+
+def tell_dropped(folder: Path, name: str, table: TorchStepTable) -> None:
+    """Say what the steps of a student of our own do, and those it is adopted with do not."""
+    file = folder / "student.json"
+    if not file.is_file():
+        return
+    for words in TorchStepTable.from_json(read_json(file)["step_table"]).beyond(table):
+        remark(f"{folder}: its steps {words}, and those of {name} do not; only its weights stay")
 
 
 def _steps(teacher: PipelineTeacher, solver: str, steps: int) -> tuple[TorchStepTable, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 import torch
 from pydantic import Field
@@ -23,7 +24,7 @@ __all__ = [
 ]
 
 
-KINDS = "^(l2|l1|pseudo-huber|vector-huber|features|latent-lpips)$"
+Kind: TypeAlias = Literal["l2", "l1", "pseudo-huber", "vector-huber", "features", "latent-lpips"]
 
 
 class Distance(Settings):
@@ -37,7 +38,7 @@ class Distance(Settings):
     `LatentFeatures`.
     """
 
-    kind: str = Field("l2", pattern=KINDS)
+    kind: Kind = "l2"
     c: float = Field(1e-3, gt=0)
     """The constant, above 0: at 0 equal values have no gradient."""
     network: str = "emoji"
@@ -48,7 +49,7 @@ class Distance(Settings):
 class Ensemble(Distance):
     """Settings of a distance of pictures or latents, (N, C, H, W), under random augmentations."""
 
-    kind: str = Field("features", pattern=KINDS)
+    kind: Kind = "features"
     ensemble: int | None = Field(None, ge=0)
     """Augmentations of each pair over which the distance is averaged; 0 augments nothing. None is
     1 for distances of features, and 0 for others, which gain nothing from augmentation."""

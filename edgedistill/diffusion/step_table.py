@@ -124,6 +124,15 @@ class TorchStepTable:
         """Whether some rows reuse the deep state of the row before."""
         return any(row.reuse for row in self.rows)
 
+    def beyond(self, other: TorchStepTable) -> list[str]:
+        """Return in words what these steps do and those of `other` do not."""
+        kinds = {
+            "reuse deep blocks": (self.reuses, other.reuses),
+            "grow in size": (self.grows, other.grows),
+            "use outputs of earlier steps": (self.reach, other.reach),
+        }
+        return [words for words, (ours, theirs) in kinds.items() if ours and not theirs]
+
     @property
     def landings(self) -> list[tuple[Step, float]]:
         """Return each row with the size it lands at: the next row's, or 1 for the last."""

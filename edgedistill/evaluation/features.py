@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgedistill.evaluation.inception import PREFIX, Inception
+from edgedistill.evaluation.inception import Inception
 from edgedistill.networks.clip import Features, model_type, open_model, preprocessing, shipped_clip
 from edgedistill.networks.taps import Taps
+from edgedistill.recipes.schema import INCEPTION
 from edgedistill.teachers.base import Teacher
 
 __all__ = ["Eye", "MiddleBlock", "PixelFeatures", "VisionModel", "open_features", "shrunk"]
@@ -162,8 +163,8 @@ def open_features(teacher: Teacher, asked: str | None) -> Eye:
         return PixelFeatures()
     if asked == "teacher":
         return MiddleBlock(teacher)
-    if asked.startswith(PREFIX):
-        return Inception(asked.removeprefix(PREFIX))
+    if asked.startswith(INCEPTION):
+        return Inception(asked.removeprefix(INCEPTION))
     return Features(asked) if model_type(asked) == "clip" else VisionModel(asked)
 
 

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = ["PREFIX", "Inception"]
+from edgedistill.recipes.schema import INCEPTION
 
-PREFIX = "inception:"
+__all__ = ["Inception"]
+
 BATCH = 32
 
 
@@ -42,7 +43,7 @@ class Inception:
             from torch_fidelity import FeatureExtractorInceptionV3
         except ImportError as error:
             raise ValueError(
-                f"evaluate.features={PREFIX}{file} needs torch-fidelity: "
+                f"evaluate.features={INCEPTION}{file} needs torch-fidelity: "
                 f"pip install 'edgedistill[metrics]' ({error})"
             ) from None
         if not Path(file).is_file():

@@ -82,7 +82,7 @@ class Costs:
 
 
 def costs(recipe: Recipe, launch: Launch) -> Costs:
-    """Plan a recipe: nothing is downloaded, and no weight is read or made.
+    """Plan a recipe: nothing is downloaded, and no weight is read, or made but a tiny teacher's.
 
     Raises:
         ValueError: If the recipe cannot be planned; names the key.

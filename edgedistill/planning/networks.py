@@ -24,6 +24,7 @@ from edgedistill.objectives.base import Batch, Objective
 from edgedistill.planning.architectures import architecture, decoder, find, place
 from edgedistill.planning.inputs import Inputs, Net, inputs_of
 from edgedistill.planning.reward import PlannedReward, planned_reward
+from edgedistill.planning.tiny import tiny_inputs, with_tiny
 from edgedistill.planning.tracker.live import Live
 from edgedistill.recipes.schema import Recipe
 from edgedistill.recipes.setup import build_setup, compose
@@ -99,6 +100,7 @@ def planned_networks(recipe: Recipe) -> PlannedNetworks:
             f"teacher.path={recipe.teacher.path}: a mixture is a closed form and its student a "
             "few MB; nothing to plan"
         )
+    recipe = with_tiny(recipe)
     guidance, kind = recipe.teacher.guidance, find_family(recipe.teacher.family)
     kind.check_guidance(guidance, Path(recipe.teacher.path).name)
     where = place(recipe.teacher)
@@ -108,6 +110,7 @@ def planned_networks(recipe: Recipe) -> PlannedNetworks:
     if recipe.student.decoder:
         networks["vae"] = decoder(Path(recipe.student.decoder))
     core, inputs = inputs_of(networks)
+    inputs = tiny_inputs(recipe) or inputs
     reward = planned_reward(recipe, networks, inputs)
     own = Denoiser(Net(core, networks[core], inputs), SCHEDULE, Prediction.EPS)
     student, table = _spawn(recipe, own), None

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
 from torch import Tensor, nn
 
+from edgedistill.common.settings import Settings
 from edgedistill.diffusion.denoiser import Denoiser
+from edgedistill.diffusion.distances import Distance
+from edgedistill.diffusion.perceptual import trained
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.schedules import Discrete
 from edgedistill.networks.adapters import find_layers
 from edgedistill.objectives.base import Objective
 from edgedistill.objectives.conversion import student_prediction
-from edgedistill.recipes.schema import Recipe
+from edgedistill.recipes.schema import INCEPTION, Recipe
 from edgedistill.teachers import Teacher
+from edgedistill_runtime.hub import hub_name
 
 __all__ = [
     "check_adapters",
+    "check_features",
     "check_steps",
     "choose_prediction",
     "has_weights",
     "parameters",
     "unplayed",
 ]
+
+
+log = logging.getLogger(__name__)
 
 
 def parameters(net: nn.Module) -> int:
@@ -109,3 +122,48 @@ def check_adapters(recipe: Recipe, teacher: Teacher) -> None:
             "network to share; for adapters on the network fitted to it, name its layers in "
             f"train.adapter.layers: {error}"
         ) from None
+
+
+def check_features(recipe: Recipe, shape: Sequence[int]) -> None:
+    """Look for the files of features that the recipe names.
+
+    Training cannot do without those of its distances. A line tells of those of evaluation, which
+    may lie on another machine.
+
+    Args:
+        recipe: The recipe.
+        shape: Shape of one x0.
+
+    Raises:
+        ValueError: If the trained features of a distance are missing, are no such file, or are of
+            other latents than x0.
+    """
+    for key, found in _distances(recipe.method_config(), "objective"):
+        if found.kind == "latent-lpips":
+            _check_trained(key, found.network, shape)
+    named = recipe.evaluate.features
+    if named is None or named in ("pixels", "teacher"):
+        return
+    file = Path(named.removeprefix(INCEPTION))
+    if not file.exists() and (named.startswith(INCEPTION) or hub_name(named) is None):
+        log.info(f"evaluate.features={named}: {file} is not there, and evaluate will need it")
+
+
+def _check_trained(key: str, network: str, shape: Sequence[int]) -> None:
+    x0 = torch.zeros(1, *shape)
+    try:
+        features = trained(network, x0)
+    except ValueError as error:
+        raise ValueError(f"{key}.network: {error}") from None
+    if x0.ndim == 4:
+        features(x0)
+
+
+def _distances(section: Settings, key: str) -> Iterator[tuple[str, Distance]]:
+    """Yield the distances among a method's settings with their keys."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Distance):
+            yield f"{key}.{name}", value
+        elif isinstance(value, Settings):
+            yield from _distances(value, f"{key}.{name}")

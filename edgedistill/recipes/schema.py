@@ -26,6 +26,7 @@ from edgedistill.recipes.rules import RULES
 from edgedistill.training.config import Train
 
 __all__ = [
+    "INCEPTION",
     "Compress",
     "DataSection",
     "EvaluateSection",
@@ -170,6 +171,10 @@ class Parts(Settings):
     def trained(self) -> list[int]:
         """Indices of the students that a run trains."""
         return list(range(self.count)) if self.only is None else [self.only]
+
+
+INCEPTION = "inception:"
+"""Prefix of a file of Inception's weights in `evaluate.features`."""
 
 
 class EvaluateSection(Settings):

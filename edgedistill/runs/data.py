@@ -54,6 +54,7 @@ class RunData:
         recipe, teacher = self.recipe, self.teacher
         if not recipe.method().needs_paths:
             return None
+        self._vary(None)
         section = recipe.teacher
         captions = self._own(captions_of(teacher, recipe.data.prompts, recipe.data.caption))
         spec = spec_of(
@@ -143,6 +144,15 @@ class RunData:
     def _shared(self, source: DataSource) -> DataSource:
         if self.part and isinstance(source, Captioned):
             source.only(self.part.rows(self.teacher, source.captions))
-        if self.recipe.data.caption_variants and isinstance(source, Captioned):
-            source.vary()
+        self._vary(source)
         return source
+
+    def _vary(self, source: DataSource | None) -> None:
+        """Let captions change from draw to draw if the recipe asks so; say if there is but one."""
+        if not self.recipe.data.caption_variants:
+            return
+        if not isinstance(source, Captioned) or not source.vary():
+            log.info(
+                "data.caption_variants=true changes nothing: this run's data has one caption for "
+                "each sample"
+            )

@@ -26,6 +26,7 @@ from edgedistill.objectives.conversion import NEAR_ZERO, Conversion, as_target
 from edgedistill.objectives.prelude import Prelude
 from edgedistill.recipes.checks import (
     check_adapters,
+    check_features,
     check_steps,
     choose_prediction,
     parameters,
@@ -81,6 +82,7 @@ class Run:
         check_steps(recipe, denoiser.schedule)
         self.times = student_times(denoiser.schedule, few.steps, few.spacing, few.sampler)
         self.prediction = choose_prediction(recipe, denoiser, self.times[0])
+        check_features(recipe, self.teacher.sample_shape)
         data = RunData(recipe, self.teacher, folder, part)
         self._check_table(None)
         if recipe.train.roles == "adapters":
@@ -98,7 +100,7 @@ class Run:
                 self.source: DataSource = self.paths or data.source()
                 with as_they_are():
                     self.objective = self._objective(device)
-            for line in [*unplayed(self.objective, recipe), *self._roles()]:
+            for line in [*unplayed(self.objective, recipe), *self._roles(), *self._dropped()]:
                 log.info(line)
 
         # The trainer.
@@ -137,6 +139,16 @@ class Run:
             return []
         rank = self.recipe.train.adapter.rank
         return [f"adapters of rank {rank}: {parameters(self.student):,} parameters a role"]
+
+    def _dropped(self) -> list[str]:
+        """Return a line for what the steps of `student.init` do and those of this run do not."""
+        if self.init is None:
+            return []
+        return [
+            f"student.init={self.recipe.student.init}: its steps {words}, and those of this run "
+            "do not; only its weights are taken"
+            for words in self.init.table.beyond(self.table)
+        ]
 
     def _check_table(self, boundary: Boundary | None) -> None:
         """Raise a ValueError if a student with these steps could not be saved."""

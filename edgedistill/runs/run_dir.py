@@ -18,7 +18,7 @@ from edgedistill.recipes.schema import Recipe
 from edgedistill.runs.claims import RECIPE, Claim, claim_new, claim_old
 from edgedistill.runs.group import Group
 from edgedistill.runs.run import Run
-from edgedistill.tiny import make_tiny
+from edgedistill.tiny import make_tiny, tiny_place
 from edgedistill.training.checkpoint import latest
 from edgedistill.training.trackers import check_installed
 from edgedistill.training.trainer import engine
@@ -112,7 +112,8 @@ def _placed(recipe: Recipe, folder: Path) -> Recipe:
     """Return the recipe with a tiny teacher placed in the run dir."""
     if not recipe.teacher.tiny:
         return recipe
-    teacher = recipe.teacher.model_copy(update={"path": str(folder / "teacher"), "config": None})
+    place = tiny_place(recipe.teacher.family, folder)
+    teacher = recipe.teacher.model_copy(update={"path": str(place), "config": None})
     return recipe.model_copy(update={"teacher": teacher})
 
 

@@ -11,7 +11,7 @@ from edgedistill.data.paths import captions_of, make_paths, spec_of
 from edgedistill.diffusion.solvers import student_times
 from edgedistill.recipes.schema import Recipe
 from edgedistill.teachers import load_teacher
-from edgedistill.tiny import make_tiny
+from edgedistill.tiny import make_tiny, tiny_place
 from edgedistill.training.trainer import engine
 
 __all__ = ["synth"]
@@ -37,7 +37,7 @@ def synth(recipe: Recipe, out: str | None, progress: Callable[[int], None]) -> P
     folder = Path(out) if out else Path("paths") / recipe.name
     check_writable(folder / "manifest.json", f"out={folder}")
     section, few = recipe.teacher, recipe.student
-    place = str(folder / "teacher") if section.tiny else section.path
+    place = str(tiny_place(section.family, folder)) if section.tiny else section.path
     if section.tiny and not Path(place).exists():
         make_tiny(section.family, Path(place), recipe.train.seed)
     config = None if section.tiny else section.config

@@ -40,9 +40,13 @@ class Captioned:
         self._variants = variants
         self._varied = False
 
-    def vary(self) -> None:
-        """Draw one of a row's captions anew each time from now on, where rows have several."""
+    def vary(self) -> bool:
+        """Draw one of a row's captions anew each time from now on, where rows have several.
+
+        Return whether some have.
+        """
         self._varied = True
+        return any(len(row) > 1 for row in self._variants or ())
 
     def only(self, rows: Sequence[int]) -> None:
         """Draw only from these rows from now on."""

@@ -18,7 +18,7 @@ from edgedistill.common.files import atomic_folder, write_json
 from edgedistill.common.plugins import resolve
 from edgedistill.teachers import load_teacher
 
-__all__ = ["ENTRY_POINTS", "TINY", "make_tiny"]
+__all__ = ["ENTRY_POINTS", "TINY", "make_tiny", "tiny_place"]
 
 ENTRY_POINTS = "edgedistill.tiny"
 """Entry-point group by which families of other distributions are added."""
@@ -39,6 +39,15 @@ TINY = {
 
 CAPTIONS = ("red", "a red one", "red red", "blue", "a blue one", "blue blue", "red blue", "")
 """Captions of a tiny teacher's data."""
+
+
+def tiny_place(family: str, folder: Path) -> Path:
+    """Return where a run or a folder of paths has its tiny teacher, whose name is the last part.
+
+    Folders that were made before tiny teachers had names of their own keep it in `teacher`.
+    """
+    older = folder / "teacher"
+    return older if older.is_dir() else folder / f"tiny-{family}"
 
 
 def make_tiny(family: str, folder: Path, seed: int = 0) -> Path:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import time
 from pathlib import Path
 
-__all__ = ["busy_cores", "cores", "device", "processor"]
+__all__ = ["busy_cores", "cores", "device", "processor", "processor_kind"]
 
 
 def cores() -> int:
@@ -49,6 +50,32 @@ def processor() -> str:
     lines = info.read_text("utf-8").splitlines() if info.is_file() else []
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), None)
     return model or platform.processor() or platform.machine()
+
+
+_KIND = {
+    *("vendor_id", "cpu family", "model", "model name", "flags"),
+    *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features"),
+}
+"""Keys of /proc/cpuinfo that tell kinds of processors apart, of x86 and of ARM."""
+
+
+@functools.cache
+def processor_kind() -> str | None:
+    """Return what tells this kind of processor from others, with its instruction sets.
+
+    None where the system does not say which instruction sets there are.
+    """
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return None
+    lines = {line for line in info.read_text("utf-8").splitlines() if _key(line) in _KIND}
+    if not any(_key(line) in ("flags", "Features") for line in lines):
+        return None
+    return "\n".join([platform.machine(), *sorted(lines)])
+
+
+def _key(line: str) -> str:
+    return line.partition(":")[0].strip()
 
 
 def device() -> str:

@@ -74,6 +74,12 @@ def test_the_cut_survives_json_and_reaches_the_network(net):
             TorchStepTable.from_json(data | {"reuse_layers": wrong})
 
 
+def test_what_steps_do_beyond_others_is_said():
+    reusing = PLAIN.reusing([1])
+    assert reusing.beyond(PLAIN) == ["reuse deep blocks"]
+    assert PLAIN.beyond(reusing) == reusing.beyond(PLAIN.reusing([4])) == []
+
+
 def test_tables_that_cannot_be_are_refused():
     first = replace(PLAIN.rows[0], reuse=True)
     with pytest.raises(ValueError, match="row 0 reuses a deep state, and no row before it has"):

@@ -1,15 +1,52 @@
 """Keys of a recipe that take a name from a table: their descriptions list the names."""
 
+from typing import get_args
+
 import pytest
 
+from edgedistill.common.settings import Settings
 from edgedistill.compress.config import Compress
 from edgedistill.compress.presets import PRESETS
+from edgedistill.objectives import OBJECTIVES, find
 from edgedistill.objectives.added.reward import Reward
 from edgedistill.objectives.compression.shrink import TAPS, Shrink
 from edgedistill.recipes.explain import meanings
-from edgedistill.recipes.schema import TeacherSection
+from edgedistill.recipes.loading import load
+from edgedistill.recipes.schema import Recipe, TeacherSection
 from edgedistill.rewards import REWARDS
 from edgedistill.teachers import TEACHERS
+
+
+def sections(kind):
+    """A section of a recipe, and those inside it."""
+    yield kind
+    for field in kind.model_fields.values():
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, Settings):
+                yield from sections(part)
+
+
+def test_no_key_names_its_choices_by_a_pattern():
+    """The message for a wrong value would name the pattern, which is nothing to choose from."""
+    kinds = {*sections(Recipe)}
+    for name in OBJECTIVES:
+        kinds.update(sections(find(name).Config))
+    assert len(kinds) > len(OBJECTIVES)
+    found = {
+        f"{kind.__module__}: {name}"
+        for kind in kinds
+        for name, field in kind.model_fields.items()
+        if any(getattr(each, "pattern", None) for each in field.metadata)
+    }
+    assert not found
+
+
+def test_a_wrong_kind_of_distance_lists_the_choices():
+    with pytest.raises(ValueError, match=r"^objective\.distance\.kind='x': ") as error:
+        load("emoji-lcm", ["objective.distance.kind=x"])
+    assert str(error.value).endswith(
+        "'l2', 'l1', 'pseudo-huber', 'vector-huber', 'features' or 'latent-lpips'"
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import yaml
 
 from edgedistill import recipes
 from edgedistill.common.files import WriteError, write_json
+from edgedistill.diffusion.perceptual import LatentFeatures
 from edgedistill.runs import run_dir
 from edgedistill.runs.claims import claim_new
 from edgedistill.runs.run_dir import open_run
@@ -317,6 +318,54 @@ def test_a_run_that_cannot_be_here_says_so_and_leaves_nothing(begin, tmp_path):
         begin()
     assert Path("runs").read_text() == "mine"
     assert names(tmp_path) == ["runs"]
+
+
+def latents_of(path, channels):
+    """A file of features of latents with so many channels."""
+    LatentFeatures(channels, [4], [1]).save(path, {"about": "a test"})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("network", "line"),
+    [
+        (
+            "emojy",
+            r"^objective\.distance\.network: unknown feature 'emojy' \(did you",
+        ),
+        ("no/such.safetensors", r"^objective\.distance\.network: no file at 'no/such\.safetensor"),
+        ("damaged.safetensors", r"^objective\.distance\.network: .*no features of latents"),
+        (
+            "three.safetensors",
+            r"features of distance\.network are of latents of 3 channels, not",
+        ),
+    ],
+)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_features_that_a_distance_lacks_are_told_before_anything_is_made(
+    tmp_path, monkeypatch, network, line, parts
+):
+    monkeypatch.chdir(tmp_path)
+    Path("damaged.safetensors").write_bytes(b"x")
+    latents_of(Path("three.safetensors"), 3)
+    words = ["teacher.tiny=true", "teacher.steps=2", "data.samples=4", f"parts.count={parts}"]
+    words += ["objective.distance.kind=latent-lpips", f"objective.distance.network={network}"]
+    before = names(tmp_path)
+    with pytest.raises(ValueError, match=line):
+        open_run(recipes.load("emoji-diffusion2gan", words), "run", False)
+    assert names(tmp_path) == before
+
+
+@pytest.mark.parametrize("features", ["inception:no/such.safetensors", "./no/such"])
+def test_features_that_evaluate_will_lack_are_told_in_a_line(mine, features):
+    write, opened = mine
+    write()
+    _, said = opened(f"evaluate.features={features}", resume=False)
+    file = features.removeprefix("inception:").removeprefix("./")
+    line = f"evaluate.features={features}: {file} is not there, and evaluate will need it"
+    assert said.count(line) == 1
+    _, said = opened()
+    assert said.count(line) == 1  # and the run can still be resumed
 
 
 def test_a_student_of_another_shape_cannot_be_the_start(tmp_path):

@@ -1,6 +1,7 @@
 """Compiled graphs are kept: found again, never trusted when damaged, bounded, and no trouble."""
 
 import os
+from contextlib import suppress
 
 import pytest
 
@@ -66,3 +67,47 @@ def test_a_folder_that_cannot_be_made_costs_nothing(tmp_path, monkeypatch):
     compiled.keep(KEY, b"program")
     assert compiled.find(KEY) is None
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def keep_file(content, key=KEY):
+    with compiled.new_file(key) as new:
+        if new is not None:
+            new.write_bytes(content)
+
+
+def test_a_file_is_found_under_its_whole_key(folder):
+    assert compiled.find_file(KEY) is None
+    keep_file(b"program")
+    file = compiled.find_file(dict(reversed(KEY.items())))
+    assert file.read_bytes() == b"program"
+    assert [*folder.iterdir()] == [file]
+    assert compiled.find_file({**KEY, "engine": "1.1"}) is None
+
+
+@pytest.mark.parametrize("damage", [b"progra", b"progran", b"", b"programs"])
+def test_a_damaged_file_is_as_none_and_goes(folder, damage):
+    keep_file(b"program")
+    (file,) = folder.iterdir()
+    file.write_bytes(damage)
+    assert compiled.find_file(KEY) is None
+    keep_file(b"again")
+    (file,) = folder.iterdir()
+    assert compiled.find_file(KEY) == file
+    assert file.read_bytes() == b"again"
+
+
+def test_a_file_that_was_not_written_is_not_kept(folder):
+    keep_file(b"")
+    with suppress(RuntimeError), compiled.new_file(KEY) as new:
+        new.write_bytes(b"half")
+        raise RuntimeError("engine")
+    assert list(folder.iterdir()) == []
+
+
+def test_no_file_is_offered_where_none_can_be_kept(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    for place in ("", str(tmp_path / "file")):
+        monkeypatch.setenv("EDGEDISTILL_CACHE", place)
+        with compiled.new_file(KEY) as new:
+            assert new is None
+        assert compiled.find_file(KEY) is None

@@ -26,7 +26,7 @@ def latents(variants=VARIANTS) -> Latents:
 
 def test_captions_are_drawn_by_their_shares():
     data = latents()
-    data.vary()
+    assert data.vary()
     words = data.prompts(20_000, torch.Generator().manual_seed(0))
     x0, cond = data.draw(20_000, torch.Generator().manual_seed(0))
     # The same draw in both: its rows, its captions and the captions' conditions.
@@ -45,7 +45,7 @@ def test_captions_stay_the_same_unless_asked():
 
 def test_one_caption_a_picture_stays():
     data = latents(None)
-    data.vary()
+    assert not data.vary()
     assert set(data.prompts(100, torch.Generator().manual_seed(0))) == set(CAPTIONS)
 
 
@@ -74,21 +74,35 @@ def test_the_shipped_captions_are_those_of_the_shipped_pictures():
     assert not {word for row in found for word in row} & {*prompts["unseen"], *prompts["pairs"]}
 
 
+NOTHING = "data.caption_variants=true changes nothing: "
+
+
 @pytest.mark.parametrize("asked", [False, True])
-def test_a_run_draws_them_if_its_recipe_says_so(tmp_path, asked):
+def test_a_run_draws_them_if_its_recipe_says_so(tmp_path, asked, said):
     words = {"data.caption_variants": asked, "train.steps": 1, "train.batch_size": 2}
     recipe = recipes.load("emoji-lcm", [f"{key}={value}" for key, value in words.items()])
     run = open_run(recipe, str(tmp_path / "run"), False, runs=tmp_path)
     shipped = json.loads((assets.ROOT / "emoji" / "prompts.json").read_text())["train"]
     drawn = run.source.prompts(64, torch.Generator().manual_seed(0))
     assert (set(drawn) <= set(shipped)) is not asked
+    assert not any(line.startswith(NOTHING) for line in said)
 
 
-def test_prompts_of_a_file_are_what_they_are(tmp_path):
-    """A recipe that asks for variants serves other data too."""
+@pytest.mark.parametrize("name", ["emoji-lcm", "emoji-diffusion2gan"])
+def test_a_run_whose_data_has_one_caption_each_says_so(tmp_path, said, name):
+    """Of data, and of paths of the teacher."""
+    words = ["teacher.tiny=true", "data.caption_variants=true", "objective.distance.kind=l2"]
+    words += ["teacher.steps=2", "data.samples=2", "train.batch_size=2"]
+    open_run(recipes.load(name, words), str(tmp_path / "run"), False, runs=tmp_path)
+    assert len([line for line in said if line.startswith(NOTHING)]) == 1
+
+
+def test_prompts_of_a_file_are_what_they_are(tmp_path, said):
+    """A recipe that asks for variants serves other data too, and says that there are none."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\na dog\n")
     words = ["data.caption_variants=true", f"data.prompts={prompts}", "data.samples=2"]
     recipe = recipes.load("emoji-lcm", [*words, "teacher.steps=1", "train.batch_size=2"])
     run = open_run(recipe, str(tmp_path / "run"), False, runs=tmp_path)
     assert set(run.source.prompts(64, torch.Generator().manual_seed(0))) == {"a cat", "a dog"}
+    assert any(line.startswith(NOTHING) for line in said)

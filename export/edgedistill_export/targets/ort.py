@@ -17,7 +17,7 @@ __all__ = ["build"]
 def build(job: Job) -> Built:
     """Trace one network, simplify it and convert it (see `targets.Builder`).
 
-    ONNX Runtime's own optimiser runs on the device, when the graph is loaded. In a stored graph,
+    ONNX Runtime's own optimiser runs on the device, when the graph is first loaded. In a bundle,
     its basic level would remove nothing after the tracer's own, its extended level would add
     operators that no other engine reads and is no faster on CPUs, and its full level, 25 to 35 %
     faster, would fix a convolution layout for one kind of CPU.

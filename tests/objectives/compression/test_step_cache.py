@@ -6,6 +6,7 @@ import pytest
 import torch
 from evaluations import evaluated
 
+from edgedistill.adoption import adopt
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.prediction import Prediction
@@ -189,6 +190,27 @@ def test_a_run_writes_a_student_that_reuses(trained):
     whole = first.table.sample(made.net, noise, cond)
     assert torch.isfinite(reused).all()
     assert not torch.allclose(reused, whole, atol=1e-5)
+
+
+def test_who_drops_the_reuse_says_so(trained, monkeypatch, tmp_path, said, capsys):
+    made, first = trained
+    monkeypatch.chdir(made.parents[1])
+    words = ["teacher.path=tiny", "train.steps=1", "train.batch_size=2"]
+    line = (
+        f"student.init={made}: its steps reuse deep blocks, and those of this run do not; only "
+        "its weights are taken"
+    )
+    for name, start, count in (("emoji-lcm", made, 1), ("emoji-lcm", first, 0)):
+        said.clear()
+        run = open_run(load(name, [*words, f"student.init={start}"]), None, False, tmp_path)
+        assert said.count(line) == count
+        assert not run.table.reuses
+    adopt(str(made), "ddim", steps=4, out=tmp_path / "adopted")
+    told = capsys.readouterr().err
+    assert f"{made}: its steps reuse deep blocks, and those of ddim do not; only its" in told
+    assert not load_student(tmp_path / "adopted").table.reuses
+    adopt(str(first), "ddim", steps=4, out=tmp_path / "plain")
+    assert "its steps" not in capsys.readouterr().err
 
 
 def test_it_draws_and_is_evaluated_and_reported(trained, monkeypatch, tmp_path):
