@@ -169,22 +169,36 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    """The judge with what all subjects are compared with."""
+    """The judge with what all subjects are compared with.
+
+    Attributes:
+        judge: The judge.
+        prompts: Prompts of the pictures.
+        real: Statistics of the real pictures' features.
+        variety: Distance of any two real pictures.
+        folder: Where pictures that were drawn are kept.
+    """
 
     judge: Judge
     prompts: list[str]
     real: Reference
     variety: float
+    folder: Path
 
     @classmethod
-    def of(cls, judge: Judge, samples: int) -> Bench:
+    def of(cls, judge: Judge, samples: int, folder: Path) -> Bench:
         """Read the real pictures' features."""
-        features = judge.reference()
-        return cls(judge, judge.asked(samples), Reference.of(features), spread(features))
+        features, prompts = judge.reference(), judge.asked(samples)
+        return cls(judge, prompts, Reference.of(features), spread(features), folder)
 
     def drawn(self, subject: Subject, minutes: float | None = None) -> tuple[Row, Pictures]:
-        """Figures of a subject, and its first pictures."""
-        pictures = subject.draw(self.prompts, SEED, lambda done: None)
+        """Figures of a subject, and its first pictures; the same as before if they are kept."""
+        count = len(self.prompts)
+        file = self.folder / f"{subject.name} {subject.calls} {count}.npy".replace(" ", "-")
+        if not file.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            np.save(file, subject.draw(self.prompts, SEED, lambda done: None))
+        pictures = np.load(file)
         row = self.measure(subject.name, subject.calls, pictures, self.prompts, minutes)
         return row, pictures[:SHOWN]
 
@@ -294,7 +308,7 @@ def main() -> None:
     work = args.work or ROOT / "examples" / args.teacher / "output"
     out = args.out or Path("runs") / f"methods-{args.teacher}"
     kind = KINDS[args.teacher]
-    bench = Bench.of(kind.judge(work), args.samples)
+    bench = Bench.of(kind.judge(work), args.samples, out / "pictures")
     print("subject              calls      FD, +-       right, +-       variety minutes")
     steps = [int(word) for word in args.steps.split(",")]
     found = rows(kind, bench, work / "pipeline", args.methods or [*METHODS], steps, out)
