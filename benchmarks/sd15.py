@@ -1,9 +1,10 @@
 """Networks of Stable Diffusion 1.5's sizes with random weights, a graph for each stage.
 
-`GRAPHS` has the U-Net (0.86 billion weights), its outer blocks and its last layer alone as in
-steps that reuse the deep state, the smaller U-Nets of BK-SDM, the text encoder, the VAE's decoder,
-the tiny decoder TAESD, and a chain of matrix products, which shows what an engine reaches at most.
-A picture has 512 x 512 pixels, and 64 x 64 latents.
+`GRAPHS` has the U-Net (0.86 billion weights), the same with a stride of 2 in its attention over
+4096 tokens, its outer blocks and its last layer alone as in steps that reuse the deep state, the
+smaller U-Nets of BK-SDM, the text encoder, the VAE's decoder, the tiny decoder TAESD, and a chain
+of matrix products, which shows what an engine reaches at most. A picture has 512 x 512 pixels, and
+64 x 64 latents.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from edgedistill.compress.presets import preset
+from edgedistill.compress.token_stride import TokenStride, stride_attention
 from edgedistill.teachers.base import ExportGraph
 from edgedistill.teachers.decoders import Decoder, shifted
 from edgedistill.teachers.families.stable_diffusion import SDNet, SDTextEncoder
@@ -61,6 +63,13 @@ def unet(width: int) -> SDNet:
         cross_attention_dim=FEATURES,
     )
     return SDNet(network)
+
+
+def strided(stride: int, width: int) -> SDNet:
+    """The U-Net, with a stride in the self-attention of its outermost stage."""
+    net = unet(width)
+    stride_attention(net.unet, TokenStride(stride=stride))
+    return net
 
 
 class OuterLayers(nn.Module):
@@ -176,6 +185,7 @@ def product_inputs(batch: int) -> dict[str, torch.Tensor]:
 
 GRAPHS: Mapping[str, Stage] = {
     "unet": Stage(unet, unet_inputs),
+    "unet-stride2": Stage(partial(strided, 2), unet_inputs),
     "unet-outer": Stage(partial(outer_layers, None), partial(outer_inputs, 2 * WIDTH)),
     "unet-last": Stage(partial(outer_layers, 1), partial(outer_inputs, WIDTH)),
     "unet-bk-small": Stage(partial(smaller, "bk-sdm-small"), unet_inputs),

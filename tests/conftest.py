@@ -73,6 +73,18 @@ def two_modes(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def attentive_sd(tmp_path_factory) -> Path:
+    """A Stable Diffusion pipeline folder with self-attention over 8x8 tokens and 4x4 tokens."""
+    import torch
+    from tiny import make_attentive
+
+    folder = tmp_path_factory.mktemp("sd") / "attentive"
+    torch.manual_seed(0)
+    make_attentive().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_sd(tmp_path_factory) -> Path:
     """A Stable Diffusion pipeline folder of real classes with random weights."""
     import torch

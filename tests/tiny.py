@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusers import UNet2DConditionModel
 from torch import nn
 
 from edgedistill.diffusion.few_step import few_step_table
@@ -17,7 +18,17 @@ from edgedistill.tiny.stable_diffusion import pipeline as make_pipeline
 from edgedistill.tiny.tokenizers import LENGTH
 from edgedistill.tiny.tokenizers import clip as make_tokenizer
 
-__all__ = ["LENGTH", "make_pipeline", "make_tokenizer", "save"]
+__all__ = ["LENGTH", "make_attentive", "make_pipeline", "make_tokenizer", "save"]
+
+
+def make_attentive() -> Any:
+    """The Stable Diffusion pipeline with 8x8 latents and self-attention in both of its stages."""
+    made = make_pipeline()
+    sides = {name: (f"CrossAttn{name}Block2D",) * 2 for name in ("Down", "Up")}
+    blocks = {f"{name.lower()}_block_types": kinds for name, kinds in sides.items()}
+    config = {**made.unet.config, **blocks, "sample_size": 8}
+    made.register_modules(unet=UNet2DConditionModel.from_config(config))
+    return made
 
 
 def save(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from edgedistill.common.settings import Settings, renamed
+from edgedistill.compress.token_stride import LARGEST, TokenStride
 
 __all__ = ["Compress"]
 
@@ -33,6 +34,12 @@ class Compress(Settings):
     """Share of the channels to keep in the blocks that remain."""
     variance: bool = False
     """Whether a transformer's hidden states keep their variance after removed blocks."""
+    attention_stride: int = Field(1, ge=1, le=LARGEST)
+    """Stride s along height and width of the tokens that give keys and values of self-attention,
+    whose products then cost 1 / s^2; queries come from all tokens. 1 takes all of them. For the
+    U-Nets of families stable_diffusion and sdxl."""
+    attention_stages: int = Field(1, ge=1)
+    """Number of the U-Net's outermost stages whose self-attention has this stride."""
     elastic: dict[str, float] = Field(default_factory=dict)
     """Additional depths of one student by name, each the share of the parameters that the blocks
     chosen by the criterion may keep. They share one set of weights, are trained in turns, and one
@@ -61,6 +68,8 @@ class Compress(Settings):
             )
         if self.variance and not self.active:
             raise ValueError("variance: nothing goes; name a preset, blocks to remove or a budget")
+        if self.attention_stages > 1 and self.attention_stride == 1:
+            raise ValueError("attention_stages: no stride; choose attention_stride, such as 2")
         for name, share in self.elastic.items():
             if not 0 < share < 1:
                 raise ValueError(
@@ -76,3 +85,10 @@ class Compress(Settings):
     def active(self) -> bool:
         """Whether the section removes anything."""
         return bool(self.preset or self.remove) or self.budget_share < 1 or self.width_share < 1
+
+    @property
+    def token_stride(self) -> TokenStride | None:
+        """Stride of the student's self-attention; None where all tokens are read."""
+        if self.attention_stride == 1:
+            return None
+        return TokenStride(stride=self.attention_stride, stages=self.attention_stages)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgedistill.compress.token_stride import copy_stride
+
 __all__ = ["Channels", "Plan", "build", "config_of", "count", "is_under", "share", "source"]
 
 
@@ -135,6 +137,7 @@ def _skeleton(plan: Plan, net: nn.Module) -> nn.Module:
     kind: Any = type(net)
     with torch.device("meta"):
         new: nn.Module = kind.from_config(plan.config)
+    copy_stride(net, new)
     return new
 
 

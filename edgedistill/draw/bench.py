@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgedistill.common.files import read_json
+from edgedistill.compress.token_stride import KEY
 from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.teachers.hub import pipeline_at
 from edgedistill.teachers.loading import BROKEN, reason
@@ -27,7 +28,8 @@ Draw = Callable[[str, int], None]
 
 PARTS = {"text_encoder", "unet", "vae"}
 """Components of the pipelines that diffusers itself runs here, one prompt a call at their native
-size. Other pipelines (no text, transformers, videos) are run by edgedistill."""
+size. Other pipelines (no text, transformers, videos) are run by edgedistill, and so are students
+whose attention has a stride."""
 
 
 class _Stages:
@@ -172,6 +174,12 @@ def _own_steps(folder: str) -> int | None:
         raise ValueError(f"{file}: {error}") from None
 
 
+def _has_stride(folder: str) -> bool:
+    """Whether the folder is a student's whose attention diffusers alone would run in full."""
+    file = Path(folder) / "student.json"
+    return file.is_file() and read_json(file).get(KEY) is not None
+
+
 def measure(folder: str, steps: int | None, guidance: float, runs: int) -> dict[str, Any]:
     """Load a folder and time drawing one sample a call.
 
@@ -191,7 +199,8 @@ def measure(folder: str, steps: int | None, guidance: float, runs: int) -> dict[
     stages, folder = _Stages(), pipeline_at(folder)
     steps = steps or _own_steps(folder) or 25
     try:
-        load = _load_pipeline if _index(folder).keys() >= PARTS else _load_own
+        plain = _index(folder).keys() >= PARTS and not _has_stride(folder)
+        load = _load_pipeline if plain else _load_own
         draw, load_s = load(folder, steps, guidance, stages)
     except BROKEN as error:
         raise ValueError(f"cannot load {folder!r}: {reason(error, folder)}") from error

@@ -13,9 +13,11 @@ from torch import nn
 from edgedistill import assets
 from edgedistill.common.files import read_json
 from edgedistill.common.plugins import unknown
+from edgedistill.compress.token_stride import restore_stride
 from edgedistill.networks.outline import LIBRARIES, build, build_class
 from edgedistill.recipes.schema import TeacherSection
 from edgedistill.teachers.decoders import decoder_class
+from edgedistill.teachers.hub import STUDENT
 
 __all__ = ["ALIASES", "architecture", "decoder", "find", "place", "shipped"]
 
@@ -69,8 +71,9 @@ def find(path: str) -> Path:
 def architecture(path: str) -> dict[str, nn.Module]:
     """Build the networks of a pipeline by name (unet, vae, ...), in eval mode on the meta device.
 
-    Only model_index.json and the config.json beside each network's weights are read. Components
-    that are not networks of diffusers or transformers (tokenizers, schedulers) are left out.
+    Only model_index.json and the config.json beside each network's weights are read, and a
+    student's student.json for the stride of its attention. Components that are not networks of
+    diffusers or transformers (tokenizers, schedulers) are left out.
 
     Args:
         path: A shipped asset's name, a folder in diffusers' layout, or a shipped Hub id.
@@ -85,6 +88,8 @@ def architecture(path: str) -> dict[str, nn.Module]:
             continue
         if (folder / name / "config.json").is_file():
             networks[name] = build(folder / name, *entry)
+    if "unet" in networks and (folder / STUDENT).is_file():
+        restore_stride(networks["unet"], folder / STUDENT)
     return networks
 
 

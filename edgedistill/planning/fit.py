@@ -112,7 +112,7 @@ def switches(recipe: Recipe) -> list[Switch]:
         least = 1 if follows else recipe.reward.group
     several = train.batch_size * train.accumulate // least
     single = Switch((f"train.batch_size={least}", f"train.accumulate={several}"))
-    whole = not (section.active or section.elastic or recipe.student.init)
+    whole = not (section.active or section.elastic or section.token_stride or recipe.student.init)
     offered = {
         Switch(("train.precision=bf16",)): train.precision == "fp32",
         Switch(("train.base=bf16",)): train.precision == "bf16" and train.base == "fp32",

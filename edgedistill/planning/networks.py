@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from edgedistill.common.files import read_json
+from edgedistill.compress.config import Compress
 from edgedistill.compress.pruned import Pruned, choose
+from edgedistill.compress.token_stride import check_stride, stride_attention
 from edgedistill.diffusion.denoiser import Denoiser, Guided, expand
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Linear
@@ -183,9 +185,15 @@ def _student(key: str, folder: Path, core: str, inputs: Inputs) -> tuple[Net, To
 
 def _pruned(recipe: Recipe, student: Denoiser, core: str) -> Pruned | None:
     section = recipe.compress
-    if not section.active:
-        return None
+    pruned = _chosen(section, student, core) if section.active else None
+    if section.token_stride is not None:
+        small = student.net.get_submodule(core)
+        check_stride(small, section.token_stride)
+        stride_attention(small, section.token_stride)
+    return pruned
 
+
+def _chosen(section: Compress, student: Denoiser, core: str) -> Pruned:
     def calls() -> Sequence[Mapping[str, Any]]:
         raise ValueError(
             f"compress.budget={section.budget_share}: which blocks go is measured on the weights, "

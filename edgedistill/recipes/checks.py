@@ -83,12 +83,14 @@ def choose_prediction(recipe: Recipe, teacher: Denoiser, first: Tensor) -> Predi
         ValueError: If the recipe asks for another prediction than the teacher's, and the student
             cannot learn it.
     """
-    method, asked = recipe.method(), recipe.student.prediction
+    method, asked, section = recipe.method(), recipe.student.prediction, recipe.compress
     reasons = {
         "student.init names a student with a prediction of its own": recipe.student.init,
         "adapters share the teacher's network": recipe.train.roles == "adapters",
-        "a smaller student learns the teacher's own outputs": recipe.compress.active
-        or recipe.compress.elastic,
+        "a smaller student learns the teacher's own outputs": section.active
+        or section.elastic
+        or section.first_steps
+        or section.joint_weight,
         f"method {recipe.objective['name']!r} trains no weights of a student": method.searches
         or method.own_coefficients
         or method.product != "student",

@@ -39,6 +39,21 @@ def check_roles(recipe: Recipe) -> None:
         raise ValueError(
             "compress: a smaller student has no base to share; choose train.roles=copies"
         )
+    if recipe.compress.token_stride:
+        raise ValueError(
+            f"compress.attention_stride={recipe.compress.attention_stride}: a LoRA of the teacher "
+            "cannot say it; choose train.roles=copies"
+        )
+
+
+def check_stride(recipe: Recipe) -> None:
+    """Raise a ValueError for a stride of attention in a family whose networks can have none."""
+    family, stride = recipe.teacher.family, recipe.compress.attention_stride
+    if stride > 1 and not find_family(family).strides:
+        raise ValueError(
+            f"compress.attention_stride={stride}: self-attention of {family} networks can have no "
+            "stride; that of stable_diffusion and sdxl can"
+        )
 
 
 def check_paths(recipe: Recipe) -> None:
@@ -154,7 +169,8 @@ def check_reuse(recipe: Recipe) -> None:
             f"{said}: students of family {recipe.teacher.family} have no deep blocks to reuse; "
             "only U-Nets have"
         )
-    if recipe.compress.active or recipe.compress.elastic:
+    section = recipe.compress
+    if section.active or section.elastic or section.token_stride:
         raise ValueError(
             f"{said}: compress changes the blocks; make the student smaller in a run before"
         )
@@ -162,6 +178,7 @@ def check_reuse(recipe: Recipe) -> None:
 
 RULES: tuple[Callable[[Recipe], None], ...] = (
     check_single_step,
+    check_stride,
     check_paths,
     check_roles,
     check_parts,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from edgedistill.common.files import read_json, write_json
 from edgedistill.compress.plan import Plan, count
 from edgedistill.compress.pruned import Pruned, choose, depths, record
+from edgedistill.compress.token_stride import check_stride, stride_attention
 from edgedistill.compress.variance import keep_variance
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.networks.adapters import adapt
@@ -45,7 +46,7 @@ def first_of(recipe: Recipe, teacher: Teacher, device: torch.device) -> Denoiser
 
 
 class PrunedStudent:
-    """Prunes a student's network as a recipe says, and identically when resumed.
+    """Makes a student's network smaller as a recipe says, and identically when resumed.
 
     Args:
         recipe: The recipe.
@@ -67,10 +68,23 @@ class PrunedStudent:
         self.times, self.folder = times, folder
 
     def pruned(self, student: Denoiser) -> Pruned | None:
-        """Prune the student's network in place; None where the recipe keeps all of it."""
+        """Prune the student's network in place; None where the recipe keeps all of its blocks.
+
+        Self-attention gets the recipe's stride either way.
+        """
+        pruned = self._pruned(student) if self.recipe.compress.active else None
+        if (given := self.recipe.compress.token_stride) is not None:
+            core = self._core(student)
+            check_stride(core, given)
+            stride_attention(core, given)
+            log.info(
+                f"self-attention in {given.places} takes keys and values of one token in "
+                f"{given.stride} x {given.stride}"
+            )
+        return pruned
+
+    def _pruned(self, student: Denoiser) -> Pruned:
         section, teacher = self.recipe.compress, self.teacher
-        if not section.active:
-            return None
         core, kept = self._core(student), self._kept_plans()
         if kept:
             pruned = Pruned.make(list(kept.values()), core)

@@ -119,6 +119,11 @@ def _check(student: Student, to: str) -> None:
             f"{student.path}: its steps reuse deep blocks, and no other program draws so; convert "
             "the student that it started from"
         )
+    if info.attention:
+        raise ValueError(
+            f"{student.path}: its self-attention has a stride of {info.attention.stride}; {to} "
+            "cannot say so, and other programs would take keys and values of all tokens"
+        )
     compress = info.recipe.get("compress")
     if compress and Compress.model_validate(compress).active:
         raise ValueError(

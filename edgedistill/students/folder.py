@@ -20,6 +20,8 @@ from edgedistill.common.hashes import check_files, files_in, sha256_of, sha256_o
 from edgedistill.common.plugins import names, unknown
 from edgedistill.common.progress import remark
 from edgedistill.compress.plan import Plan, build
+from edgedistill.compress.token_stride import KEY as ATTENTION
+from edgedistill.compress.token_stride import TokenStride, stride_of
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import schedule_from_json
@@ -31,10 +33,11 @@ from edgedistill_runtime.hub import local_folder
 
 __all__ = ["GuidanceInfo", "Student", "StudentInfo", "load_student", "save_student"]
 
-SCHEMA, WITH_PAST, WITH_REUSE, WITH_LAYERS = 2, 3, 4, 5
+SCHEMA, WITH_PAST, WITH_REUSE, WITH_LAYERS, WITH_STRIDE = 2, 3, 4, 5, 6
 """Schemas of students, of those whose step tables use earlier rows, of those whose rows reuse
-deep blocks, and of those whose `reuse_layers` says how much of the last block runs in them."""
-READABLE = (1, SCHEMA, WITH_PAST, WITH_REUSE, WITH_LAYERS)
+deep blocks, of those whose `reuse_layers` says how much of the last block runs in them, and of
+those whose self-attention has a stride."""
+READABLE = (1, SCHEMA, WITH_PAST, WITH_REUSE, WITH_LAYERS, WITH_STRIDE)
 
 INFO, CARD = "student.json", "README.md"
 
@@ -55,7 +58,8 @@ class StudentInfo(BaseModel):
 
     Attributes:
         schema_version: 2; 3 where rows of the step table use earlier ones, 4 where rows reuse deep
-            blocks, 5 where the table has `reuse_layers`; 1 had no hashes.
+            blocks, 5 where the table has `reuse_layers`, 6 where there is `attention`; 1 had no
+            hashes.
         method: Distillation method.
         family: Family that reads the folder; a key of `teachers.TEACHERS`.
         step_table: `TorchStepTable.to_json`.
@@ -75,7 +79,7 @@ class StudentInfo(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid")
-    schema_version: Literal[1, 2, 3, 4, 5] = 2
+    schema_version: Literal[1, 2, 3, 4, 5, 6] = 2
     method: str
     family: str
     step_table: dict[str, Any]
@@ -85,6 +89,8 @@ class StudentInfo(BaseModel):
     lora_scale: float | None = None
     depths: dict[str, dict[str, Any]] = {}
     """Plans of the smaller students inside this one, by name."""
+    attention: TokenStride | None = None
+    """Stride of the network's self-attention; left out of the file where there is none."""
     latent: dict[str, Any]
     teacher: dict[str, Any]
     recipe: dict[str, Any]
@@ -113,9 +119,10 @@ class Student:
     def sha256(self) -> str:
         """Hash of everything that decides the student's samples, not its figures or its card."""
         # The names of the first schema are used, so that hashes of its students stay the same;
-        # absent depths are left out, so that hashes of students made before depths existed stay
-        # the same.
-        left_out = {"evaluation", "sha256"} | ({"depths"} if not self.info.depths else set())
+        # absent depths and strides are left out, so that hashes of students made before these
+        # existed stay the same.
+        absent = {name for name in ("depths", ATTENTION) if not getattr(self.info, name)}
+        left_out = {"evaluation", "sha256"} | absent
         first = self.info.model_copy(update={"schema_version": 1})
         digest = hashlib.sha256(first.model_dump_json(exclude=left_out).encode())
         for name, found in sorted(self._hashes().items(), key=lambda item: Path(item[0])):
@@ -248,17 +255,19 @@ def save_student(folder: Path, info: StudentInfo, teacher: Teacher, net: nn.Modu
         net: The student's network, or its role.
     """
     table = TorchStepTable.from_json(info.step_table)
-    info = info.model_copy(update={"schema_version": _schema(table)})
+    stride = stride_of(net.get_submodule(teacher.core))
+    version = _schema(table) if stride is None else WITH_STRIDE
+    info = info.model_copy(update={"schema_version": version, ATTENTION: stride})
     with atomic_folder(folder) as work:
         teacher.save(work, net.fused() if isinstance(net, Role) else net, table)
         open_to_transformers_4(work)
-        usage = _usage(teacher, table)
+        usage = _usage(teacher, table, stride)
         index = work / "model_index.json"
         if isinstance(net, Role) and teacher.loads_lora:
             (work / "lora").mkdir()
             save_file(net.lora(), work / LORA, {"format": "pt"})
             info = info.model_copy(update={"lora_scale": 1.0})
-            if not (table.grows or table.reuses):
+            if not (table.grows or table.reuses or stride):
                 usage += _LORA_USAGE.format(scheduler=read_json(index)["scheduler"][1])
         write_text(work / CARD, _card(info, table, usage))
         _forget_machine(work)
@@ -279,7 +288,9 @@ def _write_info(work: Path, info: StudentInfo) -> None:
         bad = bad_tensor(work / name) if name.endswith(".safetensors") else ""
         if bad:
             raise ValueError(f"student not written: {bad} in {name} is not finite")
-    data = json.loads(info.model_dump_json()) | {"sha256": sha256_of_all(work, names)}
+    absent = set() if info.attention else {ATTENTION}
+    data = json.loads(info.model_dump_json(exclude=absent))
+    data["sha256"] = sha256_of_all(work, names)
     data["sha256"][INFO] = _own_hash(data)
     write_json(work / INFO, data)
 
@@ -305,12 +316,21 @@ def _without(data: Any, keys: Sequence[str]) -> Any:
     return data
 
 
-def _usage(teacher: Teacher, table: TorchStepTable) -> str:
+def _usage(teacher: Teacher, table: TorchStepTable, stride: TokenStride | None) -> str:
     """Return the card's text on how to use a student."""
     if table.grows:
         return _GROWING_USAGE
-    return _REUSING_USAGE if table.reuses else teacher.usage_with(table)
+    if table.reuses:
+        return _REUSING_USAGE
+    if stride:
+        return _STRIDE_USAGE.format(stride=stride.stride)
+    return teacher.usage_with(table)
 
+
+_STRIDE_USAGE = f"""{Teacher.usage} Self-attention of its outermost stages
+takes keys and values of one token in {{stride}} x {{stride}}, as `attention` in `student.json`
+says. A diffusers pipeline opens the folder, but takes those of all tokens, which is slower and not
+what the student learned: it draws other pictures."""
 
 _REUSING_USAGE = f"""{Teacher.usage} Some of its steps reuse the state of
 the deep blocks from the step before, as `step_table` in `student.json` says. A diffusers pipeline

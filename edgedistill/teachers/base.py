@@ -99,6 +99,9 @@ class Teacher(ABC):
     """Whether a student of the family may have any step table."""
     reuses: ClassVar[bool] = False
     """Whether the family's networks have a deep state that steps can reuse."""
+    strides: ClassVar[bool] = False
+    """Whether self-attention of the family's networks can have a stride
+    (`compress.token_stride`)."""
     usage: str = "Sample it with `edgedistill generate FOLDER`."
     name: str
     path: str

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from edgedistill.common.finite import check_finite
+from edgedistill.compress.token_stride import restore_stride
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
@@ -82,6 +83,8 @@ image = pipe(PROMPT, num_inference_steps={steps}, guidance_scale=1.0).images[0]
                 check_finite(f"{path}/{part}", module.state_dict())
         complete(pipeline, self.tokenizers, path)
         self._check()
+        if self.is_student:
+            restore_stride(getattr(pipeline, self.core), kept_at(path) / "student.json")
         schedule, prediction = self.parametrization()
         # A student's own table needs no bound, and its scheduler has none.
         bound = None if self.is_student else bound_of(pipeline.scheduler)

@@ -25,6 +25,7 @@ def _trace_once():
             graph.step,
             graph.times,
             repr(getattr(graph.module, "table", None)),
+            repr([vars(module).get("token_stride") for module in graph.module.modules()]),
             *graph.inputs,
             *(p.sum().item() for p in graph.module.parameters()),
         )

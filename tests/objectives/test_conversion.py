@@ -182,6 +182,9 @@ def test_the_recipe_may_say_what_is_predicted():
     assert chosen("train.roles=adapters") is Prediction.EPS
     assert chosen("objective.name=oss") is Prediction.EPS
     assert chosen("compress.budget=0.5") is Prediction.EPS
+    strided = ("teacher.family=stable_diffusion", "compress.attention_stride=2")
+    assert chosen(*strided) is Prediction.V
+    assert chosen(*strided, "compress.first=5") is Prediction.EPS
 
 
 @pytest.mark.parametrize(
@@ -190,6 +193,7 @@ def test_the_recipe_may_say_what_is_predicted():
         (["train.roles=adapters"], "adapters share"),
         (["objective.name=oss"], "method 'oss' trains no weights"),
         (["compress.budget=0.5"], "a smaller student"),
+        (["compress.joint=1"], "a smaller student"),
         (["student.init=there"], "student.init names"),
     ],
 )

@@ -4,10 +4,12 @@ import sys
 import time
 
 import pytest
+from tiny import save
 from transformers import CLIPModel
 
 import edgedistill as ed
 from edgedistill import assets, recipes
+from edgedistill.compress.token_stride import TokenStride, stride_attention
 from edgedistill.networks.diffusion_decoder import DiffusionDecoder
 from edgedistill.networks.patch_decoder import PatchDecoder
 from edgedistill.planning.costs import costs
@@ -16,6 +18,7 @@ from edgedistill.planning.flops import calls
 from edgedistill.planning.memory import Launch, memory
 from edgedistill.planning.networks import planned_networks
 from edgedistill.planning.report import as_json, plan, tables
+from edgedistill.teachers.families.stable_diffusion import StableDiffusion
 
 SDXL = ("teacher.family=sdxl", "teacher.path=stabilityai/stable-diffusion-xl-base-1.0")
 SD15 = "teacher.path=runwayml/stable-diffusion-v1-5"
@@ -86,6 +89,46 @@ def test_presets_of_sd15(preset, left):
     assert found.parameters["student"]["denoiser"] == left
     assert found.trained == left
     assert found.flops["student_call"] < found.flops["teacher_call"]
+
+
+@pytest.mark.parametrize(
+    ("words", "attentions", "width"),
+    [([SD15], 5, 320), ([*SDXL, "compress.attention_stages=2"], 10, 640)],
+)
+def test_a_stride_of_attention_saves_its_part_of_the_products(words, attentions, width):
+    """Of 4096 tokens, 1024 give keys and values, in layers and in both products."""
+    words = [*words, "compress.attention_stride=2", "train.batch_size=1"]
+    found = costs(recipes.load("emoji-4step", words), Launch())
+    layers, products = 2 * 2 * width**2, 2 * 2 * 4096 * width
+    saved = attentions * (4096 - 1024) * (layers + products)
+    assert found.flops["teacher_call"] - found.flops["student_call"] == saved
+    student = 4 * found.flops["student_call"] + found.flops["decoder"]
+    assert found.flops["student_sample"] == student
+    assert found.parameters["student"]["denoiser"] == found.parameters["teacher"]["denoiser"]
+
+
+def test_a_student_to_start_from_is_planned_with_its_stride(attentive_sd, tmp_path):
+    teacher = StableDiffusion.load(str(attentive_sd))
+    plain = save(tmp_path / "plain", teacher, teacher.net, teacher.denoiser.prediction, 2)
+    stride_attention(teacher.net.unet, TokenStride(stride=2))
+    strided = save(tmp_path / "strided", teacher, teacher.net, teacher.denoiser.prediction, 2)
+
+    def calls(folder):
+        words = [f"teacher.path={attentive_sd}", f"student.init={folder}", "train.batch_size=1"]
+        return costs(recipes.load("emoji-4step", words), Launch()).flops
+
+    whole, less = calls(plain), calls(strided)
+    assert whole["student_call"] == whole["teacher_call"] == less["teacher_call"]
+    saved = 3 * (64 - 16) * (2 * 2 * 16**2 + 2 * 2 * 64 * 16)
+    assert whole["student_call"] - less["student_call"] == saved
+
+
+def test_adapters_are_no_switch_of_a_student_with_a_stride():
+    plain, strided = (
+        {str(switch) for switch in switches(recipes.load("emoji-4step", words))}
+        for words in ([], ["compress.attention_stride=2"])
+    )
+    assert plain - strided == {"train.roles=adapters"}
 
 
 def test_the_shipped_recipe_of_bk_sdm_tiny_is_planned():
@@ -285,6 +328,7 @@ def test_wrong_sizes_name_the_units(text):
         ([EMOJI, "compress.budget=0.7"], "measured on the weights"),
         ([EMOJI, "compress.preset=bk-sdm-small", "train.roles=adapters"], "choose train.roles"),
         ([EMOJI, "compress.preset=koala-1b", SD15], "koala-1b: needs"),
+        ([EMOJI, *SDXL, "compress.attention_stride=2"], "choose compress.attention_stages=2"),
         ([EMOJI, "reward.name=linear", "reward.options.direction=[1]"], "plan .* reward=null"),
         ([EMOJI, "reward.name=clip", SD15], "name the folder of a CLIPModel"),
         (["recipe=cifar10-1step", "reward.name=clip"], "takes no prompts"),

@@ -95,6 +95,31 @@ def test_a_wrong_value_is_one_line_that_names_it(overrides, message):
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compress.attention_stride=9"], r"attention_stride=9: .* less than or equal to 8"),
+        (["compress.attention_stages=2"], "attention_stages: no stride; choose attention_stride"),
+        (
+            ["compress.attention_stride=2", "teacher.family=flux", "teacher.path=x"],
+            "attention_stride=2: self-attention of flux networks can have no stride; that of stab",
+        ),
+        (
+            ["compress.attention_stride=2", "teacher.family=unet2d", "teacher.path=x"],
+            "of unet2d networks can have no stride",
+        ),
+        (
+            ["compress.attention_stride=2", "train.roles=adapters"],
+            "attention_stride=2: a LoRA of the teacher cannot say it; choose train.roles=copies",
+        ),
+    ],
+)
+def test_a_stride_of_attention_that_cannot_be_is_refused_when_the_recipe_is_read(words, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        recipes.load("emoji-4step", words)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["mixture-lmc", "no/such.yaml"])
 def test_an_unknown_recipe_is_named(name):
     with pytest.raises(ValueError, match=name):

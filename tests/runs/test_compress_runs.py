@@ -7,6 +7,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from edgedistill import recipes
+from edgedistill.compress.token_stride import TokenStride, stride_attention, stride_of
 from edgedistill.compress.units import units
 from edgedistill.objectives.trajectory import progressive
 from edgedistill.planning.report import plan
@@ -152,3 +153,104 @@ def test_what_cannot_be_made_smaller_is_refused(distil, two_modes, tiny_sd):
         distil(student={"decoder": "/nowhere"})
     with pytest.raises(ValueError, match="no decoder folder"):  # not asked of the Hub
         distil(student={"decoder": "tests/nowhere"})
+
+
+# --- Stride of attention ------------------------------------------------------------------------
+
+STRIDE = {"attention_stride": 2}
+
+
+@torch.no_grad()
+def output(unet):
+    generator = torch.Generator().manual_seed(0)
+    x, text = (torch.randn(2, *shape, generator=generator) for shape in ((4, 8, 8), (8, 16)))
+    return unet(x, torch.tensor([999.0, 499.0]), text).sample
+
+
+def test_a_student_with_a_stride_is_read_as_it_was_trained(distil, attentive_sd, tmp_path):
+    folder, lines = distil(path=attentive_sd, compress=STRIDE)
+    assert any("in stage 0 takes keys and values of one token in 2 x 2" in line for line in lines)
+    written = json.loads((folder / "student" / "student.json").read_text())
+    assert (written["schema_version"], written["attention"]) == (6, {"stride": 2, "stages": 1})
+    plain = DiffusionPipeline.from_pretrained(folder / "student").unet
+    drawn, full = output(load_student(folder).net.unet), output(plain)
+    stride_attention(plain, TokenStride(stride=2))
+    assert torch.equal(output(plain), drawn)
+    assert not torch.allclose(full, drawn, atol=1e-4)
+    card = (folder / "student" / "README.md").read_text()
+    assert "one token in 2 x 2" in card
+    assert "draws other pictures" in card
+    assert "from_pretrained" not in card
+
+    # A run that starts from it keeps the stride, and so does a teacher that is this student.
+    words = {"objective": {"name": "lcm"}, "student": {"init": str(folder)}}
+    again, _ = distil("again", path=attentive_sd, **words)
+    assert load_student(again).info.attention == TokenStride(stride=2)
+    assert stride_of(StableDiffusion.load(str(folder / "student")).net.unet)
+    with pytest.raises(ValueError, match=r"student\.init has a stride of 2 .* leave the key out"):
+        distil("other", path=attentive_sd, compress={"attention_stride": 4}, **words)
+
+
+def test_students_without_a_stride_are_written_as_before(distil, attentive_sd):
+    folder, _ = distil(path=attentive_sd, compress={"attention_stride": 1})
+    written = json.loads((folder / "student" / "student.json").read_text())
+    assert written["schema_version"] == 2
+    assert "attention" not in written
+    assert stride_of(load_student(folder).net.unet) is None
+
+
+def test_only_the_student_and_its_copies_have_the_stride(attentive_sd, tmp_path):
+    (tmp_path / "prompts.txt").write_text("red\nblue\n")
+    recipe = {
+        "name": "tiny",
+        "teacher": {"family": "stable_diffusion", "path": str(attentive_sd), "steps": 2},
+        "student": {"steps": 2},
+        "objective": {"name": "dmd2"},
+        "data": {"prompts": str(tmp_path / "prompts.txt"), "samples": 4},
+        "train": {"steps": 1, "batch_size": 2},
+        "compress": STRIDE,
+    }
+    run = open_run(resolve(recipe), str(tmp_path / "a"), False)
+    fake = {p.name: p.net for p in run.objective.players()}["fake_score"]
+    unets = [module for module in fake.modules() if hasattr(module, "down_blocks")]
+    assert unets
+    assert not any(map(stride_of, unets))
+    assert stride_of(run.teacher.net.unet) is None
+    assert stride_of(run.student.net.unet) == TokenStride(stride=2)
+    assert stride_of(run.trainer.ema.net.net.unet) == TokenStride(stride=2)
+
+
+def test_a_stride_goes_with_fewer_blocks_depths_and_first_steps(distil, attentive_sd):
+    sections = {"path": attentive_sd, "steps": 2}
+    small = {"remove": ["mid_block"], "width": 0.5, "first": 1}
+    folder, lines = distil(compress={**STRIDE, **small}, **sections)
+    assert any(line.startswith("compressed to ") for line in lines)
+    unet = load_student(folder).net.unet
+    assert (unet.mid_block, stride_of(unet)) == (None, TokenStride(stride=2))
+
+    folder, _ = distil("b", compress={**STRIDE, "elastic": {"small": 0.8}}, **sections)
+    student = load_student(folder)
+    student.use_depth("small")
+    assert stride_of(student.net.unet) == TokenStride(stride=2)
+
+    both = {"attention_stride": 4, "attention_stages": 2, "joint": 1.0, "taps": "attention"}
+    folder, _ = distil("c", compress=both, **sections)
+    assert load_student(folder).info.attention == TokenStride(stride=4, stages=2)
+
+
+def test_resuming_keeps_the_stride(distil, attentive_sd):
+    whole, _ = distil("a", path=attentive_sd, steps=4, compress=STRIDE)
+    distil("b", path=attentive_sd, steps=2, compress=STRIDE)
+    distil("b", path=attentive_sd, steps=4, compress=STRIDE, resume=True)
+    first, second = (load_student(whole.parent / name).net for name in "ab")
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_strides_that_do_not_fit_are_refused(distil, tiny_sd, attentive_sd):
+    with pytest.raises(ValueError, match=r"no self-attention in stage 0; .*attention_stages=2"):
+        distil(compress=STRIDE)
+    with pytest.raises(ValueError, match=r"does not divide the 8 x 8 tokens of stage 0"):
+        distil(path=attentive_sd, compress={"attention_stride": 5})
+    with pytest.raises(ValueError, match=r"attention_stride=2: .*choose train\.roles=copies"):
+        distil(path=attentive_sd, compress=STRIDE, train={"roles": "adapters"})

@@ -20,6 +20,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 import edgedistill as ed
 from edgedistill import cli
+from edgedistill.compress.token_stride import TokenStride, stride_attention
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.networks.adapters import Adapter, adapt
 from edgedistill.networks.planar import PlanarNet
@@ -171,11 +172,15 @@ def test_what_a_file_cannot_hold_is_refused(tmp_path, two_modes):
     small = save(tmp_path / "p", teacher, teacher.net, Prediction.V, STEPS, changes=pruned)
     whole = save(tmp_path / "w", teacher, teacher.net, Prediction.V, STEPS)
     growing = save(tmp_path / "g", teacher, teacher.net, Prediction.V, 2, sizes=[0.5, 1.0])
+    strided = StableDiffusion.load(str(tmp_path / "teacher"))
+    stride_attention(strided.net.unet, TokenStride(stride=2, stages=2))
+    sparse = save(tmp_path / "s", strided, strided.net, Prediction.V, STEPS)
     plane = save(tmp_path / "m", Mixture.load(str(two_modes)), PlanarNet(width=8), Prediction.V, 2)
     for folder, to, message in (
         (small, "single-file", "a pruned student; single-file holds no architecture"),
         (whole, "lora", r"was not trained as a LoRA .*convert it to a single file"),
         (growing, "single-file", "its steps grow"),
+        (sparse, "single-file", "self-attention has a stride of 2; single-file cannot say so"),
         (plane, "single-file", "a mixture student; single-file is written of stable_diffusion"),
         (whole, "gguf", "unknown format 'gguf'"),
     ):

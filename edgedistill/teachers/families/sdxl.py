@@ -108,6 +108,7 @@ class StableDiffusionXL(PipelineTeacher):
     tap = "unet.mid_block"
     time_layer = "unet.time_embedding.linear_2"
     reuses = True
+    strides = True
     tokenizers = {"tokenizer": "input_ids", "tokenizer_2": "input_ids_2"}  # noqa: RUF012
     conditions = ("encoder_hidden_states", "text_embeds")
 

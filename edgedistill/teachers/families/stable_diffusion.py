@@ -74,6 +74,7 @@ class StableDiffusion(PipelineTeacher):
     tap = "unet.mid_block"
     time_layer = "unet.time_embedding.linear_2"
     reuses = True
+    strides = True
 
     unused = ("safety_checker",)
     options = {"requires_safety_checker": False}  # noqa: RUF012

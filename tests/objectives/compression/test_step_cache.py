@@ -141,6 +141,7 @@ CACHED, INIT = "emoji-4step-cached", "student.init=x"
         (CACHED, ["student.reuse=[2,2]"], r"reuse=\[2, 2\]: .* steps 1 to 3, each once"),
         (CACHED, ["student.steps=1"], "a student of one step has no step before to reuse"),
         (CACHED, ["compress.preset=bk-sdm-small"], "make the student smaller in a run before"),
+        (CACHED, ["compress.attention_stride=2"], "make the student smaller in a run before"),
         (
             CACHED,
             ["teacher.family=dit", "teacher.path=x"],
