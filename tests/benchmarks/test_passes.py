@@ -40,14 +40,13 @@ def cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_attention_leaves_fewer_operators_and_the_times_fewer_weights(denoisers):
+def test_each_pass_has_a_row_and_attention_leaves_fewer_operators(denoisers):
     rows = passes.by_pass("ort", engines.ENGINES["ort fp32"], denoisers, ARGS)
     found = {cells(line)[1]: cells(line) for line in rows}
     assert list(found) == ["none", "attention", "times", "both"]
     operators = {name: int(row[2]) for name, row in found.items()}
     assert operators["attention"] < operators["none"]
-    assert operators["both"] < operators["times"]
-    assert denoisers["both"].file.stat().st_size < denoisers["attention"].file.stat().st_size
+    assert operators["both"] < operators["times"]  # whose tables a tiny network pays for
     assert float(found["none"][6]) == 1
     assert all(float(row[5]) > 0 for row in found.values())
 
