@@ -40,9 +40,10 @@ class _Fused(nn.Module):
         for name, graph in graphs.items():
             self.add_module(name, graph.module)
 
-    def forward(self, noise: Tensor, *tokens: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, noise: Tensor, *tokens: Tensor, **named: Tensor) -> tuple[Tensor, ...]:
+        # Core ML's tracer gives inputs by name, the others by position.
         cond = {}
-        if tokens:
+        if tokens := (*tokens, *named.values()):
             found = self.get_submodule("text_encoder")(*tokens)
             tensors = found if isinstance(found, tuple) else (found,)
             cond = dict(zip(self.graphs["text_encoder"].outputs, tensors, strict=True))

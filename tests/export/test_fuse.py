@@ -51,6 +51,14 @@ def test_layers_keep_their_names_inside(student):
     assert paths["denoiser.unet.conv_in"] is student.net.unet.conv_in
 
 
+def test_a_tracer_may_give_the_inputs_by_name(student_dir, tmp_path):
+    """Core ML's does, the others give them by position."""
+    place = export_student(student_dir, "coreml", "fp32", tmp_path / "one", settings=FUSED)
+    manifest = Manifest.read(place)
+    assert set(manifest.graphs) == {"pipeline"}
+    assert manifest.parity.final.worst > 60
+
+
 @pytest.mark.parametrize(("target", "precision"), [("ort", "int8"), ("openvino", "fp16")])
 def test_other_precisions_and_targets_fuse_too(student_dir, tmp_path, target, precision):
     keep = {"denoiser": frozenset({"unet.conv_in"})}
