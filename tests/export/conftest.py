@@ -26,7 +26,7 @@ def _trace_once():
             graph.times,
             repr(getattr(graph.module, "table", None)),
             repr([vars(module).get("token_stride") for module in graph.module.modules()]),
-            *graph.inputs,
+            *((name, tuple(value.shape)) for name, value in graph.inputs.items()),
             *(p.sum().item() for p in graph.module.parameters()),
         )
         if key not in kept:
