@@ -19,15 +19,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "examples"))  # for common, fashion and portraits
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))  # for common and the rest
 
-from common.pictures import to_float, to_uint8  # noqa: E402
-from fashion import classifier as fashion_classifier  # noqa: E402
-from fashion import data as fashion_data  # noqa: E402
-from portraits import classifier as portraits_classifier  # noqa: E402
-from portraits import data as portraits_data  # noqa: E402
-from portraits import measure as portraits_measure  # noqa: E402
+from common.pictures import to_float, to_uint8
+from fashion import classifier as fashion_classifier
+from fashion import data as fashion_data
+from portraits import classifier as portraits_classifier
+from portraits import data as portraits_data
+from portraits import measure as portraits_measure
+
+ROOT = Path(__file__).resolve().parents[1]
+"""Root of the repository."""
 
 Pictures = NDArray[np.uint8]
 """Pictures (N, H, W, 3)."""
