@@ -16,7 +16,8 @@ that cannot run is a row with its reason. The rows:
   and its peak of memory;
 - f: a picture's time in batches of 1 to 8, and with 1 to 8 steps;
 - h: stages of a picture at SD 1.5's size, random weights: in diffusers and exported, and their sum
-  for the teacher, and for students of 4 steps and of 1, whole and as small as BK-SDM's;
+  for the teacher, and for students of 4 steps and of 1, whole, with a stride in their attention,
+  as small as BK-SDM's, and with steps that reuse deep blocks;
 - g: onnxruntime-web in node: the web bundles by our runtime, and optimum's graphs by a loop as
   programs over transformers.js have it.
 
@@ -77,7 +78,7 @@ OURS_BY_STAGE = ("text_encoder", "denoiser", "decoder", "other")
 BATCHES, STEPS = (1, 2, 4, 8), (1, 2, 4, 8)
 EAGER, GUIDED = "diffusers", "guided"
 """In diffusers in float32: one prompt, or the prompt and the empty one that guidance needs."""
-UNETS = ("unet", "unet-bk-small", "unet-bk-tiny")
+UNETS = ("unet", "unet-stride2", "unet-bk-small", "unet-bk-tiny", "unet-bk-tiny-stride2")
 PICTURES: dict[str, dict[str, int]] = {
     "teacher, 25 guided steps": {
         f"text {GUIDED}": 1,
@@ -99,6 +100,20 @@ PICTURES: dict[str, dict[str, int]] = {
         }
         for steps in (4, 1)
         for unet in UNETS
+    },
+    **{
+        f"ours, 4 steps, {cut} int8 in 3 of them, tiny decoder": {
+            "text bf16": 1,
+            "unet int8": 1,
+            f"{cut} int8": 3,
+            "tiny-decoder bf16": 1,
+        }
+        for cut in ("unet-outer", "unet-last")
+    },
+    "ours, 1 step, unet-bk-tiny-stride2 int8, tiny decoder int8": {
+        "text bf16": 1,
+        "unet-bk-tiny-stride2 int8": 1,
+        "tiny-decoder int8": 1,
     },
 }
 """Calls of each graph for one picture of 512 x 512 pixels; the first is what others are compared

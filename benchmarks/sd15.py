@@ -1,10 +1,10 @@
 """Networks of Stable Diffusion 1.5's sizes with random weights, a graph for each stage.
 
-`GRAPHS` has the U-Net (0.86 billion weights), the same with a stride of 2 in its attention over
-4096 tokens, its outer blocks and its last layer alone as in steps that reuse the deep state, the
-smaller U-Nets of BK-SDM, the text encoder, the VAE's decoder, the tiny decoder TAESD, and a chain
-of matrix products, which shows what an engine reaches at most. A picture has 512 x 512 pixels, and
-64 x 64 latents.
+`GRAPHS` has the U-Net (0.86 billion weights), its outer blocks and its last layer alone as in
+steps that reuse the deep state, the smaller U-Nets of BK-SDM, the largest and the smallest with a
+stride of 2 in their attention over 4096 tokens, the text encoder, the VAE's decoder, the tiny
+decoder TAESD, and a chain of matrix products, which shows what an engine reaches at most. A
+picture has 512 x 512 pixels, and 64 x 64 latents.
 """
 
 from __future__ import annotations
@@ -65,13 +65,6 @@ def unet(width: int) -> SDNet:
     return SDNet(network)
 
 
-def strided(stride: int, width: int) -> SDNet:
-    """The U-Net, with a stride in the self-attention of its outermost stage."""
-    net = unet(width)
-    stride_attention(net.unet, TokenStride(stride=stride))
-    return net
-
-
 class OuterLayers(nn.Module):
     """The outer layers of the U-Net, with the deep state as an input.
 
@@ -102,11 +95,18 @@ def outer_layers(layers: int | None, width: int) -> nn.Module:
     return OuterLayers(net, layers)
 
 
-def smaller(name: str, width: int) -> nn.Module:
+def smaller(name: str, width: int) -> SDNet:
     """The U-Net that a preset of BK-SDM makes from it."""
     with torch.device("meta"):
         plan = preset(name, unet(width).unet)
     return SDNet(UNet2DConditionModel.from_config(plan.config))
+
+
+def strided(build: Callable[[int], SDNet], width: int) -> SDNet:
+    """A U-Net with a stride of 2 in the self-attention of its outermost stage."""
+    net = build(width)
+    stride_attention(net.unet, TokenStride(stride=2))
+    return net
 
 
 def text_encoder(_: int) -> nn.Module:
@@ -185,11 +185,12 @@ def product_inputs(batch: int) -> dict[str, torch.Tensor]:
 
 GRAPHS: Mapping[str, Stage] = {
     "unet": Stage(unet, unet_inputs),
-    "unet-stride2": Stage(partial(strided, 2), unet_inputs),
+    "unet-stride2": Stage(partial(strided, unet), unet_inputs),
     "unet-outer": Stage(partial(outer_layers, None), partial(outer_inputs, 2 * WIDTH)),
     "unet-last": Stage(partial(outer_layers, 1), partial(outer_inputs, WIDTH)),
     "unet-bk-small": Stage(partial(smaller, "bk-sdm-small"), unet_inputs),
     "unet-bk-tiny": Stage(partial(smaller, "bk-sdm-tiny"), unet_inputs),
+    "unet-bk-tiny-stride2": Stage(partial(strided, partial(smaller, "bk-sdm-tiny")), unet_inputs),
     "text": Stage(text_encoder, text_inputs),
     "decoder": Stage(decoder, latent_inputs),
     "tiny-decoder": Stage(tiny_decoder, latent_inputs),

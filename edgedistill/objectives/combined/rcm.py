@@ -77,6 +77,9 @@ class RCM(Objective):
     def followers(self) -> dict[str, nn.Module]:
         return self.scm.followers()
 
+    def updated(self, player: str) -> None:
+        self.scm.updated(player)
+
     def boundary(self) -> Boundary:
         return self.scm.boundary()
 

@@ -10,20 +10,23 @@ f / s = cos(a) x - sin(a) F for the consistency function f, which is the student
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from edgedistill.common.settings import renamed
 from edgedistill.diffusion.boundary import boundary_of, consistency_function
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.diffusion.few_step import Boundary
+from edgedistill.diffusion.solvers import ddim_step
 from edgedistill.diffusion.tangents import DERIVATIVES
 from edgedistill.diffusion.tensors import expand_like
 from edgedistill.diffusion.times import TimeSampling, sample_times
+from edgedistill.networks.ema import follow
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
 
 __all__ = ["SCM", "Points"]
@@ -86,11 +89,16 @@ class SCM(Objective):
 
         path: Literal["teacher", "data"] = "teacher"
         """Paths: the teacher's (sCD), or straight lines from noise to data (sCT)."""
-        tangent: Literal["jvp", "difference"] = "jvp"
-        """Derivative of the network: by forward differentiation, or by a central difference of two
-        calls."""
+        tangent: Literal["jvp", "difference", "backward"] = "jvp"
+        """Derivative along the path: by forward differentiation of the network, by a central
+        difference of two calls, or by a difference from the point before, which is one step of the
+        path nearer to the data."""
         difference: float = Field(1e-2, gt=0, lt=1)
         """Step of the difference, as a share of the distance to the ends of the path."""
+        last_difference: float | None = Field(None, gt=0, lt=1)
+        """Step at the end of the run, reached by equal factors; None keeps `difference`."""
+        ema: float = Field(0.0, ge=0, lt=1)
+        """Decay of the average of the student that gives the point before; 0 is the student."""
         warmup_steps: int = Field(10_000, ge=0)
         """Number of steps over which the derivative of the network is phased in."""
         constant: float = Field(0.1, gt=0)
@@ -101,18 +109,33 @@ class SCM(Objective):
         bins: int = Field(64, ge=1, le=100_000)
         """Number of time bins of the adaptive weight; 1 weights all times alike."""
 
+        @model_validator(mode="after")
+        def _average_of_the_point_before(self) -> SCM.Config:
+            if self.ema and self.tangent != "backward":
+                raise ValueError(f"ema={self.ema:g} needs tangent=backward, not {self.tangent}")
+            return self
+
     name = "scm"
 
     def __init__(self, config: SCM.Config, setup: Setup) -> None:
         self.config = config
         self.teacher, self.student, self.optim = setup.teacher, setup.student, setup.optim
         self.running = RunningLoss(config.bins).to(setup.example[0].device)
+        self.train_steps = setup.train_steps
+        self.target = setup.student
+        if config.ema:
+            self.target = copy.deepcopy(setup.student).requires_grad_(False)
 
     def players(self) -> list[Player]:
         return [Player("student", self.student, self.optim)]
 
     def followers(self) -> dict[str, nn.Module]:
-        return {"running_loss": self.running}
+        averages: dict[str, nn.Module] = {"target": self.target} if self.config.ema else {}
+        return {"running_loss": self.running, **averages}
+
+    def updated(self, player: str) -> None:
+        if self.config.ema and player == "student":
+            follow(self.target, self.student, self.config.ema)
 
     def boundary(self) -> Boundary:
         return boundary_of(self.student, self.config.sigma_data)
@@ -145,26 +168,64 @@ class SCM(Objective):
         clean = consistency_function(self.boundary(), x_t, self.student(x_t, t, cond), t)
         return (cos * x_t / size - clean / self.config.sigma_data) / sin
 
-    @torch.no_grad()
-    def tangent(self, at: Points, flow: Tensor, warm: float) -> Tensor:
-        """Return G = -cos^2 (F - dx/da) - warm cos sin (x + dF/da); cos df/da at warm = 1."""
+    def time_by_angle(self, t: Tensor) -> Tensor:
+        """Return dt/da at t (N,), float64."""
         schedule, scale = self.student.schedule, self.config.sigma_data
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        turned = alpha * schedule.d_sigma(t) - sigma * schedule.d_alpha(t)
+        return ((scale * alpha).square() + sigma.square()) / (scale * turned)
+
+    def share(self, step: int) -> float:
+        """Return the step of the difference at a step of the run."""
+        first, last = self.config.difference, self.config.last_difference or self.config.difference
+        return float(first * (last / first) ** (step / max(1, self.train_steps)))
+
+    @torch.no_grad()
+    def tangent(self, at: Points, flow: Tensor, warm: float, step: int = 0) -> Tensor:
+        """Return cos df/da at warm = 1, and its part without the network's derivative at warm = 0.
+
+        Args:
+            at: Points on paths.
+            flow: F at these points.
+            warm: Share of the rest, in [0, 1].
+            step: Step of the run.
+        """
         cos, sin, size = self.trig(at.t, at.x_t)
-        direction = cos * at.eps - sin * at.x0 / scale
-        tangent = -cos.square() * (flow - direction)
+        direction = cos * at.eps - sin * at.x0 / self.config.sigma_data
+        still = -cos.square() * (flow - direction)
         if warm == 0:
-            return tangent
-        alpha, sigma = schedule.alpha(at.t), schedule.sigma(at.t)
-        d_alpha, d_sigma = schedule.d_alpha(at.t), schedule.d_sigma(at.t)
-        squares = (scale * alpha).square() + sigma.square()
-        dt = squares / (scale * (alpha * d_sigma - sigma * d_alpha))
-        d_alpha, d_sigma = (expand_like(d * dt, at.x_t).to(at.x_t) for d in (d_alpha, d_sigma))
-        dx = d_alpha * at.x0 + d_sigma * at.eps
-        step = self.config.difference * torch.minimum(cos, sin).flatten().double()
-        derivative = DERIVATIVES[self.config.tangent](
-            lambda x, t: self.flow(x, t, at.cond), at.x_t, at.t, dx, dt, step
+            return still
+        reach = self.share(step) * torch.minimum(cos, sin).flatten().double()
+        if self.config.tangent == "backward":
+            return still.lerp(self.backward(at, flow, reach), warm)
+        dt = self.time_by_angle(at.t)
+        schedule = self.student.schedule
+        d_alpha, d_sigma = (
+            expand_like(d(at.t) * dt, at.x_t).to(at.x_t)
+            for d in (schedule.d_alpha, schedule.d_sigma)
         )
-        return tangent - warm * cos * sin * (at.x_t / size + derivative)
+        derivative = DERIVATIVES[self.config.tangent](
+            lambda x, t: self.flow(x, t, at.cond),
+            *(at.x_t, at.t, d_alpha * at.x0 + d_sigma * at.eps, dt, reach),
+        )
+        return still - warm * cos * sin * (at.x_t / size + derivative)
+
+    def backward(self, at: Points, flow: Tensor, reach: Tensor) -> Tensor:
+        """Return cos (f(x_t) - f'(x_s)) / (a_t - a_s), x_s on the path and f' of the average.
+
+        Args:
+            at: Points on paths.
+            flow: F at these points.
+            reach: Angles from t to s, (N,), float64.
+        """
+        schedule, scale = self.student.schedule, self.config.sigma_data
+        s = (at.t - reach * self.time_by_angle(at.t)).clamp(min=at.t / 10)
+        x_s = ddim_step(schedule, at.x_t, at.x0, at.t, s)
+        before = consistency_function(self.boundary(), x_s, self.target(x_s, s, at.cond), s)
+        cos, sin, size = self.trig(at.t, at.x_t)
+        angles = (torch.atan2(schedule.sigma(t), scale * schedule.alpha(t)) for t in (at.t, s))
+        apart = expand_like(torch.sub(*angles), at.x_t).to(at.x_t)
+        return cos * (cos * at.x_t / size - sin * flow - before / scale) / apart
 
     def loss(self, player: str, batch: Batch) -> Losses:
         config = self.config
@@ -172,7 +233,7 @@ class SCM(Objective):
             at = self.points(batch)
         flow = self.flow(at.x_t, at.t, at.cond)
         warm = min(1.0, (batch.step + 1) / (config.warmup_steps + 1))
-        tangent = self.tangent(at, flow.detach(), warm)
+        tangent = self.tangent(at, flow.detach(), warm, batch.step)
         norm = expand_like(tangent.flatten(1).norm(dim=1), flow)
         target = flow.detach() + tangent / (norm + config.constant)
         loss = (flow - target).square().flatten(1).mean(1)

@@ -122,12 +122,54 @@ def test_the_tangent_is_cos_times_the_change_of_the_function_along_the_path(sche
     torch.testing.assert_close(tangent(objective, at), cos * slope, atol=1e-4, rtol=1e-3)
 
 
-def test_both_derivatives_agree():
-    net = student(Trig(), 0.7, 0.1)
-    objectives = [method(SCM, net, tangent=kind) for kind in ("jvp", "difference")]
+@pytest.mark.parametrize("schedule", SCHEDULES[:4], ids=lambda s: s.name)
+def test_all_derivatives_agree(schedule: Schedule):
+    net = student(schedule, 0.7, 0.1)
+    jvp, central = (method(SCM, net, tangent=kind) for kind in ("jvp", "difference"))
+    backward = method(SCM, net, tangent="backward", difference=1e-4)
     with torch.no_grad():
-        at = objectives[0].points(batch(Trig()))
-    torch.testing.assert_close(*[tangent(o, at) for o in objectives], atol=1e-4, rtol=1e-3)
+        at = jvp.points(batch(schedule))
+    exact = tangent(jvp, at)
+    torch.testing.assert_close(tangent(central, at), exact, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(tangent(backward, at), exact, atol=2e-3, rtol=2e-3)
+
+
+def test_a_backward_step_compares_with_the_average_at_the_point_before():
+    """At any length of the step: F moves to where f is the average's at x_s."""
+    net = student(Trig(), 0.7, 0.1)
+    objective = method(SCM, net, tangent="backward", difference=0.4, ema=0.5)
+    with torch.no_grad():
+        objective.target.net.shift += 0.3
+        at = objective.points(batch(Trig()))
+        cos, sin, size = objective.trig(at.t, at.x_t)
+        clean = 0.5 * (cos * at.x_t / size - sin * objective.flow(at.x_t, at.t, {}))
+        reach = 0.4 * torch.minimum(cos, sin)[:, 0]
+        s = at.t - reach * objective.time_by_angle(at.t)
+        alpha, sigma = Trig().at(s, like=at.x_t)
+        x_s = alpha * at.x0 + sigma * at.eps
+        before = consistency_function(objective.boundary(), x_s, objective.target(x_s, s, {}), s)
+        angles = [torch.atan2(Trig().sigma(t), 0.5 * Trig().alpha(t)) for t in (at.t, s)]
+        slope = (clean - before) / 0.5 / (angles[0] - angles[1])[:, None]
+    torch.testing.assert_close(tangent(objective, at), cos * slope)
+
+
+def test_the_average_follows_the_student():
+    objective = method(SCM, student(Trig(), 0.7), tangent="backward", ema=0.75)
+    assert set(objective.followers()) == {"running_loss", "target"}
+    with torch.no_grad():
+        objective.student.net.gain += 1
+    objective.updated("student")
+    assert objective.target.net.gain.item() == pytest.approx(0.7 + 0.25)
+    assert set(method(SCM, student(Trig())).followers()) == {"running_loss"}
+
+
+def test_the_step_of_the_difference_shrinks_by_equal_factors():
+    objective = method(
+        SCM, student(Trig()), tangent="backward", difference=0.5, last_difference=0.005
+    )
+    shares = [objective.share(step) for step in (0, 400, 800)]
+    assert shares == pytest.approx([0.5, 0.05, 0.005])
+    assert method(SCM, student(Trig()), difference=0.3).share(500) == 0.3
 
 
 def test_the_derivative_goes_through_attention_and_float32():
@@ -278,6 +320,7 @@ def test_its_step_table_draws_the_data():
     ("kind", "config", "message"),
     [
         (SCM, {"tangent": "exact"}, "tangent"),
+        (SCM, {"ema": 0.9}, "ema=0.9 needs tangent=backward, not jvp"),
         (SCM, {"constant": 0.0}, "constant"),
         (SCM, {"bins": 0}, "bins"),
         (SCM, {"difference": 1.0}, "difference"),

@@ -6,8 +6,9 @@ from oracles import Gaussian
 
 from edgedistill.diffusion.few_step import few_step_table
 from edgedistill.diffusion.multistep import multistep_table, solver_table
+from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Trig
-from edgedistill.diffusion.solvers import solve, time_grid
+from edgedistill.diffusion.solvers import init_scale, solve, time_grid
 from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.objectives.solvers.d_ode import DODE, best_lambdas, corrected
 from edgedistill.objectives.solvers.gas import GAS, Solver, walk
@@ -56,15 +57,39 @@ def test_ddims_moves_make_ddims_table():
         assert ours == pytest.approx(theirs, abs=1e-12)
 
 
-def test_fitted_coefficients_reach_a_gaussian_exactly():
+@pytest.mark.parametrize("keeps", [Prediction.X0, Prediction.V, Prediction.FLOW])
+def test_fitted_coefficients_reach_a_gaussian_exactly(keeps: Prediction):
     path = exact_path(TIMES)
-    lambdas = best_lambdas(NETWORK, path, TIMES, {})
+    lambdas = best_lambdas(NETWORK, path, TIMES, {}, keeps)
     assert lambdas[0] == 0
-    moves = corrected(Trig(), NETWORK.prediction, TIMES, lambdas)
-    table = solver_table(Trig(), NETWORK.prediction, TIMES, moves)
+    moves = corrected(Trig(), keeps, TIMES, lambdas)
+    table = solver_table(Trig(), NETWORK.prediction, TIMES, moves, keeps=keeps)
     torch.testing.assert_close(table.sample(NETWORK.net, [path[:, 0]], {}), path[:, -1])
     equal = few_step_table(Trig(), NETWORK.prediction, TIMES, "ddim")
     assert (equal.sample(NETWORK.net, [path[:, 0]], {}) - path[:, -1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("keeps", [None, "x0", "eps", "flow"])
+def test_the_table_takes_the_fitted_steps(keeps: str | None):
+    """On a path that no factors reach exactly, the first steps are as near as they can be."""
+    times = 0.95 * time_grid(Trig(), 4)
+    objective = DODE(DODE.Config(estimate=keeps), setup_of(times=times))
+    objective.search(batch())
+    assert objective.lambdas[0] == 0
+    assert objective.lambdas[1:].abs().min() > 1e-3
+    assert objective.table().reach == 1
+    noise = batch().noise() * init_scale(Trig(), times[0])
+    plain = few_step_table(Trig(), NETWORK.prediction, times, "ddim").sample(
+        NETWORK.net, [noise], {}
+    )
+    ours = objective.table().sample(NETWORK.net, [noise], {})
+    exact = DATA.flow(noise, times[:1].expand(len(noise)), times[-1])
+    assert (ours - exact).square().mean() < (plain - exact).square().mean() / 10
+
+
+def test_noise_without_signal_gives_no_x0():
+    with pytest.raises(ValueError, match=r"objective\.estimate=eps.*choose x0"):
+        DODE(DODE.Config(estimate="eps"), setup_of())
 
 
 def test_the_search_walks_the_many_steps():
@@ -99,7 +124,8 @@ def test_no_gradient_where_the_solver_is_exact():
     objective = GAS(GAS.Config(), setup_of())
     solver, path = objective.kept, exact_path(TIMES)
     own = solver.moves(objective.student).detach()
-    fitted = corrected(Trig(), NETWORK.prediction, TIMES, best_lambdas(NETWORK, path, TIMES, {}))
+    lambdas = best_lambdas(NETWORK, path, TIMES, {}, NETWORK.prediction)
+    fitted = corrected(Trig(), NETWORK.prediction, TIMES, lambdas)
     for added, zero in ((torch.zeros_like(own), False), (fitted - own, True)):
         solver.added.data = added
         loss = objective.loss("student", batch(path=path)).total
