@@ -9,26 +9,30 @@ share of samples within 3 sigma, and the smallest mode's share over its weight. 
 
 - landing: x0 is the end of the teacher's path from the student's own x_t. Which step may use it?
   `posterior` draws x_s from q(x_s | x_t, x0), as DDGAN's generator does without a latent.
-- times: which inner times of a uniform grid are the best for DDIM with the exact denoiser (the
-  optimum that `oss` searches)?
+- times: which inner times of a uniform grid end nearest to the exact paths, for DDIM with the
+  exact denoiser (the optimum that `oss` searches)?
 - previous: D-ODE's term with the previous output, its factor fitted by least squares to the path.
+- sought: true samples that descend SDS's gradient, which is where score distillation alone ends.
+
+`LIMITS` has them by method, for `benchmarks/methods.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import cache
 from itertools import combinations, pairwise
 
 import torch
 from torch import Tensor
 
 from edgedistill.diffusion.solvers import ddim_step, one_step_x0, solve, time_grid
-from edgedistill.evaluation.planar import planar_figures, sliced_w2
+from edgedistill.evaluation.planar import planar_figures
 from edgedistill.teachers import load_teacher
 from edgedistill.teachers.families.mixture import Mixture
 
-SAMPLES, SEARCHED, FINE, GRID = 10_000, 1_500, 200, 20
+SAMPLES, SEARCHED, FINE, GRID, DESCENTS = 10_000, 1_000, 200, 25, 400
 
 X0 = Callable[[Mixture, Tensor, Tensor, Tensor], Tensor]
 """(mixture, x_t (N, 2), t, the student's next time s) -> x0 (N, 2)."""
@@ -101,18 +105,16 @@ LANDINGS: dict[str, tuple[X0, Landing, bool]] = {
 """By name: x0, landing, and whether one step is taken whatever --steps says."""
 
 
-def landings(mixture: Mixture, steps: int) -> dict[str, Tensor]:
-    """Return samples (N, 2) of each of `LANDINGS`."""
-    found = {}
-    for name, (x0_of, land, single) in LANDINGS.items():
-        generator = torch.Generator().manual_seed(1)
-        times = time_grid(mixture.denoiser.schedule, 1 if single else steps)
-        x = torch.randn(SAMPLES, 2, generator=generator, dtype=torch.float64)
-        for t, s in pairwise(times):
-            x0 = x0_of(mixture, x, t, s)
-            x = land(mixture, x, x0, t, s, generator) if s > 0 else x0
-        found[name] = x
-    return found
+def landed(mixture: Mixture, name: str, steps: int) -> Tensor:
+    """Return samples (N, 2) of one of `LANDINGS`."""
+    x0_of, land, single = LANDINGS[name]
+    generator = torch.Generator().manual_seed(1)
+    times = time_grid(mixture.denoiser.schedule, 1 if single else steps)
+    x = torch.randn(SAMPLES, 2, generator=generator, dtype=torch.float64)
+    for t, s in pairwise(times):
+        x0 = x0_of(mixture, x, t, s)
+        x = land(mixture, x, x0, t, s, generator) if s > 0 else x0
+    return x
 
 
 # --- Times --------------------------------------------------------------------------------------
@@ -123,17 +125,19 @@ def drawn(mixture: Mixture, noise: Tensor, times: Tensor) -> Tensor:
     return solve(mixture.denoiser, noise, times, {})
 
 
+@cache
 def best_times(mixture: Mixture, steps: int) -> tuple[Tensor, Tensor]:
-    """Return the times on a uniform grid with the least sliced W2, and the samples there."""
+    """Return the times on a uniform grid that end nearest to the exact paths, and samples there.
+
+    Nearest is by the root mean square distance for the same noise, which `oss` minimises too.
+    """
     generator = torch.Generator().manual_seed(2)
     noise = torch.randn(SEARCHED, 2, generator=generator, dtype=torch.float64)
-    truth = mixture.draw(SEARCHED, generator)
     grid = time_grid(mixture.denoiser.schedule, GRID)
+    ends = path(mixture, noise, grid[0], grid[-1])
 
     def error(inner: tuple[int, ...]) -> float:
-        times = grid[[0, *inner, GRID]]
-        directions = torch.Generator().manual_seed(3)
-        return sliced_w2(drawn(mixture, noise, times), truth, directions)
+        return float((drawn(mixture, noise, grid[[0, *inner, GRID]]) - ends).square().mean())
 
     inner = min(combinations(range(1, GRID), steps - 1), key=error)
     times = grid[[0, *inner, GRID]]
@@ -167,11 +171,65 @@ def with_previous(mixture: Mixture, steps: int) -> tuple[list[float], Tensor]:
     return factors, x
 
 
+# --- Score distillation alone -------------------------------------------------------------------
+
+
+def sought(mixture: Mixture) -> Tensor:
+    """Return true samples after they have descended SDS's gradient, sigma^2 (eps' - eps)."""
+    generator = torch.Generator().manual_seed(6)
+    schedule, x = mixture.denoiser.schedule, mixture.draw(SAMPLES, generator).double()
+    for index in range(DESCENTS):
+        t = torch.rand(SAMPLES, generator=generator, dtype=torch.float64)
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        alpha, sigma = schedule.at(t, like=x)
+        apart = x - mixture.denoiser(mixture.denoiser.noised(x, t, noise), t, {})
+        x = x - (1 - index / DESCENTS) * alpha * sigma * apart
+    return x
+
+
+# --- By method ----------------------------------------------------------------------------------
+
+LIMITS: dict[str, Callable[[Mixture, int], Tensor]] = {
+    "d-ode": lambda mixture, steps: with_previous(mixture, steps)[1],
+    "ddgan": lambda mixture, steps: landed(mixture, "posterior, path's end", steps),
+    "oss": lambda mixture, steps: best_times(mixture, steps)[1],
+    "sds": lambda mixture, steps: sought(mixture),
+}
+"""Function from a mixture and a number of steps to the best samples (N, 2) that a method's steps
+allow. That of `sds` is for its term alone, whatever the number of steps."""
+
+
+@cache
+def limit(method: str, place: str, steps: int) -> tuple[float, float, float] | None:
+    """Return floors, share within 3 sigma and smallest mode of a method's limit, where known."""
+    if method not in LIMITS:
+        return None
+    mixture = load_teacher("mixture", place)
+    assert isinstance(mixture, Mixture)
+    return figures(mixture, LIMITS[method](mixture, steps))
+
+
+@cache
+def least_distance(place: str, steps: int) -> float:
+    """Return the root mean square distance from the exact paths' ends at the best times."""
+    mixture = load_teacher("mixture", place)
+    assert isinstance(mixture, Mixture)
+    times, _ = best_times(mixture, steps)
+    noise = torch.randn(SAMPLES, 2, generator=torch.Generator().manual_seed(7)).double()
+    ends = path(mixture, noise, times[0], times[-1])
+    return float((drawn(mixture, noise, times) - ends).square().sum(1).mean().sqrt())
+
+
+def figures(mixture: Mixture, samples: Tensor) -> tuple[float, float, float]:
+    """Return floors, share within 3 sigma and smallest mode of samples (N, 2)."""
+    found = planar_figures(samples, mixture, torch.Generator().manual_seed(1234))
+    return found["w2_ratio"], found["within_3_sigma"], found["smallest_mode"]
+
+
 def line(mixture: Mixture, name: str, samples: Tensor) -> str:
     """Return a row of the table."""
-    found = planar_figures(samples, mixture, torch.Generator().manual_seed(1234))
-    figures = (found["w2_ratio"], found["within_3_sigma"], found["smallest_mode"])
-    return f"{name:38} {figures[0]:6.2f} {figures[1]:7.3f} {figures[2]:9.3f}"
+    floors, within, smallest = figures(mixture, samples)
+    return f"{name:38} {floors:6.2f} {within:7.3f} {smallest:9.3f}"
 
 
 def main() -> None:
@@ -184,8 +242,8 @@ def main() -> None:
         mixture = load_teacher("mixture", place)
         assert isinstance(mixture, Mixture)
         print(f"\n{place:38} floors  within  smallest")
-        for name, samples in landings(mixture, args.steps).items():
-            print(line(mixture, name, samples), flush=True)
+        for name in LANDINGS:
+            print(line(mixture, name, landed(mixture, name, args.steps)), flush=True)
         noise = torch.Generator().manual_seed(5)
         x = torch.randn(SAMPLES, 2, generator=noise, dtype=torch.float64)
         uniform = time_grid(mixture.denoiser.schedule, args.steps)
@@ -195,6 +253,7 @@ def main() -> None:
         print(line(mixture, f"ddim, mean, best {words}", samples), flush=True)
         factors, samples = with_previous(mixture, args.steps)
         print(line(mixture, f"D-ODE {' '.join(f'{f:.2f}' for f in factors)}", samples), flush=True)
+        print(line(mixture, "sds, alone", sought(mixture)), flush=True)
 
 
 if __name__ == "__main__":
