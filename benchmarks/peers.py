@@ -9,8 +9,9 @@ that cannot run is a row with its reason. The rows:
 
 - a: one picture a call: every bundle in RUN/bundles, diffusers, diffusers compiled by torch,
   optimum's ONNX Runtime pipeline, OpenVINO GenAI, and the teacher with its guided steps;
-- b: a U-Net of Stable Diffusion 1.5's size with random weights, our OpenVINO exports, against
-  what a chain of matrix products reaches through the same engine;
+- b: a U-Net of Stable Diffusion 1.5's size with random weights, whole and with a stride in its
+  attention, our OpenVINO exports, against what a chain of matrix products reaches through the same
+  engine;
 - c: teacher, student and bundles by stage, and those of --one-step;
 - d: a whole process that draws one picture, with an empty cache of the engine and with a full one,
   and its peak of memory;
@@ -112,6 +113,10 @@ PICTURES: dict[str, dict[str, int]] = {
     },
     "ours, 1 step, unet-bk-tiny-stride2 int8, tiny decoder int8": {
         "text bf16": 1,
+        "unet-bk-tiny-stride2 int8": 1,
+        "tiny-decoder int8": 1,
+    },
+    "the same, another picture of the prompt": {
         "unet-bk-tiny-stride2 int8": 1,
         "tiny-decoder int8": 1,
     },
@@ -291,10 +296,10 @@ def exported(bench: Bench, graph: str, precision: str) -> Subject:
 
 def full_size(bench: Bench) -> str:
     """Row b."""
-    graphs = ("unet", "products")
-    outcomes = bench.turns([exported(bench, g, p) for p in PRECISIONS for g in graphs])
+    graphs = {"unet": PRECISIONS, "unet-stride2": PRECISIONS[1:], "products": PRECISIONS}
+    outcomes = bench.turns([exported(bench, g, p) for g, kinds in graphs.items() for p in kinds])
     work = {graph: gflop(graph, bench.args.width) for graph in graphs}
-    return share_table(outcomes, work, ["unet"])
+    return share_table(outcomes, work, ["unet", "unet-stride2"])
 
 
 def full_size_by_stage(bench: Bench) -> str:

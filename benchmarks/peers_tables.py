@@ -159,6 +159,8 @@ def share_table(
     rows = []
     for graph, precision in product(graphs, PRECISIONS):
         name = f"{graph} {precision}"
+        if name not in outcomes:
+            continue
         own, chain = outcomes[name], outcomes[f"products {precision}"]
         if reason := own.reason or chain.reason:
             rows.append([name, reason])

@@ -32,6 +32,9 @@ class Embedding(Settings):
     """Number of random networks drawn at each update."""
     width: int = Field(128, ge=1, le=8_192)
     """Number of features of a layer."""
+    sigma_data: float = Field(1.0, gt=0)
+    """Standard deviation of the data, by which samples are divided: the networks are nearly linear
+    where their inputs are far larger than their biases, which are of deviation 1."""
 
 
 def mmd(a: Tensor, b: Tensor) -> Tensor:
@@ -115,6 +118,7 @@ class Embedded(Beside):
 
     def apart(self, batch: Batch) -> Tensor:
         """Return the mean of `mmd` over fresh networks, the same on all ranks."""
-        both, config = torch.cat([self.sample(batch), batch.x0]), self.config
+        config = self.config
+        both = torch.cat([self.sample(batch), batch.x0]) / config.sigma_data
         drawn = [features(both, config.width, batch.shared) for _ in range(config.networks)]
         return torch.stack([mmd(*found.chunk(2)) for found in drawn]).mean()

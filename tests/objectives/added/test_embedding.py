@@ -84,6 +84,16 @@ def test_exact_samples_have_no_loss_on_average_and_others_do():
     assert means[1][0] > 8 * means[1][1]
 
 
+def test_samples_and_data_are_in_units_of_sigma_data():
+    """Both three times as large, with sigma_data = 3, are as far apart as before."""
+    drawn = batch()
+    larger = Batch(3 * drawn.x0, {}, drawn.generator, torch.Generator().manual_seed(0))
+    plain, scaled = method(), method(sigma_data=3.0)
+    samples = torch.randn(512, 2, generator=torch.Generator().manual_seed(5))
+    plain.sample, scaled.sample = lambda _: samples, lambda _: 3 * samples
+    torch.testing.assert_close(scaled.apart(larger), plain.apart(drawn))
+
+
 def test_it_is_added_to_the_students_loss_alone():
     objective = method(weight=0.5)
     losses = objective.loss("student", batch())
