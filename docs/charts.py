@@ -221,29 +221,44 @@ def large_stages(found: Tables) -> list[Panel]:
     return split(rows, {row.name: f"{row.first('s')} s, {row.first(factor)}x" for row in found[1]})
 
 
+REUSED = re.compile(r"(\d+) of (outer blocks|last layer)")
+"""Steps of a subject that call a part of its U-Net only."""
+
+
 def large_parts(subject: str, stages: Mapping[str, Row]) -> dict[str, Value]:
     """Seconds of each stage of a subject such as `ours, 4 steps, int8 U-Net, tiny decoder`."""
     steps = re.search(r"(\d+) (?:guided )?steps?", subject)
     if not steps:
         raise ValueError(f"{subject!r} does not say its steps")
     plain = "diffusers, fp32, ms" if "diffusers" in subject else "bf16, ms"
-    small = re.search(r"BK-SDM-\w+", subject)
+    small, reused = re.search(r"BK-SDM-\w+", subject), REUSED.search(subject)
     if small:
         unet, column = f"U-Net of {small[0]}", "int8, ms"
     elif "guided" in subject:
         unet, column = "U-Net, guided (a batch of 2)", plain
     else:
-        unet, column = "U-Net", "int8, ms" if "int8" in subject else plain
+        unet, column = "U-Net", "int8, ms" if "int8 U-Net" in subject else plain
+    if "at stride 2" in subject:
+        unet += " at stride 2"
     decoder = "tiny decoder (TAESD)" if "tiny decoder" in subject else "VAE decoder"
+    shallow = int(reused[1]) if reused else 0
     calls = {
-        "text encoder": (one(stages, "text encoder").value(plain), 1),
-        "U-Net": (one(stages, unet).value(column), int(steps[1])),
-        "decoder": (one(stages, decoder).value(plain), 1),
+        "text encoder": [("text encoder", plain, 0 if "same prompt" in subject else 1)],
+        "U-Net": [(unet, column, int(steps[1]) - shallow)],
+        "decoder": [(decoder, "int8, ms" if "int8 tiny" in subject else plain, 1)],
     }
-    return {
-        name: Value(*(round(each * count / 1000, 4) for each in value))
-        for name, (value, count) in calls.items()
-    }
+    if reused:
+        calls["U-Net"].append((f"U-Net, {reused[2]}", column, shallow))
+    return {name: total(found, stages) for name, found in calls.items()}
+
+
+def total(calls: Iterable[tuple[str, str, int]], stages: Mapping[str, Row]) -> Value:
+    """Seconds of calls: (stage, column of its milliseconds, how many)."""
+    each = [
+        [count * number for number in one(stages, stage).value(column)]
+        for stage, column, count in calls
+    ]
+    return Value(*(round(sum(numbers) / 1000, 4) for numbers in zip(*each, strict=True)))
 
 
 GROWTH = {
@@ -607,7 +622,7 @@ CHARTS = {
     "speed-start.svg": Chart(start, Look(bars, left=134, right=84, key=start_key)),
     "speed-web.svg": Chart(web, Look(bars, key=two_sides)),
     "speed-sd15-stages.svg": Chart(
-        large_stages, Look(stacks, left=150, right=100, key=stage_key, keys=True)
+        large_stages, Look(stacks, left=206, right=100, key=stage_key, keys=True)
     ),
     "speed-emoji-stages.svg": Chart(
         emoji_stages, Look(stacks, left=136, right=92, key=stage_key, keys=True)
