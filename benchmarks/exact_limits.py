@@ -151,20 +151,21 @@ def best_times(mixture: Mixture, steps: int) -> tuple[Tensor, Tensor]:
 def with_previous(mixture: Mixture, steps: int) -> tuple[list[float], Tensor]:
     """Return the factors of D-ODE's term f_t - f_{t+1}, and the samples drawn with them.
 
-    Each factor is the least-squares one: with it the step lands nearest to the teacher's path from
-    the student's own x_t.
+    Each factor is the least-squares one: with it the step lands nearest to the exact path of the
+    same noise.
     """
     schedule = mixture.denoiser.schedule
     times = time_grid(schedule, steps)
     generator = torch.Generator().manual_seed(4)
     x = torch.randn(SAMPLES, 2, generator=generator, dtype=torch.float64)
-    previous, factors = None, []
+    previous, factors, exact = None, [], x
     for t, s in pairwise(times):
+        exact = path(mixture, exact, t, s)
         x0 = mean(mixture, x, t, s)
         plain = ddim_step(schedule, x, x0, t, s)
         if previous is not None:
             moved = ddim_step(schedule, x, x0 + (x0 - previous), t, s) - plain
-            factor = (moved * (path(mixture, x, t, s) - plain)).sum() / moved.square().sum()
+            factor = (moved * (exact - plain)).sum() / moved.square().sum()
             factors.append(float(factor))
             plain = plain + factor * moved
         x, previous = plain, x0
