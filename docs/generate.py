@@ -18,6 +18,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -169,7 +170,9 @@ def plain_words(kind: Any) -> str:
     """A type without parts, in words."""
     if isinstance(kind, type) and issubclass(kind, Settings):
         return f"section {title(kind)}"
-    return "none" if kind is types.NoneType else NAMES.get(kind, str(kind))
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return ", ".join(f"`{each.value}`" for each in kind)
+    return "null" if kind is types.NoneType else NAMES.get(kind, str(kind))
 
 
 def type_words(kind: Any) -> str:
@@ -223,7 +226,7 @@ def default_words(field: FieldInfo) -> str:
     if isinstance(value, Settings):
         return "its own"
     if value is None:
-        return "none"
+        return "null"
     if isinstance(value, bool):
         return code(str(value).lower())
     if isinstance(value, tuple):
@@ -245,10 +248,15 @@ def rows(kind: type[Settings], fields: dict[str, FieldInfo], before: str = "") -
             type_words(field.annotation),
             default_words(field),
             limits(field),
-            " ".join([told.get(name, ""), *also_named(older[name])]).strip(),
+            " ".join([as_typed(told.get(name, "")), *also_named(older[name])]).strip(),
         ]
         for name, field in fields.items()
     ]
+
+
+def as_typed(text: str) -> str:
+    """A description with YAML's word for no value."""
+    return re.sub(r"\bNone\b", "null", text)
 
 
 def also_named(names: list[str]) -> list[str]:

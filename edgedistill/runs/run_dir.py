@@ -86,7 +86,7 @@ def open_run(
             make_tiny(recipe.teacher.family, Path(recipe.teacher.path), recipe.train.seed)
         _from_main(str(folder))
         run = _opened(recipe, folder)
-    except Exception as error:
+    except BaseException as error:  # an interrupt too: the same command must run again
         wrong = isinstance(error, ValueError) and not isinstance(error, WriteError)
         claim.give_up(all_of_it=wrong)
         raise

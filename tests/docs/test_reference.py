@@ -65,7 +65,7 @@ def test_a_section_is_a_table_of_its_fields():
         "| --- | --- | --- | --- | --- |",
         "| `outer.least` | integer | required | above 2, at most 10 |"
         " At the least \\| at the most. |",
-        "| `outer.each` | [number, number] or none | none |  |  |",
+        "| `outer.each` | [number, number] or null | null |  |  |",
         "| `outer.inner` | list of section Inner | `[]` |  |  |",
         "",
         "### outer.inner",

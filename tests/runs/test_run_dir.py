@@ -178,6 +178,21 @@ def test_a_refused_run_leaves_no_folder_on_the_way(begin, tmp_path):
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+def test_after_a_stop_before_training_the_same_command_runs(begin, monkeypatch, end):
+    opened = run_dir._opened
+
+    def stopped(*arguments):
+        raise end
+
+    monkeypatch.setattr(run_dir, "_opened", stopped)
+    with pytest.raises(end):
+        begin("train.steps=3", out="run")
+    assert not Path("run").exists()
+    monkeypatch.setattr(run_dir, "_opened", opened)
+    assert begin("train.steps=3", out="run").folder == Path("run")
+
+
 def test_a_run_that_could_not_be_taken_up_is_as_it_was(begin, monkeypatch):
     begin("train.steps=3", out="run")
     before = Path("run/recipe.yaml").read_text()

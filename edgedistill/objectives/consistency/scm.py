@@ -110,9 +110,17 @@ class SCM(Objective):
         """Number of time bins of the adaptive weight; 1 weights all times alike."""
 
         @model_validator(mode="after")
-        def _average_of_the_point_before(self) -> SCM.Config:
+        def _difference_fits(self) -> SCM.Config:
             if self.ema and self.tangent != "backward":
-                raise ValueError(f"ema={self.ema:g} needs tangent=backward, not {self.tangent}")
+                raise ValueError(
+                    f"ema={self.ema:g} needs tangent=backward; with tangent={self.tangent} choose "
+                    "ema=0"
+                )
+            if self.last_difference and self.last_difference > self.difference:
+                raise ValueError(
+                    f"last_difference={self.last_difference:g} must not be above "
+                    f"difference={self.difference:g}"
+                )
             return self
 
     name = "scm"

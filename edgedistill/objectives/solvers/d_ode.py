@@ -89,7 +89,8 @@ class DODE(Search):
         scale: int = Field(10, ge=1, le=1_000)
         """Number of the teacher's DDIM steps for one of the student's."""
         estimate: Prediction | None = None
-        """The estimate whose change is added; None is what the network predicts."""
+        """The estimate whose change is added; None is what the network predicts. eps needs a trace
+        of signal in the first step's noise."""
 
     name = "d-ode"
     own_coefficients = True

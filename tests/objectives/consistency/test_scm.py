@@ -320,7 +320,8 @@ def test_its_step_table_draws_the_data():
     ("kind", "config", "message"),
     [
         (SCM, {"tangent": "exact"}, "tangent"),
-        (SCM, {"ema": 0.9}, "ema=0.9 needs tangent=backward, not jvp"),
+        (SCM, {"ema": 0.9}, "ema=0.9 needs tangent=backward.*choose ema=0"),
+        (SCM, {"difference": 0.1, "last_difference": 0.2}, "=0.2 must not be above"),
         (SCM, {"constant": 0.0}, "constant"),
         (SCM, {"bins": 0}, "bins"),
         (SCM, {"difference": 1.0}, "difference"),
