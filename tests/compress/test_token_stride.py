@@ -117,7 +117,9 @@ def test_weights_their_names_and_the_config_stay(tmp_path):
     changed.save_pretrained(tmp_path)
     read = UNet2DConditionModel.from_pretrained(tmp_path)
     assert stride_of(read) is None
-    assert torch.equal(read(**drawn()).sample, net(**drawn()).sample)
+    assert all(torch.equal(weight, theirs[name]) for name, weight in read.state_dict().items())
+    # Weights that lie elsewhere in memory may take another kernel.
+    torch.testing.assert_close(read(**drawn()).sample, net(**drawn()).sample, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
