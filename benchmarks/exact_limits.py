@@ -14,8 +14,8 @@ share of samples within 3 sigma, and the smallest mode's share over its weight. 
 - previous: D-ODE's term with the previous output, its factor fitted by least squares to the path.
 - sought: true samples that descend SDS's gradient, which is where score distillation alone ends.
 
-`LIMITS` has them by method, for `benchmarks/methods.py`. Those of `oss` and `d-ode` are nearest to the
-exact paths, which need not have the least floors.
+`LIMITS` has them by method, for `benchmarks/methods.py`. Those of `oss` and `d-ode` are nearest to
+the exact paths, which need not have the least floors.
 """
 
 from __future__ import annotations
