@@ -14,7 +14,7 @@ share of samples within 3 sigma, and the smallest mode's share over its weight. 
 - previous: D-ODE's term with the previous output, its factor fitted by least squares to the path.
 - sought: true samples that descend SDS's gradient, which is where score distillation alone ends.
 
-`LIMITS` has them by method, for `benchmarks/methods.py`. Those of `oss` and `d-ode` are nearest to
+`EXACT` has them by method, for `benchmarks/methods.py`. Those of `oss` and `d-ode` are nearest to
 the exact paths, which need not have the least floors.
 """
 
@@ -191,24 +191,24 @@ def sought(mixture: Mixture) -> Tensor:
 
 # --- By method ----------------------------------------------------------------------------------
 
-LIMITS: dict[str, Callable[[Mixture, int], Tensor]] = {
+EXACT: dict[str, Callable[[Mixture, int], Tensor]] = {
     "d-ode": lambda mixture, steps: with_previous(mixture, steps)[1],
     "ddgan": lambda mixture, steps: landed(mixture, "posterior, path's end", steps),
     "oss": lambda mixture, steps: best_times(mixture, steps)[1],
     "sds": lambda mixture, steps: sought(mixture),
 }
-"""Function from a mixture and a number of steps to the best samples (N, 2) that a method's steps
-allow. That of `sds` is for its term alone, whatever the number of steps."""
+"""Function from a mixture and a number of steps to what a method draws with exact functions in
+place of its networks, (N, 2). That of `sds` is for its term alone, whatever the steps."""
 
 
 @cache
-def limit(method: str, place: str, steps: int) -> tuple[float, float, float] | None:
-    """Return floors, share within 3 sigma and smallest mode of a method's limit, where known."""
-    if method not in LIMITS:
+def exact_figures(method: str, place: str, steps: int) -> tuple[float, float, float] | None:
+    """Return floors, share within 3 sigma and smallest mode of a method in `EXACT`, else None."""
+    if method not in EXACT:
         return None
     mixture = load_teacher("mixture", place)
     assert isinstance(mixture, Mixture)
-    return figures(mixture, LIMITS[method](mixture, steps))
+    return figures(mixture, EXACT[method](mixture, steps))
 
 
 @cache

@@ -7,9 +7,9 @@ for each: the student's steps, sliced W2 over the floor of two true draws, share
 3 sigma, the smallest mode's share over its weight, the root mean square distance to the end of the
 teacher's exact ODE path (where the student takes one noise), seconds of the processor, and lines
 of the method's file. `missed` names the goals that were: at 4 steps 2 floors, 85 %, 60 %; at one
-step 2 floors, 70 %, 40 %; 90 s. Where a method's steps have an exact limit, its three figures are
-printed too (`exact_limits.LIMITS`). The one goal of `oss`, which only searches times, is a
-distance from the paths at most 5 % above that of the best times.
+step 2 floors, 70 %, 40 %; 90 s. `exact` are the three figures with exact functions in place of the
+networks, where these are known (`exact_limits.EXACT`). The one goal of `oss`, which only searches
+times, is a distance from the paths at most 5 % above that of the best times.
 --one-step runs what `ONE_STEP` lists in one step too, and --alone runs methods that have a
 regression on the teacher's paths without it too, in as many steps as their recipe: what is then
 left is the method's own. --only-alone runs nothing else.
@@ -46,7 +46,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import torch
-from exact_limits import least_distance, limit
+from exact_limits import exact_figures, least_distance
 
 import edgedistill
 from edgedistill import assets, recipes
@@ -173,8 +173,8 @@ class Row:
     seconds: float
     lines: int
     alone: bool = False
-    limit: Sequence[float] | None = None
-    """Floors, share within 3 sigma and smallest mode of the method's exact limit."""
+    exact: Sequence[float] | None = None
+    """Floors, share within 3 sigma and smallest mode with exact functions for networks."""
 
     def misses(self) -> dict[str, bool]:
         """Each goal, and whether this run misses it."""
@@ -200,14 +200,14 @@ class Row:
         return (
             f"{name:20} {Path(self.mixture).stem:10} {self.steps:5} {self.w2:7.4f} "
             f"{self.floors:6.2f} {self.within:6.3f} {self.smallest:8.3f} {ode:>8} "
-            f"{self.seconds:4.0f} {self.lines:5}  {', '.join(self.missed())}{self._limit()}"
+            f"{self.seconds:4.0f} {self.lines:5}  {', '.join(self.missed())}{self._exact()}"
         )
 
-    def _limit(self) -> str:
-        if not self.limit:
+    def _exact(self) -> str:
+        if not self.exact:
             return ""
-        floors, within, smallest = self.limit
-        return f"  (limit {floors:.2f} {within:.3f} {smallest:.3f})"
+        floors, within, smallest = self.exact
+        return f"  (exact {floors:.2f} {within:.3f} {smallest:.3f})"
 
 
 def digest(files: Iterable[Path], text: str = "") -> str:
@@ -331,7 +331,7 @@ def figures(case: Case, seconds: float) -> Row:
         seconds=seconds,
         lines=lines(PREFIX + case.method),
         alone=case.alone,
-        limit=limit(case.method, case.mixture, len(student.table.rows)),
+        exact=exact_figures(case.method, case.mixture, len(student.table.rows)),
     )
 
 
