@@ -1,6 +1,5 @@
 """Charts of docs/results show the figures of the tables below their images."""
 
-import importlib.util
 import re
 import shutil
 import sys
@@ -9,16 +8,19 @@ from xml.etree import ElementTree
 
 import pytest
 
-DOCS = Path(__file__).parents[2] / "docs"
-SPEC = importlib.util.spec_from_file_location("docs_charts", DOCS / "charts.py")
-charts = importlib.util.module_from_spec(SPEC)
-sys.modules[SPEC.name] = charts
-SPEC.loader.exec_module(charts)
+sys.path.append(str(Path(__file__).parents[2] / "docs"))
 
+import charts
+from charts_kinds import apart
+from charts_layout import WIDTH, label
+from charts_panels import large_stages
+from charts_tables import IMAGE, below, tables
+
+DOCS = Path(__file__).parents[2] / "docs"
 IMAGES = [
     (page.name, *found.groups())
     for page in sorted((DOCS / "results").glob("*.md"))
-    for found in charts.IMAGE.finditer(page.read_text("utf-8"))
+    for found in IMAGE.finditer(page.read_text("utf-8"))
 ]
 TEXT = "{http://www.w3.org/2000/svg}text"
 
@@ -44,10 +46,10 @@ def test_a_chart_is_what_the_script_draws_now(name):
 def test_what_an_image_tells_is_in_its_tables(page, told, name):
     """The text that stands for the image has no figure of an earlier measurement."""
     assert len(told) > 60
-    tables = charts.below((DOCS / "results" / page).read_text("utf-8"), name)
+    found = below((DOCS / "results" / page).read_text("utf-8"), name)
     number = re.compile(r"(?<![\w.-])\d+(?:\.\d+)?(?![\w-])")
     cells = " ".join(
-        " ".join([row.name, *row.cells, *row.cells.values()]) for table in tables for row in table
+        " ".join([row.name, *row.cells, *row.cells.values()]) for table in found for row in table
     )
     known = {float(each) for each in re.findall(r"\d+(?:\.\d+)?", cells)}
     assert [each for each in number.findall(told) if float(each) not in known] == []
@@ -73,14 +75,14 @@ def test_a_chart_is_written_alike_twice_and_within_its_edges(name):
     for panel in panels:
         assert panel.title in shown
         for row in panel.rows:
-            assert charts.label(row).split("\n")[-1] in " ".join(shown)
+            assert label(row).split("\n")[-1] in " ".join(shown)
         for end in panel.ends.values():
             assert any(end in each or end.split(", ")[-1] in each for each in shown)
     assert len(text) < 60_000
     for each in ElementTree.fromstring(text).iter(TEXT):
         left, right = edges(each)
         assert left >= 0, each.text
-        assert right <= charts.WIDTH, each.text
+        assert right <= WIDTH, each.text
 
 
 PAGE = """# Speed
@@ -175,7 +177,7 @@ STAGES = """
 
 
 def test_stages_of_a_large_picture_are_their_calls():
-    panels = charts.large_stages(charts.tables(STAGES))
+    panels = large_stages(tables(STAGES))
     rows = {name: row for panel in panels for name, row in panel.rows.items()}
     middles = [[value.middle for value in row.values()] for row in rows.values()]
     assert middles == [[0.1, 225, 15, 240.1], [0.04, 4, 0.3, 4.34], [0.04, 0.8, 0.3, 1.14]]
@@ -184,9 +186,9 @@ def test_stages_of_a_large_picture_are_their_calls():
 
 def test_stages_that_do_not_add_up_are_told():
     with pytest.raises(ValueError, match=r"stages of 4.34 s, 5 in all"):
-        charts.large_stages(charts.tables(STAGES.replace("4.34", "5")))
+        large_stages(tables(STAGES.replace("4.34", "5")))
 
 
 def test_texts_are_moved_apart_as_little_as_they_need():
-    assert charts.apart({"a": 0.0, "b": 4.0}, line=10) == {"a": -3.0, "b": 7.0}
-    assert charts.apart({"a": 0.0, "b\nb": 40.0}, line=10) == {"a": 0.0, "b\nb": 40.0}
+    assert apart({"a": 0.0, "b": 4.0}, line=10) == {"a": -3.0, "b": 7.0}
+    assert apart({"a": 0.0, "b\nb": 40.0}, line=10) == {"a": 0.0, "b\nb": 40.0}
