@@ -3,8 +3,8 @@
 Zhang et al. 2024, "Distribution Backtracking Builds A Faster Convergence Trajectory for Diffusion
 Distillation" (arXiv 2408.15991). Degradation recording: the fake score, which starts as the
 teacher, learns the untrained student's samples, and is copied at equal distances on the way.
-Backtracking: the copies, last first, and in the end the teacher, are the targets, each for a part
-of the run.
+Backtracking: the copies, last first, and in the end the teacher, are the targets of equal parts of
+the run.
 """
 
 from __future__ import annotations
@@ -33,9 +33,6 @@ class DisBack(Matching):
         """Steps of the degradation, in which only fake_score trains."""
         checkpoints: int = Field(4, ge=1, le=1_000)
         """Copies on the way, each a network in memory."""
-        stage_steps: int | None = Field(None, ge=1)
-        """Steps in which each copy is the target; the teacher has what is left of the run. By
-        default copies and teacher have equal parts."""
 
     name = "disback"
     config: Config
@@ -48,14 +45,7 @@ class DisBack(Matching):
         super().__init__(config, setup)
         self.path = [setup.spawn().requires_grad_(False) for _ in range(config.checkpoints)]
         left = setup.train_steps - config.pretraining_steps - config.warmup_steps
-        count = config.checkpoints + 1
-        if config.stage_steps is not None and left <= config.stage_steps * config.checkpoints:
-            raise ValueError(
-                f"stage_steps={config.stage_steps}: {config.checkpoints} checkpoints take "
-                f"{config.stage_steps * config.checkpoints} of the {max(left, 0)} steps after "
-                "pretraining_steps and warmup_steps, and leave none for the teacher"
-            )
-        self.stages = Stages(max(left, count), count)
+        self.stages = Stages(max(left, config.checkpoints + 1), config.checkpoints + 1)
 
     def followers(self) -> dict[str, nn.Module]:
         return {f"degraded-{i + 1}": net for i, net in enumerate(self.path)}
@@ -69,11 +59,7 @@ class DisBack(Matching):
     def target(self, step: int) -> nn.Module:
         """Return the network whose distribution is the target at a step."""
         config = self.config
-        done = max(0, step - config.pretraining_steps - config.warmup_steps)
-        if config.stage_steps is None:
-            stage = self.stages.at(done)
-        else:
-            stage = min(done // config.stage_steps, config.checkpoints)
+        stage = self.stages.at(max(0, step - config.pretraining_steps - config.warmup_steps))
         return [*self.path[::-1], self.teacher][stage]
 
     @torch.no_grad()

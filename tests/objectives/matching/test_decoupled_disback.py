@@ -58,9 +58,7 @@ def test_guidance_is_added_below_the_students_time():
     assert len(guidance) == 512
 
 
-def backtracking(**config: int) -> DisBack:
-    """DisBack in a run of 35 steps, after 3 of regression."""
-
+def test_disback_keeps_the_way_and_goes_back_along_it():
     def spawn() -> Denoiser:
         return Denoiser(Affine(DATA.posterior), Trig(), Prediction.X0)
 
@@ -75,11 +73,7 @@ def backtracking(**config: int) -> DisBack:
         example=(torch.zeros(2, 2), {}),
         train_steps=35,
     )
-    return DisBack(DisBack.Config.model_validate({"pretraining_steps": 3, **config}), setup)
-
-
-def test_disback_keeps_the_way_and_goes_back_along_it():
-    objective = backtracking(warmup_steps=8, checkpoints=2)
+    objective = DisBack(DisBack.Config(regression=3, warmup=8, checkpoints=2), setup)
     for step in range(3, 12):  # the trainer's turns: a loss, then an update
         objective.started(step)
         objective.loss("fake_score", batch(4, step=step))
@@ -88,20 +82,8 @@ def test_disback_keeps_the_way_and_goes_back_along_it():
     assert shifts == [4, 8]
     aims = [objective.target(step) for step in (11, 18, 19, 26, 27, 34)]
     late, early = reversed(objective.path)
-    assert aims == [late, late, early, early, objective.teacher, objective.teacher]
+    assert aims == [late, late, early, early, setup.teacher, setup.teacher]
     assert list(objective.followers()) == ["degraded-1", "degraded-2"]
-
-
-def test_disback_goes_on_to_the_teacher_after_the_steps_of_each_copy():
-    objective = backtracking(warmup_steps=8, checkpoints=2, stage_steps=3)
-    late, early = reversed(objective.path)
-    aims = [objective.target(step) for step in (5, 11, 13, 14, 16, 17, 34)]
-    assert aims == [late, late, late, early, early, objective.teacher, objective.teacher]
-
-
-def test_disback_wants_steps_for_the_teacher():
-    with pytest.raises(ValueError, match=r"stage_steps=12: 2 checkpoints take 24 of the 24 steps"):
-        backtracking(warmup_steps=8, checkpoints=2, stage_steps=12)
 
 
 def test_disback_wants_steps_to_degrade_in():
