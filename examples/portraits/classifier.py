@@ -31,7 +31,7 @@ class Config(Plan):
     pictures: int = 30_000
     channels: tuple[int, ...] = (24, 48, 96, 128)
     features: int = 192
-    samples: float = 600_000
+    samples: float = 80_000
     batch: int = 64
     matrix_rate: float = 3e-3
     other_rate: float = 2e-3
