@@ -69,7 +69,11 @@ class Compress(Settings):
         if self.variance and not self.active:
             raise ValueError("variance: nothing goes; name a preset, blocks to remove or a budget")
         if self.attention_stages > 1 and self.attention_stride == 1:
-            raise ValueError("attention_stages: no stride; choose attention_stride, such as 2")
+            raise ValueError(
+                f"attention_stages={self.attention_stages}: attention_stride=1 means no stride in "
+                f"any stage; set compress.attention_stride to a number from 2 to {LARGEST}, or "
+                "leave attention_stages out"
+            )
         for name, share in self.elastic.items():
             if not 0 < share < 1:
                 raise ValueError(

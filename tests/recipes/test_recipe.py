@@ -95,11 +95,18 @@ def test_a_wrong_value_is_one_line_that_names_it(overrides, message):
     assert len(str(caught.value).splitlines()) == 1
 
 
+NO_STRIDE = (
+    r"^compress\.attention_stages=2: attention_stride=1 means no stride .*; set "
+    r"compress\.attention_stride to a number from 2 to 8, or leave attention_stages out$"
+)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["compress.attention_stride=9"], r"attention_stride=9: .* less than or equal to 8"),
-        (["compress.attention_stages=2"], "attention_stages: no stride; choose attention_stride"),
+        (["compress.attention_stages=2"], NO_STRIDE),
+        (["compress.attention_stages=2", "compress.attention_stride=1"], NO_STRIDE),
         (
             ["compress.attention_stride=2", "teacher.family=flux", "teacher.path=x"],
             "attention_stride=2: self-attention of flux networks can have no stride; that of stab",
