@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-__all__ = ["Settings", "renamed", "without_replaced"]
+__all__ = ["Settings", "check_used", "renamed", "without_replaced"]
 
 
 def renamed(**old_keys: str) -> Mapping[str, str]:
@@ -52,6 +52,33 @@ class Settings(BaseModel):
     def _write_old_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         dumped: dict[str, Any] = serialize(self)
         return _with_old_keys(type(self), dumped) if self.all_old_keys() else dumped
+
+
+def check_used(
+    section: Settings, choice: str, unused: Mapping[str, Sequence[str]], instead: str
+) -> None:
+    """Raise a ValueError for numbers that are set and that the section's choice does not use.
+
+    Args:
+        section: The section.
+        choice: Key of the choice.
+        unused: Keys of the numbers that are not used, by value of the choice.
+        instead: A value of the choice that uses them all.
+    """
+    value, fields = getattr(section, choice), type(section).model_fields
+    defaults = {name: fields[name].default for name in unused.get(value, ())}
+    wrong = [name for name, default in defaults.items() if getattr(section, name) != default]
+    if wrong:
+        given = ", ".join(f"{name}={_typed(getattr(section, name))}" for name in wrong)
+        plain = ", ".join(f"{name}={_typed(defaults[name])}" for name in wrong)
+        raise ValueError(
+            f"{given}: not used with {choice}={value}; choose {choice}={instead}, or {plain}"
+        )
+
+
+def _typed(number: float | None) -> str:
+    """Return a number as one types it in a recipe."""
+    return "null" if number is None else f"{number:g}"
 
 
 def without_replaced(

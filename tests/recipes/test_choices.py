@@ -62,3 +62,33 @@ def test_the_names_that_a_key_takes_are_in_its_description(section, key, table):
     described = meanings(section)[key]
     words = set(described.replace(",", " ").replace(":", " ").replace(";", " ").split())
     assert not set(table) - words
+
+
+def steps_of_differences():
+    """Methods with a choice of a derivative, its key, and the key of a step of differences."""
+    for name in OBJECTIVES:
+        keys = find(name).Config.model_fields
+        for choice in {"tangent", "derivative"} & set(keys):
+            for number in sorted({"difference", "last_difference"} & set(keys)):
+                yield name, choice, number
+
+
+@pytest.mark.parametrize(("name", "choice", "number"), steps_of_differences())
+def test_a_step_that_the_derivative_does_not_take_is_refused(name, choice, number):
+    """It was taken and had no effect."""
+    words = ["student.steps=1", f"objective.name={name}", f"objective.{number}=0.005"]
+    load("mixture-lcm", [*words, f"objective.{choice}=difference"])
+    plain = "null" if number == "last_difference" else r"0\.01"
+    said = rf"^objective\.{number}=0\.005: not used with {choice}=jvp; choose {choice}=\w+, or "
+    with pytest.raises(ValueError, match=f"{said}{number}={plain}$"):
+        load("mixture-lcm", [*words, f"objective.{choice}=jvp"])
+
+
+def test_all_numbers_that_are_not_used_are_told_at_once():
+    given = (
+        r"^objective\.ema=0\.95, difference=0\.5, last_difference=0\.05: not used with tangent=jvp"
+    )
+    with pytest.raises(
+        ValueError, match=f"{given}.* ema=0, difference=0.01, last_difference=null$"
+    ):
+        load("mixture-scm", ["objective.tangent=jvp"])

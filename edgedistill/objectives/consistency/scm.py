@@ -18,7 +18,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from edgedistill.common.settings import renamed
+from edgedistill.common.settings import check_used, renamed
 from edgedistill.diffusion.boundary import boundary_of, consistency_function
 from edgedistill.diffusion.denoiser import Condition
 from edgedistill.diffusion.few_step import Boundary
@@ -33,6 +33,9 @@ __all__ = ["SCM", "Points"]
 
 DECAY = 0.99
 """Decay of the running loss by time, per step."""
+
+UNUSED = {"jvp": ("ema", "difference", "last_difference"), "difference": ("ema",)}
+"""Settings that a tangent does not use."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,7 @@ class SCM(Objective):
 
         @model_validator(mode="after")
         def _difference_fits(self) -> SCM.Config:
-            if self.ema and self.tangent != "backward":
-                raise ValueError(
-                    f"ema={self.ema:g} needs tangent=backward; with tangent={self.tangent} choose "
-                    "ema=0"
-                )
+            check_used(self, "tangent", UNUSED, "backward")
             if self.last_difference and self.last_difference > self.difference:
                 raise ValueError(
                     f"last_difference={self.last_difference:g} must not be above "

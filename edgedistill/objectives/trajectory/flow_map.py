@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from edgedistill.common.settings import renamed
+from edgedistill.common.settings import check_used, renamed
 from edgedistill.diffusion.denoiser import Condition, Denoiser, Guided
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.schedules import Rectified
@@ -38,7 +38,10 @@ from edgedistill.diffusion.times import TimeSampling, sample_times
 from edgedistill.networks.two_times import TwoTimes, steps_of
 from edgedistill.objectives.base import Batch, Losses, Objective, Player, Settings, Setup
 
-__all__ = ["FlowMap", "MeanFlow", "slope_along"]
+__all__ = ["UNUSED", "FlowMap", "MeanFlow", "slope_along"]
+
+UNUSED = {"jvp": ("difference",)}
+"""Settings that a derivative does not use."""
 
 STRAIGHT = Rectified()
 """Schedule whose time is tau."""
@@ -176,6 +179,11 @@ class FlowMap(Objective):
         (MeanFlow, Eq. 22, uses the sum)."""
         constant: float = Field(1e-3, gt=0)
         """Constant c of the weight."""
+
+        @model_validator(mode="after")
+        def _difference_is_used(self) -> FlowMap.Config:
+            check_used(self, "derivative", UNUSED, "difference")
+            return self
 
     name = "flow-map"
 

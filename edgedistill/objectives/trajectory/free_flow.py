@@ -17,10 +17,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgedistill.common.settings import check_used
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.losses import surrogate_loss
 from edgedistill.diffusion.tangents import DERIVATIVES
@@ -28,7 +29,14 @@ from edgedistill.diffusion.times import TimeSampling, sample_times
 from edgedistill.objectives.base import Batch, Losses, Objective, Optim, Player, Settings, Setup
 from edgedistill.objectives.matching.parts import FakeScore, health
 from edgedistill.objectives.matching.rollout import Levels, Rollout
-from edgedistill.objectives.trajectory.flow_map import STRAIGHT, FlowMap, Path, over, tau_of
+from edgedistill.objectives.trajectory.flow_map import (
+    STRAIGHT,
+    UNUSED,
+    FlowMap,
+    Path,
+    over,
+    tau_of,
+)
 
 __all__ = ["FreeFlow"]
 
@@ -52,6 +60,11 @@ class FreeFlow(Objective):
         turns: int = Field(1, ge=1, le=1_000)
         """Updates of fake_score to one of the student."""
         fake_score: Optim = Optim()
+
+        @model_validator(mode="after")
+        def _difference_is_used(self) -> FreeFlow.Config:
+            check_used(self, "derivative", UNUSED, "difference")
+            return self
 
     name = "free-flow"
     single_step = True

@@ -169,7 +169,7 @@ def test_the_step_of_the_difference_shrinks_by_equal_factors():
     )
     shares = [objective.share(step) for step in (0, 400, 800)]
     assert shares == pytest.approx([0.5, 0.05, 0.005])
-    assert method(SCM, student(Trig()), difference=0.3).share(500) == 0.3
+    assert method(SCM, student(Trig()), tangent="difference", difference=0.3).share(500) == 0.3
 
 
 def test_the_derivative_goes_through_attention_and_float32():
@@ -211,8 +211,8 @@ def test_the_derivative_goes_through_attention_and_float32():
     generator = torch.Generator().manual_seed(0)
     x0 = torch.randn(4, 3, 8, 8, generator=generator)
     found = []
-    for kind in ("jvp", "difference"):
-        objective = SCM(SCM.Config(tangent=kind, difference=2e-3), setup)
+    for config in (SCM.Config(), SCM.Config(tangent="difference", difference=2e-3)):
+        objective = SCM(config, setup)
         drawn = torch.Generator().manual_seed(1)
         with torch.no_grad():
             at = objective.points(Batch(x0, {}, drawn, drawn))
@@ -320,8 +320,13 @@ def test_its_step_table_draws_the_data():
     ("kind", "config", "message"),
     [
         (SCM, {"tangent": "exact"}, "tangent"),
-        (SCM, {"ema": 0.9}, "ema=0.9 needs tangent=backward.*choose ema=0"),
-        (SCM, {"difference": 0.1, "last_difference": 0.2}, "=0.2 must not be above"),
+        (SCM, {"ema": 0.9}, "ema=0.9: not used with tangent=jvp.*=backward, or ema=0 "),
+        (SCM, {"ema": 0.9, "tangent": "difference"}, "ema=0.9: not used with tangent=difference"),
+        (
+            SCM,
+            {"tangent": "backward", "difference": 0.1, "last_difference": 0.2},
+            "=0.2 must not be above",
+        ),
         (SCM, {"constant": 0.0}, "constant"),
         (SCM, {"bins": 0}, "bins"),
         (SCM, {"difference": 1.0}, "difference"),
