@@ -29,7 +29,7 @@ class Config(text_to_image.Config):
     """Shapes and training of the teacher."""
 
     channels: tuple[int, ...] = (96, 128, 160)
-    samples: float = 2_000_000
+    samples: float = 200_000
     batch: int = 64
     matrix_rate: float = 3e-3
     other_rate: float = 1.2e-3
