@@ -13,7 +13,7 @@ from edgedistill import assets
 from edgedistill.adoption.detect import CheckpointInfo, check_fits, family_of, look, named_steps
 from edgedistill.adoption.kinds import FOLDER, LORA, SOLVERS, Kind, find_kind
 from edgedistill.adoption.schedulers import TOLERANCE, distance, make_scheduler, make_table, plain
-from edgedistill.adoption.teachers import adopt_teacher, steps_of, tell_dropped
+from edgedistill.adoption.teachers import adopt_teacher, tell_dropped
 from edgedistill.common.files import write_text
 from edgedistill.common.plugins import names, resolve, unknown
 from edgedistill.common.tokenizer_errors import named_errors
@@ -64,8 +64,8 @@ def adopt(
     check_fits(kind_name, kind, info)
     steps = _steps(kind_name, kind, info, steps)
     guidance = _guidance(kind_name, kind, guidance)
-    family, where = _family(kind_name, kind, info, base)
     target = _target(out, info)
+    family, where = _family(kind_name, kind, info, base)
     teacher = _with_student(family, where, kind, info, guidance, steps)
     table = make_table(
         kind, teacher.pipeline.scheduler, teacher.denoiser.schedule, steps, teacher.sample_shape
@@ -98,7 +98,6 @@ def _adopt_teacher(
             raise ValueError(f"--{name} {value}: {solver} takes a whole teacher as it is")
     shipped = assets.ROOT / checkpoint
     info = look(str(shipped if "/" not in checkpoint and shipped.is_dir() else checkpoint))
-    steps = steps_of(info, solver, steps)
     target = _target(out or Path("runs") / f"{info.path.stem}-{solver}" / "student", info)
     adopt_teacher(info, solver, steps, target)
     return target

@@ -28,39 +28,30 @@ from edgedistill.teachers.pipeline import PipelineTeacher
 from edgedistill.teachers.schedulers import level_grid
 from edgedistill.teachers.student_schedulers import walk
 
-__all__ = ["adopt_teacher", "steps_of", "tell_dropped"]
+__all__ = ["adopt_teacher", "tell_dropped"]
 
 STEPS = 8
 """Usual number of steps: two orders pay from about six on."""
 MOST = 1000
 
 
-def steps_of(info: CheckpointInfo, solver: str, asked: int | None) -> int:
-    """Return the number of network calls, `STEPS` if None is asked.
-
-    Raises:
-        ValueError: If the checkpoint is no pipeline folder, or the number is out of range.
-    """
-    if info.form != FOLDER:
-        raise ValueError(f"{info.path} is {info.form}; {solver} samples {FOLDER} as it is")
-    steps = STEPS if asked is None else asked
-    if not 1 <= steps <= MOST:
-        raise ValueError(f"--steps {steps}: 1 to {MOST} expected")
-    return steps
-
-
-def adopt_teacher(info: CheckpointInfo, solver: str, steps: int, target: Path) -> None:
+def adopt_teacher(info: CheckpointInfo, solver: str, steps: int | None, target: Path) -> None:
     """Write a student dir of the teacher in a pipeline folder.
 
     Args:
         info: The folder.
         solver: A key of `SOLVERS`.
-        steps: Network calls, as from `steps_of`.
+        steps: Network calls; `STEPS` if None.
         target: The student dir.
 
     Raises:
-        ValueError: If diffusers' scheduler does not walk the table.
+        ValueError: If it is no pipeline folder, or diffusers' scheduler does not walk the table.
     """
+    if info.form != FOLDER:
+        raise ValueError(f"{info.path} is {info.form}; {solver} samples {FOLDER} as it is")
+    steps = STEPS if steps is None else steps
+    if not 1 <= steps <= MOST:
+        raise ValueError(f"--steps {steps}: 1 to {MOST} expected")
     teacher = load_teacher(info.family, str(info.path))
     assert isinstance(teacher, PipelineTeacher)
     table, scheduler = _steps(teacher, solver, steps)

@@ -40,13 +40,13 @@ def distill(
 
     Example: edgedistill distill recipe=emoji-4step train.batch_size=32 teacher.guidance=4
     """
-    from edgedistill.recipes.loading import asked
     from edgedistill.runs.claims import check_free
 
-    recipe, out, typed = asked("distill", words)
-    if out and not resume:
-        check_free(Path(out))  # before more libraries load, which takes seconds
+    outs = [word.removeprefix("out=") for word in words if word.startswith("out=")]
+    if outs and outs[0] and not resume:
+        check_free(Path(outs[0]))  # before the libraries load, which takes seconds
 
+    from edgedistill.recipes.loading import asked
     from edgedistill.runs.run import Run
     from edgedistill.training.trainer import Interrupted
     from edgedistill.verbs.training import distill as train
@@ -57,6 +57,7 @@ def distill(
         place[:] = [run.folder]
         console.quiet = answers.quiet = not run.trainer.accelerator.is_main_process
 
+    recipe, out, typed = asked("distill", words)
     try:
         made = train(recipe, out, resume=resume, typed=typed, opened=opened)
     except Interrupted as stop:

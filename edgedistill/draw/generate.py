@@ -119,24 +119,11 @@ def draw_samples(
         ValueError: If a prompt is missing or not taken, or the folder is neither a student nor a
             bundle.
     """
-    return _draw(_subject(source, prompt, given, negative), prompt, seed, count, negative)
-
-
-def _subject(
-    source: str, prompt: str | None, given: TeacherAssistance, negative: Negative | None
-) -> Subject:
-    """Open the subject of `draw_samples`; ValueError as there."""
     subject, takes_prompts = open_subject(source, given, negative)
     if takes_prompts and prompt is None:
         raise ValueError(f"{source} draws from a prompt; say what to draw")
     if not takes_prompts and prompt is not None:
         raise ValueError(f"{source} takes no prompt, got {prompt!r}")
-    return subject
-
-
-def _draw(
-    subject: Subject, prompt: str | None, seed: int, count: int, negative: Negative | None
-) -> NDArray[Any]:
     tell_weights([text for text in (prompt, negative and negative.prompt) if text])
     asked = count if prompt is None else [prompt] * count
     return subject.draw(asked, seed, lambda done: None)
@@ -159,9 +146,8 @@ def generate(
     """
     if out.suffix not in (".npy", ".png"):
         raise ValueError(f"--out {out}: a .png or .npy file expected")
-    subject = _subject(source, prompt, given, negative)
     check_writable(out, f"--out {out}")
-    drawn = _draw(subject, prompt, seed, count, negative)
+    drawn = draw_samples(source, prompt, seed=seed, count=count, given=given, negative=negative)
     with atomic_file(out) as made:
         if out.suffix == ".npy":
             np.save(made, drawn)

@@ -19,7 +19,7 @@ from edgedistill.evaluation.captions import label_of, prompt_sets, run_captions
 from edgedistill.evaluation.data import find_data
 from edgedistill.evaluation.evaluate import Examples, Extras, evaluate_pictures, evaluate_planar
 from edgedistill.evaluation.examples import write_examples
-from edgedistill.evaluation.features import Eye, open_features
+from edgedistill.evaluation.features import open_features
 from edgedistill.evaluation.fidelity import Reference
 from edgedistill.recipes.loading import evaluation_recipe
 from edgedistill.recipes.schema import EvaluationRecipe
@@ -63,19 +63,15 @@ def evaluate_subjects(
             )
         extra += more
     home = student.path.parent
+    file = json or home / "eval.json"
+    check_writable(file, f"--json {file}")
+    recorded = isinstance(student, Student) and not prompts and _recordable(student, json)
     recipe = evaluation_recipe(student.info.recipe)
     if features:
         chosen = recipe.evaluate.model_copy(update={"features": features})
         recipe = recipe.model_copy(update={"evaluate": chosen})
     section = recipe.teacher
-    own = read_prompts(prompts) if prompts else None
     teacher = load_teacher(section.family, section.path, section.config, section.loras)
-    named = recipe.evaluate.features
-    eye = None if isinstance(teacher, Mixture) else open_features(teacher, named)
-    # Where to write comes last: another place does not mend what else is wrong.
-    file = json or home / "eval.json"
-    check_writable(file, f"--json {file}")
-    recorded = isinstance(student, Student) and not prompts and _recordable(student, json)
     kept = None if isinstance(teacher, Mixture) else keeper(home, teacher)
     subjects = [*_subjects(recipe, teacher, student, kept), *extra]
     count, seed = samples or recipe.evaluate.samples, recipe.evaluate.seed
@@ -88,8 +84,8 @@ def evaluate_subjects(
         scale = section.guidance
         results = evaluate_planar(subjects, teacher, count, seed, progress, scale)
     else:
-        assert eye is not None
-        results, examples = _pictures(recipe, teacher, subjects, own, count, progress, eye)
+        own = read_prompts(prompts) if prompts else None
+        results, examples = _pictures(recipe, teacher, subjects, own, count, progress)
         if json is None:
             write_examples(home / EXAMPLES, examples.nearest, examples.worst)
     write_json(file, results)
@@ -128,10 +124,10 @@ def _pictures(
     own: list[str] | None,
     count: int,
     progress: Callable[[str, int, int], None],
-    eye: Eye,
 ) -> tuple[dict[str, Any], Examples]:
     data, missing = find_data(recipe, teacher)
     captions = prompt_sets(teacher, own, run_captions(recipe, teacher, data))
+    eye = open_features(teacher, recipe.evaluate.features)
     extras = Extras(data, memory_only=own is not None, label=label_of(teacher))
     statistics = None if own is not None else _shipped(recipe, teacher)
     section = recipe.evaluate

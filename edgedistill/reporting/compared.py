@@ -218,10 +218,10 @@ def compare_runs(folder: Path, out: Path) -> list[Table]:
     Raises:
         ValueError: If no run has an eval.json; says how to make one.
     """
+    check_writable(out, f"--out {out}")
     groups, without = groups_of(folder)
     if not groups:
         raise ValueError(f"{folder}: no run has figures; run edgedistill evaluate, and bench")
-    check_writable(out, f"--out {out}")
     environment = Environment(
         loader=PackageLoader("edgedistill.reporting"),
         autoescape=select_autoescape(),

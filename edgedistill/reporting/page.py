@@ -51,9 +51,9 @@ def write_report(run: Path, out: Path) -> Path:
     Raises:
         ValueError: If the run has no student; names the file.
     """
+    check_writable(out, f"--out {out}")
     student = load_student(_student_of(run))
     recipe = evaluation_recipe(student.info.recipe)
-    check_writable(out, f"--out {out}")
     section = recipe.teacher
     teacher = load_teacher(section.family, section.path, section.config, section.loras)
     subjects, captions = _subjects(run, recipe, student, teacher), _captions(recipe, teacher)

@@ -35,9 +35,6 @@ KEYS = ("kohya", "diffusers")
 ARCHITECTURES = {"stable_diffusion": "stable-diffusion-v1", "sdxl": "stable-diffusion-xl-v1-base"}
 """Names of the Stability ModelSpec by family."""
 
-PREDICTIONS = {Prediction.EPS: "epsilon", Prediction.V: "v"}
-"""Names of predictions in the Stability ModelSpec."""
-
 SAMPLERS = {
     "DPMSolverMultistepScheduler": "dpmpp_2m",
     "UniPCMultistepScheduler": "uni_pc",
@@ -95,13 +92,13 @@ def convert(
             raise unknown(kind, name, known)
     if file.suffix != ".safetensors":
         raise ValueError(f"{file}: a .safetensors file expected")
-    if group_of(Path(path)):
-        raise ValueError(f"{path}: several students; name one, as {Path(path) / '0'}")
-    student = load_student(Path(path))
-    _check(student, to)
     if file.exists() and not overwrite:
         raise ValueError(f"{file}: exists; choose another name, or add --overwrite")
+    if group_of(Path(path)):
+        raise ValueError(f"{path}: several students; name one, as {Path(path) / '0'}")
     check_writable(file, str(file))
+    student = load_student(Path(path))
+    _check(student, to)
     FORMATS[to](student, file, PRECISIONS[precision], keys)
     return Converted(file, (_advice(student),))
 
@@ -136,20 +133,6 @@ def _check(student: Student, to: str) -> None:
     unet: Any = student.net.get_submodule(student.teacher.core)
     if type(unet) is not UNet2DConditionModel or unet.config.time_cond_proj_dim is not None:
         raise ValueError(f"{student.path}: its network has inputs that other programs do not feed")
-    if to == "lora" and not (student.path / LORA).is_file():
-        raise ValueError(
-            f"{student.path}: was not trained as a LoRA (train.roles=adapters); "
-            "convert it to a single file"
-        )
-    teacher: Any = student.teacher
-    vae = teacher.pipeline.vae
-    if to == "single-file" and type(vae) is not AutoencoderKL:
-        raise ValueError(
-            f"{student.path}: its decoder is a {type(vae).__name__}; a single file holds an "
-            "AutoencoderKL"
-        )
-    if to == "single-file" and info.prediction not in PREDICTIONS:
-        raise ValueError(f"{student.path}: no other program reads a network that gives x0")
 
 
 # --- A single file ------------------------------------------------------------------------------
@@ -158,6 +141,11 @@ def _check(student: Student, to: str) -> None:
 def _single_file(student: Student, file: Path, dtype: torch.dtype, keys: str) -> None:
     teacher: Any = student.teacher
     pipeline = teacher.pipeline
+    if type(pipeline.vae) is not AutoencoderKL:
+        raise ValueError(
+            f"{student.path}: its decoder is a {type(pipeline.vae).__name__}; a single file holds "
+            "an AutoencoderKL"
+        )
     state = single_file_state(pipeline, student.info.family, dtype)
     if student.info.family == "sdxl" and student.info.prediction is Prediction.V:
         state["v_pred"] = torch.zeros(0)  # what ComfyUI and forks look for
@@ -171,6 +159,7 @@ def _single_file(student: Student, file: Path, dtype: torch.dtype, keys: str) ->
 def _header(student: Student) -> dict[str, str]:
     """Return metadata as the Stability ModelSpec has it."""
     info = student.info
+    prediction = {Prediction.EPS: "epsilon", Prediction.V: "v"}.get(info.prediction)
     licences = info.teacher.get("licences") or []
     told = {
         "format": "pt",
@@ -179,8 +168,10 @@ def _header(student: Student) -> dict[str, str]:
         "modelspec.implementation": "sgm" if info.family == "sdxl" else "ldm",
         "modelspec.title": f"{len(student.table.rows)}-step student of {info.teacher.get('name')}",
         "modelspec.usage_hint": _advice(student),
-        "modelspec.prediction_type": PREDICTIONS[info.prediction],
     }
+    if prediction is None:
+        raise ValueError(f"{student.path}: no other program reads a network that gives x0")
+    told["modelspec.prediction_type"] = prediction
     if licences:
         told["modelspec.license"] = ", ".join(map(str, licences))
     return told
@@ -210,7 +201,13 @@ def _weights(pipeline: Any, part: str) -> dict[str, torch.Tensor]:
 
 
 def _lora(student: Student, file: Path, dtype: torch.dtype, keys: str) -> None:
-    given = load_file(student.path / LORA)
+    source = student.path / LORA
+    if not source.is_file():
+        raise ValueError(
+            f"{student.path}: was not trained as a LoRA (train.roles=adapters); "
+            "convert it to a single file"
+        )
+    given = load_file(source)
     state = {name: value.to(dtype) for name, value in given.items()}
     if keys == "kohya":
         state = _kohya(state, _module_namer(student))

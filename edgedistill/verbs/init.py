@@ -138,6 +138,9 @@ def init(teacher: str, out: Path, wishes: Wishes) -> Recipe:
     """
     if out.suffix not in (".yaml", ".yml"):
         raise ValueError(f"--out {out}: a name that ends in .yaml expected")
+    if out.exists():
+        raise ValueError(f"--out {out}: exists; choose another name")
+    check_writable(out, f"--out {out}")
     if teacher.startswith((".", "/", "~")) and not Path(teacher).expanduser().exists():
         raise ValueError(f"no teacher at {teacher!r}: no such file or folder")
     family = wishes.family or detect_family(teacher)
@@ -152,9 +155,6 @@ def init(teacher: str, out: Path, wishes: Wishes) -> Recipe:
     data = _sections(teacher, family, wishes)
     recipe = recipes.resolve({"name": out.stem, **copy.deepcopy(data)})
     _check_teacher(recipe.teacher)
-    if out.exists():
-        raise ValueError(f"--out {out}: exists; choose another name")
-    check_writable(out, f"--out {out}")
     write_text(out, _header(family, teacher) + yaml.safe_dump(data, sort_keys=False, width=88))
     return recipe
 

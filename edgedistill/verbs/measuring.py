@@ -142,7 +142,9 @@ def report(run: Place | None = None, out: Path | None = None) -> Path:
     folder = newest_run() if run is None else student_at(run)
     if run is not None and hub_name(run):
         folder = folder.parent  # its copy lies in a run dir
-    return write_report(folder, out or folder / "report.html")
+    place = out or folder / "report.html"
+    check_writable(place, f"--out {place}")
+    return write_report(folder, place)
 
 
 def compare(folder: Place, out: Path | None = None) -> Compared:

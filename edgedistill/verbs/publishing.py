@@ -83,11 +83,11 @@ def push(
     parcel = _open(settled(source))
     api = HfApi()
     with _worded(name):
+        theirs = _files_there(api, name, replace)
         subject, known = parcel.subject()
         lines = list(prompts or known) if known else []
         if prompts and not known:
             raise ValueError(f"{source} takes no prompt, got {prompts[0]!r}")
-        theirs = _files_there(api, name, replace)
         with tempfile.TemporaryDirectory(prefix="edgedistill-push-") as work:
             staged = Path(work) / name.name
             _stage(parcel.folder, staged)

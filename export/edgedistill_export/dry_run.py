@@ -75,7 +75,7 @@ def plan_exports(
 def _planned(
     student: Path, pair: tuple[str, str], out: Path | None, settings: ExportSettings, part: str
 ) -> PlannedExport:
-    request = prepare(student, *pair, out, settings, budget=False)
+    request = prepare(student, *pair, out, settings)
     nets = {name: graph.module for name, graph in networks(request.student).items()}
     tier = TIERS[request.goal.precisions[request.precision]]
     return PlannedExport(

@@ -17,7 +17,6 @@ from edgedistill.common.progress import Progress
 from edgedistill_export.auto.kept import AUTO
 from edgedistill_export.bundle import ExportSettings, Peaks, export_student
 from edgedistill_export.parity import ParityError
-from edgedistill_export.request import prepare
 from edgedistill_export.targets import find_target, target_names
 from edgedistill_runtime.manifest import FILE_NAME, Manifest, Parity
 from edgedistill_runtime.routes import ROUTES, Routes
@@ -211,7 +210,6 @@ def export_group(
             f"name one student, as {group / '0'}"
         )
     if out and (out / FILE_NAME).is_file():
-        prepare(group / "0", *wanted[0], out / "0", settings)  # what else is wrong comes first
         raise ValueError(f"--out {out}: holds one bundle; choose another place")
     routes, rows = Routes.read(group), []
     count = len(routes.parts)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from edgedistill.common.files import check_writable, recover
 from edgedistill.students.folder import Student, load_student
-from edgedistill_export.quantize.budget import check_budget
 from edgedistill_export.settings import ExportSettings
 from edgedistill_export.targets import TARGETS, Options, Target, UnsupportedError, find_target
 from edgedistill_runtime import manifest as schema
@@ -66,12 +65,8 @@ def prepare(
     precision: str | None,
     out: str | Path | None,
     settings: ExportSettings,
-    *,
-    budget: bool = True,
 ) -> Request:
     """Open the student of an export and check the request, before any work.
-
-    `budget` says whether the budget is checked too, which not every precision can have.
 
     Raises:
         ValueError: As in `export_student`.
@@ -80,8 +75,6 @@ def prepare(
     precision = precision or next(iter(goal.precisions))
     goal.check(precision)
     options = goal.options(settings.options)
-    if budget:
-        check_budget(precision, settings.min_psnr, settings.max_size)
     student = load_student(student_dir)
     if settings.depth:
         student.use_depth(settings.depth)

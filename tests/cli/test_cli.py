@@ -49,9 +49,7 @@ def places(tmp_path_factory, two_modes, tiny_sd) -> dict[str, str]:
     root = tmp_path_factory.mktemp("places")
     torch.manual_seed(0)
     teacher = Mixture.load(str(two_modes))
-    about = {"name": "two", "teacher": {"family": "mixture", "path": str(two_modes)}}
-    place, net = root / "run" / "student", PlanarNet(width=8)
-    student = save(place, teacher, net, Prediction.V, steps=2, changes={"recipe": about})
+    student = save(root / "run" / "student", teacher, PlanarNet(width=8), Prediction.V, steps=2)
     (root / "folder").mkdir()
     (root / "empty.txt").write_text("\n  \n")
     (root / "latin.txt").write_bytes(b"caf\xe9\n")

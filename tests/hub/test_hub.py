@@ -150,8 +150,6 @@ def test_a_repository_of_something_else_is_kept(hub, planar):
     hub.commit("me/notes", {"notes.txt": b"mine"})
     with pytest.raises(ValueError, match=r"me/notes: holds notes\.txt and no student"):
         ed.push(planar, "me/notes")
-    with pytest.raises(ValueError, match="takes no prompt, got 'red'"):
-        ed.push(planar, "me/notes", prompts=["red"])
     assert hub.files("me/notes") == {"notes.txt": b"mine"}
     ed.push(planar, "me/notes", replace=True)
     assert "notes.txt" not in hub.files("me/notes")

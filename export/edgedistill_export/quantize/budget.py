@@ -13,7 +13,7 @@ from edgedistill.students.folder import Student
 from edgedistill_export.prompts import calibration_prompts
 from edgedistill_export.quantize.scan import Scan, keep_for_psnr, keep_for_size, predicted, scan
 
-__all__ = ["Budget", "check_budget", "scan_file", "scheme_of"]
+__all__ = ["Budget", "scan_file", "scheme_of"]
 
 Keep = Mapping[str, frozenset[str]]
 
@@ -33,17 +33,6 @@ def scheme_of(precision: str) -> str:
     return scheme
 
 
-def check_budget(precision: str, min_psnr: float | None, max_size: float | None) -> None:
-    """Raise a ValueError for two budgets, a wrong one, or a precision that has no scan."""
-    if min_psnr is not None and max_size is not None:
-        raise ValueError("name one budget, --min-psnr or --max-size, not both")
-    for name, value in (("--min-psnr", min_psnr), ("--max-size", max_size)):
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name} {value:g}: a number above 0 expected")
-    if min_psnr is not None or max_size is not None:
-        scheme_of(precision)
-
-
 def scan_file(student: Student, scheme: str) -> Path:
     """Return the file of a student's scan, beside the student."""
     return student.path.parent / f"sensitivity-{scheme}.json"
@@ -60,7 +49,7 @@ class Budget:
         progress: Progress callback of the scan, if one is made.
 
     Raises:
-        ValueError: As in `check_budget`.
+        ValueError: If two budgets are given, or the precision has no scan.
     """
 
     def __init__(
@@ -71,7 +60,11 @@ class Budget:
         max_size: float | None,
         progress: Progress | None = None,
     ) -> None:
-        check_budget(precision, min_psnr, max_size)
+        if min_psnr is not None and max_size is not None:
+            raise ValueError("name one budget, --min-psnr or --max-size, not both")
+        for name, value in (("--min-psnr", min_psnr), ("--max-size", max_size)):
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} {value:g}: a number above 0 expected")
         self.min_psnr, self.max_size = min_psnr, max_size
         self.reached: float | None = None
         if min_psnr is not None or max_size is not None:
