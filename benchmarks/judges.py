@@ -42,6 +42,10 @@ class Judge(Protocol):
         """Return a folder of training pictures with captions, written there if it is missing."""
         ...
 
+    def captions(self, count: int) -> Path | None:
+        """Return a file of `count` training captions; None if the teacher has its own prompts."""
+        ...
+
     def reference(self) -> Tensor:
         """Return features (M, D) of real pictures."""
         ...
@@ -51,7 +55,7 @@ class Judge(Protocol):
         ...
 
     def asked(self, count: int) -> list[str]:
-        """Return the prompts of `count` pictures."""
+        """Return the prompts of `count` pictures; several pictures share one."""
         ...
 
     def features(self, pictures: Pictures) -> Tensor:
@@ -92,6 +96,9 @@ class Fashion:
             (folder / "done").touch()
         return folder
 
+    def captions(self, count: int) -> None:
+        return None
+
     def reference(self) -> Tensor:
         return fashion_classifier.features(self.judge, fashion_data.load("train")[0])
 
@@ -119,9 +126,12 @@ class Fashion:
 class Portraits:
     """Judge of `examples/portraits`: the attributes that a caption names.
 
+    The captions that pictures are asked by name two attributes, and four pictures share one.
+
     Args:
         work: Output folder of the example, with its classifier and its pictures.
-        pictures: Number of portraits in the folder that students are trained on.
+        pictures: Number of portraits in the folder that students are trained on, from the first;
+            as many, from the last, are what sets of pictures are compared with.
     """
 
     work: Path
@@ -146,21 +156,29 @@ class Portraits:
             (folder / "done").touch()
         return folder
 
+    def captions(self, count: int) -> Path:
+        file = self.work / f"captions-{count}.txt"
+        rows = range(count)
+        lines = (portraits_data.caption(portraits_data.TRAIN, number) for number in rows)
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return file
+
     def reference(self) -> Tensor:
-        real = portraits_data.load(self.work, portraits_data.TEST)
-        return self.features(np.array(real))
+        drawn = portraits_data.load(self.work, portraits_data.TRAIN)[-self.pictures :]
+        starts = range(0, len(drawn), 1000)
+        return torch.cat([self.features(np.array(drawn[i : i + 1000])) for i in starts])
 
     def held_out(self, count: int) -> tuple[Pictures, list[str]]:
-        portraits, prompts = portraits_measure.asked(unseen=False, count=count)
+        portraits, prompts = portraits_measure.asked_openly(count)
         npm = portraits_data.packages(self.work)
         return portraits_data.pictures_of(portraits, portraits_data.TEST, npm).numpy(), prompts
 
     def asked(self, count: int) -> list[str]:
-        return portraits_measure.asked(unseen=False, count=count)[1]
+        return portraits_measure.asked_openly(count)[1]
 
     def features(self, pictures: Pictures) -> Tensor:
         return portraits_measure.features(self.judge, to_float(torch.from_numpy(pictures)))
 
     def right(self, pictures: Pictures, prompts: list[str]) -> Tensor:
         shown = to_float(torch.from_numpy(pictures))
-        return portraits_measure.right(self.judge, shown, prompts).float().mean(1)
+        return portraits_measure.right(self.judge, shown, prompts).nanmean(1)

@@ -255,6 +255,14 @@ def trained(data: Section, folder: Path) -> float:
     return float(json.loads(file.read_text("utf-8")))
 
 
+def training_data(judge: Judge, method: Section) -> Section:
+    """What a method's recipe says of data: pictures, or prompts if it learns from samples."""
+    if "data" not in method:
+        return {"pictures": str(judge.photographs())}
+    prompts = judge.captions(method["data"]["samples"])
+    return method["data"] if prompts is None else {**method["data"], "prompts": str(prompts)}
+
+
 def rows(
     kind: Kind, bench: Bench, path: Path, methods: list[str], steps: list[int], out: Path
 ) -> list[Row]:
@@ -272,14 +280,12 @@ def rows(
     add(bench.measure("real, held out", 0, real, names), real[:SHOWN], [])
     for solver, count in kind.baselines:
         add(*bench.drawn(_teacher(kind, teacher, solver, count)), steps)
-    given = {"data": {"pictures": str(bench.judge.photographs())}}
     for name in methods:
         for count in steps:
             folder = out / f"{name}-{count}"
-            own = {"teacher": {"path": str(path)}, "student": {"steps": count}}
-            # A method that learns from the teacher's own samples is given no pictures.
-            data = {} if "data" in METHODS[name] else given
-            recipe = OmegaConf.merge(kind.recipe, METHODS[name], own, data)
+            own: Section = {"teacher": {"path": str(path)}, "student": {"steps": count}}
+            own["data"] = training_data(bench.judge, METHODS[name])
+            recipe = OmegaConf.merge(kind.recipe, METHODS[name], own)
             minutes = trained({"name": folder.name, **OmegaConf.to_container(recipe)}, folder)
             student = load_student(folder / "student")
             add(*bench.drawn(student_subject(folder.name, student, noise), minutes), [count])

@@ -22,6 +22,8 @@ from portraits import data
 from portraits.attributes import ATTRIBUTES, Portrait
 
 VALUES = {name: list(values) for name, values in ATTRIBUTES.items()}
+OPEN = -1
+"""Label of an attribute that nothing is said of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +90,12 @@ def predict(classifier: Classifier, pictures: torch.Tensor) -> torch.Tensor:
 
 
 def labels(portraits: list[Portrait]) -> torch.Tensor:
-    """(N, attributes) places of the values."""
-    return torch.tensor([[VALUES[name].index(p[name]) for name in VALUES] for p in portraits])
+    """(N, attributes) places of the values; `OPEN` where a portrait has none."""
+    rows = [
+        [values.index(p[name]) if name in p else OPEN for name, values in VALUES.items()]
+        for p in portraits
+    ]
+    return torch.tensor(rows)
 
 
 def load(work: Path) -> Classifier:

@@ -1,8 +1,8 @@
 """Measure the teacher by steps and guidance: does a picture show what its caption says?
 
-Captions name everything about a portrait: trained ones about portraits without held-out pairs,
-unseen ones about portraits with one. Renders and what the autoencoder makes of them say what the
-best could be.
+Trained captions name everything about portraits without held-out pairs, unseen ones about
+portraits with one. Open captions name two attributes and leave the rest to the teacher. Renders
+and what the autoencoder makes of them say what the best could be.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Config:
     """What is drawn for the figures."""
 
     pictures: int = 500
-    """Of trained and of unseen captions each."""
+    """Of trained, of unseen and of open captions each."""
     samplers: tuple[tuple[int, float], ...] = ((25, 1), (25, 2), (25, 3), (8, 2), (4, 1), (4, 2))
     """DDIM steps and guidance."""
 
@@ -43,15 +43,33 @@ def asked(unseen: bool, count: int) -> tuple[list[Portrait], list[str]]:
     return portraits, texts
 
 
+def asked_openly(count: int, each: int = 4) -> tuple[list[Portrait], list[str]]:
+    """Portraits and captions that name two attributes of them; `each` in a row share a caption.
+
+    Which attributes are named does not depend on the portrait, so that the portraits are spread as
+    those that nothing was asked of. A hair's colour is not asked for, since covered hair has none.
+    """
+    portraits, texts = [], []
+    names = [name for name in ATTRIBUTES if name != "hair colour"]
+    for number in range(count):
+        rng = attributes.numbered(data.TEST, 20_000_000 + number // each)
+        named = set(rng.sample(names, 2))
+        text = captions.write(attributes.draw(rng), rng, named)
+        own = attributes.numbered(data.TEST, 30_000_000 + number)
+        portraits.append(attributes.draw(own, captions.read(text)))
+        texts.append(text)
+    return portraits, texts
+
+
 def agreement(
     judge: classifier.Classifier, pictures: torch.Tensor, texts: list[str]
 ) -> dict[str, float]:
     """Shares of the values that captions name and (N, 3, 64, 64) pictures show."""
-    shows = right(judge, pictures, texts).float()
-    each = dict(zip(ATTRIBUTES, shows.mean(0).tolist(), strict=True))
+    shows = right(judge, pictures, texts)
+    each = dict(zip(ATTRIBUTES, shows.nanmean(0).tolist(), strict=True))
     return {
-        "attributes": shows.mean().item(),
-        "all at once": shows.prod(1).mean().item(),
+        "attributes": shows.nanmean().item(),
+        "all at once": shows.nan_to_num(1.0).prod(1).mean().item(),
         **each,
     }
 
@@ -59,10 +77,11 @@ def agreement(
 def right(judge: classifier.Classifier, pictures: torch.Tensor, texts: list[str]) -> torch.Tensor:
     """Whether (N, 3, 64, 64) pictures show each attribute as their caption says, (N, attributes).
 
-    Every caption names all attributes.
+    1 where they do and 0 where not; NaN where the caption does not name the attribute.
     """
     said = classifier.labels([captions.read(text) for text in texts])
-    return classifier.predict(judge, pictures) == said
+    shows = (classifier.predict(judge, pictures) == said).float()
+    return shows.masked_fill(said == classifier.OPEN, torch.nan)
 
 
 def run(work: Path, folder: Path, config: Config) -> None:
@@ -72,8 +91,12 @@ def run(work: Path, folder: Path, config: Config) -> None:
     real = to_float(torch.from_numpy(data.load(work, data.TEST).copy()))
     reference = Reference.of(features(judge, real))
     npm, figures = data.packages(work), {}
-    for kind in ("trained", "unseen"):
-        portraits, texts = asked(kind == "unseen", config.pictures)
+    kinds = {
+        "trained": asked(False, config.pictures),
+        "unseen": asked(True, config.pictures),
+        "open": asked_openly(config.pictures),
+    }
+    for kind, (portraits, texts) in kinds.items():
         shown = data.pictures_of(portraits, data.TEST, npm)
         rebuilt = autoencoder.decode(pipe.vae, autoencoder.encode(pipe.vae, shown))
         sets = {"renders": to_float(shown), "autoencoder": rebuilt}

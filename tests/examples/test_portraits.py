@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from portraits import attributes, captions, classifier, data
+from portraits import attributes, captions, classifier, data, measure
 from portraits.attributes import ATTRIBUTES, COLOURED
 
 NPM = Path(data.HERE / "output" / "npm")
@@ -87,3 +87,31 @@ def test_a_picture_is_the_same_whenever_it_is_rendered():
     ground = np.array([0xF4, 0xF1, 0xEA])
     assert np.array_equal(first[:, 40, 0], np.tile(ground, (6, 1)))
     assert len({picture.tobytes() for picture in first}) == 6
+
+
+def test_open_captions_name_two_attributes_and_four_portraits_answer_each():
+    portraits, texts = measure.asked_openly(400)
+    for number, (portrait, text) in enumerate(zip(portraits, texts, strict=True)):
+        says = captions.read(text)
+        assert says.items() <= portrait.items()
+        assert len({*says} - {"hair colour"}) == 2
+        assert text == texts[number // 4 * 4]
+    assert len({tuple(p.items()) for p in portraits}) > 390
+    asked_of = {name for text in texts for name in captions.read(text)}
+    assert asked_of == set(ATTRIBUTES)
+
+
+def test_a_picture_is_judged_by_what_its_caption_names(monkeypatch):
+    texts = ["a person with a goatee, angry", "portrait, blue shirt"]
+    first = {name: next(iter(values)) for name, values in ATTRIBUTES.items()}
+    shown = [first | {"beard": "goatee", "expression": "calm"}, first | {"clothing": "blue"}]
+    monkeypatch.setattr(classifier, "predict", lambda judge, pictures: classifier.labels(shown))
+    right = measure.right(None, torch.zeros(2, 3, 64, 64), texts)
+    names = [*ATTRIBUTES]
+    assert right.isnan().sum(1).tolist() == [len(names) - 2, len(names) - 1]
+    assert right[0, names.index("beard")] == 1
+    assert right[0, names.index("expression")] == 0
+    assert right[1, names.index("clothing")] == 1
+    agreed = measure.agreement(None, torch.zeros(2, 3, 64, 64), texts)
+    assert agreed["attributes"] == pytest.approx(2 / 3)
+    assert agreed["all at once"] == 0.5
