@@ -239,6 +239,8 @@ class Objective(ABC):
     """Whether torch.compile can compile the networks that the method calls."""
     reuses: ClassVar[bool] = False
     """Whether steps of the method's students reuse deep blocks (`student.reuse`)."""
+    learns_from_start: ClassVar[bool] = False
+    """Whether the method learns from, or is tied to, the student at the start of the run."""
     restarts: ClassVar[bool] = False
     """Whether the method sets the student's weights itself where a stage begins."""
     Config: ClassVar[type[Settings]]
@@ -340,6 +342,7 @@ class Wrapper(Objective):
         "own_coefficients",
         "compiles",
         "reuses",
+        "learns_from_start",
         "restarts",
         "wants_knowledge",
         "wants_originals",

@@ -14,7 +14,7 @@ from torch import nn
 from edgedistill.common.files import read_json
 from edgedistill.compress.config import Compress
 from edgedistill.compress.pruned import Pruned, choose
-from edgedistill.compress.token_stride import check_stride, stride_attention
+from edgedistill.compress.token_stride import stride_attention
 from edgedistill.diffusion.denoiser import Denoiser, Guided, expand
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Linear
@@ -28,6 +28,7 @@ from edgedistill.planning.inputs import Inputs, Net, inputs_of
 from edgedistill.planning.reward import PlannedReward, planned_reward
 from edgedistill.planning.tiny import tiny_inputs, with_tiny
 from edgedistill.planning.tracker.live import Live
+from edgedistill.recipes.checks import check_attention
 from edgedistill.recipes.schema import Recipe
 from edgedistill.recipes.setup import build_setup, compose
 from edgedistill.teachers import find_family
@@ -188,7 +189,7 @@ def _pruned(recipe: Recipe, student: Denoiser, core: str) -> Pruned | None:
     pruned = _chosen(section, student, core) if section.active else None
     if section.token_stride is not None:
         small = student.net.get_submodule(core)
-        check_stride(small, section.token_stride)
+        check_attention(recipe, small)
         stride_attention(small, section.token_stride)
     return pruned
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgedistill.common.settings import Settings
+from edgedistill.compress.token_stride import check_stride, stride_of
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.distances import Distance
 from edgedistill.diffusion.perceptual import trained
@@ -25,6 +26,7 @@ from edgedistill_runtime.hub import hub_name
 
 __all__ = [
     "check_adapters",
+    "check_attention",
     "check_features",
     "check_steps",
     "choose_prediction",
@@ -124,6 +126,26 @@ def check_adapters(recipe: Recipe, teacher: Teacher) -> None:
             "network to share; for adapters on the network fitted to it, name its layers in "
             f"train.adapter.layers: {error}"
         ) from None
+
+
+def check_attention(recipe: Recipe, core: nn.Module) -> None:
+    """Raise a ValueError if the recipe's stride does not fit the network that it is for.
+
+    Args:
+        recipe: The recipe.
+        core: The diffusers network of the teacher, or of the student in `student.init`.
+    """
+    given = recipe.compress.token_stride
+    if given is None:
+        return
+    if recipe.method().learns_from_start and recipe.student.init and stride_of(core) is None:
+        raise ValueError(
+            f"compress.attention_stride={given.stride}: method {recipe.objective['name']!r} "
+            "learns from the student in student.init, which has not learned this stride; distil "
+            "it with the stride first, then name that student in student.init and leave the key "
+            "out"
+        )
+    check_stride(core, given)
 
 
 def check_features(recipe: Recipe, shape: Sequence[int]) -> None:

@@ -156,23 +156,37 @@ def check_reuse(recipe: Recipe) -> None:
                 "step-cache, with student.init"
             )
         return
-    steps = recipe.student.steps
-    if not reuse or min(reuse) < 1 or max(reuse) >= steps or len({*reuse}) < len(reuse):
-        if steps == 1:
-            raise ValueError(f"{said}: a student of one step has no step before to reuse")
-        raise ValueError(
-            f"{said}: method {name!r} needs one or more of the steps 1 to {steps - 1}, each once; "
-            "step 0 has none before it"
-        )
     if not find_family(recipe.teacher.family).reuses:
         raise ValueError(
             f"{said}: students of family {recipe.teacher.family} have no deep blocks to reuse; "
-            "only U-Nets have"
+            "those of stable_diffusion, sdxl and unet2d have"
+        )
+    steps = recipe.student.steps
+    if not reuse or min(reuse) < 1 or max(reuse) >= steps or len({*reuse}) < len(reuse):
+        if steps == 1:
+            raise ValueError(
+                f"{said}: a student of one step has no step before to reuse; choose student.steps="
+                "2 or more"
+            )
+        valid = "step 1" if steps == 2 else f"one or more of the steps 1 to {steps - 1}, each once"
+        raise ValueError(
+            f"{said}: with student.steps={steps}, method {name!r} needs {valid}; step 0 has none "
+            "before it"
         )
     section = recipe.compress
     if section.active or section.elastic or section.token_stride:
         raise ValueError(
             f"{said}: compress changes the blocks; make the student smaller in a run before"
+        )
+
+
+def check_start(recipe: Recipe) -> None:
+    """Raise a ValueError if the method would learn from a student made smaller just now."""
+    if recipe.method().learns_from_start and recipe.compress.active:
+        raise ValueError(
+            f"compress: method {recipe.objective['name']!r} learns from the student that the run "
+            "starts from, and a smaller one has learned nothing yet; make it smaller in a run "
+            "before, and name that run in student.init"
         )
 
 
@@ -187,4 +201,5 @@ RULES: tuple[Callable[[Recipe], None], ...] = (
     check_coefficients,
     check_compile,
     check_reuse,
+    check_start,
 )

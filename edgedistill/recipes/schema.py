@@ -110,14 +110,20 @@ class StudentSection(Settings):
     """Steps, out of `train.steps`, in which a student with another prediction than its teacher
     learns it before the method begins; by default a fifth of them."""
     reuse: tuple[int, ...] = Field((), max_length=1000)
-    """Steps, counted from 0, that reuse the deep blocks' state of the step before and run the
-    outer blocks of the U-Net alone; for method step-cache."""
+    """A step or a list of them, counted from 0, that reuse the deep blocks' state of the step
+    before and run the outer blocks of the U-Net alone; for method step-cache."""
     reuse_layers: int | None = Field(None, gt=0)
     """Number of layers of the U-Net's last block that run in these steps, from the end, with the
     layers of the first block whose outputs they read; by default all of them. Fewer layers are
     faster and less exact."""
     decoder: str | None = None
     """A decoder folder, made by the method `decoder`, instead of the teacher's decoder."""
+
+    @field_validator("reuse", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """Convert a single step to a list."""
+        return [value] if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class DataSection(Settings):

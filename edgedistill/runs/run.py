@@ -26,6 +26,7 @@ from edgedistill.objectives.conversion import NEAR_ZERO, Conversion, as_target
 from edgedistill.objectives.prelude import Prelude
 from edgedistill.recipes.checks import (
     check_adapters,
+    check_attention,
     check_features,
     check_steps,
     choose_prediction,
@@ -89,6 +90,9 @@ class Run:
             check_adapters(recipe, self.teacher)
         self.reward = reward_of(recipe.reward, self.teacher) if recipe.reward else None
         self.init = self._open_init(few.init) if few.init else None
+        if recipe.compress.token_stride:
+            net = self.init.net if self.init else self.teacher.net
+            check_attention(recipe, net.get_submodule(self.teacher.core))
         self.knowledge = open_knowledge(recipe, self.teacher, self.times)
 
         # Open data and objective; their lines are held back until the request is checked.

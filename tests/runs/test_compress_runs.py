@@ -9,8 +9,10 @@ from diffusers import DiffusionPipeline
 from edgedistill import recipes
 from edgedistill.compress.token_stride import TokenStride, stride_attention, stride_of
 from edgedistill.compress.units import units
+from edgedistill.objectives import OBJECTIVES, find
 from edgedistill.objectives.trajectory import progressive
 from edgedistill.planning.report import plan
+from edgedistill.recipes.checks import check_attention
 from edgedistill.recipes.loading import resolve
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
@@ -254,3 +256,53 @@ def test_strides_that_do_not_fit_are_refused(distil, tiny_sd, attentive_sd):
         distil(path=attentive_sd, compress={"attention_stride": 5})
     with pytest.raises(ValueError, match=r"attention_stride=2: .*choose train\.roles=copies"):
         distil(path=attentive_sd, compress=STRIDE, train={"roles": "adapters"})
+
+
+# --- Methods that learn from the student at the start of their run -------------------------------
+
+LEARN_FROM_START = [name for name in OBJECTIVES if find(name).learns_from_start]
+
+
+def test_the_methods_that_start_from_a_student_learn_from_it():
+    assert sorted(LEARN_FROM_START) == ["diffusion-dpo", "pso", "qat", "step-cache"]
+
+
+@pytest.mark.parametrize("name", LEARN_FROM_START)
+def test_a_student_that_is_made_smaller_just_now_teaches_nothing(name):
+    words = [f"objective.name={name}", "student.init=x", "compress.preset=bk-sdm-small"]
+    reuse = ["student.reuse=[1]"] if name == "step-cache" else []
+    with pytest.raises(ValueError, match=r"^(compress|student\.reuse).* in a run before") as error:
+        recipes.load("emoji-4step", [*words, *reuse])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", sorted({*LEARN_FROM_START} - {"step-cache"}))
+def test_a_stride_that_the_start_has_not_learned_is_refused(name, attentive_sd):
+    """The untrained student with the stride was the reference."""
+    words = [f"objective.name={name}", "student.init=x", "compress.attention_stride=2"]
+    recipe = recipes.load("emoji-4step", words)
+    unet = StableDiffusion.load(str(attentive_sd)).net.unet
+    said = (
+        rf"^compress\.attention_stride=2: method '{name}' learns from the student in "
+        r"student\.init, which has not learned this stride; distil it with the stride first, then "
+        r"name that student in student\.init and leave the key out$"
+    )
+    with pytest.raises(ValueError, match=said):
+        check_attention(recipe, unet)
+    stride_attention(unet, TokenStride(stride=2))
+    check_attention(recipe, unet)
+
+
+def test_runs_and_plans_learn_from_a_student_that_has_learned_its_stride(distil, attentive_sd):
+    plain, _ = distil("plain", path=attentive_sd)
+    learned, _ = distil("learned", path=attentive_sd, compress=STRIDE)
+    qat = {"path": attentive_sd, "objective": {"name": "qat"}}
+    with pytest.raises(ValueError, match="which has not learned this stride"):
+        distil("wrong", student={"init": str(plain)}, compress=STRIDE, **qat)
+    words = ["recipe=emoji-4step-qat", f"teacher.path={attentive_sd}", "data.prompts=x"]
+    with pytest.raises(ValueError, match="which has not learned this stride"):
+        plan([*words, f"student.init={plain}", "compress.attention_stride=2"])
+    plan([*words, f"student.init={learned}", "compress.attention_stride=2"])
+    for name, compress in (("kept", {}), ("said", STRIDE)):
+        made, _ = distil(name, student={"init": str(learned)}, compress=compress, **qat)
+        assert load_student(made).info.attention == TokenStride(stride=2)

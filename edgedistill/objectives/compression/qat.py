@@ -41,6 +41,7 @@ class QAT(Objective):
 
     name = "qat"
     compiles = False
+    learns_from_start = True
 
     def __init__(self, config: QAT.Config, setup: Setup) -> None:
         self._table = table_of_init(self.name, setup)

@@ -47,18 +47,24 @@ class StepCache(Objective):
 
     name = "step-cache"
     reuses = True
+    learns_from_start = True
 
     def __init__(self, config: StepCache.Config, setup: Setup) -> None:
         table = table_of_init(self.name, setup)
         net = as_reusing(setup.student.net)
-        try:
-            self._table = table.reusing(setup.reuse, setup.reuse_layers)
-        except ValueError as error:
-            raise ValueError(f"student.reuse: of the student in student.init, {error}") from None
+        last = len(table.rows) - 1
+        if any(not 1 <= row <= last for row in setup.reuse):
+            valid = f"choose from 1 to {last}" if last else "none of them has one before it"
+            raise ValueError(
+                f"student.reuse={list(setup.reuse)}: the student in student.init has "
+                f"{last + 1} step{'s' * (last > 0)}; {valid}"
+            )
+        self._table = table.reusing(setup.reuse, setup.reuse_layers)
         if not 1 <= (setup.reuse_layers or 1) <= net.outer_layers:
             raise ValueError(
                 f"student.reuse_layers={setup.reuse_layers}: the last up block of the student has "
-                f"{net.outer_layers} layers"
+                f"{net.outer_layers} layers; choose from 1 to {net.outer_layers}, or leave it out "
+                "for all of them"
             )
         self.student, self.optim = setup.student, setup.optim
         self.frozen_net = copy.deepcopy(setup.student.net).requires_grad_(False)

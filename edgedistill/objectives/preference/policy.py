@@ -96,6 +96,7 @@ class Preferring(Objective):
     """
 
     needs_reward = True
+    learns_from_start = True
 
     def __init__(self, setup: Setup) -> None:
         self._table = table_of_init(self.name, setup)

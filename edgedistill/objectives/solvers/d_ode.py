@@ -98,14 +98,18 @@ class DODE(Search):
     def __init__(self, config: DODE.Config, setup: Setup) -> None:
         super().__init__(setup)
         self.keeps = config.estimate or setup.student.prediction
-        if (
-            config.estimate is Prediction.EPS
-            and setup.student.schedule.alpha(self.times[0]) < SIGNAL
-        ):
-            raise ValueError(
-                "objective.estimate=eps: no x0 follows from noise where there is no signal (zero "
-                "terminal SNR); choose x0"
-            )
+        if setup.student.schedule.alpha(self.times[0]) < SIGNAL:
+            if setup.student.prediction is Prediction.EPS:
+                raise ValueError(
+                    "d-ode: the network predicts eps, from which no x0 follows where there is no "
+                    "signal (zero terminal SNR); choose student.spacing=leading, or a student of "
+                    "another prediction in student.init"
+                )
+            if config.estimate is Prediction.EPS:
+                raise ValueError(
+                    "objective.estimate=eps: no x0 follows from noise where there is no signal "
+                    "(zero terminal SNR); choose x0"
+                )
         self.grid = refine(setup.student.schedule, setup.times, config.scale)
         self.lambdas = torch.zeros(len(setup.times) - 1, dtype=torch.float64)
 

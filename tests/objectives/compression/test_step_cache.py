@@ -23,6 +23,7 @@ from edgedistill.recipes.loading import load
 from edgedistill.reporting.page import write_report
 from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
+from edgedistill.teachers import TEACHERS, find_family
 from edgedistill.teachers.families.unet2d import UNet2DNet
 from edgedistill.tiny import make_tiny, unet2d
 
@@ -120,9 +121,9 @@ def test_training_lowers_the_error_of_the_steps_that_reuse():
 def test_what_it_cannot_train_is_said_in_one_line():
     with pytest.raises(ValueError, match=r"starts from a student: set student\.init=FOLDER"):
         method(init=None)
-    with pytest.raises(ValueError, match=r"student\.reuse: .*row 4 is not one of 4"):
+    with pytest.raises(ValueError, match=r"reuse=\[4\]: .*init has 4 steps; choose from 1 to 3$"):
         method(reuse=(4,))
-    with pytest.raises(ValueError, match=r"reuse_layers=3: the last up block .* has 2 layers"):
+    with pytest.raises(ValueError, match=r"reuse_layers=3: .* 2 layers; choose from 1 to 2, or"):
         StepCache(StepCache.Config(), replace(setup(), reuse_layers=3))
     for kind, config in ((StepCache, StepCache.Config()), (QAT, QAT.Config())):
         with pytest.raises(ValueError, match=r"starts from a student whose steps run all blocks"):
@@ -139,13 +140,21 @@ CACHED, INIT = "emoji-4step-cached", "student.init=x"
         (CACHED, ["student.reuse=[0]"], r"reuse=\[0\]: .* step 0 has none before it"),
         (CACHED, ["student.reuse=[4]"], r"reuse=\[4\]: .* steps 1 to 3, each once"),
         (CACHED, ["student.reuse=[2,2]"], r"reuse=\[2, 2\]: .* steps 1 to 3, each once"),
-        (CACHED, ["student.steps=1"], "a student of one step has no step before to reuse"),
+        (CACHED, ["student.reuse=4"], r"reuse=\[4\]: with student\.steps=4, .* 1 to 3, each once"),
+        (CACHED, ["student.reuse=3", "student.steps=2"], r"reuse=\[3\]: .* needs step 1;"),
+        (CACHED, ["student.reuse=true"], r"student\.reuse=True: a list expected"),
+        (CACHED, ["student.steps=1"], "no step before to reuse; choose student.steps=2 or more"),
         (CACHED, ["compress.preset=bk-sdm-small"], "make the student smaller in a run before"),
         (CACHED, ["compress.attention_stride=2"], "make the student smaller in a run before"),
         (
             CACHED,
             ["teacher.family=dit", "teacher.path=x"],
-            "family dit have no deep blocks to reuse; only U-Nets have",
+            "family dit have no deep blocks to reuse; those of stable_diffusion, sdxl and unet2d",
+        ),
+        (
+            CACHED,
+            ["teacher.family=flux", "teacher.path=x", "student.reuse=9"],
+            "family flux have no deep blocks",
         ),
         (CACHED, ["student.reuse_layers=0"], "greater than 0"),
         (
@@ -164,6 +173,18 @@ def test_wrong_recipes_are_refused_when_they_are_read(recipe, words, said):
     with pytest.raises(ValueError, match=said) as error:
         load(recipe, words)
     assert "\n" not in str(error.value)
+
+
+def test_a_single_step_is_a_list_of_one():
+    assert load(CACHED, ["student.reuse=2"]) == load(CACHED, ["student.reuse=[2]"])
+
+
+def test_the_families_that_can_reuse_are_named():
+    able = [name for name in TEACHERS if find_family(name).reuses]
+    with pytest.raises(ValueError, match=r"those of (.*) have$") as error:
+        load(CACHED, ["teacher.family=dit", "teacher.path=x"])
+    assert all(name in str(error.value).rpartition("those of")[2] for name in able)
+    assert len(able) == 3
 
 
 @pytest.fixture(scope="module")

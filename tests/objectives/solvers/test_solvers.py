@@ -92,6 +92,16 @@ def test_noise_without_signal_gives_no_x0():
         DODE(DODE.Config(estimate="eps"), setup_of())
 
 
+def test_a_network_that_predicts_noise_cannot_begin_without_signal():
+    """It was fitted, and its table had numbers of 1e16."""
+    student = DATA.denoiser()
+    student.prediction = Prediction.EPS
+    for keeps in (None, "x0", "eps"):
+        with pytest.raises(ValueError, match=r"network predicts eps.*student\.spacing=leading"):
+            DODE(DODE.Config(estimate=keeps), setup_of(student=student))
+    DODE(DODE.Config(), setup_of(student=student, times=TIMES[1:]))
+
+
 def test_the_search_walks_the_many_steps():
     objective = DODE(DODE.Config(scale=40), setup_of())
     objective.search(batch())
