@@ -1,6 +1,8 @@
 """Snapshots: a teacher in training as a pipeline in float16, to be committed and gone on from.
 
-Beside the pipeline lies `training.json`, {"steps": ..., "batch": ...}: what is behind its weights.
+In the pipeline's folder lies `training.json`, {"steps": ..., "batch": ...}: what is behind its
+weights. The classifier that judges pictures is kept beside the folder, so that figures of one
+machine are compared with those of another by the same judge.
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from common.storage import load_state
 from common.training import Plan
 
-__all__ = ["averaged", "replace", "restore"]
+__all__ = ["CLASSIFIER", "averaged", "keep_classifier", "replace", "restore", "take_classifier"]
 
 STATE = "training.json"
+CLASSIFIER = "classifier.safetensors"
+"""Name of the classifier's file, in an output folder and beside a snapshot."""
 
 
 def averaged(network: torch.nn.Module, checkpoint: Path) -> int:
@@ -69,3 +73,23 @@ def restore(networks: Mapping[str, torch.nn.Module], snapshot: Path, plan: Plan)
     state = json.loads((snapshot / STATE).read_text())
     print(f"snapshot: goes on at step {state['steps']}", flush=True)
     return int(state["steps"] * state["batch"] // plan.batch)
+
+
+def keep_classifier(work: Path, folder: Path) -> None:
+    """Write the classifier in an output folder to `folder` in float16, if there is one."""
+    if not (work / CLASSIFIER).exists():
+        return
+    weights = load_file(work / CLASSIFIER)
+    partial = folder / f"{CLASSIFIER}.partial"
+    save_file({name: weight.half() for name, weight in weights.items()}, partial)
+    partial.chmod(0o644)  # safetensors writes private files
+    partial.replace(folder / CLASSIFIER)
+
+
+def take_classifier(work: Path, folder: Path) -> bool:
+    """Copy the classifier that `folder` keeps to an output folder; whether there was one."""
+    if not (folder / CLASSIFIER).exists():
+        return False
+    work.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / CLASSIFIER, work / CLASSIFIER)
+    return True

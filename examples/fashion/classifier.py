@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from common.snapshots import CLASSIFIER
 from common.training import Plan, Trainer
 from fashion import data
 
@@ -83,12 +84,12 @@ def features(classifier: Classifier, pictures: torch.Tensor) -> torch.Tensor:
 def load(work: Path) -> Classifier:
     """Read back what `run` wrote."""
     classifier = Classifier(Config())
-    classifier.load_state_dict(load_file(work / "classifier.safetensors"))
+    classifier.load_state_dict(load_file(work / CLASSIFIER))
     return classifier.eval()
 
 
-def run(work: Path, config: Config) -> None:
-    """Train on the 60,000, print the accuracy on the 10,000, write `classifier.safetensors`."""
+def train(work: Path, config: Config) -> None:
+    """Train on the 60,000 and write `classifier.safetensors`."""
     torch.manual_seed(0)
     pictures, classes = data.load("train")
     classifier = Classifier(config)
@@ -100,10 +101,14 @@ def run(work: Path, config: Config) -> None:
         return error, {"right": (logits.argmax(1) == classes[rows]).float().mean().item()}
 
     Trainer(classifier, config, work / "classifier-state.safetensors").run(loss)
+    save_file(classifier.state_dict(), work / CLASSIFIER)
+
+
+def report(work: Path) -> None:
+    """Print the accuracy on the 10,000."""
     seen, shown = data.load("t10k")
-    right = (predict(classifier, seen) == shown).float().mean()
+    right = (predict(load(work), seen) == shown).float().mean()
     print(f"classifier: accuracy {right:.4f} on the 10,000 photographs kept apart", flush=True)
-    save_file(classifier.state_dict(), work / "classifier.safetensors")
 
 
 def _shifted(pictures: torch.Tensor, most: int) -> torch.Tensor:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from common.pictures import to_float
+from common.snapshots import CLASSIFIER
 from common.training import Plan, Trainer
 from portraits import data
 from portraits.attributes import ATTRIBUTES, Portrait
@@ -101,12 +102,12 @@ def labels(portraits: list[Portrait]) -> torch.Tensor:
 def load(work: Path) -> Classifier:
     """Read back what `run` wrote."""
     classifier = Classifier(Config())
-    classifier.load_state_dict(load_file(work / "classifier.safetensors"))
+    classifier.load_state_dict(load_file(work / CLASSIFIER))
     return classifier.eval()
 
 
-def run(work: Path, config: Config) -> None:
-    """Train, print the accuracy on the test's renders, write `classifier.safetensors`."""
+def train(work: Path, config: Config) -> None:
+    """Train on renders of its own seed and write `classifier.safetensors`."""
     torch.manual_seed(0)
     data.prepare(work, data.JUDGE, config.pictures)
     pictures = data.load(work, data.JUDGE)
@@ -127,12 +128,12 @@ def run(work: Path, config: Config) -> None:
 
     Trainer(classifier, config, work / "classifier-state.safetensors").run(loss)
     classifier.to(memory_format=torch.contiguous_format)
-    save_file(classifier.state_dict(), work / "classifier.safetensors")
-    report(work, classifier, vae)
+    save_file(classifier.state_dict(), work / CLASSIFIER)
 
 
-def report(work: Path, classifier: Classifier, vae: AutoencoderKL) -> None:
+def report(work: Path) -> None:
     """Print the accuracy by attribute on the test's renders, as they are and rebuilt."""
+    classifier, vae = load(work), AutoencoderKL.from_pretrained(work / "vae")
     pictures = to_float(torch.from_numpy(data.load(work, data.TEST).copy()))
     asked = labels([data.portrait(data.TEST, n) for n in range(len(pictures))])
     for name, shown in (("renders", pictures), ("autoencoder", _rebuilt(vae, pictures, 0.0))):

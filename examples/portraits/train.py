@@ -2,7 +2,8 @@
 
 Stages that are done are skipped and an interrupted one goes on from its checkpoint. `touch PAUSE`
 in the output folder makes it wait, and removing the file lets it go on. With --snapshot it writes
-the averaged weights of the last checkpoint to snapshot/, from which another machine goes on.
+the averaged weights of the last checkpoint to snapshot/, from which another machine goes on, and
+the classifier beside it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # examples/, for common and portraits
 
-from common import stages
+from common import snapshots, stages
 from portraits import classifier, data, latents, measure, teacher
 
 HERE = Path(__file__).resolve().parent
@@ -43,18 +44,27 @@ def _kept(part: str, work: Path) -> bool:
     return True
 
 
+def _classifier(work: Path) -> None:
+    if not snapshots.take_classifier(work, HERE):
+        classifier.train(work, classifier.Config())
+    classifier.report(work)
+
+
+def _snapshot(work: Path) -> None:
+    teacher.snapshot(work, SNAPSHOT, teacher.Config())
+    snapshots.keep_classifier(work, HERE)
+
+
 STAGES = {
     "render": _render,
     "tokenizer": _words,
     "autoencoder": _autoencoder,
     "latents": latents.encode,
     "teacher": lambda work: teacher.run(work, teacher.Config(), SNAPSHOT),
-    "classifier": lambda work: classifier.run(work, classifier.Config()),
+    "classifier": _classifier,
     "measure": lambda work: measure.run(work, work / "pipeline", measure.Config()),
 }
 
 
 if __name__ == "__main__":
-    stages.main(
-        STAGES, HERE, __doc__, lambda work: teacher.snapshot(work, SNAPSHOT, teacher.Config())
-    )
+    stages.main(STAGES, HERE, __doc__, _snapshot)

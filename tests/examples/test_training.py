@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from common.chunks import fill
-from common.snapshots import averaged, replace, restore
+from common.snapshots import averaged, keep_classifier, replace, restore, take_classifier
 from common.training import Plan, Trainer
 from diffusers import DDPMPipeline
-from fashion import teacher
+from fashion import classifier, teacher
+from safetensors.torch import save_file
 
 from edgedistill.teachers import load_teacher
 
@@ -154,3 +155,19 @@ def test_an_edm_snapshot_opens_as_a_teacher(tmp_path):
     replace(pipeline, tmp_path / "snapshot", 0, config)
     opened = load_teacher("unet2d", tmp_path / "snapshot")
     assert list(opened.classes) == [str(n) for n in range(10)]
+
+
+def test_the_judge_of_another_machine_is_this_ones(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    assert not take_classifier(there, here)
+    keep_classifier(there, here)
+    assert not [*here.iterdir()]
+    judge = classifier.Classifier(classifier.Config())
+    save_file(judge.state_dict(), here / "classifier.safetensors")
+    before = {name: weight.clone() for name, weight in judge.state_dict().items()}
+    keep_classifier(here, tmp_path)
+    assert take_classifier(there, tmp_path)
+    for name, weight in classifier.load(there).state_dict().items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, before[name].half().float()), name
