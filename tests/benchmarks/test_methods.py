@@ -1,4 +1,4 @@
-"""benchmarks/methods.py: its workers, what it reads, what it says of failures and of one step."""
+"""benchmarks/methods.py and methods_runs.py: workers, failures, what is kept, one step."""
 
 import importlib
 import json
@@ -21,21 +21,22 @@ from edgedistill.teachers.families.mixture import Mixture
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 methods = importlib.import_module("methods")
+runs = importlib.import_module("methods_runs")
 
 # The benchmark with short fits and few samples, in its workers too: they import its main file.
 PROGRAM = f"""
 import os, sys
 sys.path.append({str(BENCHMARKS)!r})
 from edgedistill.teachers.families import mixture
-import methods
+import methods, methods_runs
 mixture.FIT_STEPS, mixture.FIT_BATCH = 20, 64
-methods.SAMPLES, methods.PATHS = 200, 50
-measure = methods.measure
+methods_runs.SAMPLES, methods_runs.PATHS = 200, 50
+measure = methods_runs.measure
 def fragile(case):
     if case.method == "cd":
         os._exit(7)
     return measure(case)
-methods.measure = fragile
+methods_runs.measure = fragile
 if __name__ == "__main__":
     methods.main()
 """
@@ -69,8 +70,8 @@ def made(tmp_path_factory, two_modes):
 @pytest.fixture
 def few(monkeypatch, quick_fit):
     """The same fits and samples in this process."""
-    monkeypatch.setattr(methods, "SAMPLES", 200)
-    monkeypatch.setattr(methods, "PATHS", 50)
+    monkeypatch.setattr(runs, "SAMPLES", 200)
+    monkeypatch.setattr(runs, "PATHS", 50)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -86,8 +87,8 @@ def weights(student: Path) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-def case_of(out: Path, mixture: Path, *words: str, again: bool = False) -> methods.Case:
-    return methods.Case("lcm", str(mixture), (*WORDS, *words), out / "lcm-two", again)
+def case_of(out: Path, mixture: Path, *words: str, again: bool = False) -> runs.Case:
+    return runs.Case("lcm", str(mixture), (*WORDS, *words), out / "lcm-two", again)
 
 
 @pytest.mark.parametrize("method", GOOD)
@@ -112,7 +113,7 @@ def test_a_shared_fit_is_the_fit(few, two_modes, monkeypatch):
 
     plain = [spawn(3), spawn(4)]
     monkeypatch.setattr(Mixture, "spawn", Mixture.spawn)  # put back afterwards
-    fits = methods.Fits()
+    fits = runs.Fits()
     fits.share()
     made = [spawn(3), spawn(4)]
     assert fits.spared == 0
@@ -141,10 +142,10 @@ def test_what_fails_is_a_line_and_the_others_go_on(made):
 def test_a_run_that_is_there_is_read(made, two_modes):
     out = made[0]
     before = (out / "lcm-two").stat().st_ino
-    row = methods.measure(case_of(out, two_modes))
+    row = runs.measure(case_of(out, two_modes))
     (expected,) = [row for row in rows(out) if row["method"] == "lcm"]
     assert {**expected, "missed": row.missed()} == expected
-    assert row == methods.Row(**{k: v for k, v in expected.items() if k != "missed"})
+    assert row == runs.Row(**{k: v for k, v in expected.items() if k != "missed"})
     assert (out / "lcm-two").stat().st_ino == before
 
 
@@ -154,15 +155,15 @@ def test_another_recipe_is_a_new_run(change, made, few, two_modes, tmp_path):
     old = tmp_path / "lcm-two" / "old"
     old.touch()
     if change == "unfinished":
-        (tmp_path / "lcm-two" / methods.KEPT).unlink()
+        (tmp_path / "lcm-two" / runs.KEPT).unlink()
     words = ["train.steps=2"] if change == "recipe" else []
     case = case_of(tmp_path, two_modes, *words, again=change == "again")
-    row = methods.measure(case)
+    row = runs.measure(case)
     assert not old.exists()
     assert recipes.read(case.folder / "recipe.yaml")["train"]["steps"] == (2 if words else 3)
     # And that one is read from now on.
     old.touch()
-    assert methods.measure(case_of(tmp_path, two_modes, *words)) == row
+    assert runs.measure(case_of(tmp_path, two_modes, *words)) == row
     assert old.exists()
 
 
@@ -171,22 +172,22 @@ def test_what_a_run_depends_on(two_modes, tmp_path, monkeypatch):
     shutil.copy(two_modes, file)
     recipe = case_of(tmp_path, file).recipe()
     keys = [
-        methods.key_of(recipe),
-        methods.key_of(case_of(tmp_path, file, "train.seed=1").recipe()),
+        runs.key_of(recipe),
+        runs.key_of(case_of(tmp_path, file, "train.seed=1").recipe()),
     ]
     file.write_text(file.read_text().replace("0.5", "0.6"))
-    keys.append(methods.key_of(recipe))
-    monkeypatch.setattr(methods, "CODE", "another")
-    keys.append(methods.key_of(recipe))
+    keys.append(runs.key_of(recipe))
+    monkeypatch.setattr(runs, "CODE", "another")
+    keys.append(runs.key_of(recipe))
     assert len({*keys}) == len(keys)
 
 
 def test_a_run_whose_code_changed_meanwhile_is_not_kept(few, two_modes, tmp_path, monkeypatch):
-    monkeypatch.setattr(methods, "CODE", "as it was")
+    monkeypatch.setattr(runs, "CODE", "as it was")
     case = case_of(tmp_path, two_modes)
-    methods.measure(case)
+    runs.measure(case)
     assert (case.folder / "student").is_dir()
-    assert not (case.folder / methods.KEPT).exists()
+    assert not (case.folder / runs.KEPT).exists()
 
 
 def test_one_step_where_it_is_claimed_and_once(tmp_path):
@@ -201,12 +202,12 @@ def test_one_step_where_it_is_claimed_and_once(tmp_path):
 
 @pytest.mark.parametrize("method", methods.ONE_STEP)
 def test_a_claim_is_of_a_recipe_of_several_steps(method):
-    assert recipes.load(methods.PREFIX + method).student.steps > 1
+    assert recipes.load(runs.PREFIX + method).student.steps > 1
 
 
 def test_the_summary_names_what_misses():
-    good = methods.Row("kd", "ring", 4, 0.1, 1.0, 0.95, 0.9, 0.05, 60.0, 80)
-    bad = methods.Row("sds", "grid", 1, 0.5, 5.0, 0.75, 0.9, None, 99.0, 80)
+    good = runs.Row("kd", "ring", 4, 0.1, 1.0, 0.95, 0.9, 0.05, 60.0, 80)
+    bad = runs.Row("sds", "grid", 1, 0.5, 5.0, 0.75, 0.9, None, 99.0, 80)
     assert list(methods.summary([good, bad])) == [
         "1 of 2 runs reach every goal",
         "floors   1 of 2; not sds grid 1",
@@ -297,10 +298,10 @@ def test_what_cannot_be_run_is_told_before_anything_runs(words, line, capsys):
 
 def test_what_needs_a_student_waits_until_there_is_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert not {"pso", "diffusion-dpo", "k-dmd"} & set(methods.arguments([]).methods)
+    assert not {"pso", "diffusion-dpo", "k-dmd", "reward"} & set(methods.arguments([]).methods)
     recipe = recipes.load("mixture-k-dmd")
-    before = methods.key_of(recipe)
-    (folder,) = methods.students_of(recipe)
+    before = runs.key_of(recipe)
+    (folder,) = runs.students_of(recipe)
     folder.mkdir(parents=True)
     (folder / "student.json").write_text("{}")
-    assert methods.key_of(recipe) != before
+    assert runs.key_of(recipe) != before
