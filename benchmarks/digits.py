@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from one_student import open_one
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 from torch import Tensor
@@ -34,7 +35,6 @@ from edgedistill import recipes
 from edgedistill.common.files import write_json
 from edgedistill.diffusion.solvers import solve
 from edgedistill.networks.ema import follow
-from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill_export.bundle import export_student
@@ -244,6 +244,7 @@ def by_bundle(student: Path, out: Path, precision: str, share: Judge) -> str:
     except (ParityError, ValueError) as error:
         return str(error)[:60]
     images = Pipeline.load(place)(PROMPTS, seed=SEED).images
+    assert images is not None  # a student of pixels has a decoder
     return f"{share(images[..., :1].astype(np.float32) / 127.5 - 1):.3f}"
 
 
@@ -261,7 +262,7 @@ def cells(name: str, out: Path) -> dict[str, str]:
         run = place / f"student-{steps}"
         if not (run / "student").is_dir():
             resume = (run / "recipe.yaml").is_file()
-            opened = open_run(recipe(folder, steps), str(run), resume)
+            opened = open_one(recipe(folder, steps), run, resume=resume, runs=Path("runs"))
             opened.train(lambda step, figures: None)
         found[f"student@{steps}"] = f"{share(by_student(run / 'student')):.3f}"
     for precision in ("fp32", "int8"):

@@ -12,10 +12,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from one_student import open_one
+
 from edgedistill import recipes
 from edgedistill.proof.drawing import differences
-from edgedistill.runs.run_dir import open_run
 from edgedistill.teachers import load_teacher
+from edgedistill.teachers.pipeline import PipelineTeacher
 from edgedistill.tiny import TINY, make_tiny
 from edgedistill_export.bundle import ExportSettings, export_student
 from edgedistill_export.parity import ParityError
@@ -32,7 +34,9 @@ HEADINGS = (
 
 def difference(family: str, folder: Path) -> str:
     """Largest difference of guided samples from the pipeline's, relative to the largest."""
-    found = differences(load_teacher(family, folder))
+    teacher = load_teacher(family, folder)
+    assert isinstance(teacher, PipelineTeacher)
+    found = differences(teacher)
     return f"{found['sample']:.1e}"
 
 
@@ -60,7 +64,7 @@ def row(family: str, work: Path) -> list[str]:
         choices = [*SHORT, f"teacher.family={family}", f"train.roles={roles}"]
         if not teacher.prompts:  # nor anything to guide away from
             choices.append("teacher.guidance=1")
-        run = open_run(recipes.load(name, choices), str(work / f"{name}-{roles}"), False, work)
+        run = open_one(recipes.load(name, choices), work / f"{name}-{roles}", runs=work)
         start = time.perf_counter()
         student = run.train(lambda step, figures: None)
         cells.append(f"{time.perf_counter() - start:.1f}")

@@ -109,8 +109,9 @@ class Tries:
             return
         start = time.monotonic()
         found, how, said = work(random.Random(f"{self.seed} {name} {number}"))
-        line = {"class": name, "try": number, "seed": self.seed, "inputs": count, "found": found}
-        line |= {"how": how, "said": said, "seconds": round(time.monotonic() - start, 2)}
+        line: dict[str, int | float | str] = {"class": name, "try": number, "seed": self.seed}
+        line |= {"inputs": count, "found": found, "how": how, "said": said}
+        line["seconds"] = round(time.monotonic() - start, 2)
         self._keep(line)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -61,8 +61,9 @@ def fill(net: nn.Module, generator: torch.Generator) -> nn.Module:
         elif tensor.is_floating_point():
             tensor.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
     for module in net.modules():
-        if hasattr(module, "position_ids"):  # a buffer that no checkpoint holds
-            module.position_ids = torch.arange(module.position_ids.shape[-1])[None]
+        positions = getattr(module, "position_ids", None)  # a buffer that no checkpoint holds
+        if isinstance(positions, torch.Tensor):
+            module.position_ids = torch.arange(positions.shape[-1])[None]
     return net
 
 
@@ -72,14 +73,17 @@ def write(hub_id: str, size: int, folder: Path) -> None:
     index = read_json(source / "model_index.json")
     networks = architecture(hub_id)
     parts: dict[str, object] = {name: fill(net, generator) for name, net in networks.items()}
-    networks["unet"].register_to_config(sample_size=size)
+    unet = networks["unet"]
+    assert isinstance(unet, diffusers.ConfigMixin)
+    unet.register_to_config(sample_size=size)
     kind = getattr(diffusers, index["scheduler"][1])
     parts["scheduler"] = kind.from_config(read_json(source / "scheduler/scheduler_config.json"))
     pipeline = getattr(diffusers, index["_class_name"])
     for name in signature(pipeline.__init__).parameters:
         if name.startswith("tokenizer"):
-            parts[name] = tokenizers.clip()
-            parts[name].model_max_length = 77  # type: ignore[attr-defined]  # a tokenizer
+            tokenizer = tokenizers.clip()
+            tokenizer.model_max_length = 77
+            parts[name] = tokenizer
         elif name in MISSING:
             parts[name] = MISSING[name]
     pipeline(**parts).save_pretrained(folder)

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from one_student import open_one
 from torch import Tensor
 
 from edgedistill import recipes
 from edgedistill.diffusion.solvers import solve, time_grid
 from edgedistill.evaluation.planar import class_w2, planar_figures
 from edgedistill.recipes.schema import Recipe
-from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 from edgedistill.teachers.families.mixture import Mixture
 
@@ -94,7 +94,7 @@ def distilled(recipe: Recipe, folder: Path) -> tuple[Path, float]:
     student, start = folder / "student", time.process_time()
     if (student / "student.json").is_file():
         return student, 0.0
-    run = open_run(recipe, str(folder), False, runs=folder.parent)
+    run = open_one(recipe, folder, runs=folder.parent)
     run.train(lambda step, figures: None)
     return student, time.process_time() - start
 

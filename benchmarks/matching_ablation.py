@@ -18,16 +18,15 @@ much farther the fake score's x0 is from the sample than the teacher's is (`lag`
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from one_student import open_one
 
 from edgedistill import recipes
 from edgedistill.evaluation.planar import planar_figures
-from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 from edgedistill.teachers.families.mixture import Mixture
 from edgedistill.training.metrics import read_metrics
@@ -66,7 +65,7 @@ def run(row: str, steps: int, mixture: str, folder: Path) -> str:
     ]
     start = time.perf_counter()
     recipe = recipes.load("mixture-dmd2", words)
-    made = open_run(recipe, str(folder), False, folder.parent)
+    made = open_one(recipe, folder, runs=folder.parent)
     student = load_student(made.train(lambda step, figures: None))
     seconds = time.perf_counter() - start
     assert isinstance(student.teacher, Mixture)
@@ -102,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -24,12 +24,15 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgedistill.common.decibels import decibels
 from edgedistill.common.files import read_json, write_json, write_text
 from edgedistill.common.logs import PACKAGE
 from edgedistill.common.progress import Handler
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext  # not on every system
 
 SHORT = ("train.steps=2", "train.batch_size=2", "train.accumulate=1")
 OK, REFUSED, FAILED = "ok", "refused", "failed"
@@ -75,8 +78,9 @@ COLUMNS = {
 
 def distil(row: Row, out: Path, file: Path) -> None:
     """Train the student of a row in the run dir `out`."""
+    from one_student import open_one
+
     from edgedistill import recipes
-    from edgedistill.runs.run_dir import open_run
 
     PACKAGE.addHandler(Handler())
     PACKAGE.setLevel(logging.INFO)
@@ -86,7 +90,8 @@ def distil(row: Row, out: Path, file: Path) -> None:
         _pixel_teacher(row.pixels, teacher)
         choices = [*SHORT, "teacher.family=unet2d", f"teacher.path={teacher}"]
         choices += ["teacher.guidance=1", "data.samples=8", "teacher.steps=2"]
-    open_run(recipes.load(row.recipe, choices), str(out), False, out.parent).train(lambda *_: None)
+    run = open_one(recipes.load(row.recipe, choices), out, runs=out.parent)
+    run.train(lambda *_: None)
     write_json(file, {"status": OK})
 
 
@@ -110,9 +115,10 @@ def export(student: Path, target: str, precision: str, out: Path, file: Path) ->
     from edgedistill_export.bundle import export_student
     from edgedistill_export.parity import ParityError
     from edgedistill_export.targets import UnsupportedError
-    from edgedistill_runtime.manifest import Manifest
+    from edgedistill_runtime.manifest import Manifest, Parity
 
     result: dict[str, Any]
+    parity: Parity | None
     try:
         parity = Manifest.read(export_student(student, target, precision, out)).parity
         result = {"status": OK}
@@ -144,8 +150,9 @@ def logged(work: Callable[..., None], args: Sequence[Any], file: Path) -> None:
 
 def attempt(work: Callable[..., None], args: Sequence[Any], file: Path, limit: float) -> None:
     """Do `work` in a process of its own; a crash or a hang is a result, too."""
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
+    context: ForkServerContext | SpawnContext = multiprocessing.get_context("spawn")
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["edgedistill.runs.run_dir", "edgedistill_export.many"])
     process = context.Process(target=logged, args=(work, args, file))
     start = time.perf_counter()

@@ -20,13 +20,15 @@ import multiprocessing
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from exact_limits import exact_figures, least_distance
+from one_student import open_one
 
 import edgedistill
 from edgedistill import assets, recipes
@@ -35,7 +37,6 @@ from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.solvers import solve, time_grid
 from edgedistill.evaluation.planar import planar_figures
 from edgedistill.recipes.schema import Recipe
-from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 from edgedistill.teachers.families.mixture import Mixture
 from edgedistill.training.trainer import Interrupted
@@ -179,7 +180,7 @@ class Fits:
                 self._made[key] = fitted, time.process_time() - start
             return copy.deepcopy(self._made[key][0])
 
-        Mixture.spawn = spawn
+        patch.object(Mixture, "spawn", spawn).start()
 
 
 FITS = Fits()
@@ -212,7 +213,7 @@ def distil(recipe: Recipe, folder: Path) -> float:
     shutil.rmtree(folder, ignore_errors=True)
     spared, start = FITS.spared, time.process_time()
     # `runs` has the link to the latest run, which outside of OUT stays the user's own.
-    run = open_run(recipe, str(folder), False, runs=folder.parent)
+    run = open_one(recipe, folder, runs=folder.parent)
     run.train(lambda step, figures: None)
     return time.process_time() - start + FITS.spared - spared
 
@@ -294,7 +295,7 @@ class Worker:
         self.process.join()
 
 
-def spread(cases: Sequence[Case], jobs: int) -> Iterator[tuple[Case, Row | str]]:
+def spread(cases: Sequence[Case], jobs: int) -> Generator[tuple[Case, Row | str], None, None]:
     """Each case and its row, or what went wrong, as they come from so many workers."""
     waiting, idle = deque(cases), list[Worker]()
     busy: dict[Connection, tuple[Worker, Case]] = {}
@@ -305,7 +306,8 @@ def spread(cases: Sequence[Case], jobs: int) -> Iterator[tuple[Case, Row | str]]
                 busy[worker.line] = worker, waiting.popleft()
                 with contextlib.suppress(OSError):  # it has died, which the line will say
                     worker.line.send(busy[worker.line][1])
-            for line in wait(list(busy)):
+            answering = wait(list(busy))
+            for line in [line for line in busy if line in answering]:
                 worker, case = busy.pop(line)
                 answer = worker.answer()
                 if answer is None:  # another process will take its place

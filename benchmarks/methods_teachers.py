@@ -26,13 +26,13 @@ import torch
 from judges import ROOT, Fashion, Judge, Pictures, Portraits
 from methods_emoji import sheet
 from omegaconf import OmegaConf
+from one_student import open_one
 from torch import Tensor
 
 from edgedistill.common.files import write_json
 from edgedistill.draw.subjects import Subject, student_subject, teacher_subject
 from edgedistill.evaluation.fidelity import Reference, frechet_distance, half_interval
 from edgedistill.recipes import resolve
-from edgedistill.runs.run_dir import open_run
 from edgedistill.students.folder import load_student
 from edgedistill.teachers import Teacher, load_teacher
 from edgedistill_runtime.noise import noise
@@ -250,7 +250,8 @@ def trained(data: Section, folder: Path) -> float:
     if not file.is_file():
         resume = (folder / "recipe.yaml").exists()
         before = time.process_time()
-        open_run(resolve(data), str(folder), resume).train(lambda *_: None)
+        run = open_one(resolve(data), folder, resume=resume, runs=Path("runs"))
+        run.train(lambda *_: None)
         write_json(file, (time.process_time() - before) / 60)
     return float(json.loads(file.read_text("utf-8")))
 
@@ -268,7 +269,8 @@ def rows(
 ) -> list[Row]:
     """Measure the teacher and each method, a line as soon as it is there."""
     teacher = load_teacher(kind.recipe["teacher"]["family"], str(path))
-    found, shown = [], {}
+    found = list[Row]()
+    shown: dict[int, dict[str, Pictures]] = {}
 
     def add(row: Row, pictures: Pictures, sheets: list[int]) -> None:
         found.append(row)
@@ -283,10 +285,16 @@ def rows(
     for name in methods:
         for count in steps:
             folder = out / f"{name}-{count}"
-            own: Section = {"teacher": {"path": str(path)}, "student": {"steps": count}}
-            own["data"] = training_data(bench.judge, METHODS[name])
+            own: Section = {
+                "teacher": {"path": str(path)},
+                "student": {"steps": count},
+                "data": training_data(bench.judge, METHODS[name]),
+            }
             recipe = OmegaConf.merge(kind.recipe, METHODS[name], own)
-            minutes = trained({"name": folder.name, **OmegaConf.to_container(recipe)}, folder)
+            plain = OmegaConf.to_container(recipe)
+            assert isinstance(plain, dict)
+            sections = {str(key): value for key, value in plain.items()}
+            minutes = trained({"name": folder.name, **sections}, folder)
             student = load_student(folder / "student")
             add(*bench.drawn(student_subject(folder.name, student, noise), minutes), [count])
     for count, pictures in shown.items():

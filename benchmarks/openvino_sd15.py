@@ -20,6 +20,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypedDict
 
 from sd15 import GRAPHS
 
@@ -36,10 +37,26 @@ MIB = 2**20
 FIGURES = "figures.json"
 """File of an export's figures, beside the graph."""
 
+Port = tuple[str, list[int | str], str]
+"""Name, shape and type."""
 
-def export(
-    target: str, precision: str, folder: Path, width: int, name: str = "unet"
-) -> dict[str, object]:
+
+class Exported(TypedDict):
+    """Figures of an export, and the manifest's entry for what became of it."""
+
+    graph: str
+    seconds: float
+    before_mb: float | None
+    peak_mb: float | None
+    weights_mb: float
+    files_mb: float
+    file: str
+    notes: dict[str, str]
+    inputs: list[Port]
+    outputs: list[Port]
+
+
+def export(target: str, precision: str, folder: Path, width: int, name: str = "unet") -> Exported:
     """Export in this process; figures, and the manifest's entry for what became of it."""
     goal = find_target(target)
     builder, options = goal.builder(), goal.options({})
@@ -71,40 +88,36 @@ def export(
         "files_mb": sum(file.stat().st_size for file in built.files) / MIB,
         "file": built.files[0].name,
         "notes": dict(built.notes),
-        "inputs": [[port.name, list(port.shape), port.dtype] for port in inputs],
-        "outputs": [[port.name, list(port.shape), port.dtype] for port in outputs],
+        "inputs": [(port.name, list(port.shape), port.dtype) for port in inputs],
+        "outputs": [(port.name, list(port.shape), port.dtype) for port in outputs],
     }
 
 
 def export_apart(
     target: str, precision: str, folder: Path, width: int, name: str = "unet"
-) -> dict[str, object]:
+) -> Exported:
     """The same in a process of its own."""
     folder.mkdir()
     command = [sys.executable, __file__, "--width", str(width), "--graph", name]
     command += ["--export", target, precision, str(folder)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    figures: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    figures: Exported = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 
-def session(folder: Path, figures: dict[str, object], threads: int) -> Session:
+def session(folder: Path, figures: Exported, threads: int) -> Session:
     """Open what `export` made."""
 
-    def read(key: str) -> tuple[schema.Port, ...]:
-        rows = figures[key]
-        assert isinstance(rows, list)
+    def read(rows: list[Port]) -> tuple[schema.Port, ...]:
         return tuple(schema.Port(name=n, shape=tuple(s), dtype=d) for n, s, d in rows)
 
-    notes = figures["notes"]
-    assert isinstance(notes, dict)
     graph = schema.Graph(
-        file=str(figures["file"]),
+        file=figures["file"],
         sha256={},
         precision="",
-        inputs=read("inputs"),
-        outputs=read("outputs"),
-        notes=notes,
+        inputs=read(figures["inputs"]),
+        outputs=read(figures["outputs"]),
+        notes=figures["notes"],
     )
     return open_graph("openvino", folder, graph, threads=threads)
 
@@ -123,6 +136,17 @@ def race(
             graph(**calls[name])
             taken[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def memory(figures: Exported) -> str:
+    """The peak of an export against its weights, where the system tells it."""
+    before, peak, weights = figures["before_mb"], figures["peak_mb"], figures["weights_mb"]
+    if before is None or peak is None:
+        return "peak unknown"
+    return (
+        f"peak {peak:.0f} MiB = {peak / weights:.2f} x the weights' {weights:.0f} MiB "
+        f"({before:.0f} before)"
+    )
 
 
 def main() -> None:
@@ -146,11 +170,9 @@ def main() -> None:
         for target, precision in EXPORTS:
             folder = Path(scratch) / f"{target}-{precision}"
             figures = export_apart(target, precision, folder, args.width)
-            ratio = figures["peak_mb"] / figures["weights_mb"]
             print(
-                f"{folder.name:14} {figures['seconds']:6.0f} s  peak {figures['peak_mb']:.0f} MiB "
-                f"= {ratio:.2f} x the weights' {figures['weights_mb']:.0f} MiB "
-                f"({figures['before_mb']:.0f} before)  files {figures['files_mb']:.0f} MiB",
+                f"{folder.name:14} {figures['seconds']:6.0f} s  {memory(figures)}  "
+                f"files {figures['files_mb']:.0f} MiB",
                 flush=True,
             )
             if target == "openvino":

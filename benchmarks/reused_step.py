@@ -17,14 +17,14 @@ import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from openvino_sd15 import FIGURES, export_apart, race, session
+from openvino_sd15 import FIGURES, Exported, export_apart, race, session
 from sd15 import WIDTH, gflop
 
 FULL = "unet"
 CUTS = {"unet-outer": "outer blocks", "unet-last": "last layer"}
 
 
-def exported(name: str, precision: str, home: Path, width: int) -> tuple[Path, dict[str, object]]:
+def exported(name: str, precision: str, home: Path, width: int) -> tuple[Path, Exported]:
     """Folder and figures of a graph, exported now or before."""
     folder = home / f"{name}-{precision}"
     if not (folder / FIGURES).is_file():

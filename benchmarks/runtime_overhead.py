@@ -54,7 +54,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=50)
     args = parser.parse_args()
     pipe = Pipeline.load(args.bundle)
-    calls = {"bare calls": bare(pipe), "runtime": lambda: pipe(PROMPT, seed=1)}
+    calls: dict[str, Callable[[], object]] = {
+        "bare calls": bare(pipe),
+        "runtime": lambda: pipe(PROMPT, seed=1),
+    }
     for call in calls.values():
         for _ in range(5):
             call()

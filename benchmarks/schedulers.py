@@ -122,7 +122,8 @@ class Cell:
     """What became of one family and one scheduler."""
 
     def __init__(self) -> None:
-        self.equal, self.refused, self.different = 0, [], []
+        self.equal = 0
+        self.refused, self.different = list[str](), list[str]()
 
     def __str__(self) -> str:
         if self.different:
@@ -130,6 +131,13 @@ class Cell:
         if not self.equal:
             return "refused" if self.refused else "none"
         return f"{self.equal}" + (f", {len(self.refused)} refused" if self.refused else "")
+
+
+def tiny_teacher(family: str, folder: Path) -> PipelineTeacher:
+    """A tiny pipeline of the family, made in `folder`."""
+    teacher = load_teacher(family, make_tiny(family, folder))
+    assert isinstance(teacher, PipelineTeacher)
+    return teacher
 
 
 def x0_apart(teacher: PipelineTeacher) -> float:
@@ -146,6 +154,7 @@ def x0_apart(teacher: PipelineTeacher) -> float:
     walker = type(scheduler)(**{k: v for k, v in scheduler.config.items() if takes(scheduler, k)})
     teacher.set_own_steps(walker, 4)
     grid = teacher.grid(4)
+    assert grid.net_times is not None  # a sibling's timesteps
     t = walker.timesteps[0]
     if float(t) != float(grid.net_times[0]):
         return 0.0  # of another first timestep than its sibling
@@ -202,10 +211,7 @@ def main() -> None:
     reasons: dict[str, str] = {}
     different: list[str] = []
     with tempfile.TemporaryDirectory() as work:
-        teachers = {
-            family: load_teacher(family, make_tiny(family, Path(work) / family))
-            for family in families
-        }
+        teachers = {family: tiny_teacher(family, Path(work) / family) for family in families}
         print(f"| scheduler | {' | '.join(families)} |\n|---|{'---|' * len(families)}", flush=True)
         for name in args.schedulers.split(","):
             if not _allows(getattr(diffusers, name), {}):

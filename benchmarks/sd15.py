@@ -90,8 +90,10 @@ class OuterLayers(nn.Module):
 def outer_layers(layers: int | None, width: int) -> nn.Module:
     """The U-Net's outer layers; the deep blocks get no weights."""
     net = unet(width)
-    net.unet.down_blocks, net.unet.up_blocks = net.unet.down_blocks[:1], net.unet.up_blocks[-1:]
-    net.unet.mid_block = None
+    whole = net.unet
+    assert isinstance(whole, UNet2DConditionModel)
+    whole.down_blocks, whole.up_blocks = whole.down_blocks[:1], whole.up_blocks[-1:]
+    whole.mid_block = None
     return OuterLayers(net, layers)
 
 

@@ -94,6 +94,8 @@ def compare_qat(student: Path, qat: Path, folder: Path) -> list[list[str]]:
         )[0]
         assert made.place is not None
         drawn = Pipeline.load(made.place)(prompts, seed=5).images
+        if drawn is None:
+            raise ValueError(f"{made.place}: without a decoder, no pictures to compare")
         found = psnr(reference, drawn, 255.0)
         judged = "-" if features is None else f"{features.distance(reference, drawn):.5f}"
         rows.append([name, f"{np.mean(found):.2f}", f"{min(found):.2f}", judged])

@@ -71,7 +71,8 @@ def measure(mode: str, name: str, overrides: list[str], steps: int) -> dict[str,
 
         run.train(progress)
         found["run"] = resident("VmHWM")
-        found["trained"] = sum(p.numel() for seat in run.trainer.seats for p in seat.params)
+        players = run.trainer.trained_players
+        found["trained"] = sum(p.numel() for player in players for p in player.params)
     return found
 
 

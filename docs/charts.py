@@ -48,6 +48,7 @@ from charts_panels import (
     web,
 )
 from charts_tables import IMAGE, Tables, Value, below
+from matplotlib import style
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -140,7 +141,7 @@ def written(value: Value) -> str:
 def svg(name: str, panels: Sequence[Panel]) -> str:
     """The SVG of a chart. Text stays text, in the reader's sans serif."""
     buffer = io.BytesIO()
-    with mpl.rc_context(STYLE):
+    with style.context(STYLE):
         figure = drawn(panels, CHARTS[name].look)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue().decode()

@@ -11,6 +11,7 @@ from charts_panels import GRAPH, GROWTH, WHOLE, Panel
 from charts_tables import Value
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -41,8 +42,14 @@ def named(axes: Axes, panel: Panel) -> None:
 
 def end(axes: Axes, place: float, y: float, text: str) -> None:
     """Write the figure of a row behind its mark."""
-    offset = {"xytext": (5, 0), "textcoords": "offset points"}
-    axes.annotate(text, (place, y), va="center", annotation_clip=False, **offset)
+    axes.annotate(
+        text,
+        (place, y),
+        xytext=(5, 0),
+        textcoords="offset points",
+        va="center",
+        annotation_clip=False,
+    )
 
 
 def whisker(axes: Axes, value: Value, y: float) -> None:
@@ -104,10 +111,19 @@ def lines(axes: Axes, panel: Panel) -> None:
     axes.set_axisbelow(True)
     for name, row in panel.rows.items():
         x, y = [float(each) for each in row], [value.middle for value in row.values()]
-        style = {"color": color(name), "linestyle": GROWTH[name], "linewidth": 1.8}
-        axes.plot(x, y, marker="o", markersize=4, **style)
+        axes.plot(
+            x,
+            y,
+            marker="o",
+            markersize=4,
+            color=color(name),
+            linestyle=GROWTH[name],
+            linewidth=1.8,
+        )
     axes.set_xticks(x, [f"{each:g}" for each in x])
-    room = axes.get_position().height * height(axes.get_figure())
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    room = axes.get_position().height * height(figure)
     low, high = (math.log(each) for each in axes.get_ylim())
     ends = {}
     for name, row in panel.rows.items():
@@ -115,7 +131,6 @@ def lines(axes: Axes, panel: Panel) -> None:
         ends[f"{label(name)} {value:g}"] = (math.log(value) - low) / (high - low) * room, name
     places = apart({text: place for text, (place, _) in ends.items()})
     for text, place in places.items():
-        style = {"va": "center", "color": color(ends[text][1]), "size": TEXT - 1}
         axes.annotate(
             text,
             (1, place / room),
@@ -123,7 +138,9 @@ def lines(axes: Axes, panel: Panel) -> None:
             xytext=(4, 0),
             textcoords="offset points",
             annotation_clip=False,
-            **style,
+            va="center",
+            color=color(ends[text][1]),
+            size=TEXT - 1,
         )
 
 

@@ -102,15 +102,14 @@ def drawn(panels: Sequence[Panel], look: Look) -> Figure:
     figure = Figure(figsize=(WIDTH / 72, total / 72))
     top = float(EDGE)
     for panel, has_key, high in zip(panels, with_key, tall, strict=True):
-        title = {"va": "top", "ha": "left", "weight": "bold", "size": TEXT}
-        figure.text(EDGE / WIDTH, 1 - top / total, panel.title, **title)
+        place = (EDGE / WIDTH, 1 - top / total)
+        figure.text(*place, panel.title, va="top", ha="left", weight="bold", size=TEXT)
         top += head - 4
         if has_key:
             key(figure, look.key(panel), top)
             top += 18
         width = (WIDTH - look.left - look.right) / WIDTH
-        place = (look.left / WIDTH, 1 - (top + high) / total, width, high / total)
-        axes = figure.add_axes(place)
+        axes = figure.add_axes((look.left / WIDTH, 1 - (top + high) / total, width, high / total))
         axes.spines[:].set_visible(False)
         axes.tick_params(which="both", length=0)
         look.panel(axes, panel)

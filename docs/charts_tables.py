@@ -36,8 +36,8 @@ class Row(NamedTuple):
         found = NUMBER.match(self.text(column).strip("* "))
         if not found:
             raise ValueError(f"row {self.name!r}, column {column!r}: no number begins the cell")
-        middle, low, high = (float(part) if part else None for part in found.groups())
-        return Value(middle, middle if low is None else low, middle if high is None else high)
+        middle, low, high = found.groups()
+        return Value(float(middle), float(low or middle), float(high or middle))
 
     def text(self, column: str) -> str:
         """The cell in `column`."""

@@ -237,7 +237,7 @@ def default_words(field: FieldInfo) -> str:
 def rows(kind: type[Settings], fields: dict[str, FieldInfo], before: str = "") -> list[list[str]]:
     """A row for each field."""
     told = meanings(kind)
-    older = {name: [] for name in fields}
+    older: dict[str, list[str]] = {name: [] for name in fields}
     for old, new in kind.all_old_keys().items():
         section, dot, key = new.partition(".")
         if section in older:
@@ -370,7 +370,7 @@ WIDTH = 110
 
 def argument(each: inspect.Parameter) -> str:
     """An argument with its type and default."""
-    stars = {each.VAR_POSITIONAL: "*", each.VAR_KEYWORD: "**"}.get(each.kind, "")
+    stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(each.kind.name, "")
     text = f"{stars}{each.name}: {each.annotation}"
     if each.default is each.empty:
         return text
@@ -387,6 +387,9 @@ def signature(name: str, value: Any) -> str:
         if each.kind is each.KEYWORD_ONLY and "*" not in inside:
             inside.append("*")
         inside.append(argument(each))
+    alone = sum(each.kind is each.POSITIONAL_ONLY for each in found.parameters.values())
+    if alone:
+        inside.insert(alone, "/")
     one_line = f"ed.{name}({', '.join(inside)}) -> {found.return_annotation}"
     if len(one_line) <= WIDTH:
         return one_line

@@ -106,7 +106,7 @@ def _fit(net: nn.Module, x: Tensor, number: Tensor, generator: torch.Generator) 
             rows = torch.randint(len(x), (BATCH,), generator=generator)
             loss = F.cross_entropy(net(x[rows]), number[rows], label_smoothing=0.05)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's is untyped
+            loss.backward()
             optimizer.step()
             schedule.step()
     net.eval().requires_grad_(False)

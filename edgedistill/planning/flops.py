@@ -22,7 +22,7 @@ from edgedistill.planning.tracker.live import aliases, called
 __all__ = ["calls", "counted", "decoder_flops", "denoiser_flops", "flops", "reusing_flops"]
 
 
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's is untyped
+class _Operations(TorchDispatchMode):
     """A mode that sums FLOPs of all operators by torch's own table of formulas.
 
     It gives the total of torch's FlopCounterMode, which takes twice as long since it separates

@@ -184,7 +184,7 @@ def peak(planned: PlannedNetworks, player: Player, known: Known, *, fresh: bool)
     for step in {0, last} if player.prelude else {last}:
         batch = planned.batch(step)
         with Live() as live, accelerator, repeated(nets, live, accelerator, known):
-            planned.objective.loss(player.name, batch).total.backward()  # type: ignore[no-untyped-call]  # torch's is untyped
+            planned.objective.loss(player.name, batch).total.backward()
         accelerator.forget()
         worst = max(worst, live.peak)
         for param in trained:

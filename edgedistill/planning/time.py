@@ -210,7 +210,7 @@ def _turn(made: PlannedNetworks, player: Player) -> tuple[int, int]:
     batch = made.batch(made.recipe.train.steps - 1)
 
     def run() -> None:
-        made.objective.loss(player.name, batch).total.backward()  # type: ignore[no-untyped-call]  # torch's is untyped
+        made.objective.loss(player.name, batch).total.backward()
 
     try:
         return counted(run, LOW_PRECISION[made.recipe.train.precision])

@@ -33,7 +33,7 @@ Progress = Callable[[int, "dict[str, float] | None"], None]
 """Progress callback (steps done, figures of the last interval or None)."""
 
 
-def load_recipe(name: str, overrides: Sequence[str] = (), **keys: Any) -> Recipe:
+def load_recipe(name: str, overrides: Sequence[str] = (), /, **keys: Any) -> Recipe:
     """Resolve a recipe.
 
     Args:

@@ -60,7 +60,7 @@ def changed(pictures: Tensor, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def encoded(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
     """Return the latents of pictures, as the teacher has them."""
-    scale = vae.config.scaling_factor
+    scale: float = vae.config.scaling_factor
     pieces = [vae.encode(piece).latent_dist.mode() for piece in pictures.split(64)]
     return torch.cat(pieces) * scale
 

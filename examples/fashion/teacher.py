@@ -72,10 +72,10 @@ def denoise(
     unet: UNet2DModel, noisy: torch.Tensor, sigma: torch.Tensor, classes: torch.Tensor
 ) -> torch.Tensor:
     """The network's guess of the clean pictures, from `noisy` of deviation sigma (N,)."""
-    known = build_scheduler().config.sigma_data
+    known: float = build_scheduler().config.sigma_data
     level = sigma.view(-1, 1, 1, 1)
     total = (level.square() + known**2).sqrt()
-    found = unet(noisy / total, sigma.log() / 4, classes).sample.float()
+    found: torch.Tensor = unet(noisy / total, sigma.log() / 4, classes).sample.float()
     return noisy * (known / total) ** 2 + found * level * known / total
 
 

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import numpy as np
 from edgedistill.assets import ROOT
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file
 
 INK = np.array([20.0, 60.0, 150.0])
 
 
-def in_ink(picture: np.ndarray) -> np.ndarray:
+def in_ink(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A picture (H, W, 3) bytes in shades of ink on white."""
-    grey = picture.astype(np.float64).mean(2, keepdims=True) / 255
+    grey: NDArray[np.float64] = picture.astype(np.float64).mean(2, keepdims=True) / 255
     return np.round(INK + (255 - INK) * grey).astype(np.uint8)
 
 

@@ -106,7 +106,7 @@ def _parts(
     portrait: Portrait, named: set[str], rng: random.Random
 ) -> tuple[list[str], list[str], list[str]]:
     """What the person has, wears and does, in words."""
-    has, wears, does = [], [], []
+    has, wears, does = list[str](), list[str](), list[str]()
     if "hair" in named or "hair colour" in named:
         kind = _hair(portrait, named, rng)
         (wears if portrait["hair"] in _WORN and "hair" in named else has).extend(kind)
@@ -175,8 +175,8 @@ def read(caption: str) -> Portrait:
         if attribute == "hair" and match.groupdict().get("colour"):
             found["hair colour"] = match["colour"]
     for attribute, pattern in _COLOURS.items():
-        if match := pattern.search(caption):
-            found.setdefault(attribute, match[1])
+        if named := pattern.search(caption):
+            found.setdefault(attribute, named[1])
     if found.get("hair") in BLACK:
         found["hair colour"] = "black"
     elif found.get("hair") in COVERED:

@@ -113,7 +113,8 @@ def train(work: Path, config: Config) -> None:
     pictures = data.load(work, data.JUDGE)
     known = labels([data.portrait(data.JUDGE, n) for n in range(len(pictures))])
     vae = AutoencoderKL.from_pretrained(work / "vae")
-    classifier = Classifier(config).to(memory_format=torch.channels_last)
+    classifier = Classifier(config)
+    nn.utils.convert_conv2d_weight_memory_format(classifier, torch.channels_last)
 
     def loss(_share: float) -> tuple[torch.Tensor, dict[str, float]]:
         rows = torch.randint(len(pictures), (config.batch,))
@@ -127,7 +128,7 @@ def train(work: Path, config: Config) -> None:
         return errors.sum(), {"right": right.float().mean().item()}
 
     Trainer(classifier, config, work / "classifier-state.safetensors").run(loss)
-    classifier.to(memory_format=torch.contiguous_format)
+    nn.utils.convert_conv2d_weight_memory_format(classifier, torch.contiguous_format)
     save_file(classifier.state_dict(), work / CLASSIFIER)
 
 

@@ -42,6 +42,7 @@ def test_overrides_are_python_values():
         "mixture-lcm", ["seed=3"] * 0, **{"train.steps": 7, "data.prompts": None}
     )
     assert (recipe.train.steps, recipe.data.prompts) == (7, None)
+    assert ed.load_recipe("mixture-lcm", name="mine").name == "mine"
     with pytest.raises(ValueError, match=r"unknown key train\.step"):
         ed.load_recipe("mixture-lcm", **{"train.step": 7})
 

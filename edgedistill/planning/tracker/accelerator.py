@@ -78,7 +78,7 @@ class Accelerator(TorchFunctionMode):
 
 def differentiable_twice() -> bool:
     """Whether a method has disabled fused attention, since it cannot be differentiated twice."""
-    return not torch.backends.cuda.mem_efficient_sdp_enabled()  # type: ignore[no-untyped-call]  # torch's is untyped
+    return not torch.backends.cuda.mem_efficient_sdp_enabled()
 
 
 def _attention(

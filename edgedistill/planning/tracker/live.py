@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 __all__ = ["Live", "aliases", "called", "modules"]
 
 
-class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's is untyped
+class Live(TorchDispatchMode):
     """A mode that counts the bytes of tensors made inside the block while they live.
 
     Each storage counts once; storages from outside, such as weights, do not count.
