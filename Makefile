@@ -26,6 +26,7 @@ demo: setup
 	$(BIN)/edgedistill bench
 	$(BIN)/edgedistill evaluate
 	$(BIN)/edgedistill report
+	$(BIN)/edgedistill generate runs/latest/bundles/ort-fp32 "red apple, noto" --seed 3 --out runs/apple.png
 
 # Every target and precision of one student: sizes, parity, latencies, and int8 with and without training.
 targets: setup

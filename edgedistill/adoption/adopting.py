@@ -14,7 +14,7 @@ from edgedistill.adoption.detect import CheckpointInfo, check_fits, family_of, l
 from edgedistill.adoption.kinds import FOLDER, LORA, SOLVERS, Kind, find_kind
 from edgedistill.adoption.schedulers import TOLERANCE, distance, make_scheduler, make_table, plain
 from edgedistill.adoption.teachers import adopt_teacher, tell_dropped
-from edgedistill.common.files import write_text
+from edgedistill.common.files import read_json, write_text
 from edgedistill.common.plugins import names, resolve, unknown
 from edgedistill.common.tokenizer_errors import named_errors
 from edgedistill.diffusion.prediction import Prediction
@@ -175,8 +175,13 @@ def _target(out: Path | None, info: CheckpointInfo) -> Path:
     target = out or Path("runs") / info.path.stem / "student"
     if target.is_file():
         raise ValueError(f"--out {target}: a file is there")
-    if target.is_dir() and any(target.iterdir()) and not (target / "student.json").is_file():
+    if not target.is_dir() or not any(target.iterdir()):
+        return target
+    made = target / "student.json"
+    if not made.is_file():
         raise ValueError(f"--out {target}: a folder that is no student is there; name another")
+    if "adopt" not in read_json(made).get("recipe", {}):
+        raise ValueError(f"--out {target}: a student that was trained is there; name another")
     return target
 
 

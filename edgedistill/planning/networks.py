@@ -32,6 +32,7 @@ from edgedistill.recipes.checks import check_attention
 from edgedistill.recipes.schema import Recipe
 from edgedistill.recipes.setup import build_setup, compose
 from edgedistill.teachers import find_family
+from edgedistill.teachers.loading import check_weights
 from edgedistill.teachers.pipeline import PipelineTeacher
 from edgedistill.teachers.pipeline_files import check_class
 
@@ -108,7 +109,9 @@ def planned_networks(recipe: Recipe) -> PlannedNetworks:
     kind.check_guidance(guidance, Path(recipe.teacher.path).name)
     where = place(recipe.teacher)
     if issubclass(kind, PipelineTeacher):
-        check_class(kind, str(read_json(find(where) / "model_index.json")["_class_name"]), where)
+        folder = find(where)
+        check_class(kind, str(read_json(folder / "model_index.json")["_class_name"]), where)
+        check_weights(folder, kind.unused)
     networks = architecture(where)
     if recipe.student.decoder:
         networks["vae"] = decoder(Path(recipe.student.decoder))

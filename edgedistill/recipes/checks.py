@@ -13,6 +13,7 @@ from edgedistill.common.settings import Settings
 from edgedistill.compress.token_stride import check_stride, stride_of
 from edgedistill.diffusion.denoiser import Denoiser
 from edgedistill.diffusion.distances import Distance
+from edgedistill.diffusion.few_step import SIGNAL
 from edgedistill.diffusion.perceptual import trained
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
@@ -83,8 +84,15 @@ def choose_prediction(recipe: Recipe, teacher: Denoiser, first: Tensor) -> Predi
 
     Raises:
         ValueError: If the recipe asks for another prediction than the teacher's, and the student
-            cannot learn it.
+            cannot learn it, or if a teacher of noise says nothing of x0 at the student's first
+            time.
     """
+    if teacher.prediction is Prediction.EPS and teacher.schedule.alpha(first.double()) < SIGNAL:
+        raise ValueError(
+            f"{recipe.teacher.path}: its network predicts noise, and the student's first step has "
+            "no signal (zero terminal SNR), from which no x0 follows; choose student.spacing="
+            "leading, or set rescale_betas_zero_snr=false in scheduler_config.json"
+        )
     method, asked, section = recipe.method(), recipe.student.prediction, recipe.compress
     reasons = {
         "student.init names a student with a prediction of its own": recipe.student.init,

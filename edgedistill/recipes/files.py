@@ -63,7 +63,10 @@ def layered(
     if "base" in data:
         base = str(data.pop("base"))
         beside = path.parent / base
-        under = read(find(str(beside) if is_file(beside) else base))
+        try:
+            under = read(find(str(beside) if is_file(beside) else base))
+        except ValueError as error:
+            raise ValueError(f"{path}: base: {error}") from None
         if "base" in under:
             raise ValueError(
                 f"{path}: its base {short(base)} has a base itself; one level is allowed"

@@ -123,9 +123,10 @@ def _explain(
         choices = f"; known here: {', '.join(known)}" if known else ""
         return ValueError(f"unknown key {_cut(key)}{hint}{choices}")
     if first["type"] == "missing":
-        return ValueError(f"recipe lacks {key}")
+        named = "" if prefix or "name" not in data else f" {short(data['name'])}"
+        return ValueError(f"recipe{named} lacks {key}")
     reason = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] == "model_type":
+    if first["type"] in ("model_type", "dict_type"):
         return ValueError(
             f"{key}={short(first['input'])}: {key} is a section; set its keys, {key}.KEY="
         )

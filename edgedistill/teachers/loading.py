@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from edgedistill.common.files import read_json
+from edgedistill.common.pickles import check_pickles
 from edgedistill_runtime.hub import hub_name
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "check_configs",
     "check_parts",
     "check_place",
+    "check_variants",
+    "check_weights",
     "damaged",
     "reason",
     "whole_weights",
@@ -93,12 +96,48 @@ def check_parts(folder: Path, unused: Collection[str]) -> None:
 
     diffusers would look for its files beside model_index.json, and name those.
     """
-    for part, listed in read_json(folder / "model_index.json").items():
+    index = read_json(folder / "model_index.json")
+    if not all(index.get("scheduler") or [None]):
+        raise ValueError(f"{folder}: its model_index.json lists no scheduler; copy the folder whole")
+    for part, listed in index.items():
         used = isinstance(listed, list) and all(listed) and part not in unused
         if used and not part.startswith("_") and not (folder / part).is_dir():
             raise ValueError(
                 f"{folder} has no {part}/, which its model_index.json lists; copy the folder whole"
             )
+
+
+def check_variants(folder: Path) -> None:
+    """Raise a ValueError if a component has its weights in a variant alone, such as fp16.
+
+    Diffusers would look for files without the variant in their names, and name those.
+    """
+    for file in sorted(folder.glob("*/*.*.safetensors")):
+        variant = file.stem.rpartition(".")[2]
+        plain = (each for each in file.parent.glob("*.safetensors") if "." not in each.stem)
+        if variant.isalnum() and not any(plain):
+            raise ValueError(
+                f"{file.parent} has its weights in the variant {variant} alone ({file.name}); "
+                f"load the pipeline with variant={variant!r}, and save it without one"
+            )
+
+
+def check_weights(folder: Path, unused: Collection[str]) -> None:
+    """Raise a ValueError if a pipeline folder's files cannot be opened, at the price of a look.
+
+    A folder of configurations alone, which has no weights, is left as it is.
+
+    Args:
+        folder: The folder.
+        unused: Components that the family does not open.
+    """
+    check_pickles(folder)
+    if not any(folder.glob("*/*.safetensors")):
+        return
+    check_variants(folder)
+    check_parts(folder, unused)
+    if damage := damaged(folder):
+        raise ValueError(damage)
 
 
 def check_configs(folder: Path) -> None:

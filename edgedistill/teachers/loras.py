@@ -24,8 +24,9 @@ def fuse(pipeline: Any, file: str, scale: float) -> None:
     """
     from edgedistill.teachers.adapter_weights import fuse_lora
 
+    place = place_of(file)
     try:
-        fuse_lora(pipeline, place_of(file), scale)
+        fuse_lora(pipeline, place, scale)
     except ValueError as error:
         raise ValueError(f"teacher.lora={file}: {error}") from error
 

@@ -24,6 +24,7 @@ from edgedistill.teachers.loading import (
     check_configs,
     check_parts,
     check_place,
+    check_variants,
     reason,
     whole_weights,
 )
@@ -99,8 +100,10 @@ def read_pipeline(kind: type[PipelineTeacher], path: str, config: str | None) ->
             f"{error}; a gated one needs `hf auth login`, or teacher.path=FOLDER of a copy"
         ) from error
     check_pickles(folder)
+    check_variants(folder)
     check_parts(folder, kind.unused)
     check_configs(folder)
+    scheduler_at(folder)
     where = str(folder)
     try:
         index = DiffusionPipeline.load_config(where)
@@ -157,7 +160,8 @@ def scheduler_at(folder: Path) -> Any:
     file = folder / "scheduler" / "scheduler_config.json"
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin) and file.is_file()):
         return None
+    config = read_json(file, infinite=True)
     try:
-        return kind.from_config(read_json(file, infinite=True))  # type: ignore[attr-defined]  # untyped
+        return kind.from_config(config)  # type: ignore[attr-defined]  # untyped
     except (TypeError, ValueError, LookupError, NotImplementedError) as error:
         raise ValueError(f"{file}: no {kind.__name__} can be made of it: {error}") from error

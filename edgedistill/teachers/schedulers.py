@@ -214,7 +214,12 @@ def discrete_border(
     levels = scheduler.alphas_cumprod.double()
     if setting(scheduler, "rescale_betas_zero_snr"):
         levels = torch.cat([levels[:-1], torch.zeros(1, dtype=levels.dtype)])  # some have 2^-24
-    return Discrete(levels), known[prediction]
+    try:
+        return Discrete(levels), known[prediction]
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: no noise levels follow from the betas in its scheduler_config.json: {error}"
+        ) from None
 
 
 def bound_of(scheduler: Any) -> Bound | None:

@@ -8,7 +8,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, TCDScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    LCMScheduler,
+    TCDScheduler,
+)
 from torch import Tensor, nn
 
 from edgedistill.diffusion.step_table import TorchStepTable
@@ -29,7 +35,16 @@ def discrete_schedulers(scheduler: Any, table: TorchStepTable) -> Iterator[Any]:
     for prediction in (own, *(each for each in PREDICTIONS if each not in (own, FLOW))):
         for kind, choices in _kinds(table, config.num_train_timesteps):
             asked = {"prediction_type": prediction, **choices}
-            yield kind.from_config(config, clip_sample=False, thresholding=False, **asked)
+            yield _made(kind, config, clip_sample=False, thresholding=False, **asked)
+
+
+def _made(kind: Any, config: Mapping[str, Any], **asked: Any) -> Any:
+    """Make a scheduler of a class; its betas are listed where it cannot make the config's own."""
+    try:
+        return kind.from_config(config, **asked)
+    except NotImplementedError:
+        betas = DDPMScheduler.from_config(config).betas.tolist()
+        return kind.from_config(config, beta_schedule="linear", trained_betas=betas, **asked)
 
 
 def _kinds(table: TorchStepTable, n: int) -> Iterator[tuple[Any, dict[str, Any]]]:

@@ -92,7 +92,7 @@ class Train(Settings):
     def _same_numbers(self) -> Train:
         if self.base == "bf16" and self.precision != "bf16":
             raise ValueError(
-                f"base=bf16 would round weights that precision={self.precision} does not; "
-                "choose precision=bf16, or base=fp32"
+                f"train.base=bf16 would round weights that train.precision={self.precision} does "
+                "not; choose train.precision=bf16, or train.base=fp32"
             )
         return self

@@ -18,7 +18,7 @@ from edgedistill.planning.architectures import find
 from edgedistill.recipes.files import layered
 from edgedistill.recipes.schema import DataSection, Recipe, TeacherSection
 from edgedistill.teachers import find_family
-from edgedistill.teachers.loading import FAMILIES
+from edgedistill.teachers.loading import FAMILIES, check_weights
 from edgedistill.teachers.markers import read_header
 from edgedistill.teachers.pipeline import PipelineTeacher
 from edgedistill.teachers.pipeline_files import scheduler_at
@@ -108,6 +108,9 @@ def detect_family(teacher: str) -> str | None:
     if name not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise ValueError(f"{teacher}: a {name}, which no family reads; known: {known}")
+    kind = find_family(FAMILIES[name])
+    if issubclass(kind, PipelineTeacher):
+        check_weights(folder, kind.unused)
     return FAMILIES[name]
 
 

@@ -62,6 +62,8 @@ class Tokenizer:
             found = self._tokenizer.encode(prompt)
         except BaseException as error:  # the library raises nothing narrower
             said = _said(error)
+            if "[UNK]" in said:
+                said = "it is none of the classes that the model knows"
             if any(0xD800 <= ord(each) <= 0xDFFF for each in prompt):
                 said = "it is not valid Unicode"
             raise ValueError(f"this bundle cannot read the prompt {prompt!r}: {said}") from None

@@ -1,5 +1,6 @@
 """Adopting checkpoints in their published layouts, end to end, against diffusers."""
 
+import json
 import shutil
 
 import pytest
@@ -199,6 +200,21 @@ def test_a_student_is_replaced_and_another_folder_is_not(base, tmp_path):
         adopt(str(file), "hyper-sd", base=str(base), out=tmp_path)
     with pytest.raises(ValueError, match="a file is there"):
         adopt(str(file), "hyper-sd", base=str(base), out=file)
+
+
+def test_a_student_that_was_trained_is_not_replaced(base, tmp_path):
+    file = kohya_lora(tmp_path / "lora.safetensors")
+    out = adopt(str(file), "hyper-sd", base=str(base), out=tmp_path / "student")
+    info = json.loads((out / "student.json").read_text())
+    del info["recipe"]["adopt"]
+    (out / "student.json").write_text(json.dumps(info))
+    for ask in (
+        lambda: adopt(str(file), "hyper-sd", base=str(base), out=out),
+        lambda: adopt(str(base), "ddim", steps=2, out=out),
+    ):
+        with pytest.raises(ValueError, match="a student that was trained is there; name another"):
+            ask()
+    assert json.loads((out / "student.json").read_text()) == info
 
 
 def test_a_lora_for_other_widths_is_refused(base, tmp_path):

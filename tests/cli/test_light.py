@@ -211,6 +211,7 @@ finally:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == "set()\n"
-    assert "holds a run already; add --resume or choose another out=" in done.stderr
+    said = "holds a run already; add --resume (resume=True in Python) or choose another out="
+    assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert (tmp_path / "mine/recipe.yaml").read_text() == "name: mine\n"

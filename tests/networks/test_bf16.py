@@ -59,5 +59,7 @@ def test_outside_of_autocast_it_computes_in_float32_with_rounded_weights():
 
 
 def test_another_precision_is_refused():
-    with pytest.raises(ValueError, match=r"base=bf16 would round weights that precision=fp32"):
+    with pytest.raises(
+        ValueError, match=r"train\.base=bf16 would round weights that train\.precision=fp32"
+    ):
         recipes.load("emoji-lcm", ["train.base=bf16"])

@@ -205,3 +205,16 @@ def test_what_cannot_learn_another_prediction_says_so(words, reason):
 def test_a_v_teachers_student_cannot_predict_noise():
     with pytest.raises(ValueError, match=r"student.prediction=eps: the teacher is a v-predictor"):
         chosen("student.prediction=eps", prediction=Prediction.V)
+
+
+def test_a_teacher_of_noise_that_starts_without_signal_is_refused():
+    """Its x0 was clipped, and the student learned the noise's sign."""
+    scheduler = diffusers.DDIMScheduler(rescale_betas_zero_snr=True)
+    levels = Discrete(torch.cat([scheduler.alphas_cumprod[:-1], torch.zeros(1)]))
+    recipe = recipes.load("emoji-4step")
+    for kind, first in ((Prediction.EPS, 0.98), (Prediction.V, 1.0)):
+        teacher = Denoiser(nn.Identity(), levels, kind)
+        assert choose_prediction(recipe, teacher, torch.tensor(first)) is Prediction.V
+    teacher = Denoiser(nn.Identity(), levels, Prediction.EPS)
+    with pytest.raises(ValueError, match=r"no signal .*student\.spacing=leading, or set resc"):
+        choose_prediction(recipe, teacher, torch.tensor(1.0))

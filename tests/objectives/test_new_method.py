@@ -4,19 +4,16 @@ The method is the example of CONTRIBUTING.md, as it stands there.
 """
 
 import importlib
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from oracles import Gaussian
 
 from edgedistill import objectives, recipes
-from edgedistill.diffusion.schedules import Trig
-from edgedistill.diffusion.solvers import time_grid
-from edgedistill.objectives.base import Batch, Optim, Setup
 from edgedistill.runs.run import Run
 from edgedistill.students.folder import load_student
 from edgedistill.training import trainer
@@ -25,6 +22,7 @@ PAGE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 METHOD = next(text for kind, text in BLOCKS if "class Regression" in text)
 ROW = next(text for kind, text in BLOCKS if text.startswith('"regression":'))
+TEST = next(text for kind, text in BLOCKS if "def test_no_loss" in text)
 RECIPE = next(text for kind, text in BLOCKS if kind == "yaml")
 
 
@@ -43,11 +41,12 @@ def train(folder: Path, two_modes: Path) -> None:
     choices = ["train.steps=3", "train.batch_size=8", f"teacher.path={two_modes}"]
     run_dir = folder / "run"
     run_dir.mkdir()
-    chosen = recipes.load(str(recipe), [*choices, "objective.min_time=0.1"])
+    chosen = recipes.load(str(recipe), [*choices, "objective.times={low: 0.1}"])
     run = Run(chosen, run_dir)
     student = load_student(run.train(lambda step, figures: None))
     assert student.info.method == "regression"
-    assert student.info.recipe["objective"] == {"name": "regression", "min_time": 0.1}
+    times = student.info.recipe["objective"]["times"]
+    assert (times["kind"], times["low"], times["high"]) == ("uniform", 0.1, 1.0)
 
 
 def test_one_file_and_one_table_row(file, two_modes, quick_fit, monkeypatch):
@@ -71,26 +70,15 @@ def test_one_file_and_an_entry_point_of_another_distribution(file, two_modes, qu
         objectives.find("regresion")
 
 
-def test_the_example_has_no_loss_when_the_student_is_the_teacher(file):
-    kind = importlib.import_module("regression_method").Regression
-    data, other = (Gaussian([mean, 0.0], 0.5, Trig()) for mean in (0.3, -0.3))
-    losses = []
-    for student in (data.denoiser(), other.denoiser()):
-        setup = Setup(
-            teacher=data.denoiser(),
-            student=student,
-            spawn=data.denoiser,
-            times=time_grid(Trig(), 4),
-            sampler="renoise",
-            optim=Optim(),
-            tap="",
-            example=(torch.zeros(2, 2), {}),
-        )
-        generator = torch.Generator().manual_seed(0)
-        batch = Batch(data.draw(64, generator), {}, generator, generator)
-        losses.append(kind(kind.Config(), setup).loss("student", batch).total.item())
-    assert losses[0] == 0
-    assert losses[1] > 0.01
+def test_the_examples_test_passes_and_can_fail(file, capfd):
+    test = file / "test_regression.py"
+    text = TEST.replace("edgedistill.objectives.regression", "regression_method")
+    for said, result in ((text, 0), (text.replace("loss(DATA)", "loss(OTHER)"), 1)):
+        test.write_text(said, encoding="utf-8")
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(file), *sys.path])}
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)]
+        done = subprocess.run(command, env=env, cwd=file, capture_output=True, check=False)
+        assert done.returncode == result, done.stdout.decode()
 
 
 def test_without_either_it_is_unknown():

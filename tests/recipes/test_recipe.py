@@ -233,3 +233,18 @@ def test_reading_recipes_waits_for_no_diffusers():
 
     code = "import sys, edgedistill.recipes.schema; sys.exit('diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_a_file_of_one_s_own_lacks_is_told_with_its_name(tmp_path):
+    (tmp_path / "mine.yaml").write_text("train: {steps: 2}\n")
+    with pytest.raises(ValueError, match="^recipe 'mine' lacks teacher$"):
+        recipes.load(str(tmp_path / "mine.yaml"))
+    (tmp_path / "over.yaml").write_text("base: nope\n")
+    with pytest.raises(ValueError, match=r"over\.yaml: base: unknown recipe 'nope'"):
+        recipes.load(str(tmp_path / "over.yaml"))
+
+
+def test_a_word_in_place_of_a_section_says_how_its_keys_are_set():
+    for key in ("objective", "train"):
+        with pytest.raises(ValueError, match=rf"{key} is a section; set its keys, {key}\.KEY="):
+            recipes.load("mixture-lcm", [f"{key}=3"])

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 
 import pytest
@@ -14,9 +15,11 @@ from transformers import CLIPTextModel
 from edgedistill import assets
 from edgedistill.common.finite import check_finite
 from edgedistill.networks.clip import Features
+from edgedistill.planning.report import plan
 from edgedistill.teachers import load_teacher
 from edgedistill.teachers.families.mixture import Mixture
-from edgedistill.teachers.loading import whole_weights
+from edgedistill.teachers.loading import check_variants, whole_weights
+from edgedistill.verbs.init import detect_family
 
 PARTS = ["unet", "vae", "text_encoder"]
 
@@ -254,6 +257,86 @@ PIECES = [*PARTS, "tokenizer", "scheduler"]
 def test_a_part_that_is_missing_is_named(folder, part):
     shutil.rmtree(folder / part)
     refused(folder, f"has no {part}/, which its model_index.json lists")
+
+
+@pytest.mark.parametrize("listed", [..., None, [None, None]])
+def test_a_pipeline_without_a_scheduler_is_named(folder, listed):
+    config(folder, "model_index.json", scheduler=listed)
+    refused(folder, "its model_index.json lists no scheduler")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_weights_in_a_variant_alone_are_named(folder, part):
+    file = next((folder / part).glob("*.safetensors"))
+    variant = file.with_name(f"{file.stem}.fp16.safetensors")
+    shutil.copy(file, variant)
+    load(folder)  # beside plain weights it is not looked at
+    file.unlink()
+    refused(folder, f"{part} has its weights in the variant fp16 alone")
+    shard = file.with_name(f"{file.stem}-00001-of-00001.safetensors")
+    shutil.copy(variant, shard)
+    check_variants(folder)  # plain weights in shards are plain
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ([1], "scheduler_config.json: a JSON object expected"),
+        ({"beta_schedule": "weird"}, "no .*Scheduler can be made of it: weird is not implemented"),
+        ({"num_train_timesteps": 0}, "no noise levels follow from the betas in its"),
+        ({"beta_start": 0.0, "beta_end": 0.0}, "no noise levels follow from the betas in its"),
+    ],
+)
+def test_settings_of_a_scheduler_that_cannot_be_are_told_with_their_file(folder, settings, said):
+    place = folder / "scheduler" / "scheduler_config.json"
+    found = json.loads(place.read_text())
+    place.write_text(json.dumps({**found, **settings} if isinstance(settings, dict) else settings))
+    with pytest.raises(ValueError, match=said) as caught:
+        load(folder)
+    assert str(folder) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def spoilt_pickle(folder):
+    file = next((folder / "unet").glob("*.safetensors"))
+    file.rename(file.with_suffix(".bin"))
+
+
+def spoilt_variant(folder):
+    file = next((folder / "unet").glob("*.safetensors"))
+    file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
+
+
+def spoilt_cut(folder):
+    file = next((folder / "vae").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+SPOILT = (
+    *(spoilt_pickle, spoilt_variant, spoilt_cut),
+    lambda folder: shutil.rmtree(folder / "scheduler"),
+    lambda folder: config(folder, "model_index.json", scheduler=...),
+)
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_plan_and_init_refuse_a_folder_that_distill_cannot_open(folder, spoil):
+    words = ["recipe=emoji-4step", f"teacher.path={folder}", "data.prompts=x"]
+    plan(words)
+    assert detect_family(str(folder)) == "stable_diffusion"
+    spoil(folder)
+    said = refusal(folder).partition("': ")[2] or refusal(folder)
+    assert said
+    for ask in (lambda: plan(words), lambda: detect_family(str(folder))):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            ask()
+
+
+def test_a_folder_of_configurations_alone_is_planned(folder):
+    for file in folder.rglob("*.safetensors"):
+        file.unlink()
+    shutil.rmtree(folder / "scheduler")
+    plan(["recipe=emoji-4step", f"teacher.path={folder}", "data.prompts=x"])
 
 
 @pytest.mark.parametrize("size", [0, 5, 100, 5000, None])
