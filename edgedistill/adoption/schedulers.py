@@ -15,6 +15,7 @@ from edgedistill.diffusion.few_step import landed_table
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedule import Schedule
 from edgedistill.diffusion.step_table import TorchStepTable
+from edgedistill.teachers.schedulers import settings_of
 from edgedistill.teachers.student_schedulers import walk
 
 __all__ = [
@@ -56,7 +57,7 @@ def make_scheduler(kind: Kind, base: Any, steps: int) -> Any:
     prediction = prediction_of(kind, steps)
     if prediction in _NAMES:
         choices["prediction_type"] = _NAMES[prediction]
-    return getattr(diffusers, kind.scheduler).from_config(base.config, **choices)
+    return getattr(diffusers, kind.scheduler).from_config(settings_of(base), **choices)
 
 
 def shift_of(config: Any, shape: tuple[int, ...]) -> float:
@@ -131,5 +132,5 @@ def plain(kind: Kind, scheduler: Any, table: TorchStepTable) -> Any:
         return type(scheduler).from_config(scheduler.config, original_inference_steps=every)
     choices = {"timestep_spacing": "leading", "steps_offset": round(table.rows[0].t)}
     return diffusers.DDIMScheduler.from_config(
-        scheduler.config, set_alpha_to_one=True, clip_sample=False, **choices
+        settings_of(scheduler), set_alpha_to_one=True, clip_sample=False, **choices
     )

@@ -25,7 +25,7 @@ from edgedistill.students.folder import GuidanceInfo, StudentInfo, save_student
 from edgedistill.teachers import load_teacher
 from edgedistill.teachers.loading import BROKEN, reason
 from edgedistill.teachers.pipeline import PipelineTeacher
-from edgedistill.teachers.schedulers import level_grid
+from edgedistill.teachers.schedulers import level_grid, settings_of
 from edgedistill.teachers.student_schedulers import walk
 
 __all__ = ["adopt_teacher", "tell_dropped"]
@@ -98,7 +98,7 @@ def _scheduler(teacher: PipelineTeacher, solver: str) -> Any:
     choices = dict(row.settings) | {"timestep_spacing": "trailing", "thresholding": False}
     choices |= {f"use_{name}_sigmas": False for name in ("karras", "exponential", "beta")}
     choices |= _levels(schedule, teacher.path)
-    return getattr(diffusers, row.scheduler).from_config(own.config, **choices)
+    return getattr(diffusers, row.scheduler).from_config(settings_of(own), **choices)
 
 
 def _levels(schedule: Schedule, path: str) -> dict[str, Any]:

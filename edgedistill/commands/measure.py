@@ -88,8 +88,8 @@ def report(
         Path | None,
         typer.Argument(
             metavar="RUN|FOLDER",
-            help="A run dir, or a student; the newest run when left out. The runs of a folder, "
-            "such as runs, are compared.",
+            help="A run dir, or the student in it; the newest run when left out. The runs of a "
+            "folder, such as runs, are compared.",
             show_default=False,
         ),
     ] = None,
@@ -97,7 +97,8 @@ def report(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The page to write, by default RUN/report.html, or FOLDER/compared.html.",
+            help="The page to write, by default RUN/report.html (of a student, beside it), or "
+            "FOLDER/compared.html.",
         ),
     ] = None,
 ) -> None:
@@ -113,6 +114,8 @@ def report(
         compared = compare(run, out)
         for table in compared.tables:
             show(table)
+        for line in compared.notes:
+            answer(line)
         answer(str(compared.page))
         return
     answer(str(write(run, out)))

@@ -2,6 +2,7 @@
 
     schema_version    2
     reference         what FD and KID compare with: "data", or "teacher" for its own samples
+    student_sha256    hash of the student that was evaluated (`Student.sha256`); not for several
     about             what the figures are, and what they compare with
       features        {"name", "size", "words"} of the feature network; size is D of N x D
       reference       {"name", "samples"}

@@ -88,6 +88,8 @@ def evaluate_subjects(
         results, examples = _pictures(recipe, teacher, subjects, own, count, progress)
         if json is None:
             write_examples(home / EXAMPLES, examples.nearest, examples.worst)
+    if isinstance(student, Student):
+        results["student_sha256"] = student.sha256
     write_json(file, results)
     if recorded and isinstance(student, Student):
         _record(student, results["student"])

@@ -50,6 +50,7 @@ def curves(run: Path) -> str | None:
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
+    figure.supxlabel("training steps", fontsize=9)
     return figure_uri(figure)
 
 
@@ -77,7 +78,7 @@ def tradeoff(run: Path) -> str | None:
     log_scale(axes)
     axes.set_ylim(0, 1.15 * max(fd for _, fd in points.values()))
     axes.margins(x=0.1)
-    axes.set_xlabel("milliseconds a picture (p50, log scale)")
+    axes.set_xlabel("milliseconds a sample (p50, log scale)")
     axes.set_ylabel("FD")
     axes.spines[["top", "right"]].set_visible(False)
     return figure_uri(figure)

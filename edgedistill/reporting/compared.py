@@ -22,6 +22,7 @@ from edgedistill.common.files import check_writable, read_json, write_text
 from edgedistill.common.progress import visible_lines
 from edgedistill.evaluation.tables import heading, subjects_of
 from edgedistill.reporting.embed import figure_uri
+from edgedistill.reporting.verdict import milliseconds
 
 __all__ = ["Entry", "Scope", "compare_runs", "front", "groups_of", "is_folder_of_runs", "table"]
 
@@ -171,7 +172,7 @@ def rows(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
             entry.run,
             entry.subject,
             str(entry.calls),
-            "-" if entry.seconds is None else f"{1000 * entry.seconds:.3g}",
+            "-" if entry.seconds is None else milliseconds(entry.seconds),
             f"{entry.quality:.3g}"
             + ("" if entry.interval is None else f" \u00b1 {entry.interval:.2g}"),
         )
@@ -198,14 +199,14 @@ def chart(group: Scope, entries: Sequence[Entry]) -> str | None:
         )
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     log_scale(axes)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.15 * max(entry.quality + (entry.interval or 0) for entry in timed) or 1)
     axes.set_xlabel("milliseconds a sample (p50, log scale)")
     axes.set_ylabel(heading(group.measure))
     axes.spines[["top", "right"]].set_visible(False)
     return figure_uri(figure)
 
 
-def compare_runs(folder: Path, out: Path) -> list[Table]:
+def compare_runs(folder: Path, out: Path) -> tuple[list[Table], list[str]]:
     """Write one page with a chart and a table for each group of comparable figures.
 
     Args:
@@ -213,12 +214,12 @@ def compare_runs(folder: Path, out: Path) -> list[Table]:
         out: The page.
 
     Returns:
-        The tables, for a terminal.
+        The tables, for a terminal, and lines that say what is left to know.
 
     Raises:
         ValueError: If no run has an eval.json; says how to make one.
     """
-    check_writable(out, f"--out {out}")
+    check_writable(out, str(out))
     groups, without = groups_of(folder)
     if not groups:
         raise ValueError(f"{folder}: no run has figures; run edgedistill evaluate, and bench")
@@ -242,4 +243,18 @@ def compare_runs(folder: Path, out: Path) -> list[Table]:
         folder=folder.name, sections=sections, without=without
     )
     write_text(out, page)
-    return [table(group, entries) for group, entries in groups.items()]
+    return [table(group, entries) for group, entries in groups.items()], _notes(groups, without)
+
+
+def _notes(groups: Mapping[Scope, Sequence[Entry]], without: Sequence[str]) -> list[str]:
+    """Say what a * is, where there is one, and which runs are not in the tables."""
+    found = []
+    if any(front(entries) for entries in groups.values()):
+        found.append(
+            "* on the Pareto front: no other row of its table is at least as fast and as good"
+        )
+    else:
+        found.append("no subject was timed: run edgedistill bench")
+    if without:
+        found.append(f"without figures: {', '.join(without)}; run edgedistill evaluate")
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,17 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgedistill.common.decibels import decibels
+from edgedistill.common.decibels import EQUAL_DB, decibels
 from edgedistill.common.files import check_writable, read_json, write_text
 from edgedistill.common.progress import visible_lines
 from edgedistill.draw.generate import open_subject
 from edgedistill.draw.subjects import Subject, student_subject, teacher_subject
 from edgedistill.evaluation.captions import shown_captions
 from edgedistill.evaluation.run import EXAMPLES, keeper
-from edgedistill.evaluation.tables import cell, columns_of, heading, notes, sections
+from edgedistill.evaluation.tables import TITLES, cell, columns_of, heading, notes, sections
 from edgedistill.recipes.loading import evaluation_recipe
 from edgedistill.recipes.schema import EvaluationRecipe
+from edgedistill.reporting.age import KEY, Outdated, outdated
 from edgedistill.reporting.charts import clouds, curves, tradeoff
 from edgedistill.reporting.embed import LARGEST, array_uri, image_uri
 from edgedistill.reporting.health import Finding, findings, sparkline
@@ -31,7 +33,7 @@ from edgedistill.teachers.families.mixture import Mixture
 from edgedistill.training.metrics import read_metrics
 from edgedistill_runtime.noise import noise
 
-__all__ = ["write_report"]
+__all__ = ["home_of", "write_report"]
 
 log = logging.getLogger(__name__)
 
@@ -44,15 +46,15 @@ def write_report(run: Path, out: Path) -> Path:
     """Write the page.
 
     Args:
-        run: A run dir with a student, or a student; bundles, bench.json, eval.json and
-            evaluation/examples are shown where present.
+        run: A run dir with a student, or a student, whose run dir is the folder that it is in;
+            bundles, bench.json, eval.json and evaluation/examples are shown where present.
         out: The page.
 
     Raises:
         ValueError: If the run has no student; names the file.
     """
-    check_writable(out, f"--out {out}")
-    student = load_student(_student_of(run))
+    check_writable(out, str(out))
+    student, run = load_student(run), home_of(run)
     recipe = evaluation_recipe(student.info.recipe)
     section = recipe.teacher
     teacher = load_teacher(section.family, section.path, section.config, section.loras)
@@ -73,11 +75,13 @@ def write_report(run: Path, out: Path) -> Path:
     planar = isinstance(teacher, Mixture)
     names = [subject.name for subject in subjects]
     parity, bench, evaluation = _parity(run), _bench(run), _json(run / "eval.json")
+    old = outdated(student.sha256, parity, evaluation, _json(run / "bench.json"))
     page = environment.get_template("report.html").render(
         recipe=recipe,
         info=student.info,
         recipe_text=_recipe_text(run),
-        verdict=verdict(_facts(run, student, subjects, parity, evaluation)),
+        verdict=verdict(_facts(run, student, subjects, parity, evaluation, old)),
+        outdated=old,
         seed=SEED,
         rows=[] if planar else _rows(captions, drawn),
         clouds=clouds(names, drawn) if planar else [],
@@ -89,7 +93,8 @@ def write_report(run: Path, out: Path) -> Path:
         curves=curves(run),
         health=[(finding, sparkline(finding)) for finding in _health(run, student.info.recipe)],
         bench=bench,
-        tables=_tables(evaluation),
+        tables=_tables(evaluation, planar),
+        planar=planar,
         notes=notes(evaluation) if evaluation else [],
         tradeoff=tradeoff(run),
         parity=parity,
@@ -99,10 +104,10 @@ def write_report(run: Path, out: Path) -> Path:
     return out
 
 
-def _student_of(run: Path) -> Path:
-    # A group of several students is not loaded here; its loader explains this.
-    whole = (run / "student.json").is_file() or (run / "students").is_dir()
-    return run if whole else run / "student"
+def home_of(run: Path) -> Path:
+    """Return the run dir of a run dir or of a student in it, where figures and the page lie."""
+    inside = (run / "student.json").is_file()
+    return Path(os.path.normpath(run / os.pardir)) if inside else run
 
 
 def _subjects(
@@ -166,6 +171,7 @@ def _facts(
     subjects: Sequence[Subject],
     parity: Sequence[Mapping[str, Any]],
     evaluation: Mapping[str, Any] | None,
+    old: Outdated,
 ) -> Facts:
     info, folders = student.info, {"student": student.path}
     folders |= {check["name"]: run / "bundles" / check["name"] for check in parity}
@@ -177,6 +183,7 @@ def _facts(
         bench=_json(run / "bench.json"),
         parity={check["name"]: check for check in parity},
         sizes={name: _bytes(folder) for name, folder in folders.items()},
+        outdated=old,
     )
 
 
@@ -223,12 +230,16 @@ def _bench(run: Path) -> dict[str, Any] | None:
     }
 
 
-def _tables(results: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def _tables(results: Mapping[str, Any] | None, planar: bool) -> list[dict[str, Any]]:
     """Return the tables of eval.json: title, columns, one row a subject, and explanations."""
     found, shown = [], set[str]()
     for title, rows in sections(results) if results else ():
         columns = columns_of(rows)
-        words = [text for text in explained(columns) if text not in shown]
+        if planar and title == TITLES["to_teacher"]:
+            title = "distance to the teacher's sample, at equal noise"
+        if title == TITLES["spread"] and not {"fd_interval", "kid_interval"} & set(columns):
+            title = "quality and variety apart"
+        words = [text for text in explained(columns, planar) if text not in shown]
         shown.update(words)
         heads = [(column, heading(column)) for column in columns]
         found.append({"title": title, "columns": heads, "rows": rows, "words": words})
@@ -239,7 +250,15 @@ def _parity(run: Path) -> list[dict[str, Any]]:
     manifests = [
         (file.parent.name, read_json(file)) for file in run.glob("bundles/*/manifest.json")
     ]
-    return [{"name": name, **manifest["parity"]} for name, manifest in sorted(manifests)]
+    return [
+        {
+            "name": name,
+            **manifest["parity"],
+            "identical": manifest["parity"]["final"]["worst"] >= EQUAL_DB,
+            KEY: (manifest.get("student") or {}).get("sha256"),
+        }
+        for name, manifest in sorted(manifests)
+    ]
 
 
 def _about_teacher(teacher: Mapping[str, Any]) -> list[tuple[str, str]]:

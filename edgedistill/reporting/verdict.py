@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgedistill.common.decibels import decibels
+from edgedistill.common.decibels import EQUAL_DB, decibels
 from edgedistill.evaluation.memory import QUANTILE
+from edgedistill.reporting.age import Outdated
 
-__all__ = ["EXPLANATIONS", "Facts", "explained", "verdict"]
+__all__ = ["EXPLANATIONS", "Facts", "explained", "milliseconds", "verdict"]
 
 KEPT = 1.1
 """A student keeps its teacher's quality if its distance is at most this many times the
@@ -17,31 +18,55 @@ teacher's."""
 
 Figures = Mapping[str, Any]
 
-EXPLANATIONS = {
-    "fd": "FD: Frechet distance between the features of the samples and those of the reference. "
-    "Lower is nearer. It falls with the number of samples, so only rows of one n compare.",
-    "kid": "KID: another distance between the same features, without that fault. Near 0 is as "
+EXPLANATIONS: dict[tuple[str, ...], str] = {
+    ("fd",): "FD: Frechet distance between the features of the samples and those of the "
+    "reference. Lower is nearer. It falls with the number of samples, so only rows of one n "
+    "compare.",
+    ("kid",): "KID: another distance between the same features, without that fault. Near 0 is as "
     "near as the reference is to itself; by chance it falls below.",
-    "fd_ratio": "FD ratio: the row's FD over the teacher's; 1 is as good as the teacher.",
-    "fd_interval": "FD and KID, +-: half the 95 % interval over draws of as many samples.",
-    "precision": "Precision and density: whether samples look like the reference. Recall and "
+    ("fd_ratio",): "FD ratio: the row's FD over the teacher's; 1 is as good as the teacher.",
+    ("fd_interval", "kid_interval"): "FD, +- and KID, +-: half the 95 % interval of the figure "
+    "over draws of as many samples.",
+    ("precision",): "Precision and density: whether samples look like the reference. Recall and "
     "coverage: whether they show all that is in it.",
-    "text_image_score": "Text-image: 100 times the cosine of picture and caption in the CLIP "
+    ("cmmd",): "CMMD: 1000 times the squared maximum mean discrepancy between the CLIP features "
+    "of the samples and those of the reference. Unlike FD, it does not take features to be "
+    "normally distributed. Lower is nearer.",
+    ("text_image_score",): "Text-image: 100 times the cosine of picture and caption in the CLIP "
     "model. Higher fits the caption better.",
-    "retrieval_top1": "Top 1: share of pictures whose own caption fits them best of all captions.",
-    "diversity": "Diversity: how much pictures of one caption differ.",
-    "rmse": "RMSE and PSNR: pixel for pixel, against the teacher's picture of the same noise. A "
-    "student that draws well but differently from the same noise is far by these.",
-    "perceptual": "Perceptual: the same in the features of the CLIP model; 0 is equal.",
-    "accuracy": "Accuracy: share of pictures that a small classifier puts in the class asked for.",
-    "agreement": "Agreement: share that it puts in the same class as the teacher's picture of the "
-    "same noise.",
-    "memorization": "Memorization: share of samples nearer to some training picture, by features "
-    "or by pixels, than 95 % of the training pictures are to each other. About 5 % is chance; far "
-    "more means that training pictures are repeated.",
-    "w2_ratio": "W2 ratio: distance to the true points over that of true points to each other.",
+    ("retrieval_top1",): "Top 1: share of pictures whose own caption fits them best of all "
+    "captions.",
+    ("diversity",): "Diversity: how much pictures of one caption differ.",
+    ("psnr",): "RMSE and PSNR: pixel for pixel, against the teacher's picture of the same noise. "
+    "A student that draws well but differently from the same noise is far by these.",
+    ("perceptual",): "Perceptual: the same in the features of the CLIP model; 0 is equal.",
+    ("accuracy",): "Accuracy: share of pictures that a small classifier puts in the class asked "
+    "for.",
+    ("agreement",): "Agreement: share that it puts in the same class as the teacher's picture of "
+    "the same noise.",
+    ("memorization",): "Memorization: share of samples nearer to some training picture, by "
+    "features or by pixels, than 95 % of the training pictures are to each other. About 5 % is "
+    "chance; far more means that training pictures are repeated.",
+    ("sliced_w2",): "Sliced W2: Wasserstein distance between the samples and as many true points, "
+    "the root mean square over directions. Lower is nearer.",
+    ("floor",): "Floor: the same distance between two draws of true points, the least to be asked "
+    "for.",
+    ("w2_ratio",): "W2 ratio: distance to the true points over that of true points to each other.",
+    ("within_3_sigma",): "Within 3 sigma: share of samples that lie at most 3 standard deviations "
+    "from the centre of some mode, of their class where there are classes.",
+    ("smallest_mode",): "Smallest mode: the share of samples in each mode over its true share, "
+    "and of these the smallest. 1 is right; 0 means that a mode is lost.",
 }
-"""Explanations of figures for people who never met them."""
+"""Explanations of figures for people who never met them, by the columns of which any is shown."""
+
+POINTS: dict[tuple[str, ...], str] = {
+    ("rmse",): "RMSE: root mean square distance, by coordinate, from the teacher's sample of the "
+    "same noise. A student that draws well but differently from the same noise is far by it.",
+}
+"""Explanations that hold for points, besides those in `EXPLANATIONS`."""
+
+WORSE = {"within_3_sigma": "share within 3 sigma", "smallest_mode": "smallest mode"}
+"""Names of figures of points of which higher is better, to judge beside a distance."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +81,7 @@ class Facts:
         bench: bench.json.
         parity: Parity results from each bundle's manifest.
         sizes: Bytes on disk of the student and of each bundle.
+        outdated: What of these was made from an older student.
     """
 
     teacher: str
@@ -65,6 +91,7 @@ class Facts:
     bench: Figures | None = None
     parity: Mapping[str, Figures] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    outdated: Outdated = field(default_factory=Outdated)
 
 
 def verdict(facts: Facts) -> list[str]:
@@ -74,7 +101,7 @@ def verdict(facts: Facts) -> list[str]:
         f"The student draws in {facts.steps} network {word} what {facts.teacher} draws in "
         f"{facts.calls}."
     )
-    return [steps, _speed(facts), *_quality(facts), *_size(facts), _proof(facts)]
+    return [steps, _speed(facts), *_quality(facts), *_size(facts), *_proof(facts)]
 
 
 def _speed(facts: Facts) -> str:
@@ -84,7 +111,16 @@ def _speed(facts: Facts) -> str:
     name = max(speedups, key=lambda key: speedups[key])
     seconds = facts.bench[name]["p50_s"] if facts.bench else 0.0
     who = "It" if name == "student" else name.replace("bundle:", "The bundle ")
-    return f"{who} is {speedups[name]:.1f} times as fast ({1000 * seconds:.3g} ms a sample)."
+    text = f"{who} is {speedups[name]:.1f} times as fast ({milliseconds(seconds)} ms a sample)"
+    if name in facts.outdated.speed:
+        text += ", measured on an older student: run edgedistill bench again"
+    return f"{text}."
+
+
+def milliseconds(seconds: float) -> str:
+    """Write seconds as milliseconds in plain digits, three of them or all before the point."""
+    value = 1000 * seconds
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _quality(facts: Facts) -> list[str]:
@@ -94,6 +130,10 @@ def _quality(facts: Facts) -> list[str]:
         return ["Its quality has not been measured: run edgedistill evaluate."]
     teacher = figures["teacher"]
     found = []
+    if facts.outdated.quality:
+        found.append(
+            "Its quality was measured on an older student: run edgedistill evaluate again."
+        )
     for key, name in (("fd", "FD"), ("sliced_w2", "sliced W2 distance")):
         if key in student and key in teacher:
             cut = _cut(figures, facts.steps, key)
@@ -129,6 +169,7 @@ def _distance(
         if cut is not None and cut[key] <= KEPT * theirs:
             judged += ", and so does the teacher at so few calls: the figure does not tell them "
             judged += "apart"
+        judged += _but(student, teacher)
     elif cut is None or mine < cut[key]:
         judged = "it is behind its teacher" + (
             ", and ahead of the teacher cut short" if cut else ""
@@ -141,6 +182,16 @@ def _distance(
     else:
         judged = "it is no better than the teacher cut short, so distillation has gained nothing"
     return f"Its {name} is {numbers} (lower is better, {student['samples']} samples): {judged}."
+
+
+def _but(student: Figures, teacher: Figures) -> str:
+    """Name the figures of points that fell, of a student whose distance did not."""
+    fell = [
+        f"its {name} is {student[key]:.3g}, the teacher's {teacher[key]:.3g}"
+        for key, name in WORSE.items()
+        if key in student and KEPT * student[key] < teacher[key]
+    ]
+    return f"; it is behind by others: {' and '.join(fell)}" if fell else ""
 
 
 def _open_captions(figures: Figures, steps: int) -> list[str]:
@@ -156,10 +207,15 @@ def _open_captions(figures: Figures, steps: int) -> list[str]:
     if cut is None:
         return [f"{text}."]
     short = cut["fd"]
-    nearer, times = ("nearer", short / mine) if mine < short else ("farther", mine / short)
+    if max(mine, short) <= KEPT * min(mine, short):
+        judged = "about as near as"
+    elif mine < short:
+        judged = f"{short / mine:.2g} times nearer than"
+    else:
+        judged = f"{mine / short:.2g} times farther than"
     return [
         f"{text} and at the same {steps} {'call' if steps == 1 else 'calls'} {short:.3g}: the "
-        f"student is {times:.2g} times {nearer} than the teacher cut short."
+        f"student is {judged} the teacher cut short."
     ]
 
 
@@ -210,24 +266,43 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.3g} MB"
 
 
-def _proof(facts: Facts) -> str:
+def _proof(facts: Facts) -> list[str]:
     if not facts.parity:
-        return "No bundle has been made of it: run edgedistill export."
-    failed = [name for name, parity in facts.parity.items() if not parity["passed"]]
+        return ["No bundle has been made of it: run edgedistill export."]
+    found, every = [], list(facts.parity)
+    old = [name for name in every if name in facts.outdated.bundles]
+    if old:
+        verb = "was" if len(old) == 1 else "were"
+        found.append(
+            f"{_bundles(old, every)} {verb} made from an older student: run edgedistill export "
+            "again."
+        )
+    new = [name for name in every if name not in old]
+    failed = [name for name in new if not facts.parity[name]["passed"]]
     if failed:
-        return f"Below the floor of the parity check: {', '.join(failed)}."
-    count = len(facts.parity)
-    name = min(facts.parity, key=lambda name: facts.parity[name]["final"]["worst"])
-    worst = _worst(facts.parity[name])
-    if count == 1:
-        return f"The bundle {name} passed the parity check; its worst sample: {worst}."
-    return f"All {count} bundles passed the parity check; the worst sample: {worst}, of {name}."
+        return [*found, f"Below the floor of the parity check: {', '.join(failed)}."]
+    if not new:
+        return found
+    worst = {name: facts.parity[name]["final"]["worst"] for name in new}
+    name = min(new, key=lambda name: worst[name])
+    if worst[name] >= EQUAL_DB:
+        how = ": every sample compared is identical to the student's"
+    else:
+        how = f"; the worst sample agrees with the student's to {decibels(worst[name], ' dB')}"
+        how += f" ({name})" if len(new) > 1 else ""
+    return [*found, f"{_bundles(new, every)} passed the parity check{how}."]
 
 
-def _worst(parity: Figures) -> str:
-    return decibels(parity["final"]["worst"], " dB")
+def _bundles(names: Sequence[str], every: Sequence[str]) -> str:
+    """Name bundles, or say that they are all there are."""
+    if len(names) == 1:
+        return f"The bundle {names[0]}"
+    if len(names) < len(every):
+        return f"The bundles {', '.join(names[:-1])} and {names[-1]}"
+    return "Both bundles" if len(names) == 2 else f"All {len(names)} bundles"
 
 
-def explained(columns: Sequence[str]) -> list[str]:
-    """Return the explanations of the figures among `columns`."""
-    return [text for key, text in EXPLANATIONS.items() if key in columns]
+def explained(columns: Sequence[str], planar: bool = False) -> list[str]:
+    """Return the explanations of the figures among `columns`, of pictures or of points."""
+    known = {**EXPLANATIONS, **POINTS} if planar else EXPLANATIONS
+    return [text for keys, text in known.items() if any(key in columns for key in keys)]

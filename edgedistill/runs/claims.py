@@ -134,8 +134,8 @@ def _claimed(folder: Path, *, numbered: bool) -> Claim:
     claim = Claim(folder, _make(folder, exist_ok=not numbered))
     if claim.taken:
         raise ValueError(
-            f"{folder} holds a run already; add --resume (resume=True in Python) or choose another "
-            "out="
+            f"{folder} holds a run already; add --resume (resume=True in Python) or choose "
+            "another out="
         )
     try:
         check_writable(folder / RECIPE, f"out={folder}")

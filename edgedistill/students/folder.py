@@ -31,7 +31,15 @@ from edgedistill.students.older import open_to_transformers_4
 from edgedistill.teachers import ENTRY_POINTS, TEACHERS, Teacher, load_teacher
 from edgedistill_runtime.hub import local_folder
 
-__all__ = ["GuidanceInfo", "Student", "StudentInfo", "load_student", "save_student"]
+__all__ = [
+    "GuidanceInfo",
+    "Student",
+    "StudentInfo",
+    "load_student",
+    "load_student_info",
+    "save_student",
+    "student_sha256",
+]
 
 SCHEMA, WITH_PAST, WITH_REUSE, WITH_LAYERS, WITH_STRIDE = 2, 3, 4, 5, 6
 """Schemas of students, of those whose step tables use earlier rows, of those whose rows reuse
@@ -118,23 +126,7 @@ class Student:
     @cached_property
     def sha256(self) -> str:
         """Hash of everything that decides the student's samples, not its figures or its card."""
-        # The names of the first schema are used, so that hashes of its students stay the same;
-        # absent depths and strides are left out, so that hashes of students made before these
-        # existed stay the same.
-        absent = {name for name in ("depths", ATTENTION) if not getattr(self.info, name)}
-        left_out = {"evaluation", "sha256"} | absent
-        first = self.info.model_copy(update={"schema_version": 1})
-        digest = hashlib.sha256(first.model_dump_json(exclude=left_out).encode())
-        for name, found in sorted(self._hashes().items(), key=lambda item: Path(item[0])):
-            kept = name.endswith((".json", ".safetensors", ".txt"))
-            if kept and Path(name).name != INFO:
-                digest.update(name.encode())
-                digest.update(bytes.fromhex(found))
-        return digest.hexdigest()
-
-    def _hashes(self) -> dict[str, str]:
-        """Return sha256 of the folder's files, by name."""
-        return self.info.sha256 or sha256_of_all(self.path, files_in(self.path))
+        return student_sha256(self.path, self.info)
 
     def use_depth(self, name: str) -> None:
         """Switch to the smaller student called `name`; ValueError names the available ones."""
@@ -151,6 +143,24 @@ class Student:
     def sample(self, cond: Condition, noise: Sequence[Tensor]) -> Tensor:
         """Sample x0 (N, ...) from noise tensors (N, ...) of `table.shapes`."""
         return self.table.sample(self.net, noise, cond)
+
+
+def student_sha256(folder: Path, info: StudentInfo) -> str:
+    """Return `Student.sha256` of the student in a folder, whose weights need not be loaded."""
+    # The names of the first schema are used, so that hashes of its students stay the same;
+    # absent depths and strides are left out, so that hashes of students made before these
+    # existed stay the same.
+    absent = {name for name in ("depths", ATTENTION) if not getattr(info, name)}
+    left_out = {"evaluation", "sha256"} | absent
+    first = info.model_copy(update={"schema_version": 1})
+    digest = hashlib.sha256(first.model_dump_json(exclude=left_out).encode())
+    hashes = info.sha256 or sha256_of_all(folder, files_in(folder))
+    for name, found in sorted(hashes.items(), key=lambda item: Path(item[0])):
+        kept = name.endswith((".json", ".safetensors", ".txt"))
+        if kept and Path(name).name != INFO:
+            digest.update(name.encode())
+            digest.update(bytes.fromhex(found))
+    return digest.hexdigest()
 
 
 def load_student(path: str | Path) -> Student:

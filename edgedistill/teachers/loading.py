@@ -98,7 +98,9 @@ def check_parts(folder: Path, unused: Collection[str]) -> None:
     """
     index = read_json(folder / "model_index.json")
     if not all(index.get("scheduler") or [None]):
-        raise ValueError(f"{folder}: its model_index.json lists no scheduler; copy the folder whole")
+        raise ValueError(
+            f"{folder}: its model_index.json lists no scheduler; copy the folder whole"
+        )
     for part, listed in index.items():
         used = isinstance(listed, list) and all(listed) and part not in unused
         if used and not part.startswith("_") and not (folder / part).is_dir():

@@ -45,6 +45,7 @@ __all__ = [
     "kind_of",
     "level_grid",
     "setting",
+    "settings_of",
     "sibling",
 ]
 
@@ -144,6 +145,15 @@ def takes(scheduler: Any, key: str) -> bool:
 def setting(scheduler: Any, key: str, default: Any = None) -> Any:
     """Return a setting that the scheduler's class has, else the default."""
     return scheduler.config.get(key, default) if takes(scheduler, key) else default
+
+
+def settings_of(scheduler: Any) -> dict[str, Any]:
+    """Return a scheduler's settings, for a scheduler of another class.
+
+    Settings that its file leaves out have the defaults of its own class; diffusers' from_config
+    would take those of the other class.
+    """
+    return {key: v for key, v in scheduler.config.items() if key != "_use_default_values"}
 
 
 def kind_of(scheduler: Any) -> str:

@@ -18,7 +18,7 @@ from diffusers import (
 from torch import Tensor, nn
 
 from edgedistill.diffusion.step_table import TorchStepTable
-from edgedistill.teachers.schedulers import PREDICTIONS
+from edgedistill.teachers.schedulers import PREDICTIONS, settings_of
 
 FLOW = "flow_prediction"
 
@@ -30,10 +30,10 @@ def discrete_schedulers(scheduler: Any, table: TorchStepTable) -> Iterator[Any]:
 
     The student's prediction may differ from its teacher's.
     """
-    config = scheduler.config
-    own = config.prediction_type
+    config = settings_of(scheduler)
+    own = config["prediction_type"]
     for prediction in (own, *(each for each in PREDICTIONS if each not in (own, FLOW))):
-        for kind, choices in _kinds(table, config.num_train_timesteps):
+        for kind, choices in _kinds(table, config["num_train_timesteps"]):
             asked = {"prediction_type": prediction, **choices}
             yield _made(kind, config, clip_sample=False, thresholding=False, **asked)
 

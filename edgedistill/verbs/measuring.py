@@ -10,16 +10,17 @@ from typing import Any
 
 from rich.table import Table
 
-from edgedistill.common.files import check_writable, write_json
+from edgedistill.common.files import check_writable, recover, write_json
 from edgedistill.common.progress import bar
 from edgedistill.evaluation import tables as evaluation_tables
 from edgedistill.evaluation.run import evaluate_subjects
 from edgedistill.reporting.compared import compare_runs
-from edgedistill.reporting.page import write_report
+from edgedistill.reporting.page import home_of, write_report
 from edgedistill.verbs.html import table_html
 from edgedistill.verbs.places import collect, newest, newest_run, student_at
 from edgedistill_export import bench as benching
 from edgedistill_runtime.hub import hub_name
+from edgedistill_runtime.manifest import FILE_NAME as BUNDLE
 
 __all__ = ["Compared", "Results", "bench", "compare", "evaluate", "report"]
 
@@ -60,16 +61,18 @@ class Compared:
     Args:
         page: The HTML page.
         tables: A table for each group of figures that can be compared.
+        notes: Lines below the tables.
     """
 
-    def __init__(self, page: Path, tables: Sequence[Table]) -> None:
-        self.page, self.tables = page, list(tables)
+    def __init__(self, page: Path, tables: Sequence[Table], notes: Sequence[str] = ()) -> None:
+        self.page, self.tables, self.notes = page, list(tables), list(notes)
 
     def __repr__(self) -> str:
         return f"Compared({str(self.page)!r})"
 
     def _repr_html_(self) -> str:
-        return "".join(table_html(table) for table in self.tables)
+        lines = "".join(f"<p>{escape(line)}</p>" for line in self.notes)
+        return "".join(table_html(table) for table in self.tables) + lines
 
 
 def evaluate(
@@ -134,17 +137,36 @@ def report(run: Place | None = None, out: Path | None = None) -> Path:
 
     Args:
         run: A run dir, or a student, here or on the Hub; the newest run if None.
-        out: The page; report.html in the run dir if None.
+        out: The page; report.html in the run dir, so beside the student, if None.
 
     Raises:
-        ValueError: If the run has no student; names the file.
+        ValueError: If the run has no student; says what is there.
     """
     folder = newest_run() if run is None else student_at(run)
+    _check_run(folder, folder if run is None else run)
     if run is not None and hub_name(run):
         folder = folder.parent  # its copy lies in a run dir
-    place = out or folder / "report.html"
-    check_writable(place, f"--out {place}")
+    place = out or home_of(folder) / "report.html"
+    check_writable(place, f"--out {place}" if out else str(place))
     return write_report(folder, place)
+
+
+def _check_run(folder: Path, given: Place) -> None:
+    """Raise a ValueError for what is neither a run dir nor a student; `given` is how it was named.
+
+    A run dir without a student is left to `load_student`, which knows what it lacks.
+    """
+    recover(folder / "student")
+    wanted = "give a run dir, a student, or a folder of runs"
+    if not folder.exists():
+        raise ValueError(f"{given}: no such file or folder; {wanted}")
+    if not folder.is_dir():
+        raise ValueError(f"{given}: a file; {wanted}")
+    if any((folder / name).is_file() for name in (BUNDLE, f"0/{BUNDLE}")):
+        raise ValueError(f"{given}: a bundle; {wanted}, such as the one that it was exported from")
+    parts = ("student.json", "students.json", "student", "students", "decoder", "recipe.yaml")
+    if not any((folder / name).exists() for name in parts):
+        raise ValueError(f"{given}: no run, student or folder of runs; {wanted}")
 
 
 def compare(folder: Place, out: Path | None = None) -> Compared:
@@ -158,7 +180,8 @@ def compare(folder: Place, out: Path | None = None) -> Compared:
         ValueError: If the folder has no run with figures.
     """
     place = out or Path(folder) / "compared.html"
-    return Compared(place, compare_runs(Path(folder), place))
+    check_writable(place, f"--out {place}" if out else str(place))
+    return Compared(place, *compare_runs(Path(folder), place))
 
 
 def _listed(subjects: Place | Sequence[Place] | None) -> list[str]:

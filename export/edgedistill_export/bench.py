@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from edgedistill import assets
 from edgedistill.common.files import atomic_file, read_json
 from edgedistill.common.progress import Progress
+from edgedistill.students.folder import StudentInfo, student_sha256
 from edgedistill.students.group import group_of
 from edgedistill_runtime.machine import busy_cores, cores, processor
 from edgedistill_runtime.manifest import FILE_NAME, Manifest
@@ -73,6 +74,8 @@ class BenchSubject:
         bundle: Whether the runtime runs it; else torch does.
         steps: Scheduler steps of a pipeline; a student's own if None.
         guidance: Guidance scale of a pipeline.
+        student: `Student.sha256` of the student, or of the one a bundle was made from; "" of a
+            teacher, and where it cannot be told.
     """
 
     name: str
@@ -80,6 +83,7 @@ class BenchSubject:
     bundle: bool = False
     steps: int | None = None
     guidance: float = 1.0
+    student: str = ""
 
     def command(
         self, runs: int, threads: int, file: Path, options: Sequence[str] = ()
@@ -97,19 +101,25 @@ class BenchSubject:
 def find_subjects(paths: Sequence[str | Path]) -> list[BenchSubject]:
     """Find subjects of bundles, students and run dirs; the first student's teacher is added.
 
-    A run dir stands for its student and all its bundles.
+    A run dir stands for its student and all its bundles. A folder that is given twice is one
+    subject, and different folders of one name are told apart by a number.
 
     Raises:
         ValueError: For a folder that is neither, or a broken manifest.json or student.json.
     """
     found: dict[str, BenchSubject] = {}
-    for path in map(Path, paths):
-        for subject in _subjects(path):
-            name, count = subject.name, 1
-            while name in found and subject.name != TEACHER:
-                count += 1
-                name = f"{subject.name}-{count}"
-            found.setdefault(name, _named(subject, name))
+    known = set[Path]()
+    for subject in (subject for path in map(Path, paths) for subject in _subjects(path)):
+        if subject.name != TEACHER:
+            folder = Path(subject.path).resolve()
+            if folder in known:
+                continue
+            known.add(folder)
+        name, count = subject.name, 1
+        while name in found and subject.name != TEACHER:
+            count += 1
+            name = f"{subject.name}-{count}"
+        found.setdefault(name, replace(subject, name=name))
     order = {TEACHER: 0, STUDENT: 1}
     return sorted(found.values(), key=lambda subject: order.get(subject.name, 2))
 
@@ -131,8 +141,9 @@ def _is_run(path: Path) -> bool:
 
 def _subjects(path: Path) -> list[BenchSubject]:
     if (path / FILE_NAME).is_file():
-        Manifest.read(path)
-        return [BenchSubject(name=f"bundle:{path.resolve().name}", path=str(path), bundle=True)]
+        made_from = Manifest.read(path).student.sha256
+        name = f"bundle:{path.resolve().name}"
+        return [BenchSubject(name=name, path=str(path), bundle=True, student=made_from)]
     if _is_run(path):
         bundles = sorted(file.parent for file in path.glob(f"bundles/*/{FILE_NAME}"))
         return [s for each in (path / "student", *bundles) for s in _subjects(each)]
@@ -142,7 +153,7 @@ def _subjects(path: Path) -> list[BenchSubject]:
     if not (path / "student.json").is_file():
         raise ValueError(f"{path}: neither a bundle ({FILE_NAME}) nor a student (student.json)")
     info = read_json(path / "student.json")
-    student = BenchSubject(name=STUDENT, path=str(path))
+    student = BenchSubject(name=STUDENT, path=str(path), student=_hash(path, info))
     # A closed-form teacher is no pipeline, and its time is meaningless.
     if not (path / "model_index.json").is_file():
         return [student]
@@ -161,8 +172,12 @@ def _subjects(path: Path) -> list[BenchSubject]:
     ]
 
 
-def _named(subject: BenchSubject, name: str) -> BenchSubject:
-    return BenchSubject(**{**vars(subject), "name": name})
+def _hash(folder: Path, info: Mapping[str, Any]) -> str:
+    """Return the hash of a student; "" of a broken one, which its own process reports."""
+    try:
+        return student_sha256(folder, StudentInfo.model_validate(info))
+    except (ValueError, OSError):
+        return ""
 
 
 def run_bench(
@@ -181,8 +196,9 @@ def run_bench(
         progress: Called as progress(done, total, name) when a subject begins, and at the end.
 
     Returns:
-        bench.json: by subject name `load_s`, `first_s`, `p50_s`, `p90_s`, `p99_s`, `stages` and
-        `peak_rss_mb`; and `schema_version`, `speedup_over_teacher` (by p50) and `machine`.
+        bench.json: by subject name `load_s`, `first_s`, `p50_s`, `p90_s`, `p99_s`, `stages`,
+        `peak_rss_mb` and, but for the teacher, `student_sha256`; and `schema_version`,
+        `speedup_over_teacher` (by p50) and `machine`.
 
     Raises:
         ValueError: If a subject cannot be loaded; contains the message of its process.
@@ -201,6 +217,8 @@ def run_bench(
 
         beat(0)
         results[subject.name] = measure(subject, runs, threads, beat=beat)
+        if subject.student:
+            results[subject.name]["student_sha256"] = subject.student
     if progress:
         progress(len(subjects), len(subjects), "done")
     return {
@@ -307,7 +325,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     from rich.table import Table
 
     subjects = subjects_of(results)
-    whole = Table(title="One picture a call, ms", box=None, title_justify="left")
+    whole = Table(title="One sample a call, ms", box=None, title_justify="left")
     whole.add_column("subject", no_wrap=True)
     for head in ("load", "first", "p50", "p90", "p99", "peak MiB", "speed-up"):
         whole.add_column(head, justify="right")
@@ -374,7 +392,7 @@ def _draw_totals(axes: Axes, results: Mapping[str, Any]) -> None:
         speedup = results["speedup_over_teacher"].get(name)
         label = f" {_milliseconds(value / 1000)} ms" + (f", {speedup:.1f}x" if speedup else "")
         axes.text(value, row, label, va="center")
-    axes.set_title("Time of one picture (p50, log scale)")
+    axes.set_title("Time of one sample (p50, log scale)")
     axes.set_xlabel("milliseconds")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,10 +103,15 @@ def psnr(reference: Array, found: Array, peak: float | None = None) -> list[floa
         found: Rows to compare, shaped as `reference`.
         peak: Peak value of the PSNR; by default the largest magnitude in `reference`.
     """
+    return [decibels.psnr(error) for error in _errors(reference, found, peak)]
+
+
+def _errors(reference: Array, found: Array, peak: float | None = None) -> list[float]:
+    """Return the RMS error of each row over the peak; see `psnr`."""
     peak = peak or float(np.abs(reference).max()) or 1.0
     with np.errstate(invalid="ignore"):
         difference = (found.astype(np.float64) - reference).reshape(len(reference), -1)
-    return [decibels.psnr(rmse / peak) for rmse in np.sqrt(np.mean(difference**2, axis=1))]
+    return [float(rmse) / peak for rmse in np.sqrt(np.mean(difference**2, axis=1))]
 
 
 def find_features(student: Student) -> Features | None:
@@ -155,10 +161,10 @@ def compare(
     graphs = {name: _graph_figures(pipe, name, calls) for name, calls in way.calls.items()}
     ours, theirs, peak, finite = _finals(pipe, prompts, draws, way)
     final = [
-        each if whole else decibels.NOT_FINITE_DB
-        for each, whole in zip(psnr(ours, theirs, peak), finite, strict=True)
+        each if whole else math.inf
+        for each, whole in zip(_errors(ours, theirs, peak), finite, strict=True)
     ]
-    worst = int(np.argmin(final))
+    worst = int(np.argmax(np.nan_to_num(final, nan=math.inf)))
     perceptual, ratio = None, None
     if features is not None and peak is not None:
         perceptual = features.distance(ours, theirs)
@@ -212,12 +218,12 @@ def _tokens(student: Student, pipe: Pipeline, prompts: Sequence[str]) -> dict[st
 
 
 def _graph_figures(pipe: Pipeline, name: str, calls: Sequence[Recorded]) -> Figures:
-    values: list[float] = []
+    errors: list[float] = []
     for call in calls:
         found = pipe.graphs[name](**{key: value.numpy() for key, value in call.inputs.items()})
         for port, wanted in zip(pipe.manifest.graphs[name].outputs, call.outputs, strict=True):
-            values += psnr(wanted.numpy(), found[port.name])
-    return _figures(values)
+            errors += _errors(wanted.numpy(), found[port.name])
+    return _figures(errors)
 
 
 def _finals(
@@ -241,10 +247,13 @@ def _text_ratio(features: Features, prompts: Sequence[str], ours: Array, theirs:
     return scores[1] / scores[0]
 
 
-def _figures(values: Sequence[float]) -> Figures:
-    worst = min(values)
-    lost = worst == decibels.NOT_FINITE_DB  # their mean is meaningless
-    return Figures(mean=worst if lost else float(np.mean(values)), worst=worst)
+def _figures(errors: Sequence[float]) -> Figures:
+    """Return the PSNR of the mean squared error over all samples, and that of the worst one.
+
+    A mean of the PSNRs would be decided by the 200 dB that stand for equal samples.
+    """
+    whole = math.sqrt(float(np.mean(np.square(errors))))
+    return Figures(mean=decibels.psnr(whole), worst=min(map(decibels.psnr, errors)))
 
 
 def save_worst(comparison: Comparison, path: Path) -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
+from edgedistill.students.folder import load_student
 from edgedistill_export import bench as benching
 from edgedistill_export.bench import (
     BenchSubject,
@@ -42,9 +43,10 @@ RESULTS = {
 
 
 def test_subjects_are_found_in_order_with_the_students_teacher(
-    tiny_sd, student_dir, bundle, planar_dir
+    tiny_sd, student_dir, bundle, planar_dir, tmp_path
 ):
-    found = find_subjects([bundle, student_dir, bundle])
+    other = copytree(bundle, tmp_path / "ort-fp32")
+    found = find_subjects([bundle, student_dir, other])
     assert [s.name for s in found] == [
         "teacher",
         "student",
@@ -53,6 +55,17 @@ def test_subjects_are_found_in_order_with_the_students_teacher(
     ]
     assert found[0] == BenchSubject(name="teacher", path=str(tiny_sd), steps=2, guidance=3.0)
     assert [s.name for s in find_subjects([planar_dir])] == ["student"]
+
+
+def test_a_folder_that_is_named_twice_is_one_subject(student_dir, bundle, monkeypatch):
+    monkeypatch.chdir(bundle)
+    found = find_subjects([bundle, student_dir, ".", student_dir, f"{bundle}/../{bundle.name}"])
+    assert [s.name for s in found] == ["teacher", "student", "bundle:ort-fp32"]
+
+
+def test_subjects_hold_the_hash_of_their_student(student_dir, bundle):
+    sha256 = load_student(student_dir).sha256
+    assert [s.student for s in find_subjects([student_dir, bundle])] == ["", sha256, sha256]
 
 
 def test_a_run_dir_brings_its_bundles_along(student_dir, bundle, tmp_path):
@@ -85,6 +98,9 @@ def test_student_and_bundle_run_in_processes_of_their_own(student_dir, bundle, m
         assert set(result["stages"]) == {"text_encoder", "denoiser", "decoder", "other"}
         assert result["stages"]["denoiser"]["p50_s"] > 0
     assert results["teacher"]["steps"] == 2
+    kept = {name: row.get("student_sha256") for name, row in subjects_of(results).items()}
+    sha256 = load_student(student_dir).sha256
+    assert kept == {"teacher": None, "student": sha256, "bundle:ort-fp32": sha256}
     assert results["speedup_over_teacher"]["bundle:ort-fp32"] > 1
     json.dumps(results, allow_nan=False)
 

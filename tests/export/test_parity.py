@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from edgedistill.common.decibels import EQUAL_DB, NOT_FINITE_DB, decibels
-from edgedistill_export.parity import compare, psnr, shortfall
+from edgedistill_export.parity import _figures, compare, psnr, shortfall
 from edgedistill_runtime import Pipeline
+from edgedistill_runtime.manifest import Figures
 
 
 def test_psnr_of_a_known_error():
@@ -67,6 +68,15 @@ def test_what_is_not_finite_is_named_so(student, bundle):
     )
     assert parity.graphs["denoiser"].mean == NOT_FINITE_DB
     assert parity.graphs["decoder"].worst > 100
+
+
+def test_the_mean_is_the_psnr_of_the_mean_squared_error():
+    """Of errors 0, 0 and 0.3 it is -10 log10(0.03); a mean of dB would be above 130."""
+    assert _figures([0.0, 0.0, 0.3]).mean == pytest.approx(-10 * math.log10(0.03))
+    assert _figures([0.0, 0.0, 0.3]).worst == pytest.approx(-20 * math.log10(0.3))
+    assert _figures([0.0, 0.0]) == Figures(mean=EQUAL_DB, worst=EQUAL_DB)
+    for lost in (math.nan, math.inf):
+        assert _figures([0.0, lost]) == Figures(mean=NOT_FINITE_DB, worst=NOT_FINITE_DB)
 
 
 def test_decibels_in_words():

@@ -237,7 +237,7 @@ def test_reading_recipes_waits_for_no_diffusers():
 
 def test_what_a_file_of_one_s_own_lacks_is_told_with_its_name(tmp_path):
     (tmp_path / "mine.yaml").write_text("train: {steps: 2}\n")
-    with pytest.raises(ValueError, match="^recipe 'mine' lacks teacher$"):
+    with pytest.raises(ValueError, match=r"^recipe 'mine' lacks teacher$"):
         recipes.load(str(tmp_path / "mine.yaml"))
     (tmp_path / "over.yaml").write_text("base: nope\n")
     with pytest.raises(ValueError, match=r"over\.yaml: base: unknown recipe 'nope'"):

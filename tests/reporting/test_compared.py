@@ -1,13 +1,15 @@
 """Runs of a folder compared: which are beaten by none, and which cannot be compared."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import typer.testing
 
 import edgedistill as ed
 from edgedistill.cli import app
-from edgedistill.reporting.compared import Entry, front, groups_of, is_folder_of_runs
+from edgedistill.reporting import compared
+from edgedistill.reporting.compared import Entry, Scope, front, groups_of, is_folder_of_runs
 
 
 def entry(name, seconds, quality):
@@ -81,7 +83,30 @@ def test_the_command_prints_the_tables_and_writes_a_page(runs):
     assert "On the front, the fastest first: good student." in page
     assert "new: run edgedistill evaluate" in page
     assert "Times of Z80." in page
-    assert page.count("<img") == 2
+    assert page.count("<img") == page.count('<div class="chart"><img class="wide"') == 2
+    assert ".wide { display: block; max-width: max(100%, 56rem);" in page  # readable, scrolls
+    assert page.count('<div class="scroll">') == page.count("<table>")
+    assert "* on the Pareto front: no other row of its table is at least as fast" in done.stdout
+    assert "without figures: new; run edgedistill evaluate" in done.stdout
+    assert ed.compare(runs).notes == lines[-3:-1]
+
+
+def test_milliseconds_are_plain_digits(runs):
+    file = runs / "good" / "bench.json"
+    file.write_text(file.read_text().replace("0.05", "2.0196"))
+    done = typer.testing.CliRunner().invoke(app, ["report", str(runs)])
+    assert " 2020 " in done.stdout
+    assert "e+03" not in done.stdout + (runs / "compared.html").read_text()
+
+
+def test_no_point_is_cut_by_the_edge_of_its_chart(monkeypatch):
+    """Figures that are nearly equal lie at the top."""
+    drawn = []
+    monkeypatch.setattr(compared, "figure_uri", lambda figure: drawn.append(figure) or "")
+    several = [replace(entry("a", 1.0, 5.0), interval=0.5), entry("b", 2.0, 5.01)]
+    assert compared.chart(Scope("t", "fd", 2), several) == ""
+    low, high = drawn[0].axes[0].get_ylim()
+    assert (low, high) == (0, pytest.approx(1.15 * 5.5))
 
 
 def test_a_run_is_no_folder_of_runs(runs, tmp_path):

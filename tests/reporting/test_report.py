@@ -2,6 +2,7 @@
 
 import base64
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from matplotlib.figure import Figure
 
 from edgedistill.common.axes import log_scale
 from edgedistill.common.pictures import scatter
-from edgedistill.reporting.charts import tradeoff
+from edgedistill.reporting import charts
+from edgedistill.reporting.charts import curves, tradeoff
 
 
 def write(run, times, figures):
@@ -45,6 +47,34 @@ def test_a_logarithmic_axis_has_plain_digits(which):
     ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
     assert [each.get_text() for at, each in ticks if low <= at <= high][1:3] == ["50", "100"]
     assert not any("$" in each.get_text() for each in axis.get_ticklabels(which="both"))
+
+
+@pytest.mark.parametrize("ends", [(2.0, 12000.0), (0.5, 90000.0), (20.0, 900.0)])
+def test_labels_of_a_logarithmic_axis_stand_apart(ends):
+    """Two panels side by side, as in the chart of latencies."""
+    figure = Figure(figsize=(10, 2.7), layout="constrained")
+    axes, _ = figure.subplots(1, 2)
+    axes.barh([0, 1], ends)
+    log_scale(axes)
+    axes.set_xlim(ends[0] / 3, ends[1] * 6)
+    figure.draw_without_rendering()
+    low, high = axes.get_xlim()
+    shown = [
+        label.get_window_extent()
+        for at, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+        if low <= at <= high
+    ]
+    assert len(shown) >= 3
+    assert all(a.x1 + 4 < b.x0 for a, b in pairwise(shown))
+
+
+def test_training_figures_are_over_training_steps(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(charts, "figure_uri", lambda figure: drawn.append(figure) or "")
+    lines = [{"step": step, "student/loss": 1.0} for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curves(tmp_path)
+    assert drawn[0].get_supxlabel() == "training steps"
 
 
 def test_points_of_one_number_are_drawn_on_a_line():

@@ -7,6 +7,7 @@ import torch
 from edgedistill.diffusion.denoiser import Bound, Denoiser
 from edgedistill.diffusion.prediction import Prediction
 from edgedistill.diffusion.schedules import Rectified
+from edgedistill.diffusion.step_table import Step, TorchStepTable
 from edgedistill.teachers import schedulers
 from edgedistill.teachers.flow import flow_schedule, shift_asked
 from edgedistill.teachers.schedulers import (
@@ -24,6 +25,7 @@ from edgedistill.teachers.schedulers import (
     kind_of,
     sibling,
 )
+from edgedistill.teachers.student_schedulers import discrete_schedulers
 
 V = {"prediction_type": "v_prediction"}
 COSINE = {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "leading"}
@@ -233,3 +235,16 @@ def test_thresholding_is_diffusers():
     x0 = 2 * torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     bound = bound_of(scheduler)
     torch.testing.assert_close(bound(x0), scheduler._threshold_sample(x0))
+
+
+@pytest.mark.parametrize("draws", [False, True])
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"])
+def test_a_students_scheduler_has_its_teachers_noise_levels(betas, draws):
+    """Classes that lack a schedule of betas are given the numbers."""
+    teacher = diffusers.DDPMScheduler(beta_schedule=betas)
+    rows = [Step(t=t, scale=1.0, a=0.0, b=1.0, c=0.5 * draws * (t > 500)) for t in (999.0, 499.0)]
+    table = TorchStepTable(tuple(rows))
+    found = [*discrete_schedulers(teacher, table)]
+    assert found
+    for scheduler in found:
+        torch.testing.assert_close(scheduler.alphas_cumprod, teacher.alphas_cumprod)
