@@ -85,7 +85,7 @@ KINDS = {
     ),
 }
 
-ADVERSARIAL: Section = {"lr": 2.0e-4, "betas": [0.0, 0.98]}
+ADVERSARIAL: Section = {"lr": 1.0e-3, "betas": [0.0, 0.98]}
 FAKE: Section = {"lr": 2.0e-4, "betas": [0.0, 0.98]}
 METHODS: dict[str, Section] = {
     "lcm": {
@@ -130,12 +130,14 @@ METHODS: dict[str, Section] = {
         "objective": {
             "name": "ladd",
             "heads_per_step": True,
+            "turns": 2,
             "times": {"kind": "logit-normal", "mean": -0.5, "std": 1.0},
             "discriminator": ADVERSARIAL,
         },
-        "train": {"steps": 300, "optim": {"lr": 1.0e-4, "betas": [0.0, 0.98]}},
+        "train": {"steps": 400, "optim": {"lr": 3.0e-5, "betas": [0.0, 0.98]}},
     },
     "oss": {
+        "teacher": {"guidance": 1.0},  # it trains no network that could take guidance in
         "student": {"sampler": "ddim"},
         "data": {"samples": 64},
         "objective": {"name": "oss"},
