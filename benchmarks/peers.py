@@ -61,7 +61,7 @@ from peers_tables import (
 from sd15 import gflop
 
 from edgedistill.common.files import read_json, write_text
-from edgedistill_export.bench import TEACHER, BenchSubject, find_subjects
+from edgedistill_export.bench_subjects import TEACHER, BenchSubject, find_subjects
 from edgedistill_runtime.machine import cores, processor
 from edgedistill_runtime.manifest import Manifest
 

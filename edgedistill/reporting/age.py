@@ -19,7 +19,7 @@ KEY = "student_sha256"
 
 @dataclass(frozen=True)
 class Outdated:
-    """What was made from an older student.
+    """Bundles and figures that were made from an older student.
 
     Attributes:
         bundles: Names of bundles.

@@ -19,6 +19,7 @@ from edgedistill.reporting.page import home_of, write_report
 from edgedistill.verbs.html import table_html
 from edgedistill.verbs.places import collect, newest, newest_run, student_at
 from edgedistill_export import bench as benching
+from edgedistill_export import bench_subjects
 from edgedistill_runtime.hub import hub_name
 from edgedistill_runtime.manifest import FILE_NAME as BUNDLE
 
@@ -121,8 +122,8 @@ def bench(
     given, run = _listed(subjects), newest_run()
     collect(run)
     bundles = sorted(path.parent for path in run.glob("bundles/*/manifest.json"))
-    planned = benching.find_subjects(given or [run / "student", *bundles])
-    home = (benching.home_of(given) or Path()) if given else run
+    planned = bench_subjects.find_subjects(given or [run / "student", *bundles])
+    home = (bench_subjects.home_of(given) or Path()) if given else run
     file = json or Path(os.path.relpath(home)) / "bench.json"
     check_writable(file, f"--json {file}")
     with bar("bench", len(planned), parts=True) as meter:

@@ -13,15 +13,8 @@ from rich.console import Console
 
 from edgedistill.students.folder import load_student
 from edgedistill_export import bench as benching
-from edgedistill_export.bench import (
-    BenchSubject,
-    chart,
-    find_subjects,
-    home_of,
-    run_bench,
-    subjects_of,
-    tables,
-)
+from edgedistill_export.bench import chart, run_bench, subjects_of, tables
+from edgedistill_export.bench_subjects import BenchSubject, find_subjects, home_of
 from edgedistill_runtime.machine import busy_cores
 
 KEYS = {"load_s", "first_s", "p50_s", "p90_s", "p99_s", "stages", "peak_rss_mb"}

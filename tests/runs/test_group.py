@@ -18,7 +18,7 @@ from edgedistill.students.group import Students, open_student
 from edgedistill.students.routing import divide, kmeans, ranges, route
 from edgedistill.teachers import load_teacher
 from edgedistill.tiny import CAPTIONS, make_tiny
-from edgedistill_export.bench import find_subjects
+from edgedistill_export.bench_subjects import find_subjects
 from edgedistill_runtime.routes import Routes
 
 

@@ -16,7 +16,8 @@ from edgedistill.common.progress import Progress
 from edgedistill.diffusion.step_table import TorchStepTable
 from edgedistill.students.folder import load_student_info
 from edgedistill_export.auto.kept import BATCH, BEST, PURPOSES, keep_choice
-from edgedistill_export.bench import BenchSubject, measure, warn_if_busy
+from edgedistill_export.bench import measure, warn_if_busy
+from edgedistill_export.bench_subjects import BenchSubject
 from edgedistill_export.many import ExportRow, export_many
 from edgedistill_export.settings import ExportSettings
 from edgedistill_export.targets import find_target
