@@ -81,7 +81,7 @@ class Facts:
         bench: bench.json.
         parity: Parity results from each bundle's manifest.
         sizes: Bytes on disk of the student and of each bundle.
-        outdated: Those of them that were made from an older student.
+        outdated: Bundles and figures that were made from an older student.
     """
 
     teacher: str
