@@ -17,7 +17,6 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from edgedistill.draw.subjects import Subject, student_subject, teacher_subject
 from edgedistill.evaluation.fidelity import Reference, frechet_distance, half_interval
 from edgedistill.recipes import resolve
 from edgedistill.students.folder import load_student
-from edgedistill.teachers import Teacher, load_teacher
+from edgedistill.teachers import load_teacher
 from edgedistill_runtime.noise import noise
 
 SEED, SHOWN = 7, 16
@@ -51,11 +50,13 @@ class Kind:
         judge: Class of its judge, given the example's output folder.
         recipe: Sections that every method's recipe gets.
         baselines: (solver, steps) of the teacher itself; the first one is what is distilled.
+        unguided: The same without guidance, of a teacher that is distilled with guidance.
     """
 
     judge: type[Fashion] | type[Portraits]
     recipe: Section
     baselines: tuple[tuple[str, int], ...]
+    unguided: tuple[tuple[str, int], ...] = ()
 
 
 TRAIN: Section = {
@@ -82,6 +83,7 @@ KINDS = {
             "train": TRAIN,
         },
         baselines=(("ddim", 25), ("ddim", 8), ("dpm++2m", 8), ("ddim", 4), ("dpm++2m", 4)),
+        unguided=(("ddim", 25), ("ddim", 4), ("dpm++2m", 4)),
     ),
 }
 
@@ -282,17 +284,22 @@ def rows(
 
     real, names = bench.judge.held_out(len(bench.prompts))
     add(bench.measure("real, held out", 0, real, names), real[:SHOWN], [])
-    for solver, count in kind.baselines:
-        add(*bench.drawn(_teacher(kind, teacher, solver, count)), steps)
+    own = [("teacher", kind.recipe["teacher"]["guidance"], each) for each in kind.baselines]
+    own += [("unguided", 1.0, each) for each in kind.unguided]
+    for name, guidance, (solver, count) in own:
+        subject = teacher_subject(
+            f"{name} {solver}", teacher, noise, guidance=guidance, steps=count, solver=solver
+        )
+        add(*bench.drawn(subject), steps)
     for name in methods:
         for count in steps:
             folder = out / f"{name}-{count}"
-            own: Section = {
+            given: Section = {
                 "teacher": {"path": str(path)},
                 "student": {"steps": count},
                 "data": training_data(bench.judge, METHODS[name]),
             }
-            recipe = OmegaConf.merge(kind.recipe, METHODS[name], own)
+            recipe = OmegaConf.merge(kind.recipe, METHODS[name], given)
             plain = OmegaConf.to_container(recipe)
             assert isinstance(plain, dict)
             sections = {str(key): value for key, value in plain.items()}
@@ -302,12 +309,6 @@ def rows(
     for count, pictures in shown.items():
         sheet(pictures).save(out / f"{path.parents[1].name}-{count}.png")
     return found
-
-
-def _teacher(kind: Kind, teacher: Teacher, solver: str, count: int) -> Subject:
-    guidance = kind.recipe["teacher"]["guidance"]
-    make = partial(teacher_subject, teacher=teacher, noise=noise, guidance=guidance)
-    return make(f"teacher {solver}", steps=count, solver=solver)
 
 
 def main() -> None:
