@@ -126,6 +126,7 @@ def test_what_does_not_fit_is_one_line(base, tmp_path):
             load_teacher("stable_diffusion", base, None, [(str(file), 1.0)])
         assert "\n" not in str(caught.value)
         assert str(file) in str(caught.value)
+        assert str(caught.value).count("teacher.lora=") == 1
     with pytest.raises(ValueError, match="mixture teachers take no LoRA"):
         load_teacher("mixture", "rings", None, [("a", 1.0)])
 
